@@ -1,0 +1,89 @@
+"""`data` and `prepare`: which tokens a run reads, and how they are made."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from llmtrain.config.base import Section, key, opt
+
+
+class WeightedSource(Section):
+    path: str = key("A folder of shards, a .parquet file, or a glob.")
+    weight: float = key("Share of the items that come from here, relative to the other weights.", gt=0)
+
+
+Source = str | WeightedSource
+
+
+class TokensConfig(Section):
+    """Token shards, as `llmtrain prepare` writes them."""
+
+    name: Literal["tokens"] = opt("tokens", "Token shards (Parquet).")
+    train: str | list[Source] = key(
+        "Training shards: a folder, file, glob, or a list of them, with weights or without."
+    )
+    val: str | list[str] | None = opt(None, "Validation shards.")
+    seq_len: int = opt(1024, "Tokens that the model predicts in one window.", ge=1)
+    mask_documents: bool = opt(True, "Documents in one window cannot attend to each other.")
+    shuffle_chunks: int = opt(8, "Chunks of about a million tokens that are open, and mixed, at the same time.", ge=1)
+    num_workers: int = opt(0, "Processes that read ahead; 0 reads in the training process.", ge=0)
+
+    @model_validator(mode="after")
+    def _all_weighted_or_none(self) -> TokensConfig:
+        if isinstance(self.train, list):
+            if not self.train:
+                raise ValueError("train is an empty list")
+            if len({isinstance(source, WeightedSource) for source in self.train}) == 2:
+                raise ValueError("some of train's sources have a weight and some have none: give all or none a weight")
+        return self
+
+
+class SyntheticConfig(Section):
+    """Random tokens, for checks and benchmarks."""
+
+    name: Literal["synthetic"] = opt("synthetic", "Random tokens.")
+    seq_len: int = opt(1024, "Tokens that the model predicts in one window.", ge=1)
+    vocab_size: int = opt(8192, "Tokens are drawn from [0, vocab_size).", ge=2)
+    num_items: int = opt(4096, "Windows in one epoch.", ge=1)
+    num_val_items: int = opt(64, "Windows in the validation set.", ge=0)
+    num_workers: int = opt(0, "Processes that read ahead; 0 reads in the training process.", ge=0)
+
+
+DataConfig = Annotated[TokensConfig | SyntheticConfig, Field(discriminator="name")]
+
+
+class TokenizerConfig(Section):
+    kind: Literal["hf", "bpe"] = opt("bpe", "hf: one that exists (path); bpe: byte-level BPE trained on the text.")
+    path: str | None = opt(None, "Folder or Hub id of an existing tokenizer (kind hf).")
+    vocab_size: int | None = opt(None, "Vocabulary to train (kind bpe): 8192 when not given.", ge=257)
+    min_frequency: int = opt(2, "A pair seen less often is not merged (kind bpe).", ge=1)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> TokenizerConfig:
+        if self.kind == "hf" and self.path is None:
+            raise ValueError("kind hf needs path: the folder or Hub id of a tokenizer")
+        if self.kind == "hf" and self.vocab_size is not None:
+            raise ValueError("vocab_size is for a tokenizer that is trained (kind bpe); remove it")
+        if self.kind != "hf" and self.path is not None:
+            raise ValueError(f"path is for an existing tokenizer (kind hf), but kind is {self.kind}")
+        return self
+
+
+class PrepareConfig(Section):
+    """How `prepare`, and `train` when they are missing, make the shards that `data` names."""
+
+    input: str | list[str] = key("Files, folders (recursive) or globs of text and JSONL.")
+    include: list[str] = opt([], "Keep only files whose path in a folder matches one of these patterns, such as *.py.")
+    exclude: list[str] = opt([], "Leave out files and folders that match one of these patterns, such as site-packages.")
+    text_column: str | None = opt(None, "JSONL field that holds the text; found by its name when not given.")
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    output: str = key("Folder for the shards.")
+    val_fraction: float = opt(0.01, "Share of the documents that is held out, chosen by their hash.", ge=0, lt=1)
+    shard_size: int = opt(50_000_000, "Tokens in one shard.", ge=1)
+    min_length: int = opt(1, "Documents of fewer characters are left out, and counted.", ge=0)
+    deduplicate: bool = opt(True, "Leave out documents whose text was seen before.")
+    keep_text: bool = opt(False, "Keep the text beside the tokens.")
+    on_error: Literal["fail", "skip"] = opt("fail", "What to do with a bad line or an unreadable file.")
+    num_workers: int | None = opt(None, "Processes; all cores when not given.", ge=1)

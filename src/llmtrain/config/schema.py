@@ -1,0 +1,39 @@
+"""The whole config. One section a file; this one puts them together."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from llmtrain.config.base import Section, opt
+from llmtrain.config.data import DataConfig, PrepareConfig
+from llmtrain.config.model import DecoderConfig
+from llmtrain.config.running import LoggingConfig, OutputConfig, RunConfig, TrackingConfig
+from llmtrain.config.training import DistributedConfig, OptimizerConfig, SchedulerConfig, TrainerConfig
+
+
+class Config(Section):
+    """A run, from raw text to a trained model."""
+
+    schema_version: Literal[1] = opt(1, "Version of this schema.")
+    run: RunConfig = RunConfig()
+    model: DecoderConfig = DecoderConfig()
+    data: DataConfig = Field(description="Which tokens the run reads, by `name`.")
+    prepare: PrepareConfig | None = opt(None, "How missing shards are made.")
+    trainer: TrainerConfig = TrainerConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    distributed: DistributedConfig = DistributedConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    logging: LoggingConfig = LoggingConfig()
+    output: OutputConfig = OutputConfig()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Config:
+        if self.data.seq_len > self.model.max_seq_len:
+            raise ValueError(
+                f"data.seq_len {self.data.seq_len} is over model.max_seq_len {self.model.max_seq_len}: "
+                "lower the first or raise the second"
+            )
+        return self

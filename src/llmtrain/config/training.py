@@ -1,0 +1,65 @@
+"""`trainer`, `optimizer`, `scheduler` and `distributed`: how the run trains."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from llmtrain.config.base import Section, opt
+
+
+class TrainerConfig(Section):
+    max_steps: int | None = opt(None, "Optimizer steps; 10000 when no limit is given.", ge=1)
+    max_epochs: float | None = opt(None, "Passes over the training items; the last batch may be short.", gt=0)
+    max_tokens: int | None = opt(None, "Stop after the step that reaches as many tokens.", ge=1)
+    micro_batch_size: int = opt(8, "Sequences that one device computes at a time.", ge=1)
+    grad_accum_steps: int | None = opt(None, "Micro-batches of one optimizer step on each device.", ge=1)
+    global_batch_size: int | None = opt(None, "Sequences of one optimizer step over all devices.", ge=1)
+    precision: Literal["auto", "32", "bf16-mixed", "bf16-true"] = opt(
+        "auto", "auto takes bf16-mixed where the hardware computes bf16 natively, else 32."
+    )
+    compile: Literal["auto"] | bool = opt("auto", "torch.compile; auto turns it on where a compiler is found.")
+    max_grad_norm: float | None = opt(1.0, "Clip the gradient's global norm; null turns it off.", gt=0)
+    log_every_steps: int = opt(10, "Steps between two lines of metrics.", ge=1)
+    eval_every_steps: int = opt(500, "Steps between two evaluations; there is one at the end as well.", ge=1)
+    eval_steps: int | None = opt(50, "Batches of an evaluation; null takes the whole validation set.", ge=1)
+    save_every_steps: int = opt(1000, "Steps between two checkpoints; there is one at the end as well.", ge=1)
+    keep_last: int = opt(3, "Newest checkpoints that are kept; the best one is kept besides.", ge=1)
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> TrainerConfig:
+        limits = [name for name in ("max_steps", "max_epochs", "max_tokens") if getattr(self, name) is not None]
+        if len(limits) > 1:
+            raise ValueError(f"give one of {', '.join(limits)}, not {len(limits)} of them")
+        return self
+
+
+class OptimizerConfig(Section):
+    name: Literal["adamw", "muon"] = opt("adamw", "muon: Muon for the matrices of the blocks, AdamW for all else.")
+    lr: float = opt(3e-4, "Peak learning rate.", gt=0)
+    weight_decay: float = opt(0.1, "Decoupled weight decay of matrices; biases, norms and embeddings have none.", ge=0)
+    betas: tuple[float, float] = opt((0.9, 0.95), "AdamW's decay rates.")
+    eps: float = opt(1e-8, "AdamW's epsilon.", gt=0)
+    momentum: float = opt(0.95, "Muon's momentum.", ge=0, lt=1)
+
+
+class SchedulerConfig(Section):
+    name: Literal["cosine", "linear", "constant", "wsd"] = opt("cosine", "Shape of the learning rate after warm-up.")
+    warmup_steps: int | None = opt(None, "Linear warm-up: 100 steps when not given (wsd: 10 % of all).", ge=0)
+    warmup_ratio: float | None = opt(None, "Linear warm-up as a share of all steps.", ge=0, lt=1)
+    min_lr_ratio: float = opt(0.1, "The last learning rate over the peak.", ge=0, le=1)
+    decay_ratio: float = opt(0.1, "Share of all steps in which wsd decays, by a cosine.", gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> SchedulerConfig:
+        if self.warmup_steps is not None and self.warmup_ratio is not None:
+            raise ValueError("give warmup_steps or warmup_ratio, not both")
+        return self
+
+
+class DistributedConfig(Section):
+    strategy: Literal["auto", "single", "ddp"] = opt("auto", "auto: ddp with more than one process, else single.")
+    backend: Literal["auto", "gloo", "nccl"] = opt("auto", "auto: nccl on CUDA, gloo elsewhere.")
+    timeout_sec: int = opt(600, "A collective that takes longer fails the run.", ge=1)
+    find_unused_parameters: bool = opt(False, "Let DDP look for parameters that got no gradient.")

@@ -1,0 +1,68 @@
+"""The contracts between the rooms of the house: what a batch is, what a model, a data set and a sink must do.
+
+A model or a data source of the user's own need only meet these; nothing is registered or inherited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NotRequired, Protocol, TypedDict
+
+from torch import Tensor
+
+IGNORE_INDEX = -100
+"""A label that is not supervised."""
+
+
+class Batch(TypedDict):
+    """One micro-batch. `labels[b, t]` is the token that should follow `input_ids[b, t]`."""
+
+    input_ids: Tensor
+    """[b, t] int64."""
+    labels: Tensor
+    """[b, t] int64; IGNORE_INDEX where the token is not supervised."""
+    document_ids: NotRequired[Tensor]
+    """[b, t] int32; positions attend only to positions of the same number in their row. Absent: a row is one document."""
+
+
+class Model(Protocol):
+    """What the loop trains."""
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The sum of the supervised tokens' losses in nats (float32 scalar), and their number (int64 scalar)."""
+        ...
+
+    def logits(self, input_ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
+        """[b, t, vocab] scores of the token after each position."""
+        ...
+
+
+class TrainingData(Protocol):
+    """A global sequence of items, each of which one rank computes as a row of a batch."""
+
+    @property
+    def items_per_epoch(self) -> int:
+        """Items after which every token was seen once."""
+        ...
+
+    def batches(
+        self, *, start_item: int, batch_size: int, end_item: int, micro_batch_size: int
+    ) -> Iterator[list[Batch]]:
+        """For each step from the one that begins at `start_item`, this rank's micro-batches."""
+        ...
+
+
+class MetricSink(Protocol):
+    """Where figures go. What a sink raises never reaches the training loop."""
+
+    def start(self, run_info: Mapping[str, Any]) -> None:
+        """Called once, before the first figure; `run_info` holds the run id, folder, resolved config, resumed step."""
+        ...
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Figures of a step, by their full names (train/loss)."""
+        ...
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Called once, at the end of the run, however it ended."""
+        ...
