@@ -1,0 +1,180 @@
+"""The manifest of a folder of token shards: what is in it, what it was made from, and where each document's tokens lie.
+
+    <out>/manifest.json            this file's models; written last, so a folder that has one is complete
+    <out>/tokenizer/               Hugging Face format
+    <out>/train/shard_00000.parquet
+    <out>/val/shard_00000.parquet
+
+Here live the models, and reading, writing and finding a manifest. Making one is `data.prepare`; reading shards is
+`data.shards`. docs/data-format.md describes the same for other tools.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from llmtrain.config.errors import ConfigError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+SPLITS = ("train", "val")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RowGroup(_Record):
+    """A row group of a shard; a row is a document."""
+
+    documents: int
+    tokens: int
+    """End tokens counted."""
+    bytes: int
+    """UTF-8 bytes of the documents' text, which bits per byte are counted over."""
+
+
+class Shard(_Record):
+    """A Parquet file. Its totals are the sums over its row groups, in file order."""
+
+    path: str
+    """Relative to the manifest's folder, with forward slashes: train/shard_00000.parquet."""
+    size: int
+    """Of the file, in bytes."""
+    sha256: str
+    rows: int
+    tokens: int
+    bytes: int
+    row_groups: tuple[RowGroup, ...]
+
+
+class Split(_Record):
+    """`train` or `val`: its shards in reading order, and their sums."""
+
+    documents: int
+    tokens: int
+    bytes: int
+    shards: tuple[Shard, ...]
+
+
+class TokenizerRecord(_Record):
+    """The tokenizer that made the tokens; a copy lies in the folder."""
+
+    kind: Literal["hf", "bpe"]
+    path: str
+    """Relative to the manifest's folder."""
+    sha256: str
+    vocab_size: int
+    """One more than the largest token id."""
+    eos_id: int
+    """Ends every document."""
+    source_sha256: str | None = None
+    """Of the files of the folder that it was copied from (kind hf, from a folder)."""
+    trained_documents: int | None = None
+    """Documents that it was trained on (kind bpe): all for training, or a sample of them by hash."""
+    trained_bytes: int | None = None
+
+
+class InputRecord(_Record):
+    """One of the inputs: a folder, a file or a glob."""
+
+    name: str
+    """What `source` calls it."""
+    path: str
+    """As the config gives it."""
+    files: int
+    bytes: int
+    sha256: str
+    """Over each file's name and content, in reading order."""
+
+
+class Counts(_Record):
+    """Where the documents went. read = train + val + duplicates + too_short + empty + errors."""
+
+    read: int
+    train: int
+    val: int
+    duplicates: int
+    too_short: int
+    empty: int
+    errors: int
+
+    def check(self) -> None:
+        """Assert that no document was lost on the way."""
+        rejected = self.duplicates + self.too_short + self.empty + self.errors
+        assert self.read == self.train + self.val + rejected, f"documents were lost: {self}"
+
+
+class Manifest(_Record):
+    """All that is known of a folder of token shards."""
+
+    format_version: Literal[1] = 1
+    tool_version: str
+    options: dict[str, Any]
+    """The `prepare` section with its defaults, without input, output and num_workers."""
+    inputs: tuple[InputRecord, ...]
+    tokenizer: TokenizerRecord
+    token_dtype: Literal["uint8", "uint16", "uint32"]
+    counts: Counts
+    splits: dict[str, Split]
+    """By name: train, and val where documents are held out."""
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
+    """Read `folder`/manifest.json.
+
+    Raises ConfigError when it is missing, broken or of another format version.
+    """
+    path = Path(folder) / MANIFEST_NAME
+    remedy = "make the shards again with `llmtrain prepare CONFIG`"
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file, so there are no complete token shards here; {remedy}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: is no JSON ({error}); {remedy}") from error
+    version = document.get("format_version") if isinstance(document, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise ConfigError(
+            f"{path}: format_version is {version}, but this version of llmtrain reads {FORMAT_VERSION}: "
+            f"update llmtrain, or {remedy}"
+        )
+    try:
+        return Manifest.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the document"
+        raise ConfigError(f"{path}: {where}: {first['msg']}; {remedy}") from error
+
+
+def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> Path:
+    """Write `folder`/manifest.json durably; it appears whole or not at all. Returns its path."""
+    path = Path(folder) / MANIFEST_NAME
+    temporary = path.with_name(MANIFEST_NAME + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(manifest.model_dump(mode="json"), file, indent=1, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    return path
+
+
+def find_manifest(path: str | os.PathLike[str]) -> Path | None:
+    """The folder whose manifest covers `path`: a shard, a subset's or split's folder, or the output folder itself.
+
+    Looks in `path` and, where it lies in <out>/train or <out>/val, above that folder; None when there is no manifest.
+    """
+    start = Path(os.path.abspath(path))
+    for folder in (start, *start.parents[:3]):
+        below = start.relative_to(folder).parts
+        if (not below or below[0] in SPLITS) and (folder / MANIFEST_NAME).is_file():
+            return folder
+    return None
