@@ -1,0 +1,244 @@
+"""What a run computes on: device, precision, processes. The one place that imports Lightning Fabric.
+
+With one process every collective is the identity, so nobody else asks whether the run is distributed.
+Checkpoints, clipping and the decision to launch processes are not here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import sysconfig
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from llmtrain.config.errors import ConfigError
+from llmtrain.config.running import RunConfig
+from llmtrain.config.training import DistributedConfig, TrainerConfig
+from llmtrain.contracts import Batch
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Lightning's imports deprecate each other
+    from lightning.fabric import Fabric
+    from lightning.fabric.strategies import DDPStrategy
+
+log = logging.getLogger("llmtrain.device")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Every `auto` of the config, decided once for a run and used again when it resumes."""
+
+    device: str
+    precision: str
+    compile: bool
+    strategy: str
+    backend: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """For state.json and meta.json."""
+        return asdict(self)
+
+
+def resolve(
+    run: RunConfig, trainer: TrainerConfig, distributed: DistributedConfig, *, previous: Mapping[str, Any] | None = None
+) -> Resolved:
+    """Decide every `auto`: as `previous` did if the run is resumed, else by what this machine has.
+
+    Raises ConfigError if this machine cannot do what the config, or the resumed run, asks for.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    device = _device(run.device)
+    precision = trainer.precision
+    if precision == "auto":
+        precision = (previous or {}).get("precision") or ("bf16-mixed" if computes_bf16(device) else "32")
+        if precision.startswith("bf16") and not computes_bf16(device):
+            raise ConfigError(
+                f"the run was trained in {precision}, which {device} here does not compute natively: "
+                "resume it on such a machine, or say so with trainer.precision=32 (the losses will differ)"
+            )
+    wanted: bool | str = trainer.compile
+    if wanted == "auto":
+        wanted = (previous or {}).get("compile", True)
+    missing = missing_for_compile() if wanted else None
+    if missing:
+        log.warning("torch.compile is off: %s; the run goes on without it, at about half the speed", missing)
+    strategy = distributed.strategy
+    if strategy == "auto":
+        strategy = "ddp" if world_size > 1 else "single"
+    if strategy == "single" and world_size > 1:
+        raise ConfigError(
+            f"distributed.strategy is single, but {world_size} processes were started: "
+            "set it to ddp or auto, or start one process"
+        )
+    if strategy == "ddp" and world_size == 1 and "WORLD_SIZE" not in os.environ:
+        raise ConfigError(
+            "distributed.strategy is ddp, but this is one process: start it as "
+            "`torchrun --nproc-per-node N -m llmtrain train …`, or set distributed.strategy=auto"
+        )
+    backend = distributed.backend
+    if backend == "auto":
+        backend = "nccl" if device.startswith("cuda") else "gloo"
+    if (backend == "nccl") != device.startswith("cuda"):
+        raise ConfigError(f"distributed.backend {backend} does not work on {device}: use auto")
+    return Resolved(
+        device=device, precision=precision, compile=bool(wanted) and not missing, strategy=strategy, backend=backend
+    )
+
+
+def _device(wanted: str) -> str:
+    if wanted == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    if wanted.startswith("cuda"):
+        index = int(wanted.partition(":")[2] or 0)
+        if index >= torch.cuda.device_count():
+            raise ConfigError(f"run.device is {wanted}, but there are {torch.cuda.device_count()} CUDA devices here")
+    if wanted == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("run.device is mps, but there is none here")
+    return wanted
+
+
+def computes_bf16(device: str) -> bool:
+    """Whether the hardware multiplies bf16 natively: CUDA ≥ 8.0, or a CPU with AVX512-BF16 or AMX."""
+    if device.startswith("cuda"):
+        major, _ = torch.cuda.get_device_capability(torch.device(device))
+        return major >= 8
+    if device == "cpu":
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private, so they may move
+        return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+    return False
+
+
+def missing_for_compile() -> str | None:
+    """What torch.compile would miss on this machine, or None."""
+    compilers = [os.environ.get("CXX"), "g++", "clang++", "c++"]
+    if not any(compiler and shutil.which(compiler) for compiler in compilers):
+        return "no C++ compiler was found (install g++ or clang++, or name one in CXX)"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        return "Python's C headers were not found (install python3-dev)"
+    return None
+
+
+class Engine:
+    """Devices, precision and processes of one run."""
+
+    def __init__(self, resolved: Resolved, *, distributed: DistributedConfig, deterministic: bool = False) -> None:
+        self.resolved = resolved
+        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self.world_size > 1 else 1
+        accelerator, _, index = resolved.device.partition(":")
+        if accelerator == "cpu" or deterministic:
+            # On a CPU the compiled backward of an embedding differs from run to run without this.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+            # Filling fresh memory with NaN costs time, and nothing here reads what it has not written.
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        strategy: str | DDPStrategy = "auto"
+        if resolved.strategy == "ddp":
+            strategy = DDPStrategy(
+                process_group_backend=resolved.backend,
+                timeout=timedelta(seconds=distributed.timeout_sec),
+                find_unused_parameters=distributed.find_unused_parameters,
+                gradient_as_bucket_view=True,
+            )
+        self._fabric = Fabric(
+            accelerator=accelerator,
+            devices=[int(index)] if index else local_world_size,
+            num_nodes=self.world_size // local_world_size,
+            strategy=strategy,
+            precision=resolved.precision if resolved.precision != "32" else "32-true",
+        )
+        self._fabric.launch()
+        self.rank = self._fabric.global_rank
+        self.device = self._fabric.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the run's files."""
+        return self.rank == 0
+
+    @property
+    def dp_size(self) -> int:
+        """Ranks over which gradients are averaged."""
+        return self.world_size
+
+    # -- the model ---------------------------------------------------------------------------------------------------
+
+    def setup(self, model: nn.Module) -> nn.Module:
+        """Move the model to the device and wrap it for precision and data parallelism; call the result, not the model.
+
+        torch.compile is applied in place, below every wrapper, so that parameter names stay clean.
+        """
+        if self.resolved.compile:
+            model.compile()
+        return cast(nn.Module, self._fabric.setup_module(model))
+
+    def to_device(self, batch: Batch) -> Batch:
+        """The batch on this rank's device."""
+        moved = {name: cast(Tensor, tensor).to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        return cast(Batch, moved)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the loss's gradients to the parameters'."""
+        self._fabric.backward(loss)
+
+    def no_sync(self, model: nn.Module, *, enabled: bool) -> AbstractContextManager[None]:
+        """Hold back the gradient exchange in this block: only the last micro-batch of a step needs it."""
+        if self.resolved.strategy == "single":
+            return contextlib.nullcontext()
+        return cast(AbstractContextManager[None], self._fabric.no_backward_sync(model, enabled=enabled))
+
+    # -- collectives -------------------------------------------------------------------------------------------------
+
+    def sum(self, *values: int) -> list[int]:
+        """Each value summed over the ranks."""
+        if self.world_size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.int64, device=self._collective_device)
+        torch.distributed.all_reduce(tensor)
+        return [int(value) for value in tensor.tolist()]
+
+    def sum_floats(self, values: Sequence[float]) -> list[float]:
+        """Each value summed over the ranks, in float64."""
+        if self.world_size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self._collective_device)
+        torch.distributed.all_reduce(tensor)
+        return [float(value) for value in tensor.tolist()]
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's value, on every rank."""
+        return cast(T, self._fabric.broadcast(value, src=0))
+
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Rank 0 runs the block before the others do: it makes what they then find made."""
+        if not self.is_main:
+            self._fabric.barrier()
+        try:
+            yield
+        finally:
+            if self.is_main:
+                self._fabric.barrier()
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if self.world_size > 1 and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    @property
+    def _collective_device(self) -> torch.device:
+        return self.device if self.resolved.backend == "nccl" else torch.device("cpu")

@@ -1,0 +1,113 @@
+"""AdamW and Muon over named parameters, with state that is saved by parameter name and not by position.
+
+Which parameters train is decided by `requires_grad`; the learning rate at a step is in `schedules`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from llmtrain.config.errors import ConfigError
+from llmtrain.config.training import OptimizerConfig
+
+
+class NamedOptimizer:
+    """One optimizer, or two with the parameters shared out between them, behind one face."""
+
+    def __init__(self, optimizers: Iterable[torch.optim.Optimizer], *, names: Mapping[Tensor, str], lr: float) -> None:
+        self._optimizers = list(optimizers)
+        self._names = names
+        self._peak_lr = lr
+        self.lr = lr
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Everything that is updated."""
+        return list(self._names)
+
+    def set_lr_scale(self, scale: float) -> None:
+        """Take `scale` times the peak learning rate from now on."""
+        self.lr = self._peak_lr * scale
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr
+
+    def step(self) -> None:
+        """Update the parameters from their gradients."""
+        for optimizer in self._optimizers:
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """`<parameter>/<state>` → tensor: the state itself, not a copy."""
+        return {
+            f"{self._names[parameter]}/{key}": value
+            for optimizer in self._optimizers
+            for parameter, state in optimizer.state.items()
+            for key, value in state.items()
+        }
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `state_tensors` gave. Raises ConfigError if it belongs to other parameters or optimizers."""
+        parameters = {name: parameter for parameter, name in self._names.items()}
+        owner = {p: o for o in self._optimizers for group in o.param_groups for p in group["params"]}
+        for full_name, tensor in tensors.items():
+            name, _, key = full_name.rpartition("/")
+            if name not in parameters:
+                raise ConfigError(f"the checkpoint has optimizer state for {name}, which this model does not train")
+            parameter = parameters[name]
+            if tensor.ndim and tensor.shape != parameter.shape:
+                raise ConfigError(f"{full_name} is {list(tensor.shape)}, but the parameter is {list(parameter.shape)}")
+            owner[parameter].state[parameter][key] = tensor.to(parameter.device)
+        if tensors and (missing := set(parameters) - {name.rpartition("/")[0] for name in tensors}):
+            raise ConfigError(f"the checkpoint has no optimizer state for {', '.join(sorted(missing))}")
+        for optimizer in self._optimizers:
+            wanted = "momentum_buffer" if isinstance(optimizer, torch.optim.Muon) else "exp_avg"
+            for state in optimizer.state.values():
+                if wanted not in state:
+                    raise ConfigError(
+                        f"the checkpoint's optimizer state has {sorted(state)}, but this run's optimizer needs "
+                        f"{wanted}: resume with the optimizer that the run was started with"
+                    )
+
+
+def build_optimizer(config: OptimizerConfig, model: nn.Module) -> NamedOptimizer:
+    """The optimizer of the parameters of `model` that require gradients.
+
+    Matrices inside `blocks` decay, and take Muon if it is chosen; embeddings, the output projection, norms and biases
+    take AdamW, where only the output projection decays. Muon's update has the root mean square of AdamW's (Liu et al.
+    2025, "Muon is Scalable for LLM Training"), so one learning rate serves both.
+    """
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
+    embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    hidden = [p for p, name in names.items() if p.ndim == 2 and "blocks." in name]
+    decayed = [p for p, name in names.items() if p.ndim == 2 and "blocks." not in name and p not in embeddings]
+    plain = [p for p in names if p.ndim != 2 or p in embeddings]
+    if config.name == "adamw":
+        decayed, hidden = hidden + decayed, []
+    optimizers: list[torch.optim.Optimizer] = []
+    if hidden:
+        optimizers.append(
+            torch.optim.Muon(
+                hidden,
+                lr=config.lr,
+                weight_decay=config.weight_decay,
+                momentum=config.momentum,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if groups:
+        optimizers.append(torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True))
+    return NamedOptimizer(optimizers, names=names, lr=config.lr)

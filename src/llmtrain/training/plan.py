@@ -1,0 +1,102 @@
+"""How long a run is and how large its batches are, worked out from the config before anything is computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from llmtrain.config.errors import ConfigError
+from llmtrain.config.training import SchedulerConfig, TrainerConfig
+from llmtrain.training.schedules import learning_rate_scale
+from llmtrain.training.state import RunState
+
+DEFAULT_MAX_STEPS = 10_000
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long the run is and what happens when; all in optimizer steps, but for the items."""
+
+    total_steps: int
+    end_item: int
+    batch_size: int
+    """Items of one step, over all ranks."""
+    log_every: int
+    eval_every: int
+    save_every: int
+    max_grad_norm: float | None
+    seed: int
+    learning_rate_scale: Callable[[int], float]
+    """Step (from 0) → factor on the peak learning rate."""
+
+    def evaluation_due(self, state: RunState) -> bool:
+        """At every `eval_every` steps and at the end, once."""
+        due = state.step > 0 and (state.step % self.eval_every == 0 or state.step >= self.total_steps)
+        return due and state.evaluated_step != state.step
+
+    def save_due(self, step: int) -> bool:
+        """At every `save_every` steps and at the end."""
+        return step > 0 and (step % self.save_every == 0 or step >= self.total_steps)
+
+
+def make_schedule(
+    trainer: TrainerConfig,
+    scheduler: SchedulerConfig,
+    *,
+    seed: int,
+    seq_len: int,
+    items_per_epoch: int,
+    state: RunState,
+    world_size: int,
+) -> Schedule:
+    """The schedule of a run that stands at `state` (a new one at the start). Raises ConfigError if it cannot be."""
+    batch_size = global_batch_size(trainer, world_size=world_size)
+    if items_per_epoch < batch_size:
+        raise ConfigError(
+            f"the training data has {items_per_epoch} items of {seq_len} tokens, fewer than one batch of "
+            f"{batch_size}: lower trainer.micro_batch_size, trainer.grad_accum_steps or data.seq_len, or add data"
+        )
+    if trainer.max_epochs is not None:
+        end_item = math.ceil(trainer.max_epochs * items_per_epoch)
+    elif trainer.max_tokens is not None:
+        end_item = math.ceil(trainer.max_tokens / seq_len / batch_size) * batch_size
+    else:
+        end_item = state.item + ((trainer.max_steps or DEFAULT_MAX_STEPS) - state.step) * batch_size
+    total_steps = state.step + math.ceil(max(0, end_item - state.item) / batch_size)
+    return Schedule(
+        total_steps=total_steps,
+        end_item=end_item,
+        batch_size=batch_size,
+        log_every=trainer.log_every_steps,
+        eval_every=trainer.eval_every_steps,
+        save_every=trainer.save_every_steps,
+        max_grad_norm=trainer.max_grad_norm,
+        seed=seed,
+        learning_rate_scale=partial(_scale, scheduler=scheduler, total_steps=total_steps),
+    )
+
+
+def global_batch_size(trainer: TrainerConfig, *, world_size: int) -> int:
+    """Sequences of one optimizer step over all ranks. Raises ConfigError if the keys contradict each other."""
+    micro, accumulation, wanted = trainer.micro_batch_size, trainer.grad_accum_steps, trainer.global_batch_size
+    if wanted is None:
+        return micro * (accumulation or 1) * world_size
+    if accumulation is not None and micro * accumulation * world_size != wanted:
+        raise ConfigError(
+            f"trainer.global_batch_size is {wanted}, but micro_batch_size {micro} × grad_accum_steps {accumulation} × "
+            f"{world_size} ranks is {micro * accumulation * world_size}: remove one of the keys or make them agree"
+        )
+    if wanted % (micro * world_size):
+        at_once = micro * world_size
+        nearest = max(at_once, round(wanted / at_once) * at_once)
+        raise ConfigError(
+            f"trainer.global_batch_size {wanted} is not divisible by micro_batch_size {micro} × {world_size} ranks: "
+            f"make it {nearest}, or change micro_batch_size"
+        )
+    return wanted
+
+
+def _scale(step: int, *, scheduler: SchedulerConfig, total_steps: int) -> float:
+    return learning_rate_scale(scheduler, step=step, total_steps=total_steps)

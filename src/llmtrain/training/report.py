@@ -1,0 +1,143 @@
+"""What the loop says while it runs: figures to the sinks, progress to the terminal, seconds to the time book.
+
+The loop measures; this file puts names on it. Nothing here changes the run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+from llmtrain.contracts import Batch, MetricSink
+from llmtrain.tracking import metrics as names
+from llmtrain.tracking.progress import Progress
+from llmtrain.tracking.system import model_flops_utilisation
+from llmtrain.tracking.times import Activity, Throughput, TimeBook
+from llmtrain.training.state import RunState
+
+log = logging.getLogger("llmtrain.train")
+batch_log = logging.getLogger("llmtrain.batch")
+
+_SHOWN_AS: dict[Activity, str] = {"step": "training", "data": "training", "compile": "compiling"}
+
+
+class Reporter:
+    """Turns what the loop measured into figures with names; one for the whole of `fit`."""
+
+    def __init__(
+        self,
+        *,
+        sinks: MetricSink,
+        progress: Progress,
+        times: TimeBook,
+        items_per_epoch: int,
+        flops_per_token: float,
+        peak_flops: float | None,
+        num_devices: int,
+        log_batches: Literal["first-last", "all", "none"],
+        total_steps: int,
+    ) -> None:
+        self._sinks = sinks
+        self._progress = progress
+        self._times = times
+        self.throughput = Throughput(times)
+        self._items_per_epoch = items_per_epoch
+        self._flops_per_token = flops_per_token
+        self._peak_flops = peak_flops
+        self._num_devices = num_devices
+        self._log_batches = log_batches
+        self._total_steps = total_steps
+        self._window = _LossSum()
+        self._epoch = _LossSum()
+        self._told_a_batch = False
+
+    @contextmanager
+    def spent(self, activity: Activity) -> Iterator[None]:
+        """Book the block's seconds under `activity`, and show it as the stage."""
+        self._progress.stage(_SHOWN_AS.get(activity, activity))
+        with self._times.spent(activity):
+            yield
+
+    def stepped(
+        self,
+        state: RunState,
+        *,
+        loss_sum: float,
+        num_tokens: int,
+        grad_norm: float,
+        lr: float,
+        items: range,
+        micro_batches: Sequence[Batch],
+        seconds: float,
+        due: bool,
+    ) -> None:
+        """A step is done. `loss_sum` in nats over `num_tokens` tokens, on all ranks; `due`: its figures are wanted."""
+        loss = loss_sum / max(1, num_tokens)
+        state.first_loss = loss if state.first_loss is None else state.first_loss
+        state.last_loss = loss
+        self.throughput.add(num_tokens)
+        for total in (self._window, self._epoch):
+            total.add(loss_sum, num_tokens)
+        self._describe_batch(state.step, micro_batches, loss=loss, seconds=seconds)
+        figures = self._figures(state, grad_norm=grad_norm, lr=lr) if due else None
+        if figures is not None:
+            self._sinks.log(state.step, figures)
+            self._window = _LossSum()
+        self._progress.update(state.step, figures)
+        if items.stop // self._items_per_epoch > items.start // self._items_per_epoch:
+            self._end_epoch(items.stop // self._items_per_epoch)
+
+    def evaluated(self, state: RunState, figures: Mapping[str, float]) -> None:
+        """An evaluation is done."""
+        self._sinks.log(state.step, figures)
+        best = "  (the best so far)" if state.best_step == state.step else ""
+        log.info("step %d  %s%s", state.step, names.describe(figures), best)
+
+    def _figures(self, state: RunState, *, grad_norm: float, lr: float) -> dict[str, float]:
+        figures = {
+            names.TRAIN_LOSS: self._window.mean,
+            names.TRAIN_LR: lr,
+            names.TRAIN_EPOCH: state.item / self._items_per_epoch,
+            names.TRAIN_GRAD_NORM: grad_norm,
+            names.TRAIN_TOKENS_TOTAL: float(state.tokens),
+            **self.throughput.next_window(),
+        }
+        if (speed := figures.get(names.TRAIN_TOKENS_PER_SEC)) is not None:
+            mfu = model_flops_utilisation(
+                speed,
+                flops_per_token=self._flops_per_token,
+                peak_flops=self._peak_flops,
+                num_devices=self._num_devices,
+            )
+            if mfu is not None:
+                figures[names.TRAIN_MFU] = mfu
+        return figures
+
+    def _describe_batch(self, step: int, micro_batches: Sequence[Batch], *, loss: float, seconds: float) -> None:
+        first_or_last = not self._told_a_batch or step == self._total_steps
+        if self._log_batches == "none" or (self._log_batches == "first-last" and not first_or_last):
+            return
+        self._told_a_batch = True
+        shapes = ", ".join("×".join(map(str, batch["input_ids"].shape)) for batch in micro_batches)
+        batch_log.debug("step %d: micro-batches of %s, loss %.4f, %.3f s", step, shapes, loss, seconds)
+
+    def _end_epoch(self, epoch: int) -> None:
+        log.info("epoch %d is done: mean loss %.4f over %s tokens", epoch, self._epoch.mean, self._epoch.num_tokens)
+        self._epoch = _LossSum()
+
+
+class _LossSum:
+    """A loss over some steps, whose mean weighs each token the same."""
+
+    def __init__(self) -> None:
+        self.loss_sum, self.num_tokens = 0.0, 0
+
+    def add(self, loss_sum: float, num_tokens: int) -> None:
+        self.loss_sum += loss_sum
+        self.num_tokens += num_tokens
+
+    @property
+    def mean(self) -> float:
+        return self.loss_sum / max(1, self.num_tokens)

@@ -1,0 +1,76 @@
+"""Where a resumed run goes on, and whether it may: its folder, its newest good checkpoint, what must not have changed.
+
+Finding the folder is in `runs`, judging a checkpoint in `checkpoint`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmtrain.config.errors import ConfigError
+from llmtrain.training.checkpoint import CheckpointError, newest_good, verify
+from llmtrain.training.runs import find_run
+
+log = logging.getLogger("llmtrain.resume")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The run that goes on."""
+
+    run: Path
+    checkpoint: Path | None
+    """The one that the user named; None: the newest good one."""
+    resolved: Mapping[str, Any]
+    """Every `auto` as the run's start decided it."""
+
+
+def find_origin(ref: str, root: Path) -> Origin:
+    """The run, or the checkpoint of one, that `ref` names. Raises ConfigError if there is none."""
+    run, checkpoint = find_run(ref, root)
+    try:
+        meta = json.loads((run / "meta.json").read_text(encoding="utf-8"))
+        return Origin(run, checkpoint, meta["resolved"])
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"{run / 'meta.json'} is damaged ({error}), so {run.name} cannot be resumed") from None
+
+
+def checkpoint_of(origin: Origin) -> Path:
+    """The verified checkpoint to go on from. Raises ConfigError if there is none; says which newer ones are damaged."""
+    try:
+        if origin.checkpoint is not None:
+            verify(origin.checkpoint)
+            return origin.checkpoint
+        found = newest_good(origin.run / "checkpoints")
+    except CheckpointError as error:
+        raise ConfigError(f"cannot resume: {error}") from error
+    if found is None:
+        raise ConfigError(f"{origin.run} has no checkpoint yet, so there is nothing to resume: start the run anew")
+    checkpoint, skipped = found
+    for why in skipped:
+        log.warning("passing over a damaged checkpoint: %s", why)
+    return checkpoint
+
+
+Identity = Mapping[str, Mapping[str, Any]]
+"""What must not change while a run goes on: values by section (model, data), then key."""
+
+
+def refuse_another_run(then: Identity, now: Identity, *, where: Path) -> None:
+    """Raise ConfigError if the model or the data differ from what the checkpoint `where` was made with."""
+    for section, values in then.items():
+        changes = [
+            f"{key} {values.get(key)} → {now[section].get(key)}"
+            for key in sorted({*values, *now[section]})
+            if values.get(key) != now[section].get(key)
+        ]
+        if changes:
+            raise ConfigError(
+                f"{where} was made with another {section} ({', '.join(changes)}): resume it with its own config, "
+                "by leaving CONFIG out, or start a new run"
+            )

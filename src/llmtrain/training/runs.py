@@ -1,0 +1,111 @@
+"""Run folders: making one, finding one, and finding the model that somebody means.
+
+    runs/<run_id>/{config.yaml, meta.json, metrics.jsonl, summary.json, logs/, tensorboard/, checkpoints/, model}
+    runs/latest → the newest run
+
+What a checkpoint folder holds is in `checkpoint`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from llmtrain.config.errors import ConfigError
+from llmtrain.config.running import OutputConfig, RunConfig
+from llmtrain.tracking.meta import code_git_state, new_run_id, run_metadata
+from llmtrain.tracking.summary import write_json
+
+
+def start_run(about: RunConfig, output: OutputConfig, *, resolved: Mapping[str, Any]) -> Path:
+    """The folder of a new run, with its meta.json. Raises ConfigError if it cannot be made.
+
+    `resolved`: every `auto` of the config as this start decided it.
+    """
+    now, git = datetime.now(UTC), code_git_state()
+    run_id = output.run_id or new_run_id(about.name, now=now, git_sha=git.sha if git else None)
+    run = create_run(Path(output.root_dir), run_id)
+    meta = {"run_id": run_id, "notes": about.notes, "tags": about.tags, "resolved": dict(resolved)}
+    write_json(run / "meta.json", {**meta, **run_metadata(sys.argv, now=now)})
+    return run
+
+
+def create_run(root: Path, run_id: str) -> Path:
+    """Make `root/run_id`, absolute, and let `root/latest` point to it. Raises ConfigError if it is there already."""
+    folder = root.absolute() / run_id
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise ConfigError(
+            f"{folder} exists already: give another output.run_id, or go on with that run: "
+            f"llmtrain train --resume {run_id}"
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make the run folder {folder}: {error.strerror}; choose another output.root_dir"
+        ) from None
+    replace_link(root.absolute() / "latest", Path(run_id))
+    return folder
+
+
+def find_run(ref: str, root: Path) -> tuple[Path, Path | None]:
+    """The run folder that `ref` names, and the checkpoint if it names one.
+
+    `ref` is `latest`, a run id, a run folder or a checkpoint folder. Raises ConfigError if it is none of these.
+    """
+    for folder in ((root / ref).resolve(), Path(ref).resolve()):
+        if is_run(folder):
+            return folder, None
+        if folder.parent.name == "checkpoints" and is_run(folder.parent.parent) and folder.is_dir():
+            return folder.parent.parent, folder
+    if Path(ref).is_dir() and ref != "latest":
+        raise ConfigError(f"{ref} is no run and no checkpoint of one: a run has a config.yaml and a meta.json")
+    runs = sorted(folder.name for folder in root.glob("*") if is_run(folder) and not folder.is_symlink())
+    if not runs:
+        raise ConfigError(f"there is no run {ref!r}: {root.absolute()} has no runs")
+    near = difflib.get_close_matches(ref, runs, n=1) or [runs[-1]]
+    raise ConfigError(f"there is no run {ref!r} in {root.absolute()}; did you mean {near[0]!r}?")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `folder` is one that `create_run` made and `train` began to fill."""
+    return (folder / "config.yaml").is_file() and (folder / "meta.json").is_file()
+
+
+def find_model(ref: str, root: Path) -> Path:
+    """The model folder that `ref` names: that of a run (its best, else its last checkpoint), a checkpoint, or itself.
+
+    Raises ConfigError if there is none.
+    """
+    if (Path(ref) / "config.json").is_file():
+        return Path(ref).resolve()
+    if Path(ref).is_dir() and not is_run(Path(ref).resolve()) and (Path(ref) / "model" / "config.json").is_file():
+        return (Path(ref) / "model").resolve()
+    run, checkpoint = find_run(ref, root)
+    if checkpoint is None:
+        links = (run / "checkpoints" / name for name in ("best", "final", "latest"))
+        checkpoint = next((link.resolve() for link in links if link.exists()), None)
+    if checkpoint is None or not (checkpoint / "model").is_dir():
+        raise ConfigError(f"the run {run.name} has no checkpoint yet")
+    return checkpoint / "model"
+
+
+def link_model(run: Path) -> None:
+    """Let `run/model` point to the best checkpoint's model, else to the final one's."""
+    for name in ("best", "final"):
+        if (run / "checkpoints" / name).exists():
+            replace_link(run / "model", Path("checkpoints") / name / "model")
+            return
+
+
+def replace_link(link: Path, target: Path) -> None:
+    """Point `link` to `target` in one step: at every moment it is the old link or the new one."""
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(link)

@@ -1,0 +1,61 @@
+"""How long a run is, and batch sizes that contradict each other."""
+
+import pytest
+
+from llmtrain.config.errors import ConfigError
+from llmtrain.config.training import SchedulerConfig, TrainerConfig
+from llmtrain.training.plan import Schedule, global_batch_size, make_schedule
+from llmtrain.training.state import RunState
+
+
+def schedule_of(state: RunState | None = None, *, items_per_epoch: int = 100, **trainer: object) -> Schedule:
+    return make_schedule(
+        TrainerConfig.model_validate(trainer),
+        SchedulerConfig(),
+        seed=1,
+        seq_len=32,
+        items_per_epoch=items_per_epoch,
+        state=state or RunState(),
+        world_size=1,
+    )
+
+
+def test_the_batch_is_micro_times_accumulation_times_ranks() -> None:
+    assert global_batch_size(TrainerConfig(micro_batch_size=4, grad_accum_steps=3), world_size=2) == 24
+    assert global_batch_size(TrainerConfig(micro_batch_size=4, global_batch_size=24), world_size=2) == 24
+
+
+def test_a_contradiction_says_both_sides() -> None:
+    trainer = TrainerConfig(micro_batch_size=4, grad_accum_steps=3, global_batch_size=24)
+    with pytest.raises(ConfigError, match=r"24, but micro_batch_size 4 × grad_accum_steps 3 × 1 ranks is 12"):
+        global_batch_size(trainer, world_size=1)
+
+
+def test_a_batch_that_does_not_divide_names_one_that_does() -> None:
+    with pytest.raises(ConfigError, match=r"36 is not divisible by micro_batch_size 4 × 2 ranks: make it 32"):
+        global_batch_size(TrainerConfig(micro_batch_size=4, global_batch_size=36), world_size=2)
+
+
+def test_fewer_items_than_a_batch_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"7 items of 32 tokens, fewer than one batch of 8"):
+        schedule_of(micro_batch_size=8, items_per_epoch=7)
+
+
+def test_one_epoch_uses_each_item_once_with_a_short_last_batch() -> None:
+    schedule = schedule_of(micro_batch_size=8, max_epochs=1)
+    assert (schedule.total_steps, schedule.end_item) == (13, 100)
+
+
+def test_max_tokens_stops_at_the_step_that_reaches_them() -> None:
+    assert schedule_of(micro_batch_size=8, max_tokens=8 * 32 * 5 + 1).total_steps == 6
+
+
+@pytest.mark.parametrize("limit", [{"max_steps": 40}, {"max_epochs": 2.5}, {"max_tokens": 7000}])
+def test_a_resumed_run_is_as_long_as_one_never_stopped(limit: dict[str, object]) -> None:
+    whole = schedule_of(micro_batch_size=8, **limit)
+    resumed = schedule_of(RunState(step=9, item=72, tokens=2000), micro_batch_size=8, **limit)
+    assert (resumed.total_steps, resumed.end_item) == (whole.total_steps, whole.end_item)
+
+
+def test_a_run_without_a_limit_has_10000_steps() -> None:
+    assert schedule_of().total_steps == 10_000

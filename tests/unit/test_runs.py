@@ -1,0 +1,72 @@
+"""Run folders: made once, found by id, folder, checkpoint or `latest`."""
+
+from pathlib import Path
+
+import pytest
+
+from llmtrain.config.errors import ConfigError
+from llmtrain.training.runs import create_run, find_model, find_run, link_model
+
+
+def make_run(root: Path, run_id: str, *steps: int) -> Path:
+    run = create_run(root, run_id)
+    (run / "config.yaml").write_text("schema_version: 1\n")
+    (run / "meta.json").write_text("{}")
+    for step in steps:
+        model = run / "checkpoints" / f"step_{step:06d}" / "model"
+        model.mkdir(parents=True)
+        (model / "config.json").write_text("{}")
+    return run
+
+
+def test_a_run_is_found_by_id_folder_checkpoint_and_as_the_latest(tmp_path: Path) -> None:
+    make_run(tmp_path, "first")
+    second = make_run(tmp_path, "second", 5)
+    checkpoint = second / "checkpoints" / "step_000005"
+    assert find_run("first", tmp_path) == (tmp_path / "first", None)
+    assert find_run(str(second), tmp_path) == (second, None)
+    assert find_run(str(checkpoint), tmp_path) == (second, checkpoint)
+    assert find_run("latest", tmp_path) == (second, None)
+
+
+def test_the_run_folder_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert create_run(Path("runs"), "one").is_absolute()
+
+
+def test_a_run_id_that_exists_is_refused_and_left_alone(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "one")
+    with pytest.raises(ConfigError, match=r"exists already: .*--resume one"):
+        create_run(tmp_path, "one")
+    assert (run / "config.yaml").exists()
+
+
+def test_an_unwritable_output_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"cannot make the run folder .*file/one: Not a directory"):
+        create_run(tmp_path / "file", "one")
+
+
+def test_what_is_no_run_says_so_and_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no runs"):
+        find_run("latest", tmp_path)
+    make_run(tmp_path, "quickstart")
+    with pytest.raises(ConfigError, match="did you mean 'quickstart'"):
+        find_run("quikstart", tmp_path)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ConfigError, match="is no run and no checkpoint"):
+        find_run(str(tmp_path / "other"), tmp_path)
+
+
+def test_a_run_means_its_best_model_else_its_final_else_its_latest(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "one", 1, 2, 3)
+    checkpoints = run / "checkpoints"
+    with pytest.raises(ConfigError, match="no checkpoint yet"):
+        find_model("one", tmp_path)
+    for link, step in (("latest", 2), ("final", 3), ("best", 1)):
+        (checkpoints / link).symlink_to(f"step_{step:06d}")
+        assert find_model("one", tmp_path) == checkpoints / f"step_{step:06d}" / "model"
+    assert find_model(str(checkpoints / "step_000002"), tmp_path) == checkpoints / "step_000002" / "model"
+    assert find_model(str(checkpoints / "step_000002" / "model"), tmp_path) == checkpoints / "step_000002" / "model"
+    link_model(run)
+    assert (run / "model").resolve() == checkpoints / "step_000001" / "model"
