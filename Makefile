@@ -1,0 +1,79 @@
+# `make demo` and `make test` do all the set-up themselves. Everything runs in .venv, from requirements.lock.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null || echo $(VENV)-uv/bin/uv)
+RUN := $(BIN)/llmtrain
+LOCK_OPTIONS := --no-emit-index-url --no-annotate --no-header --python-version 3.11 --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup venv install demo test test-slow nightly check lint format types imports configs bench docs lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: install ## the environment, complete
+
+venv: $(BIN)/python ## an empty environment
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("llmtrain needs Python 3.11 or newer, but $(PYTHON) is " + sys.version.split()[0] + "; name another: make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
+	@command -v $(UV) >/dev/null || { echo "getting uv"; $(PYTHON) -m venv $(VENV)-uv && $(VENV)-uv/bin/pip install -q uv; }
+	$(UV) venv -q --python $$(command -v $(PYTHON)) $(VENV)
+
+install: $(VENV)/.installed ## the exact versions of requirements.lock, and llmtrain itself
+
+$(VENV)/.installed: requirements.lock pyproject.toml | $(BIN)/python
+	$(UV) pip install -q --python $(BIN)/python --require-hashes -r requirements.lock
+	$(UV) pip install -q --python $(BIN)/python --no-deps -e .
+	@touch $@
+
+demo: install ## prepare, train, evaluate and generate: 8 minutes on two cores
+	@$(BIN)/python -m llmtrain.recipes.demo
+
+test: install ## the tests, without the slow ones
+	$(BIN)/python -m pytest -m "not slow and not nightly"
+
+test-slow: install ## the slow tests
+	$(BIN)/python -m pytest -m "slow and not nightly"
+
+nightly: install ## what takes hours
+	$(BIN)/python -m pytest -m nightly
+
+check: lint types imports configs ## all that needs no test run
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: install ## let ruff put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: install
+	$(BIN)/mypy
+
+imports: install
+	$(BIN)/lint-imports
+
+configs: install
+	@for config in src/llmtrain/configs/*.yaml; do $(RUN) validate "$$config" || exit 1; done
+
+bench: install ## side by side with a peer
+	$(BIN)/python benchmarks/run.py
+
+docs: install ## the manual, in site/
+	$(BIN)/python docs/generate.py
+	$(BIN)/mkdocs build --strict
+
+lock: ## work out requirements.lock and requirements.txt anew
+	$(UV) pip compile -q --universal --generate-hashes $(LOCK_OPTIONS) --group dev pyproject.toml -o requirements.lock
+	echo '# The plain way, pip install -r requirements.txt: llmtrain, and what it needs in the versions of requirements.lock.' \
+		> requirements.txt
+	echo '--editable .' >> requirements.txt
+	$(UV) pip compile -q --universal $(LOCK_OPTIONS) pyproject.toml | sed '/^--/d' >> requirements.txt
+
+clean: ## remove what was made, but no run and no data
+	rm -rf $(VENV) $(VENV)-uv site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
