@@ -1,0 +1,146 @@
+"""What a run says: lines on the terminal, JSON lines, and files under <run>/logs.
+
+Everything hangs on the logger "llmtrain"; a stage logs as `llmtrain.<stage>` and its lines begin with that name:
+
+    12:01:33 INFO  [model] 14.2M parameters
+
+Other libraries' loggers are left alone. Secrets are redacted on the way out.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from rich.text import Text
+
+from llmtrain.config.errors import ConfigError
+from llmtrain.config.running import LoggingConfig
+from llmtrain.tracking import terminal
+from llmtrain.tracking.redaction import redact
+
+ROOT_LOGGER: Final = "llmtrain"
+
+_LEVEL_STYLES: Final = {"WARNING": "yellow", "ERROR": "bold red", "CRITICAL": "bold red", "DEBUG": "dim"}
+_OWN_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+
+def setup_logging(config: LoggingConfig, *, run_folder: Path | None, rank: int) -> None:
+    """Let the logger "llmtrain" say what `config` asks for; a second call replaces the first one's outputs.
+
+    Rank 0 writes to stderr and, once there is a run folder, to <run>/logs/<file_name>; the others only to
+    <run>/logs/rank_<rank>.log. Files are appended to. Raises ConfigError if a file cannot be opened.
+    """
+    handlers: list[logging.Handler] = [ConsoleHandler(as_json=config.json_output, rank=rank)] if rank == 0 else []
+    if config.log_to_file and run_folder is not None:
+        path = run_folder / "logs" / (config.file_name if rank == 0 else f"rank_{rank}.log")
+        handlers.append(_open_file(path, as_json=config.json_output, rank=rank))
+    reset_logging()
+    logger = logging.getLogger(ROOT_LOGGER)
+    for handler in handlers or [logging.NullHandler()]:
+        logger.addHandler(handler)
+    logger.setLevel(config.level)
+    # A library that calls `logging.warning(…)` puts a handler on the root logger: each line would appear twice.
+    logger.propagate = False
+
+
+def reset_logging() -> None:
+    """Close what `setup_logging` opened and leave the logger as Python makes it."""
+    logger = logging.getLogger(ROOT_LOGGER)
+    for handler in logger.handlers[:]:
+        logger.removeHandler(handler)
+        handler.close()
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
+
+
+class ConsoleHandler(logging.Handler):
+    """Lines on the shared console, above a live bar where there is one."""
+
+    def __init__(self, *, as_json: bool, rank: int) -> None:
+        super().__init__()
+        self._as_json = as_json
+        self.setFormatter(_JsonFormatter(rank=rank) if as_json else _TextFormatter(time_format="%H:%M:%S", utc=False))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the record, unless it repeats what a live bar shows."""
+        if terminal.bar_is_live() and getattr(record, "shown_by_bar", False):
+            return
+        try:
+            text = Text(self.format(record), style="" if self._as_json else _LEVEL_STYLES.get(record.levelname, ""))
+            if not self._as_json:
+                text.stylize("dim", 0, len("12:01:33"))
+            terminal.stderr_console().print(text, soft_wrap=True)
+        except Exception:
+            # What `logging` asks of a handler: a closed pipe or a bad format string stops nothing.
+            self.handleError(record)
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that stops, with one line on the terminal, when it cannot be written any more (a full disk)."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        logger = logging.getLogger(ROOT_LOGGER)
+        if self in logger.handlers:
+            logger.removeHandler(self)
+            logger.warning("%s cannot be written any more; the run goes on without it", self.baseFilename)
+
+
+def _open_file(path: Path, *, as_json: bool, rank: int) -> logging.Handler:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = _LogFile(path, encoding="utf-8")
+    except OSError as error:
+        message = (
+            f"cannot write the log file {path}: {error.strerror}; free the folder or set logging.log_to_file=false"
+        )
+        raise ConfigError(message) from None
+    handler.setFormatter(
+        _JsonFormatter(rank=rank) if as_json else _TextFormatter(time_format="%Y-%m-%dT%H:%M:%SZ", utc=True)
+    )
+    return handler
+
+
+class _TextFormatter(logging.Formatter):
+    def __init__(self, *, time_format: str, utc: bool) -> None:
+        super().__init__()
+        self._time_format = time_format
+        self._utc = utc
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created, tz=UTC)
+        shown = (when if self._utc else when.astimezone()).strftime(self._time_format)
+        message = redact(_with_traceback(self, record))
+        level = "WARN" if record.levelno == logging.WARNING else record.levelname
+        return f"{shown} {level:<5} [{_stage(record)}] {message}"
+
+
+class _JsonFormatter(logging.Formatter):
+    def __init__(self, *, rank: int) -> None:
+        super().__init__()
+        self._rank = rank
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, tz=UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "stage": _stage(record),
+            "rank": self._rank,
+            "message": redact(_with_traceback(self, record)),
+        }
+        extra = {name: value for name, value in vars(record).items() if name not in _OWN_FIELDS}
+        extra.pop("shown_by_bar", None)
+        return json.dumps(line | redact(extra), default=str)
+
+
+def _stage(record: logging.LogRecord) -> str:
+    """llmtrain.model → model; a logger named after its module tags with the module's own name."""
+    return record.name.rpartition(".")[2]
+
+
+def _with_traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    message = record.getMessage()
+    return f"{message}\n{formatter.formatException(record.exc_info)}" if record.exc_info else message

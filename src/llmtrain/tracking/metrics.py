@@ -1,0 +1,83 @@
+"""The names of the figures, one scheme for every sink, and how people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+TRAIN_LOSS: Final = "train/loss"
+"""Nats per supervised token, over the steps since the last figures."""
+TRAIN_LR: Final = "train/lr"
+TRAIN_EPOCH: Final = "train/epoch"
+"""Passes over the training items, as a fraction."""
+TRAIN_GRAD_NORM: Final = "train/grad_norm"
+"""Global norm before clipping."""
+TRAIN_TOKENS_PER_SEC: Final = "train/tokens_per_sec"
+"""Over all ranks."""
+TRAIN_STEP_TIME_SEC: Final = "train/step_time_sec"
+TRAIN_TOKENS_TOTAL: Final = "train/tokens_total"
+TRAIN_MFU: Final = "train/mfu"
+"""From 0 to 1; absent where the device's peak is not known."""
+VAL_LOSS: Final = "val/loss"
+"""Nats per token."""
+VAL_PERPLEXITY: Final = "val/perplexity"
+VAL_BITS_PER_BYTE: Final = "val/bits_per_byte"
+
+METRIC_NAMES: Final = (
+    TRAIN_LOSS,
+    TRAIN_LR,
+    TRAIN_EPOCH,
+    TRAIN_GRAD_NORM,
+    TRAIN_TOKENS_PER_SEC,
+    TRAIN_STEP_TIME_SEC,
+    TRAIN_TOKENS_TOTAL,
+    TRAIN_MFU,
+    VAL_LOSS,
+    VAL_PERPLEXITY,
+    VAL_BITS_PER_BYTE,
+)
+
+# Name, how it is written, whether it is for the bar too.
+_DESCRIPTIONS: Final = (
+    (TRAIN_LOSS, "loss {:.3f}", True),
+    (VAL_LOSS, "val {:.3f}", True),
+    (VAL_PERPLEXITY, "perplexity {:.4g}", False),
+    (VAL_BITS_PER_BYTE, "bits/byte {:.3f}", False),
+    (TRAIN_LR, "lr {:.1e}", False),
+    (TRAIN_GRAD_NORM, "grad {:.2f}", False),
+    (TRAIN_TOKENS_PER_SEC, "{} tok/s", True),
+    (TRAIN_MFU, "mfu {:.0%}", True),
+)
+
+
+def describe(metrics: Mapping[str, float], *, brief: bool = False) -> str:
+    """`loss 3.210  lr 3.0e-03  grad 0.82  6.1k tok/s  mfu 41%`: what of it there is, in this order.
+
+    `brief` leaves out what a bar has no room for: the learning rate, the gradient's norm, all but the loss of val/.
+    """
+    return "  ".join(
+        write.format(short_count(metrics[name]) if name == TRAIN_TOKENS_PER_SEC else metrics[name])
+        for name, write, fits_bar in _DESCRIPTIONS
+        if name in metrics and (fits_bar or not brief)
+    )
+
+
+def short_count(number: float) -> str:
+    """6100 → 6.1k, 1234567 → 1.2M; whole numbers below 1000 as they are."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(number) >= 0.9995 * size:
+            scaled = number / size
+            return f"{scaled:.1f}{unit}" if abs(scaled) < 99.95 else f"{scaled:.0f}{unit}"
+    return f"{number:.0f}" if float(number).is_integer() or abs(number) >= 10 else f"{number:.1f}"
+
+
+def short_duration(seconds: float) -> str:
+    """12 → 12s, 252 → 4m12s, 3900 → 1h05m, 180000 → 2d02h."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"

@@ -1,0 +1,134 @@
+"""Secrets out of whatever a run writes or sends: argv, configs, URLs, log lines, tracker payloads.
+
+A name is judged by its words (`api_key`, `hfToken`), a text also by what stands in it (`--token x`, `https://u:p@host`,
+`hf_…`). Names that only sound like it (`tokenizer`, `max_tokens`, `eos_token`, `PWD`) stay as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+REDACTED: Final = "***"
+
+_SECRET_WORD = re.compile(
+    "password|passwd|passphrase|secrets?|credentials?|authorization|bearer|cookie|signature"
+    "|apikey|secretkey|accesskey|privatekey|apitoken|authtoken|accesstoken"
+)
+# These make a secret at the end of a name, but not after the words that go with them in data and models.
+_SECRET_ENDINGS = {
+    "token": re.compile("eos|bos|pad|unk|sep|cls|mask|end|start|stop|special|image|per|each"),
+    "key": re.compile(
+        "sort|primary|foreign|group|column|row|field|text|messages?|role|content|prompt|completion|response"
+        "|label|dict|cache|state|metric|query|public"
+    ),
+    "auth": None,
+    "pwd": None,
+    "sig": None,
+    "sas": None,
+}
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+
+_PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
+_URL_USER = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]{0,20}://)(?P<user>[^/\s\"'<>]+)@", re.IGNORECASE)
+_AUTHORIZATION = re.compile(
+    r"(?P<before>authorization[\"']?\s*[:=]\s*[\"']?(?:basic|bearer|token)\s+|\bbearer\s+)[\w+/.~=-]{6,}", re.IGNORECASE
+)
+_SHAPES = re.compile(
+    r"(?<![A-Za-z0-9])(?:"
+    r"hf_[A-Za-z0-9]{16,}"  # Hugging Face
+    r"|sk-(?=[\w-]{0,40}\d)[\w-]{16,}"  # OpenAI, Anthropic
+    r"|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"  # GitHub, GitLab
+    r"|(?:AKIA|ASIA)[A-Z0-9]{16}"  # AWS
+    r"|AIza[\w-]{30,}"  # Google
+    r"|xox[abeprs]-[\w-]{10,}"  # Slack
+    r"|nvapi-[\w-]{20,}|pypi-[\w-]{20,}|npm_[A-Za-z0-9]{30,}"
+    r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+"  # a JSON web token
+    r")"
+)
+# A name, up to where its value begins. Each runs over a name only once: a long line takes linear time.
+_NAME = r"(?<![\w.-])(?P<name>[\w.-]+)"
+_BEFORE_VALUE = (
+    re.compile(r"(?<![\w.-])(?P<name>--?[A-Za-z][\w.-]*)\s+(?!-)"),
+    re.compile(rf"{_NAME}[\"']?\s*=\s*"),
+    re.compile(rf"(?P<quote>[\"']){_NAME}[\"']\s*:\s*"),
+    # In prose only names of several words: "the end token: 0" is no secret.
+    re.compile(r"(?<![\w.-])(?P<name>password|secret|authorization|(?=[A-Za-z0-9]*[_.-])[\w.-]++):\s+", re.IGNORECASE),
+)
+_VALUE = re.compile(r"\"[^\"]*\"|'[^']*'|[^\s\"'&;,]+")
+_WHOLE_ASSIGNMENT = re.compile(r"(?P<name>[\w.-]+)=(?P<value>.+)", re.DOTALL)
+_TELLS_NOTHING = frozenset(("null", "None", "true", "True", "false", "False"))
+
+
+def redact(value: Any) -> Any:
+    """`value` with every secret in it replaced by `***`; text, mappings and lists are gone through at any depth.
+
+    A list is read as a command line may be: `["--token", "x"]`. Under a secret's name everything goes but None,
+    true and false, which tell only whether there is one. Other values come back as they are.
+    """
+    if isinstance(value, str):
+        return _redact_text(value)
+    if isinstance(value, Mapping):
+        return {key: _redact_named(key, entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        items = [_redact_argument(item, before) for item, before in zip(value, [None, *value], strict=False)]
+        return items if isinstance(value, list) else tuple(items)
+    return value
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a key, flag or environment variable of this name holds a secret; of a dotted one its last part counts."""
+    words = [word.lower() for word in _WORD.findall(name.rpartition(".")[2])]
+    if not words or words == ["pwd"]:
+        return False
+    if any(_SECRET_WORD.fullmatch(word) for word in words):
+        return True
+    harmless_before = _SECRET_ENDINGS.get(words[-1])
+    is_harmless = harmless_before is not None and len(words) > 1 and harmless_before.fullmatch(words[-2])
+    return words[-1] in _SECRET_ENDINGS and not is_harmless
+
+
+def _redact_named(name: Any, value: Any) -> Any:
+    if isinstance(name, str) and is_secret_name(name) and value is not None and not isinstance(value, bool):
+        return REDACTED
+    return redact(value)
+
+
+def _redact_argument(item: Any, before: Any) -> Any:
+    if not isinstance(item, str):
+        return redact(item)
+    if isinstance(before, str) and before.startswith("-") and "=" not in before and is_secret_name(before):
+        return REDACTED
+    assignment = _WHOLE_ASSIGNMENT.fullmatch(item)
+    if assignment and is_secret_name(assignment["name"]) and assignment["value"] not in _TELLS_NOTHING:
+        return f"{assignment['name']}={REDACTED}"
+    return _redact_text(item)
+
+
+def _redact_text(text: str) -> str:
+    text = _PRIVATE_KEY.sub(REDACTED, text)
+    text = _URL_USER.sub(_hide_user, text)
+    text = _AUTHORIZATION.sub(rf"\g<before>{REDACTED}", text)
+    for pattern in _BEFORE_VALUE:
+        text = _hide_values(text, pattern)
+    return _SHAPES.sub(REDACTED, text)
+
+
+def _hide_user(match: re.Match[str]) -> str:
+    # `s3://bucket@v1` and `ssh://git@host` name no secret; `https://abc@host` can only be a token.
+    is_web = match["scheme"].lower() in ("http://", "https://")
+    return f"{match['scheme']}{REDACTED}@" if ":" in match["user"] or is_web else match[0]
+
+
+def _hide_values(text: str, before_value: re.Pattern[str]) -> str:
+    """Without the values of secret names. A harmless name's value is looked into: `url=https://host?token=x`."""
+    pieces, end = [], 0
+    for match in before_value.finditer(text):
+        value = _VALUE.match(text, match.end())
+        if match.start() < end or value is None or value[0] in _TELLS_NOTHING or not is_secret_name(match["name"]):
+            continue
+        quote = value[0][0] if value[0][0] in "\"'" else ""
+        pieces += [text[end : match.end()], quote, REDACTED, quote]
+        end = value.end()
+    return "".join([*pieces, text[end:]])

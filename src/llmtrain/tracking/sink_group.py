@@ -1,0 +1,147 @@
+"""Several sinks as one, behind a wall: a sink that raises, hangs or is slow does nothing to the training loop.
+
+    loop ── log(step, figures) ─┬─ metrics.jsonl: at once, in the loop's thread (a line is there when the step is over)
+                                ├─ queue ─ thread ─ TensorBoard
+                                └─ queue ─ thread ─ a tracker
+
+A sink must leave the process's random generators alone: they belong to all threads, so to the loop as well.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from llmtrain.tracking.sinks import JsonlSink
+
+if TYPE_CHECKING:
+    from llmtrain.contracts import MetricSink
+
+log = logging.getLogger("llmtrain.tracking")
+
+
+class SinkGroup:
+    """A MetricSink made of others. The first exception of a sink gives one warning and turns it off; the run goes on.
+
+    `queue_size`: calls that may wait for a slow sink; further figures are dropped, and counted.
+    `finish_timeout_sec`: how long `finish` waits for all sinks together.
+    """
+
+    def __init__(self, sinks: Sequence[MetricSink], *, queue_size: int = 1000, finish_timeout_sec: float = 5.0) -> None:
+        self._finish_timeout_sec = finish_timeout_sec
+        guards = [_Guard(sink) for sink in sinks]
+        self._guards = guards
+        self._direct = [guard for guard in guards if isinstance(guard.sink, JsonlSink)]
+        self._couriers = [_Courier(guard, queue_size=queue_size) for guard in guards if guard not in self._direct]
+
+    def start(self, run_info: Mapping[str, Any]) -> None:
+        """Start every sink."""
+        self._tell_all("start", lambda sink: sink.start(run_info))
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Hand a copy of the figures to every sink that is not off. Never waits for one with a thread."""
+        figures = {name: float(value) for name, value in metrics.items()}
+        for guard in self._direct:
+            guard.deliver_figures(step, figures)
+        for courier in self._couriers:
+            courier.send_figures(step, figures)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Finish every sink, wait a few seconds for those with a thread, and say which figures did not get through."""
+        self._tell_all("finish", lambda sink: sink.finish(summary))
+        deadline = time.monotonic() + self._finish_timeout_sec
+        for courier in self._couriers:
+            courier.close(timeout_sec=max(0.0, deadline - time.monotonic()))
+        for name, missed in self.dropped.items():
+            log.warning("%s missed %d of the run's lines of figures", name, missed)
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """For each sink that missed some, the number of `log` calls that did not reach it (yet)."""
+        return {
+            guard.name: guard.offered - guard.delivered for guard in self._guards if guard.offered > guard.delivered
+        }
+
+    def _tell_all(self, what: str, call: Callable[[MetricSink], None]) -> None:
+        for guard in self._direct:
+            guard.deliver(what, call)
+        for courier in self._couriers:
+            courier.send(what, call)
+
+
+class _Guard:
+    """A sink that is turned off by the first exception it raises."""
+
+    def __init__(self, sink: MetricSink) -> None:
+        self.sink = sink
+        self.name = type(sink).__name__
+        self.offered = 0
+        self.delivered = 0
+        self._off = False
+
+    def deliver(self, what: str, call: Callable[[MetricSink], None]) -> bool:
+        """Call the sink unless it is off; whether that went well."""
+        if self._off:
+            return False
+        try:
+            call(self.sink)
+        except Exception as error:
+            self._off = True
+            cause = f"{type(error).__name__}: {error}"
+            log.warning("%s failed at %s and is off from here on; the run goes on (%s)", self.name, what, cause)
+            log.debug("where %s failed:", self.name, exc_info=True)
+            return False
+        return True
+
+    def deliver_figures(self, step: int, figures: Mapping[str, float]) -> None:
+        self.offered += 1
+        self.delivered += self.deliver(f"step {step}", lambda sink: sink.log(step, figures))
+
+
+class _Courier:
+    """A guarded sink with a thread of its own, fed by a queue that never blocks the sender."""
+
+    def __init__(self, guard: _Guard, *, queue_size: int) -> None:
+        self._guard = guard
+        self._queue_size = queue_size
+        # None is the end. The size is looked at by the only sender, so that `finish` gets in however full the queue is.
+        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._told_full = False
+        # A daemon: a sink that blocks forever must not keep the process from ending.
+        self._thread = threading.Thread(target=self._work, name=f"sink-{guard.name}", daemon=True)
+        self._thread.start()
+
+    def send(self, what: str, call: Callable[[MetricSink], None]) -> None:
+        def deliver() -> None:
+            self._guard.deliver(what, call)
+
+        self._queue.put(deliver)
+
+    def send_figures(self, step: int, figures: Mapping[str, float]) -> None:
+        self._guard.offered += 1
+        if self._queue.qsize() >= self._queue_size:
+            if not self._told_full:
+                log.warning("%s is too slow: figures from step %d on may be missing there", self._guard.name, step)
+            self._told_full = True
+            return
+
+        def deliver() -> None:
+            delivered = self._guard.deliver(f"step {step}", lambda sink: sink.log(step, figures))
+            self._guard.delivered += delivered
+
+        self._queue.put(deliver)
+
+    def close(self, *, timeout_sec: float) -> None:
+        """End the thread when the queue is empty; leave it to itself after `timeout_sec`."""
+        self._queue.put(None)
+        self._thread.join(timeout_sec)
+        if self._thread.is_alive():
+            log.warning("%s is still busy; not waiting for it any longer", self._guard.name)
+
+    def _work(self) -> None:
+        while (deliver := self._queue.get()) is not None:
+            deliver()

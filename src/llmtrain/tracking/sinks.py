@@ -1,0 +1,147 @@
+"""Where a run's figures go: metrics.jsonl always, TensorBoard by default.
+
+A sink does its imports and finds its faults of set-up when it is made, in the main thread and before data workers
+fork; it may be slow from `start` on. `sink_group` keeps what a sink does wrong away from the training loop.
+A resumed run begins after `run_info["resumed_step"]`: what an earlier process told of later steps is taken back.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import IO, TYPE_CHECKING, Any, TypedDict
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+log = logging.getLogger("llmtrain.tracking")
+
+
+class RunInfo(TypedDict):
+    """What a sink is told of the run when it starts. Secrets are redacted."""
+
+    run_id: str
+    folder: Path
+    config: Mapping[str, Any]
+    """The resolved config as plain values."""
+    resumed_step: int | None
+    """Optimizer steps that the checkpoint had behind it; None for a new run."""
+
+
+class JsonlSink:
+    """One JSON object a line: `{"step": 10, "time": 1795216293.125, "train/loss": 3.21}`, in the file at once.
+
+    `time` is in seconds since 1970. JSON has no NaN and no infinity: such a figure is null, and `non_finite` says what
+    it was: `{"train/loss": null, "non_finite": {"train/loss": "nan"}}`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: IO[str] | None = None
+
+    def start(self, run_info: Mapping[str, Any]) -> None:
+        """Open the file; a resumed run keeps the lines up to its step. Raises FileExistsError if a new run has one."""
+        resumed_step: int | None = run_info["resumed_step"]
+        if resumed_step is not None and self._path.exists():
+            _drop_lines_after(self._path, step=resumed_step)
+            self._file = self._path.open("a", encoding="utf-8")
+        else:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("x", encoding="utf-8")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one line."""
+        assert self._file is not None, "start comes first"
+        line = {"step": step, "time": round(time.time(), 3), **json_figures(metrics)}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Close the file; the summary has a file of its own."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class TensorBoardSink:
+    """Event files for TensorBoard under the figures' own names. `flush_secs`: how old what it shows may be."""
+
+    def __init__(self, folder: Path, *, flush_secs: float = 10.0) -> None:
+        self._folder = folder
+        self._flush_secs = flush_secs
+        self._writer: SummaryWriter | None = None
+        self._make_writer = _import_summary_writer()
+
+    def start(self, run_info: Mapping[str, Any]) -> None:
+        """Open a new event file; on resume, one that makes TensorBoard forget the points after the resumed step."""
+        resumed_step: int | None = run_info["resumed_step"]
+        self._writer = self._make_writer(
+            log_dir=str(self._folder),
+            purge_step=None if resumed_step is None else resumed_step + 1,
+            flush_secs=self._flush_secs,
+        )
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add one point a figure."""
+        assert self._writer is not None, "start comes first"
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, global_step=step)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write what is left and close."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def json_figures(metrics: Mapping[str, float]) -> dict[str, Any]:
+    """`metrics` as JSON can hold them: null for what is not finite, and under `non_finite` what it was."""
+    figures: dict[str, Any] = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    non_finite = {name: str(float(value)) for name, value in metrics.items() if not math.isfinite(value)}
+    return figures | {"non_finite": non_finite} if non_finite else figures
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, in order; one that a kill or a power cut left unreadable is passed over."""
+    return [line for _, line in _readable_lines(path)]
+
+
+def _readable_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, text in enumerate(file, start=1):
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                log.warning("%s:%d is cut or damaged and left out", path, number)
+                continue
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                yield text.rstrip("\n"), line
+
+
+def _drop_lines_after(path: Path, *, step: int) -> None:
+    """Keep the lines of steps ≤ `step`, by a new file that takes the old one's place: a kill in between loses none."""
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        for text, line in _readable_lines(path):
+            if line["step"] <= step:
+                file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _import_summary_writer() -> Callable[..., SummaryWriter]:
+    # TensorBoard uses tensorflow for its files where it finds one, which takes seconds to import and grabs GPU memory.
+    # The presence of a module of this name is its own switch for doing without (tensorboard/compat/__init__.py).
+    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+    from torch.utils.tensorboard import SummaryWriter
+
+    make_writer: Callable[..., SummaryWriter] = SummaryWriter
+    return make_writer

@@ -1,0 +1,141 @@
+"""Where a run's time goes, and how fast it trains.
+
+    wall time = step + data + compile + evaluation + saving + other       (each second counts once)
+    goodput   = step / wall time
+
+Times are the host's, by the monotonic clock. On a GPU the host runs ahead of the device, so a single step's time says
+little; over a window whose end waits for the device (reading the loss does) it is right.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final, Literal, get_args
+
+from llmtrain.tracking.metrics import TRAIN_STEP_TIME_SEC, TRAIN_TOKENS_PER_SEC
+
+Activity = Literal["step", "data", "compile", "evaluation", "saving"]
+"""step: what trains. data: waiting for a batch. compile: a step that compiled. saving: what the loop waits for."""
+
+_STALLS: Final[tuple[Activity, ...]] = ("compile", "evaluation", "saving")
+
+
+class TimeBook:
+    """Accounts for wall time from its making on: `with times.spent("evaluation"): …`.
+
+    Activities may nest; the time inside counts for the inner one only. Of one thread.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began = self._changed = clock()
+        self._open: list[Activity] = []
+        self._seconds: dict[Activity, float] = dict.fromkeys(get_args(Activity), 0.0)
+
+    @contextmanager
+    def spent(self, activity: Activity) -> Iterator[None]:
+        """The time of this block is spent on `activity`. Raises ValueError if there is none of this name."""
+        if activity not in self._seconds:
+            raise ValueError(f"no activity is called {activity!r}: take one of {', '.join(self._seconds)}")
+        self._charge()
+        self._open.append(activity)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._open.pop()
+
+    def seconds(self, activity: Activity) -> float:
+        """Spent on `activity` so far, open blocks included."""
+        self._charge()
+        return self._seconds[activity]
+
+    def wall_seconds(self) -> float:
+        """Since this was made."""
+        return self._clock() - self._began
+
+    def training_seconds(self) -> float:
+        """Wall time without compiling, evaluating and saving: what throughput is measured against."""
+        self._charge()
+        return self._changed - self._began - sum(self._seconds[stall] for stall in _STALLS)
+
+    def goodput(self) -> float:
+        """Share of the wall time that went into steps, from 0 to 1."""
+        return self.summary().goodput
+
+    def summary(self) -> TimeSummary:
+        """All of it, up to now."""
+        self._charge()
+        wall = self._changed - self._began
+        by_activity: dict[str, float] = {str(activity): seconds for activity, seconds in self._seconds.items()}
+        by_activity["other"] = wall - sum(by_activity.values())
+        return TimeSummary(
+            wall_sec=wall, seconds=by_activity, goodput=self._seconds["step"] / wall if wall > 0 else 0.0
+        )
+
+    def _charge(self) -> None:
+        """Put the time since the last change down to the innermost open activity."""
+        now = self._clock()
+        if self._open:
+            self._seconds[self._open[-1]] += now - self._changed
+        self._changed = now
+
+
+@dataclass(frozen=True)
+class TimeSummary:
+    """Wall time by activity; `seconds` adds up to `wall_sec`."""
+
+    wall_sec: float
+    goodput: float
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Throughput:
+    """Tokens per second and time per step, over windows between two log lines and over the whole run.
+
+    Evaluation and saving do not count, nor do steps that compiled, with their tokens; waiting for data does.
+    """
+
+    def __init__(self, times: TimeBook) -> None:
+        self._times = times
+        self._compile_sec = times.seconds("compile")
+        self._step_began = times.training_seconds()
+        self._window = _Window()
+        self._all = _Window()
+
+    def add(self, tokens: int) -> None:
+        """A step is done that trained on so many tokens, over all ranks."""
+        now, compile_sec = self._times.training_seconds(), self._times.seconds("compile")
+        if compile_sec == self._compile_sec:
+            for window in (self._window, self._all):
+                window.add(tokens, seconds=now - self._step_began)
+        self._step_began, self._compile_sec = now, compile_sec
+
+    def next_window(self) -> dict[str, float]:
+        """The figures of the steps since the last call, by their metric names; none if all of them compiled."""
+        window, self._window = self._window, _Window()
+        if window.steps == 0 or window.seconds <= 0:
+            return {}
+        return {
+            TRAIN_TOKENS_PER_SEC: window.tokens / window.seconds,
+            TRAIN_STEP_TIME_SEC: window.seconds / window.steps,
+        }
+
+    def tokens_per_sec(self) -> float | None:
+        """Over all steps so far; None before the first that did not compile."""
+        return self._all.tokens / self._all.seconds if self._all.seconds > 0 else None
+
+
+@dataclass
+class _Window:
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def add(self, tokens: int, *, seconds: float) -> None:
+        self.steps += 1
+        self.tokens += tokens
+        self.seconds += seconds

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llmtrain.tracking.logs import reset_logging
+from llmtrain.tracking.sink_group import SinkGroup
+from llmtrain.tracking.sinks import JsonlSink, read_metrics
+
+RUN_INFO: dict[str, Any] = {"run_id": "r", "folder": Path(), "config": {}, "resumed_step": None}
+
+
+@pytest.fixture(autouse=True)
+def _plain_logging() -> None:
+    reset_logging()
+
+
+class RecordingSink:
+    """Keeps what it is told, in its own time."""
+
+    def __init__(self, *, delay_sec: float = 0.0) -> None:
+        self.started: list[Mapping[str, Any]] = []
+        self.logged: list[tuple[int, Mapping[str, float]]] = []
+        self.finished: list[Mapping[str, Any]] = []
+        self._delay_sec = delay_sec
+
+    def start(self, run_info: Mapping[str, Any]) -> None:
+        self.started.append(run_info)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        time.sleep(self._delay_sec)
+        self.logged.append((step, metrics))
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        self.finished.append(summary)
+
+
+class RaisingSink:
+    """Fails from `first_bad_step` on; None: at the start."""
+
+    def __init__(self, first_bad_step: int | None) -> None:
+        self.calls = 0
+        self._first_bad_step = first_bad_step
+
+    def start(self, run_info: Mapping[str, Any]) -> None:
+        if self._first_bad_step is None:
+            raise ConnectionError("the tracker is down")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.calls += 1
+        if self._first_bad_step is None or step >= self._first_bad_step:
+            raise ConnectionError("the tracker is down")
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        self.calls += 1
+
+
+class BlockedSink:
+    """Never comes back from the first step."""
+
+    def __init__(self) -> None:
+        self.release = threading.Event()
+
+    def start(self, run_info: Mapping[str, Any]) -> None:
+        return None
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.release.wait()
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        return None
+
+
+@pytest.fixture
+def blocked() -> Iterator[BlockedSink]:
+    sink = BlockedSink()
+    yield sink
+    sink.release.set()
+
+
+def test_a_good_sink_gets_everything_in_order() -> None:
+    sink = RecordingSink()
+    group = SinkGroup([sink])
+    figures = {"train/loss": 3.0}
+
+    group.start(RUN_INFO)
+    for step in range(1, 101):
+        figures["train/loss"] = 1.0 / step
+        group.log(step, figures)
+    group.finish({"state": "finished"})
+
+    assert sink.started == [RUN_INFO]
+    assert sink.logged == [(step, {"train/loss": 1.0 / step}) for step in range(1, 101)]
+    assert sink.finished == [{"state": "finished"}]
+    assert group.dropped == {}
+
+
+@pytest.mark.parametrize(("first_bad_step", "calls", "missed"), [(None, 0, 20), (4, 4, 17)])
+def test_a_sink_that_raises_is_named_once_and_turned_off(
+    first_bad_step: int | None, calls: int, missed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad, good = RaisingSink(first_bad_step), RecordingSink()
+    group = SinkGroup([bad, good])
+
+    group.start(RUN_INFO)
+    for step in range(1, 21):
+        group.log(step, {"train/loss": 1.0})
+    group.finish({})
+
+    assert bad.calls == calls
+    assert len(good.logged) == 20
+    assert len(good.finished) == 1
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    where = "start" if first_bad_step is None else "step 4"
+    assert warnings == [
+        f"RaisingSink failed at {where} and is off from here on; the run goes on "
+        "(ConnectionError: the tracker is down)",
+        f"RaisingSink missed {missed} of the run's lines of figures",
+    ]
+    assert group.dropped == {"RaisingSink": missed}
+
+
+def test_a_sink_that_blocks_forever_holds_up_neither_the_loop_nor_the_end(
+    blocked: BlockedSink, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    jsonl, good = JsonlSink(tmp_path / "metrics.jsonl"), RecordingSink()
+    group = SinkGroup([blocked, jsonl, good], queue_size=100, finish_timeout_sec=0.3)
+    group.start(RUN_INFO)
+
+    began = time.monotonic()
+    for step in range(1, 501):
+        group.log(step, {"train/loss": 1.0})
+        while len(good.logged) < step - 50:  # the good one is slower than this loop, and is not the matter here
+            time.sleep(0.001)
+    logging_sec = time.monotonic() - began
+    began = time.monotonic()
+    group.finish({})
+    finish_sec = time.monotonic() - began
+
+    assert logging_sec < 2
+    assert 0.25 < finish_sec < 1
+    assert group.dropped == {"BlockedSink": 500}
+    assert len(good.logged) == len(read_metrics(tmp_path / "metrics.jsonl")) == 500
+    assert len(good.finished) == 1
+    assert caplog.text.count("BlockedSink is too slow") == 1
+    assert "BlockedSink is still busy" in caplog.text
+    assert "BlockedSink missed 500 of" in caplog.text
+
+
+def test_a_slow_sink_misses_figures_and_the_count_is_right(caplog: pytest.LogCaptureFixture) -> None:
+    slow = RecordingSink(delay_sec=0.005)
+    group = SinkGroup([slow], queue_size=10)
+    group.start(RUN_INFO)
+
+    began = time.monotonic()
+    for step in range(1, 201):
+        group.log(step, {"train/loss": 1.0})
+    logging_sec = time.monotonic() - began
+    group.finish({})
+
+    assert logging_sec < 0.2
+    assert len(slow.finished) == 1
+    assert 5 <= len(slow.logged) < 100
+    assert group.dropped == {"RecordingSink": 200 - len(slow.logged)}
+    assert caplog.text.count("RecordingSink is too slow") == 1
+
+
+def test_bad_sinks_leave_the_loss_sequence_bit_for_bit_as_it_is(blocked: BlockedSink) -> None:
+    def train(group: SinkGroup) -> list[float]:
+        torch.manual_seed(1)
+        model = torch.nn.Linear(8, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        losses = []
+        group.start(RUN_INFO)
+        for step in range(1, 31):
+            loss = (model(torch.randn(4, 8)) - torch.rand(4, 1)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+            group.log(step, {"train/loss": loss.item()})
+        group.finish({})
+        return losses
+
+    alone = train(SinkGroup([]))
+    in_bad_company = train(
+        SinkGroup([RaisingSink(5), blocked, RecordingSink(delay_sec=0.01)], queue_size=3, finish_timeout_sec=0.1)
+    )
+
+    assert in_bad_company == alone
+    assert len(set(alone)) == 30
+
+
+def test_metrics_that_cannot_be_written_do_not_stop_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "run").write_text("a file where the folder should be")
+    group = SinkGroup([JsonlSink(tmp_path / "run" / "metrics.jsonl")])
+
+    group.start(RUN_INFO)
+    group.log(1, {"train/loss": 1.0})
+    group.finish({})
+
+    assert group.dropped == {"JsonlSink": 1}
+    assert "JsonlSink failed at start" in caplog.text
