@@ -31,7 +31,14 @@ class TrainerConfig(Section):
     def _one_of_each(self) -> TrainerConfig:
         limits = [name for name in ("max_steps", "max_epochs", "max_tokens") if getattr(self, name) is not None]
         if len(limits) > 1:
-            raise ValueError(f"give one of {', '.join(limits)}, not {len(limits)} of them")
+            raise ValueError(f"give one of {', '.join(limits)}, not {len(limits)} of them (null takes one out)")
+        at_once = self.micro_batch_size * (self.grad_accum_steps or 1)
+        if self.global_batch_size is not None and self.global_batch_size % at_once:
+            accumulation = f" × grad_accum_steps {self.grad_accum_steps}" if self.grad_accum_steps else ""
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is not a multiple of "
+                f"micro_batch_size {self.micro_batch_size}{accumulation} = {at_once}"
+            )
         return self
 
 

@@ -1,0 +1,52 @@
+"""What a verb hands back, and how it is written: one JSON document, or a short aligned table."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from typing import Any, NamedTuple
+
+
+class Outcome(NamedTuple):
+    """What a verb has to say: `document` with --json, `text` without."""
+
+    document: Any
+    text: str
+
+
+def json_document(document: Any) -> str:
+    """Strict JSON: what is not finite is null, and a path is text."""
+    return json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def table(result: Mapping[str, Any], rows: Sequence[tuple[str, str]]) -> str:
+    """The rows (label, key) that `result` has a value for, in two columns."""
+    shown = [(label, _show(result[key])) for label, key in rows if result.get(key) is not None]
+    width = max((len(label) for label, _ in shown), default=0)
+    return "\n".join(f"{label:<{width}}  {value}" for label, value in shown)
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return str(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    return str(value)
