@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-UV := $(shell command -v uv 2>/dev/null || echo $(VENV)-uv/bin/uv)
+UV := $(or $(shell command -v uv 2>/dev/null),$(VENV)-uv/bin/uv)
 RUN := $(BIN)/llmtrain
 LOCK_OPTIONS := --no-emit-index-url --no-annotate --no-header --python-version 3.11 --constraint constraints.txt
 
@@ -17,14 +17,16 @@ setup: install ## the environment, complete
 
 venv: $(BIN)/python ## an empty environment
 
-$(BIN)/python:
+$(BIN)/python: | $(UV)
 	@$(PYTHON) -c 'import sys; sys.exit("llmtrain needs Python 3.11 or newer, but $(PYTHON) is " + sys.version.split()[0] + "; name another: make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
-	@command -v $(UV) >/dev/null || { echo "getting uv"; $(PYTHON) -m venv $(VENV)-uv && $(VENV)-uv/bin/pip install -q uv; }
 	$(UV) venv -q --python $$(command -v $(PYTHON)) $(VENV)
+
+$(VENV)-uv/bin/uv:
+	$(PYTHON) -m venv $(VENV)-uv && $(VENV)-uv/bin/pip install -q uv
 
 install: $(VENV)/.installed ## the exact versions of requirements.lock, and llmtrain itself
 
-$(VENV)/.installed: requirements.lock pyproject.toml | $(BIN)/python
+$(VENV)/.installed: requirements.lock pyproject.toml | $(BIN)/python $(UV)
 	$(UV) pip install -q --python $(BIN)/python --require-hashes -r requirements.lock
 	$(UV) pip install -q --python $(BIN)/python --no-deps -e .
 	@touch $@
@@ -67,7 +69,7 @@ docs: install ## the manual, in site/
 	$(BIN)/python docs/generate.py
 	$(BIN)/mkdocs build --strict
 
-lock: ## work out requirements.lock and requirements.txt anew
+lock: | $(UV) ## work out requirements.lock and requirements.txt anew
 	$(UV) pip compile -q --universal --generate-hashes $(LOCK_OPTIONS) --group dev pyproject.toml -o requirements.lock
 	echo '# The plain way, pip install -r requirements.txt: llmtrain, and what it needs in the versions of requirements.lock.' \
 		> requirements.txt

@@ -19,7 +19,7 @@ from torch import nn
 
 from llmtrain.contracts import Batch
 from llmtrain.distributed.engine import Engine
-from llmtrain.tracking.metrics import VAL_LOSS
+from llmtrain.testing.faults import reach
 from llmtrain.training.optimizers import NamedOptimizer
 from llmtrain.training.plan import Schedule
 from llmtrain.training.report import Reporter
@@ -55,8 +55,9 @@ def fit(
             best = evaluated = False
             if evaluate is not None and schedule.evaluation_due(state):
                 with report.spent("evaluation"), stop.interrupts(when=model_can_stop_alone):
+                    reach("evaluation", step=state.step)
                     figures = evaluate()
-                best, evaluated = state.record_validation(figures[VAL_LOSS]), True
+                best, evaluated = state.record_validation(figures), True
                 report.evaluated(state, figures)
             if best or (schedule.save_due(state.step) and (evaluated or state.step > start_step)):
                 with report.spent("saving"):
@@ -68,10 +69,12 @@ def fit(
             micro_batches = _wait_for(batches, stop, report)
             with report.spent("step" if state.step > start_step else "compile"):
                 with stop.interrupts(when=model_can_stop_alone):
+                    reach("step", step=state.step)
                     seed_step(schedule.seed, state.step, engine.rank)
                     loss_sum, num_tokens = compute_gradients(
                         model, micro_batches, engine=engine, stop_requested=stop.requested
                     )
+                reach("update", step=state.step)
                 items = range(state.item, min(state.item + schedule.batch_size, schedule.end_item))
                 grad_norm = gradient_norm(optimizer)
                 refuse_non_finite(state.step + 1, loss_sum=loss_sum, grad_norm=grad_norm, items=items)
@@ -89,6 +92,7 @@ def fit(
                 seconds=time.perf_counter() - began,
                 due=state.step % schedule.log_every == 0 or state.step >= schedule.total_steps,
             )
+            reach("stepped", step=state.step)
     except StopRequested:
         log.warning("%s: saving step %d, then stopping", stop.received.name if stop.received else "a rank", state.step)
         with report.spent("saving"):
@@ -100,6 +104,7 @@ def _wait_for(batches: Iterator[list[Batch]], stop: StopSignal, report: Reporter
     """The next step's micro-batches; none if a signal came during the wait, which the step then makes known to all."""
     try:
         with report.spent("data"), stop.interrupts():
+            reach("data")
             return next(batches)
     except StopRequested:
         return []

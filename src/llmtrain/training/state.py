@@ -10,11 +10,13 @@ import dataclasses
 import math
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+
+from llmtrain.tracking.metrics import VAL_LOSS
 
 
 @dataclass
@@ -31,7 +33,8 @@ class RunState:
     """Step of the last evaluation, so that one that was interrupted is made up for, and none is made twice."""
     best_step: int | None = None
     best_val_loss: float | None = None
-    val_loss: float | None = None
+    validation: dict[str, float] = field(default_factory=dict)
+    """The last evaluation's figures by their names."""
     first_loss: float | None = None
     last_loss: float | None = None
 
@@ -45,10 +48,11 @@ class RunState:
         known = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
 
-    def record_validation(self, loss: float) -> bool:
+    def record_validation(self, figures: Mapping[str, float]) -> bool:
         """Note an evaluation at this step; whether it is the best so far. A loss that is no number never is."""
         self.evaluated_step = self.step
-        self.val_loss = loss
+        self.validation = dict(figures)
+        loss = figures[VAL_LOSS]
         better = math.isfinite(loss) and (self.best_val_loss is None or loss < self.best_val_loss)
         if better:
             self.best_val_loss, self.best_step = loss, self.step

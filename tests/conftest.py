@@ -1,0 +1,21 @@
+"""What tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from llmtrain.testing.ranks import RankPool
+
+# Set before torch is imported: two threads of the tests' own, and no network whatever a library would like.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Iterator[RankPool]:
+    """Two warm processes that talk over gloo."""
+    with RankPool(2) as pool:
+        yield pool
