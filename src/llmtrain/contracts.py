@@ -6,9 +6,10 @@ A model or a data source of the user's own need only meet these; nothing is regi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NotRequired, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypedDict
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IGNORE_INDEX = -100
 """A label that is not supervised."""

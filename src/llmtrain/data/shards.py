@@ -1,0 +1,155 @@
+"""Reading token shards: all shards of a source as one long stream of tokens, cut into windows.
+
+    shard 0: row group 0 | row group 1 | …   shard 1: row group 0 | …
+    tokens   0 … 999,983 | 999,984 …                                     token_start: where each row group begins
+    windows  |--- w ---|--- w + 1 ---|                                   may cross row groups and shards
+
+Cumulative token counts locate a token in O(log n) without touching a file. Row groups are decoded whole and the last
+ones used are kept, in the narrow integers of the file. Which files make a source, and whether they are what `prepare`
+wrote, is found out in sources.py; this module is imported by data workers and knows no manifest, config or torch.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from llmtrain.config.errors import ConfigError
+from llmtrain.data.order import Ints, SourceOrder
+
+TOKENS_COLUMN = "tokens"
+
+
+@dataclass(frozen=True, eq=False)
+class TokenStream:
+    """Where the tokens of a source lie: one entry for each row group, in reading order."""
+
+    paths: tuple[Path, ...]
+    shard: Ints
+    """[num_row_groups] index of the file in `paths`."""
+    row_group: Ints
+    """[num_row_groups] index inside its file."""
+    token_start: Ints
+    """[num_row_groups + 1] tokens before each row group, and in all."""
+
+    @classmethod
+    def of(cls, shards: Sequence[tuple[Path, Sequence[int]]]) -> TokenStream:
+        """From each file's path and the token counts of its row groups."""
+        counts = [np.asarray(row_groups, dtype=np.int64) for _, row_groups in shards]
+        return cls(
+            paths=tuple(path for path, _ in shards),
+            shard=np.repeat(np.arange(len(shards)), [len(row_groups) for row_groups in counts]),
+            row_group=np.concatenate([np.arange(len(row_groups)) for row_groups in counts]),
+            token_start=np.concatenate([[0], np.cumsum(np.concatenate(counts))]),
+        )
+
+    @property
+    def num_row_groups(self) -> int:
+        """Over all files."""
+        return len(self.row_group)
+
+    @property
+    def num_tokens(self) -> int:
+        """Over all files."""
+        return int(self.token_start[-1])
+
+    def find(self, token: Ints | int) -> Any:
+        """The row group that holds each of the tokens."""
+        return np.searchsorted(self.token_start, token, side="right") - 1
+
+    def decode(self, index: int) -> NDArray[Any]:
+        """All tokens of a row group, as the unsigned integers of the file.
+
+        Raises ConfigError when the file cannot be read or holds another number of tokens than it should.
+        """
+        path, row_group = self.paths[self.shard[index]], int(self.row_group[index])
+        expected = int(self.token_start[index + 1] - self.token_start[index])
+        remedy = "the shard is damaged or was changed; make the shards again with `llmtrain prepare CONFIG`"
+        try:
+            with pq.ParquetFile(path) as file:
+                column = file.read_row_group(row_group, columns=[TOKENS_COLUMN], use_threads=False).column(0)
+                tokens: NDArray[Any] = column.combine_chunks().flatten().to_numpy(zero_copy_only=True)
+        except (OSError, pa.ArrowException, IndexError) as error:
+            raise ConfigError(f"{path}: row group {row_group} cannot be read ({error}): {remedy}") from error
+        if len(tokens) != expected:
+            raise ConfigError(
+                f"{path}: row group {row_group} holds {len(tokens)} tokens, but {expected} are expected: {remedy}"
+            )
+        return tokens
+
+
+@dataclass(frozen=True, eq=False)
+class ShardWindows:
+    """The windows of a stream: a WindowSource."""
+
+    stream: TokenStream
+    seq_len: int
+
+    @property
+    def num_windows(self) -> int:
+        """Every token but the first is predicted once, so the last window may be short."""
+        return -(-(self.stream.num_tokens - 1) // self.seq_len)
+
+    def open(self, order: SourceOrder | None) -> ShardReader:
+        """A reader that keeps the row groups of all chunks that are open at the same time, so that none is read twice.
+
+        In one go (None) two are enough. A small source, which is shuffled as a whole, is kept as a whole.
+        """
+        if order is None:
+            return ShardReader(self, max_row_groups=2)
+        if order.is_small:
+            return ShardReader(self, max_row_groups=self.stream.num_row_groups)
+        bounds = order.chunk_starts() * self.seq_len
+        first = self.stream.find(bounds[:-1])
+        last = self.stream.find(np.minimum(bounds[1:], self.stream.num_tokens - 1))
+        widest = int((last - first).max()) + 1
+        return ShardReader(self, max_row_groups=order.shuffle_chunks * widest + 2)
+
+
+class ShardReader:
+    """Reads windows and keeps the `max_row_groups` row groups that were used last. Not to be shared between threads."""
+
+    def __init__(self, windows: ShardWindows, *, max_row_groups: int) -> None:
+        self.max_row_groups = max_row_groups
+        self.num_decoded = 0
+        """Row groups decoded so far."""
+        self._stream = windows.stream
+        self._seq_len = windows.seq_len
+        self._kept: OrderedDict[int, NDArray[Any]] = OrderedDict()
+
+    def read(self, windows: Ints, out: Ints) -> Ints:
+        """Fill each row of `out` [n, seq_len + 1] with a window; returns how many tokens it has, [n]."""
+        starts = windows * self._seq_len
+        lengths = np.minimum(self._seq_len + 1, self._stream.num_tokens - starts)
+        indices = self._stream.find(starts)
+        for row, start, length, index in zip(out, starts.tolist(), lengths.tolist(), indices.tolist(), strict=True):
+            self._copy(row[:length], start, index)
+        return lengths
+
+    def _copy(self, out: Ints, token: int, index: int) -> None:
+        """Fill `out` with the tokens from number `token` on, which lies in row group `index`."""
+        filled = 0
+        while filled < len(out):
+            offset = token + filled - int(self._stream.token_start[index])
+            piece = self._row_group(index)[offset : offset + len(out) - filled]
+            out[filled : filled + len(piece)] = piece
+            filled += len(piece)
+            index += 1
+
+    def _row_group(self, index: int) -> NDArray[Any]:
+        if index in self._kept:
+            self._kept.move_to_end(index)
+        else:
+            if len(self._kept) >= self.max_row_groups:
+                self._kept.popitem(last=False)
+            self._kept[index] = self._stream.decode(index)
+            self.num_decoded += 1
+        return self._kept[index]

@@ -1,0 +1,152 @@
+"""From the paths in a config to checked token shards: which files make a source, and are they what `prepare` wrote.
+
+A shard is read only if a manifest knows it and its size is the one that was written; a folder has to hold all the
+shards that its manifest names and no others, so that what an earlier run left behind never mixes in. Reading tokens is
+shards.py's.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from llmtrain.config.errors import ConfigError
+from llmtrain.data.manifest import Manifest, Shard, TokenizerRecord, find_manifest, read_manifest
+from llmtrain.data.shards import TokenStream
+
+PREPARE = "`llmtrain prepare CONFIG`"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSource:
+    """Token shards that are read one after the other, as one stream."""
+
+    name: str
+    """For messages: the paths as they were given."""
+    stream: TokenStream
+    num_bytes: int
+    """UTF-8 bytes of the text that the tokens were made from."""
+    tokenizer: TokenizerRecord
+    tokenizer_folder: Path
+    content_sha256: str
+    """Of the shards' hashes, in their order."""
+
+
+def open_source(paths: str | Sequence[str], *, key: str) -> ShardSource:
+    """The shards at `paths`: folders (recursive), files or globs. `key` is the config's, for messages.
+
+    Raises ConfigError when there are no shards, or they are not those that a manifest describes, or they were made with
+    different tokenizers, or hold fewer than two tokens.
+    """
+    paths = [paths] if isinstance(paths, str) else paths
+    found: dict[Path, Shard] = {}
+    tokenizers: list[tuple[str, TokenizerRecord, Path]] = []
+    for path in paths:
+        for folder, manifest, shards in _shards_at(path, key=key):
+            tokenizers.append((path, manifest.tokenizer, folder / manifest.tokenizer.path))
+            for shard in shards:
+                file = folder / shard.path
+                if file in found:
+                    raise ConfigError(f"{key}: {file} is named twice; its tokens would come twice in an epoch")
+                _check_size(file, shard)
+                found[file] = shard
+    name = ", ".join(paths)
+    first_path, tokenizer, tokenizer_folder = tokenizers[0]
+    for path, other, _ in tokenizers[1:]:
+        check_same_tokenizer(tokenizer, other, names=(first_path, path), key=key)
+    stream = TokenStream.of([(file, [group.tokens for group in shard.row_groups]) for file, shard in found.items()])
+    if stream.num_tokens < 2:
+        raise ConfigError(f"{key}: {name} holds {stream.num_tokens} tokens: there is nothing to predict; prepare more")
+    return ShardSource(
+        name=name,
+        stream=stream,
+        num_bytes=sum(shard.bytes for shard in found.values()),
+        tokenizer=tokenizer,
+        tokenizer_folder=tokenizer_folder,
+        content_sha256=sha256(" ".join(shard.sha256 for shard in found.values()).encode()).hexdigest(),
+    )
+
+
+def check_same_tokenizer(one: TokenizerRecord, other: TokenizerRecord, *, names: tuple[str, str], key: str) -> None:
+    """Raise ConfigError unless the two sources were made with the same tokenizer."""
+    if (one.sha256, one.vocab_size, one.eos_id) != (other.sha256, other.vocab_size, other.eos_id):
+        raise ConfigError(
+            f"{key}: {names[0]} and {names[1]} were made with different tokenizers (vocabularies of {one.vocab_size} "
+            f"and {other.vocab_size}): prepare one of them again with the tokenizer of the other"
+        )
+
+
+def _shards_at(path: str, *, key: str) -> Iterator[tuple[Path, Manifest, list[Shard]]]:
+    """For each manifest that covers `path`: its folder, itself, and those of its shards that `path` names."""
+    named = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) and not os.path.exists(path) else [path]
+    folders = [Path(os.path.abspath(entry)) for entry in named if os.path.isdir(entry)]
+    files = {Path(os.path.abspath(entry)) for entry in named if entry.endswith(".parquet") and os.path.isfile(entry)}
+    for folder in folders:
+        files.update(folder.rglob("*.parquet"))
+    owners = {folder: find_manifest(folder) for folder in {*folders, *(file.parent for file in files)}}
+    without = next((file for file in sorted(files) if owners[file.parent] is None), None)
+    if without is not None:
+        raise ConfigError(
+            f"{key}: {without} belongs to no manifest.json, so it is no complete output of `llmtrain prepare`: "
+            f"make the shards with {PREPARE}"
+        )
+    chosen: list[tuple[Path, Manifest, list[Shard]]] = []
+    for owner in sorted({owner for owner in owners.values() if owner is not None}):
+        manifest = read_manifest(owner)
+        shards = _chosen_shards(owner, manifest, path=path, folders=folders, files=files, key=key)
+        _check_strangers(owner, manifest, [file for file in files if owners[file.parent] == owner])
+        if shards:
+            chosen.append((owner, manifest, shards))
+    if not chosen:
+        raise ConfigError(f"{key}: there are no token shards at {path}: make them with {PREPARE}, or correct the path")
+    yield from chosen
+
+
+def _chosen_shards(
+    owner: Path, manifest: Manifest, *, path: str, folders: list[Path], files: set[Path], key: str
+) -> list[Shard]:
+    """Those of the manifest's shards that are in the folders or among the files, in the manifest's order."""
+    chosen: list[Shard] = []
+    splits: set[str] = set()
+    for name, split in manifest.splits.items():
+        for shard in split.shards:
+            file = owner / shard.path
+            if file in files or any(folder in file.parents for folder in folders):
+                chosen.append(shard)
+                splits.add(name)
+    if len(splits) > 1:
+        raise ConfigError(
+            f"{key}: {path} holds the splits {' and '.join(sorted(splits))}, which must not be mixed: "
+            f"name one of them, such as {os.path.join(path, key.rsplit('.', 1)[-1])}"
+        )
+    return chosen
+
+
+def _check_strangers(owner: Path, manifest: Manifest, files: list[Path]) -> None:
+    known = {owner / shard.path for split in manifest.splits.values() for shard in split.shards}
+    strangers = sorted(set(files) - known)
+    if strangers:
+        more = f" (and {len(strangers) - 1} more)" if len(strangers) > 1 else ""
+        raise ConfigError(
+            f"{strangers[0]}{more} is not in {owner / 'manifest.json'}: left over from an earlier run, or put there by "
+            f"hand. Remove it, or make the shards again with {PREPARE}"
+        )
+
+
+def _check_size(file: Path, shard: Shard) -> None:
+    try:
+        size = file.stat().st_size
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: the manifest names this shard, but it is missing: make it with {PREPARE}") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from error
+    if size != shard.size:
+        what = "is empty" if size == 0 else f"has {size} bytes"
+        raise ConfigError(
+            f"{file}: {what}, but the manifest says {shard.size}: it was cut off or changed. "
+            f"Copy it again, or make it with {PREPARE}"
+        )
