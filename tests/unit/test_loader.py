@@ -190,13 +190,16 @@ if __name__ == "__main__":
 )
 def test_workers_end_with_their_parent_however_it_ends(num_workers: int, ending: str, exit_code: int) -> None:
     script = SCRIPT.format(num_workers=num_workers, ending=ending)
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
     # Workers inherit the pipe: it ends when the last of them has.
-    output, _ = process.communicate(timeout=20)
-    assert output == "1 2\n"
-    assert process.returncode == exit_code
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert (done.stdout, done.returncode) == ("1 2\n", exit_code)
 
 
 def test_what_a_worker_imports_holds_no_torch() -> None:
