@@ -27,7 +27,7 @@ $(VENV)-uv/bin/uv:
 install: $(VENV)/.installed ## the exact versions of requirements.lock, and llmtrain itself
 
 $(VENV)/.installed: requirements.lock pyproject.toml | $(BIN)/python $(UV)
-	$(UV) pip install -q --python $(BIN)/python --require-hashes -r requirements.lock
+	$(UV) pip install -q --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
 	$(UV) pip install -q --python $(BIN)/python --no-deps -e .
 	@touch $@
 

@@ -8,10 +8,20 @@ from collections.abc import Iterator
 import pytest
 
 from llmtrain.testing.ranks import RankPool
+from llmtrain.tracking import terminal
+from llmtrain.tracking.logs import reset_logging
 
 # Set before torch is imported: two threads of the tests' own, and no network whatever a library would like.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(autouse=True)
+def fresh_logging() -> Iterator[None]:
+    """No test logs to another test's files or terminal."""
+    yield
+    reset_logging()
+    terminal.forget_console()
 
 
 @pytest.fixture(scope="session")

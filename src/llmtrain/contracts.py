@@ -23,7 +23,7 @@ class Batch(TypedDict):
     labels: Tensor
     """[b, t] int64; IGNORE_INDEX where the token is not supervised."""
     document_ids: NotRequired[Tensor]
-    """[b, t] int32; positions attend only to positions of the same number in their row. Absent: a row is one document."""
+    """[b, t] int32; a position attends only to those of its own number in the row. Absent: a row is one document."""
 
 
 class Model(Protocol):

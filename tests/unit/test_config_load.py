@@ -280,7 +280,7 @@ def test_escaped_text_comes_back_as_it_was(text: str) -> None:
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1)
 
 
-@given(name=TEXT, notes=st.none() | TEXT, tags=st.lists(TEXT, max_size=3), lr=st.floats(1e-12, 10))
+@given(name=TEXT, notes=st.none() | TEXT, tags=st.lists(TEXT, max_size=3), lr=st.floats(1e-12, 0.999))
 def test_yaml_comes_back_as_the_same_config(
     name: str, notes: str | None, tags: list[str], lr: float, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

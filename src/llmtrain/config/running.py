@@ -34,4 +34,8 @@ class LoggingConfig(Section):
 
 class OutputConfig(Section):
     root_dir: str = opt("runs", "Folder of all runs.")
-    run_id: str | None = opt(None, "Name of the run's folder; made from time, git and name when not given.")
+    run_id: str | None = opt(
+        None,
+        "Name of the run's folder; made from time, git and name when not given.",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+    )

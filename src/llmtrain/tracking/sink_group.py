@@ -13,15 +13,32 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from llmtrain.tracking.sinks import JsonlSink
+from llmtrain.tracking.redaction import redact
+from llmtrain.tracking.sinks import JsonlSink, TensorBoardSink
 
 if TYPE_CHECKING:
+    from llmtrain.config.running import TrackingConfig
     from llmtrain.contracts import MetricSink
 
 log = logging.getLogger("llmtrain.tracking")
+
+
+def start_sinks(
+    tracking: TrackingConfig, *, run: Path, config: Mapping[str, Any], resumed_step: int | None, is_main: bool
+) -> SinkGroup:
+    """The sinks that `tracking` asks for, started; none on the ranks that write nothing. Secrets are redacted."""
+    sinks: list[MetricSink] = []
+    if is_main:
+        sinks.append(JsonlSink(run / "metrics.jsonl"))
+        if tracking.tensorboard.enabled:
+            sinks.append(TensorBoardSink(run / "tensorboard"))
+    group = SinkGroup(sinks)
+    group.start({"run_id": run.name, "folder": run, "config": redact(config), "resumed_step": resumed_step})
+    return group
 
 
 class SinkGroup:

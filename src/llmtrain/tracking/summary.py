@@ -7,9 +7,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llmtrain.tracking.sinks import json_figures
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,12 @@ class ParameterCount:
 
     total: int
     trainable: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> ParameterCount:
+        """Those of `model`."""
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+        return cls(total=sum(n for n, _ in sizes), trainable=sum(n for n, trains in sizes if trains))
 
 
 @dataclass(frozen=True, kw_only=True)

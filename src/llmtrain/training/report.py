@@ -13,6 +13,7 @@ from typing import Literal
 from llmtrain.contracts import Batch, MetricSink
 from llmtrain.tracking import metrics as names
 from llmtrain.tracking.progress import Progress
+from llmtrain.tracking.summary import ParameterCount, RunSummary
 from llmtrain.tracking.system import model_flops_utilisation
 from llmtrain.tracking.times import Activity, Throughput, TimeBook
 from llmtrain.training.state import RunState
@@ -31,7 +32,6 @@ class Reporter:
         *,
         sinks: MetricSink,
         progress: Progress,
-        times: TimeBook,
         items_per_epoch: int,
         flops_per_token: float,
         peak_flops: float | None,
@@ -41,8 +41,8 @@ class Reporter:
     ) -> None:
         self._sinks = sinks
         self._progress = progress
-        self._times = times
-        self.throughput = Throughput(times)
+        self._times = TimeBook()
+        self._throughput = Throughput(self._times)
         self._items_per_epoch = items_per_epoch
         self._flops_per_token = flops_per_token
         self._peak_flops = peak_flops
@@ -77,7 +77,7 @@ class Reporter:
         loss = loss_sum / max(1, num_tokens)
         state.first_loss = loss if state.first_loss is None else state.first_loss
         state.last_loss = loss
-        self.throughput.add(num_tokens)
+        self._throughput.add(num_tokens)
         for total in (self._window, self._epoch):
             total.add(loss_sum, num_tokens)
         self._describe_batch(state.step, micro_batches, loss=loss, seconds=seconds)
@@ -95,6 +95,35 @@ class Reporter:
         best = "  (the best so far)" if state.best_step == state.step else ""
         log.info("step %d  %s%s", state.step, names.describe(figures), best)
 
+    def summary(
+        self,
+        state: RunState,
+        outcome: Literal["finished", "preempted", "failed"],
+        *,
+        parameters: ParameterCount,
+        peak_memory_bytes: int,
+        resumed_step: int | None,
+    ) -> RunSummary:
+        """What the run came to so far."""
+        spent = self._times.summary()
+        return RunSummary(
+            state=outcome,
+            steps=state.step,
+            resumed_from_step=resumed_step,
+            world_size=self._num_devices,
+            tokens=state.tokens,
+            seconds=spent.wall_sec,
+            tokens_per_sec=self._throughput.tokens_per_sec(),
+            first_loss=state.first_loss,
+            last_loss=state.last_loss,
+            best_val_loss=state.best_val_loss,
+            val_loss=state.validation.get(names.VAL_LOSS),
+            parameters=parameters,
+            peak_memory_bytes=peak_memory_bytes,
+            goodput=spent.goodput,
+            time_spent=spent.seconds,
+        )
+
     def _figures(self, state: RunState, *, grad_norm: float, lr: float) -> dict[str, float]:
         figures = {
             names.TRAIN_LOSS: self._window.mean,
@@ -102,7 +131,7 @@ class Reporter:
             names.TRAIN_EPOCH: state.item / self._items_per_epoch,
             names.TRAIN_GRAD_NORM: grad_norm,
             names.TRAIN_TOKENS_TOTAL: float(state.tokens),
-            **self.throughput.next_window(),
+            **self._throughput.next_window(),
         }
         if (speed := figures.get(names.TRAIN_TOKENS_PER_SEC)) is not None:
             mfu = model_flops_utilisation(

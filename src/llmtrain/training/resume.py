@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.config.errors import ConfigError
+from llmtrain.config.model import DecoderConfig
 from llmtrain.training.checkpoint import CheckpointError, newest_good, verify
 from llmtrain.training.runs import find_run
 
@@ -59,6 +60,14 @@ def checkpoint_of(origin: Origin) -> Path:
 
 Identity = Mapping[str, Mapping[str, Any]]
 """What must not change while a run goes on: values by section (model, data), then key."""
+
+
+def identity_of(model: DecoderConfig, *, vocab_size: int, seed: int, seq_len: int, fingerprint: str) -> Identity:
+    """With another model the tensors differ; with another seed, length or data the items do."""
+    return {
+        "model": {**model.model_dump(mode="json"), "vocab_size": vocab_size},
+        "data": {"seed": seed, "seq_len": seq_len, "fingerprint": fingerprint},
+    }
 
 
 def refuse_another_run(then: Identity, now: Identity, *, where: Path) -> None:

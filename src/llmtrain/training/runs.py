@@ -23,7 +23,7 @@ from llmtrain.tracking.summary import write_json
 
 
 def start_run(about: RunConfig, output: OutputConfig, *, resolved: Mapping[str, Any]) -> Path:
-    """The folder of a new run, with its meta.json. Raises ConfigError if it cannot be made.
+    """Make the folder of a new run, with its meta.json. Raises ConfigError if it cannot be made.
 
     `resolved`: every `auto` of the config as this start decided it.
     """
