@@ -1,0 +1,111 @@
+"""Fault injection: named points in the program at which a test lets the process die, fail, wait or be told to stop.
+
+    LLMTRAIN_FAULTS="kill@after-rename:2, sleep@model-written:0.5"
+
+Each wish is ACTION@POINT, followed by options behind colons:
+
+    kill            SIGKILL to this process: nothing is flushed, no handler runs
+    term            SIGTERM to this process, as a scheduler sends it before it takes the machine away
+    raise           raises FaultInjected; with the name of an errno (`raise@temp-made:EROFS`) that OSError instead
+    sleep           waits as many seconds as its first option says (`sleep@before-latest:0.5`)
+    a whole number  only the so-manieth time that the point is reached (for `sleep` it follows the seconds)
+    NAME=VALUE      only where the caller of `reach` gave that detail (`kill@after-rename:step=500`)
+
+Without a number a wish comes true each time. The points of a checkpoint's save are listed in docs/checkpoints.md. This
+module imports nothing else of llmtrain, so anything may call it; unless the variable is set a call costs a microsecond.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+VARIABLE = "LLMTRAIN_FAULTS"
+_ACTIONS = ("kill", "raise", "sleep", "term")
+_times_met: Counter[tuple[str, int]] = Counter()
+
+
+class FaultInjected(RuntimeError):
+    """What `raise` raises when no errno is named."""
+
+
+@dataclass(frozen=True)
+class _Fault:
+    action: str
+    point: str
+    nth: int | None = None
+    seconds: float = 0.0
+    errno_name: str | None = None
+    details: dict[str, str] = field(default_factory=dict)
+
+
+def reach(point: str, **context: object) -> None:
+    """Say that the program is at `point`. Does nothing unless LLMTRAIN_FAULTS wishes for something here.
+
+    `context` holds details that a wish can ask for, such as the step. Raises ValueError for a wish that cannot be read.
+    """
+    wishes = os.environ.get(VARIABLE)
+    if not wishes:
+        return
+    for index, fault in enumerate(_parse(wishes)):
+        if fault.point != point or any(str(context.get(name)) != value for name, value in fault.details.items()):
+            continue
+        _times_met[wishes, index] += 1
+        if fault.nth is None or fault.nth == _times_met[wishes, index]:
+            _come_true(fault)
+
+
+def forget() -> None:
+    """Count from zero again how often each point was reached."""
+    _times_met.clear()
+
+
+def _come_true(fault: _Fault) -> None:
+    if fault.action == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif fault.action == "term":
+        os.kill(os.getpid(), signal.SIGTERM)
+    elif fault.action == "sleep":
+        time.sleep(fault.seconds)
+    elif fault.errno_name is not None:
+        number = getattr(errno, fault.errno_name)
+        raise OSError(number, os.strerror(number))
+    else:
+        raise FaultInjected(f"fault injected at {fault.point}")
+
+
+@lru_cache(maxsize=16)
+def _parse(wishes: str) -> tuple[_Fault, ...]:
+    return tuple(_parse_one(wish.strip()) for wish in wishes.split(",") if wish.strip())
+
+
+def _parse_one(wish: str) -> _Fault:
+    head, *options = wish.split(":")
+    action, at, point = head.partition("@")
+    if action not in _ACTIONS or not at or not point:
+        raise ValueError(f"{VARIABLE}: {wish!r} is not ACTION@POINT with an action of {', '.join(_ACTIONS)}")
+    seconds = 0.0
+    if action == "sleep":
+        try:
+            seconds = float(options.pop(0))
+        except (IndexError, ValueError):
+            raise ValueError(f"{VARIABLE}: {wish!r} does not say how many seconds, as in sleep@{point}:0.5") from None
+    nth: int | None = None
+    errno_name: str | None = None
+    details: dict[str, str] = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if equals:
+            details[name] = value
+        elif option.isdigit():
+            nth = int(option)
+        elif action == "raise" and option in errno.errorcode.values():
+            errno_name = option
+        else:
+            raise ValueError(f"{VARIABLE}: {option!r} in {wish!r} is no number, no NAME=VALUE and no errno of raise")
+    return _Fault(action, point, nth=nth, seconds=seconds, errno_name=errno_name, details=details)
