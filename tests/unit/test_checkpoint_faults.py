@@ -97,7 +97,7 @@ def test_a_wish_that_cannot_be_read_is_said(wish: str, part: str, monkeypatch: p
 def test_the_manual_lists_just_the_points_that_a_save_passes() -> None:
     package = Path(faults.__file__).parents[1]
     sources = "".join(path.read_text(encoding="utf-8") for path in package.glob("training/checkpoint*.py"))
-    reached = {point for point in re.findall(r'reach\(f?"([^"{]+)"', sources)}
+    reached = set(re.findall(r'reach\(f?"([^"{]+)"', sources))
     reached |= {f"{when}-{link}" for when in ("before", "after") for link in ("latest", "best", "final")}
     manual = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"`([a-z-]+)`", manual.split("in order:")[1]))
