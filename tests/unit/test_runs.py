@@ -1,11 +1,13 @@
 """Run folders: made once, found by id, folder, checkpoint or `latest`."""
 
+import multiprocessing
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 
 from llmtrain.config.errors import ConfigError
-from llmtrain.training.runs import create_run, find_model, find_run, link_model
+from llmtrain.training.runs import create_run, find_model, find_run, link_model, locked
 
 
 def make_run(root: Path, run_id: str, *steps: int) -> Path:
@@ -70,3 +72,24 @@ def test_a_run_means_its_best_model_else_its_final_else_its_latest(tmp_path: Pat
     assert find_model(str(checkpoints / "step_000002" / "model"), tmp_path) == checkpoints / "step_000002" / "model"
     link_model(run)
     assert (run / "model").resolve() == checkpoints / "step_000001" / "model"
+
+
+def hold_the_lock(run: Path, held: Event, release: Event) -> None:
+    with locked(run):
+        held.set()
+        release.wait(30)
+
+
+def test_two_processes_cannot_train_in_one_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "one")
+    context = multiprocessing.get_context("fork")
+    held, release = context.Event(), context.Event()
+    other = context.Process(target=hold_the_lock, args=(run, held, release))
+    other.start()
+    assert held.wait(30)
+    with pytest.raises(ConfigError, match="is being trained by another process"), locked(run):
+        pass
+    release.set()
+    other.join()
+    with locked(run):
+        pass

@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llmtrain._version import __version__
+from llmtrain.config.errors import RunError
 from llmtrain.testing.faults import reach
 
 FORMAT_VERSION = 1
@@ -63,7 +64,7 @@ WriteModel = Callable[[Path, Mapping[str, Tensor]], None]
 """Writes model files into an existing, empty folder. Must keep no tensor that it got: the next save overwrites them."""
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunError):
     """A checkpoint cannot be written, or is not what was written. One message, meant for the user."""
 
 

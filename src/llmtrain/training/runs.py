@@ -9,9 +9,11 @@ What a checkpoint folder holds is in `checkpoint`.
 from __future__ import annotations
 
 import difflib
+import fcntl
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,20 @@ def find_run(ref: str, root: Path) -> tuple[Path, Path | None]:
         raise ConfigError(f"there is no run {ref!r}: {root.absolute()} has no runs")
     near = difflib.get_close_matches(ref, runs, n=1) or [runs[-1]]
     raise ConfigError(f"there is no run {ref!r} in {root.absolute()}; did you mean {near[0]!r}?")
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Keep other processes from training in `run` meanwhile. Raises ConfigError if one does already.
+
+    The lock is the process's (POSIX), so it ends with it however it ends, and a forked child does not hold it.
+    """
+    with (run / ".lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"{run} is being trained by another process: wait for it, or stop it") from None
+        yield
 
 
 def is_run(folder: Path) -> bool:

@@ -1,0 +1,215 @@
+"""A run that is stopped and resumed ends as one never stopped: every bit of its weights, every line of figures.
+
+The stop is a real signal, sent at a chosen step; kills of a real process are at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmtrain.config.errors import ConfigError, Preempted
+from llmtrain.config.load import load_config
+from llmtrain.data.tokens import TokenData, open_training_data
+from llmtrain.recipes.train import train
+from llmtrain.testing.tiny_run import weight_hash
+from llmtrain.tracking.metrics import TRAIN_LOSS
+from llmtrain.training import loop
+from llmtrain.training.checkpoint import verify
+
+
+def train_run(config_file: Path, *overrides: str, run_id: str) -> Path:
+    loaded = load_config(str(config_file), [*overrides, f"output.run_id={run_id}"])
+    return Path(train(loaded)["run"])
+
+
+def losses(run: Path) -> dict[int, float]:
+    """Step → training loss, as metrics.jsonl has them; each step once."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = [(line["step"], line[TRAIN_LOSS]) for line in lines if TRAIN_LOSS in line]
+    assert len(dict(found)) == len(found), "a step stands twice in metrics.jsonl"
+    return dict(found)
+
+
+def validations(run: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["val/loss"]) for line in lines if "val/loss" in line]
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """SIGTERM to this process as soon as `step` steps are done."""
+    monkeypatch.setenv("LLMTRAIN_FAULTS", f"term@stepped:step={step}")
+
+
+def steps_per_epoch(config_file: Path) -> int:
+    config = load_config(str(config_file)).config
+    return -(-open_training_data(config.data, seed=7).items_per_epoch // 64)
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, Path]:
+    """`run`: the folder of a run that nobody stopped, once a test has made it."""
+    return {}
+
+
+@pytest.mark.parametrize("step", [1, 10, 13, 29])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_is_bit_identical(
+    config_file: Path, step: int, workers: int, whole: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "run" not in whole:
+        whole["run"] = train_run(config_file, run_id="whole")
+    stop_after(monkeypatch, step)
+    with pytest.raises(Preempted, match=f"step {step} is saved") as stopped:
+        train_run(config_file, f"data.num_workers={workers}", run_id="stopped")
+    assert stopped.value.exit_code == 75
+    run = config_file.parent / "runs" / "stopped"
+    result = train(None, resume=str(run))
+    assert result["resumed_from_step"] == step
+    assert weight_hash(run) == weight_hash(whole["run"])
+    assert losses(run) == losses(whole["run"])
+    assert validations(run) == validations(whole["run"])
+
+
+@pytest.mark.parametrize("distance", [-1, 0, 1])
+def test_resume_at_the_edge_of_an_epoch(config_file: Path, distance: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    edge = steps_per_epoch(config_file)
+    overrides = ["trainer.micro_batch_size=64", f"trainer.max_steps={edge + 4}", "trainer.eval_every_steps=1000"]
+    complete = train_run(config_file, *overrides, run_id="whole")
+    stop_after(monkeypatch, edge + distance)
+    with pytest.raises(Preempted):
+        train_run(config_file, *overrides, run_id="stopped")
+    run = config_file.parent / "runs" / "stopped"
+    train(None, resume=str(run))
+    assert weight_hash(run) == weight_hash(complete)
+    assert losses(run) == losses(complete)
+
+
+def test_an_epoch_uses_each_token_once_even_when_it_is_resumed(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ["trainer.micro_batch_size=64", "trainer.max_steps=null", "trainer.max_epochs=1"]
+    complete = train(load_config(str(config_file), [*overrides, "output.run_id=whole"]))
+    stop_after(monkeypatch, 3)
+    with pytest.raises(Preempted):
+        train_run(config_file, *overrides, run_id="stopped")
+    resumed = train(None, resume=str(config_file.parent / "runs" / "stopped"))
+    manifest = json.loads((Path(load_config(str(config_file)).config.prepare.output) / "manifest.json").read_text())  # type: ignore[union-attr]
+    tokens = sum(shard["tokens"] for shard in manifest["splits"]["train"]["shards"])
+    assert complete["tokens"] == resumed["tokens"] == tokens - 1
+
+
+def test_a_different_batch_size_loses_and_repeats_no_item(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_after(monkeypatch, 5)
+    with pytest.raises(Preempted):
+        train_run(config_file, run_id="stopped")
+    run = config_file.parent / "runs" / "stopped"
+    taken: list[tuple[int, int]] = []
+    refuse = loop.refuse_non_finite
+
+    def note(step: int, *, items: range, **rest: Any) -> None:
+        taken.append((items.start, items.stop))
+        refuse(step, items=items, **rest)
+
+    monkeypatch.setattr(loop, "refuse_non_finite", note)
+    train(None, resume=str(run), overrides=["trainer.micro_batch_size=8", "trainer.max_steps=8"])
+    assert taken == [(20, 28), (28, 36), (36, 44)]
+
+
+@pytest.mark.parametrize("point", ["evaluation", "data:11", "step:11", "update:10", "before-copy", "after-copy"])
+def test_a_signal_anywhere_saves_the_step_once_and_what_it_cut_off_is_made_up_for(
+    config_file: Path, point: str, whole: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "run" not in whole:
+        whole["run"] = train_run(config_file, run_id="whole")
+    monkeypatch.setenv("LLMTRAIN_FAULTS", f"term@{point}" if ":" in point else f"term@{point}:1")
+    with pytest.raises(Preempted, match="step 10 is saved"):
+        train_run(config_file, run_id="stopped")
+    run = config_file.parent / "runs" / "stopped"
+    assert sorted(path.name for path in (run / "checkpoints").glob("step_*")) == ["step_000010"]
+    verify(run / "checkpoints" / "step_000010")
+    monkeypatch.delenv("LLMTRAIN_FAULTS")
+    train(None, resume=str(run))
+    assert weight_hash(run) == weight_hash(whole["run"])
+    assert validations(run) == validations(whole["run"])
+
+
+def test_a_signal_during_a_long_wait_for_data_is_heard_at_once(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = TokenData.batches
+
+    def stuck(self: TokenData, **rest: Any) -> Any:
+        for step, micro_batches in enumerate(batches(self, **rest)):
+            if step == 4:
+                threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+                time.sleep(60)
+            yield micro_batches
+
+    monkeypatch.setattr(TokenData, "batches", stuck)
+    began = time.monotonic()
+    with pytest.raises(Preempted, match="step 4 is saved"):
+        train_run(config_file, run_id="stuck")
+    assert time.monotonic() - began < 30
+    verify(config_file.parent / "runs" / "stuck" / "checkpoints" / "step_000004")
+
+
+def test_another_model_or_other_data_is_refused(config_file: Path) -> None:
+    run = train_run(config_file, "trainer.max_steps=3", run_id="small")
+    with pytest.raises(ConfigError, match=r"made with another model \(num_layers 2 → 3\)"):
+        train(load_config(str(config_file), ["model.num_layers=3"]), resume=str(run))
+    with pytest.raises(ConfigError, match=r"made with another data \(seq_len 32 → 16\)"):
+        train(load_config(str(config_file), ["data.seq_len=16"]), resume=str(run))
+
+
+def test_a_damaged_checkpoint_is_passed_over(config_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = train_run(config_file, run_id="damaged")
+    weights = run / "checkpoints" / "step_000030" / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    result = train(None, resume=str(run))
+    assert result["resumed_from_step"] == 20
+    assert "step_000030" in (run / "logs" / "train.log").read_text()
+    verify(run / "checkpoints" / "step_000030")
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_cost_nothing_but_time(config_file: Path) -> None:
+    complete = train_run(config_file, "trainer.max_steps=400", "trainer.save_every_steps=7", run_id="whole")
+    moments = random.Random(3)
+    run = config_file.parent / "runs" / "killed"
+    arguments = [str(config_file), "trainer.max_steps=400", "trainer.save_every_steps=7", "output.run_id=killed"]
+    kills = 0
+    while kills < 10:
+        has_checkpoint = (run / "checkpoints" / "latest").exists()
+        words = ["--resume", str(run), *arguments[1:]] if has_checkpoint else arguments
+        process = subprocess.Popen([sys.executable, "-m", "llmtrain", "train", *words], stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 60
+        before = (run / "metrics.jsonl").stat().st_size if has_checkpoint else 0
+        while time.monotonic() < deadline and process.poll() is None:
+            size = (run / "metrics.jsonl").stat().st_size if (run / "metrics.jsonl").exists() else 0
+            if size != before and (run / "checkpoints" / "latest").exists():
+                break
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.4))
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.wait()
+        kills += 1
+    result = train(None, resume=str(run))
+    assert kills >= 5, "the run was over before it could be killed often enough"
+    assert result["steps"] == 400
+    assert weight_hash(run) == weight_hash(complete)
+    assert losses(run) == losses(complete)
