@@ -24,6 +24,9 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 SPLITS = ("train", "val")
 
+TokenDtype = Literal["uint8", "uint16", "uint32"]
+"""The narrowest unsigned integer that holds the vocabulary."""
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -119,7 +122,7 @@ class Manifest(_Record):
     """The `prepare` section with its defaults, without input, output and num_workers."""
     inputs: tuple[InputRecord, ...]
     tokenizer: TokenizerRecord
-    token_dtype: Literal["uint8", "uint16", "uint32"]
+    token_dtype: TokenDtype
     counts: Counts
     splits: dict[str, Split]
     """By name: train, and val where documents are held out."""

@@ -1,0 +1,135 @@
+"""The output folder: one process at a time makes it, and it changes from old to new as a whole.
+
+data/.stdlib.lock       held (flock) by the process that prepares; stays, empty, afterwards
+data/.stdlib.partial/   what is being made; left by a killed process, cleared by the next
+data/.stdlib.old/       the folder that is being replaced, for the moment between two renames
+data/stdlib/            always complete
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llmtrain.config.errors import ConfigError
+from llmtrain.data.manifest import MANIFEST_NAME
+
+logger = logging.getLogger("llmtrain.prepare")
+
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_OURS = re.compile(r"manifest\.json(\.tmp)?|tokenizer/.+|(train|val)/(.+/)?shard_\d{5,}\.parquet|(.+/)?\.DS_Store")
+
+
+def resolve_output(output: str) -> Path:
+    """The real folder behind `output` (a link may stand for it)."""
+    return Path(os.path.realpath(os.path.expanduser(output)))
+
+
+@contextmanager
+def output_lock(output: Path) -> Iterator[None]:
+    """Hold the lock of `output`; waits while another process holds it. Raises ConfigError when it cannot be written.
+
+    The system lets go of the lock when its holder dies, however it dies.
+    """
+    path = _sibling(output, "lock")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise _unwritable(output, error) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("%s: another process is preparing it; waiting until it is done", output)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        old = _sibling(output, "old")
+        if old.exists() and not output.exists():
+            old.rename(output)  # a process was killed between the two renames of `_replace`
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def staged_output(output: Path) -> Iterator[Path]:
+    """A new, empty folder that takes the place of `output` when the block ends well, and vanishes when it does not.
+
+    Call it under `output_lock`. Raises ConfigError when `output` holds files that were not made by `prepare`, or cannot
+    be written or replaced.
+    """
+    partial, old = _sibling(output, "partial"), _sibling(output, "old")
+    try:
+        _refuse_foreign_files(output)
+        for leftover in (partial, old):
+            if leftover.exists():
+                shutil.rmtree(leftover)
+        partial.mkdir()
+    except OSError as error:
+        raise _unwritable(output, error) from error
+    try:
+        yield partial
+        for folder, _, names in os.walk(partial):
+            for name in names:
+                _sync(os.path.join(folder, name))
+            _sync(folder)
+        _replace(output, partial=partial, old=old)
+    except OSError as error:
+        if error.errno not in _WRITE_ERRORS:
+            raise
+        raise _unwritable(output, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sibling(output: Path, kind: str) -> Path:
+    return output.parent / f".{output.name}.{kind}"
+
+
+def _replace(output: Path, *, partial: Path, old: Path) -> None:
+    if output.exists():
+        output.rename(old)
+    partial.rename(output)
+    _sync(output.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _refuse_foreign_files(output: Path) -> None:
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise ConfigError(f"prepare.output: {output}: is a file; name a folder")
+    if os.path.ismount(output):
+        raise ConfigError(f"prepare.output: {output}: is a mount point and cannot be replaced; name a folder inside it")
+    files = sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if not path.is_dir())
+    foreign = [name for name in files if not _OURS.fullmatch(name)]
+    if files and MANIFEST_NAME not in files:
+        foreign = files
+    if foreign:
+        raise ConfigError(
+            f"prepare.output: {output}: holds files that prepare did not make ({', '.join(foreign[:3])}"
+            f"{', …' if len(foreign) > 3 else ''}), and would be replaced as a whole: name another folder, or move them"
+        )
+
+
+def _sync(path: str | os.PathLike[str]) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unwritable(output: Path, error: OSError) -> ConfigError:
+    where = error.filename or output
+    return ConfigError(
+        f"prepare.output: {output}: cannot be written ({where}: {error.strerror or error}); "
+        "free or change the place, or name another folder"
+    )

@@ -1,0 +1,54 @@
+"""How far a stage of the preparation is: calls back while it runs, and logs its speed at the end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+logger = logging.getLogger("llmtrain.prepare")
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage (read, tokenizer, encode) and its bytes of text, done and in all."""
+
+_SECONDS_BETWEEN_CALLS = 0.1
+
+
+class Stage:
+    """One stage; `with Stage("read", total=..., progress=...) as stage:` and `stage.advance(bytes)` in it."""
+
+    def __init__(self, name: str, *, total: int, progress: Progress | None) -> None:
+        self._name = name
+        self._total = total
+        self._progress = progress
+        self._done = 0
+        self._start = time.perf_counter()
+        self._last_call = self._start
+        self.seconds = 0.0
+        """Set at the end."""
+
+    def __enter__(self) -> Stage:
+        if self._progress is not None:
+            self._progress(self._name, 0, self._total)
+        return self
+
+    def advance(self, num_bytes: int) -> None:
+        """So many more bytes are done."""
+        self._done += num_bytes
+        now = time.perf_counter()
+        if self._progress is not None and now - self._last_call >= _SECONDS_BETWEEN_CALLS:
+            self._last_call = now
+            self._progress(self._name, self._done, self._total)
+
+    def __exit__(self, error: object, *_: object) -> None:
+        self.seconds = time.perf_counter() - self._start
+        if error is None and self._progress is not None:
+            self._progress(self._name, self._total, self._total)
+
+    def log(self, what: str, *, tokens: int | None = None) -> None:
+        """Say at INFO what the stage gave, and how fast it was. Call it after the block."""
+        seconds = max(self.seconds, 1e-9)
+        speed = f"{self._done / 1e6 / seconds:.1f} MB/s"
+        if tokens is not None:
+            speed += f", {tokens / seconds:,.0f} tokens/s"
+        logger.info("%s: %s in %.1f s (%s)", self._name, what, self.seconds, speed)

@@ -1,0 +1,136 @@
+"""Whether the shards that a config names are there, and are those that it would make now."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmtrain.config.data import PrepareConfig, TokensConfig
+from llmtrain.config.errors import ConfigError
+from llmtrain.data.manifest import InputRecord, Manifest, find_manifest
+from llmtrain.data.prepare.inputs import find_inputs, inputs_are_here
+from llmtrain.data.prepare.selection import fingerprint
+from llmtrain.data.prepare.vocabulary import DEFAULT_VOCAB_SIZE
+from llmtrain.data.tokenizers import folder_fingerprint, load_tokenizer
+
+
+@dataclass(frozen=True)
+class NamedSource:
+    """Shards that the data section names."""
+
+    key: str
+    path: str
+    """A glob is cut off before its first wildcard."""
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.path}"
+
+    def is_missing(self) -> bool:
+        """No manifest covers it, and there are no shards of another tool either (the reader judges those)."""
+        if find_manifest(self.path) is not None or (self.path.endswith(".parquet") and os.path.isfile(self.path)):
+            return False
+        return next(Path(self.path).rglob("*.parquet"), None) is None
+
+    def is_inside(self, folder: Path) -> bool:
+        """Whether `prepare`, writing into `folder`, would make it."""
+        return Path(os.path.realpath(self.path)).is_relative_to(folder)
+
+
+def named_sources(data: TokensConfig) -> list[NamedSource]:
+    """Every source of the data section."""
+    sources = []
+    for key, value in (("data.train", data.train), ("data.val", data.val)):
+        for source in [value] if isinstance(value, str) else value or []:
+            path = source if isinstance(source, str) else source.path
+            while glob.has_magic(path) and not os.path.exists(path):
+                path = os.path.dirname(path)
+            sources.append(NamedSource(key, path))
+    return sources
+
+
+def check_would_be_made(sources: Sequence[NamedSource], *, options: PrepareConfig, output: Path) -> None:
+    """Raise ConfigError when shards are missing, or will hold nothing, that `prepare` would not make in `output`."""
+    for source in sources:
+        if not source.is_inside(output):
+            if source.is_missing():
+                wanted = os.path.join(options.output, source.key.removeprefix("data."))
+                raise ConfigError(
+                    f"{source}: no token shards there, and prepare.output is another folder ({options.output}): "
+                    f"{source.key} should be {wanted}"
+                )
+        elif source.key == "data.val" and options.val_fraction == 0:
+            raise ConfigError(f"{source}: holds nothing when prepare.val_fraction is 0: remove one of them")
+
+
+def recorded_options(options: PrepareConfig) -> dict[str, Any]:
+    """The options that decide what the shards hold, with their defaults, as the manifest keeps them.
+
+    Without `output` and `num_workers`, which do not, and `input`, which is recorded file by file.
+    """
+    recorded = options.model_dump(mode="json", exclude={"input", "output", "num_workers"})
+    if options.tokenizer.kind == "bpe":
+        recorded["tokenizer"]["vocab_size"] = options.tokenizer.vocab_size or DEFAULT_VOCAB_SIZE
+    return recorded
+
+
+def differences(manifest: Manifest, *, folder: Path, options: PrepareConfig, num_workers: int) -> list[str]:
+    """How the shards in `folder` differ from those that `options` ask for; empty when they are the same.
+
+    The inputs' content is hashed. Inputs that are not on this machine, as where only the shards were copied, are not
+    compared.
+    """
+    now = recorded_options(options)
+    found = [
+        f"prepare.{name} was {was}, and is {now_is}"
+        for name, was, now_is in _changed(manifest.options, now)
+        if name != "on_error" or manifest.counts.errors
+    ]
+    if options.tokenizer.path is not None and manifest.tokenizer.source_sha256 is not None:
+        source = folder_fingerprint(options.tokenizer.path)
+        if source is not None and source != manifest.tokenizer.source_sha256:
+            found.append(f"the tokenizer in {options.tokenizer.path} has changed")
+    if load_tokenizer(folder / manifest.tokenizer.path).sha256 != manifest.tokenizer.sha256:
+        found.append(f"the tokenizer in {folder / manifest.tokenizer.path} was changed afterwards")
+    if not found and inputs_are_here(options):
+        found = _changed_inputs(manifest.inputs, fingerprint(find_inputs(options), num_workers=num_workers))
+    return found
+
+
+def refuse_differences(manifest: Manifest, *, folder: Path, options: PrepareConfig, num_workers: int) -> None:
+    """Raise ConfigError when the shards in `folder` are not what `options` ask for."""
+    found = differences(manifest, folder=folder, options=options, num_workers=num_workers)
+    if found:
+        raise ConfigError(
+            f"{folder}: the shards there were made otherwise: {'; '.join(found)}. Make them again with "
+            "`llmtrain prepare CONFIG`, which replaces them, or name another prepare.output (and data.train, data.val)"
+        )
+
+
+def _changed(was: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    changed: list[tuple[str, Any, Any]] = []
+    for name in sorted(was.keys() | now.keys()):
+        old, new = was.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            changed += _changed(old, new, f"{prefix}{name}.")
+        elif old != new:
+            changed.append((prefix + name, old, new))
+    return changed
+
+
+def _changed_inputs(was: tuple[InputRecord, ...], now: tuple[InputRecord, ...]) -> list[str]:
+    if len(was) != len(now):
+        return [f"prepare.input was {len(was)} inputs, and is {len(now)}"]
+    found = []
+    for old, new in zip(was, now, strict=True):
+        if old.sha256 != new.sha256:
+            found.append(
+                f"the files of the input {new.path} have changed: {old.files} files of {old.bytes:,} bytes then, "
+                f"{new.files} of {new.bytes:,} now"
+            )
+        elif old.name != new.name:
+            found.append(f"the input {old.name} is called {new.name} now")
+    return found

@@ -1,0 +1,145 @@
+"""Writing one split: documents go in one by one, Parquet shards and their record come out.
+
+Where row groups and shards end depends on the documents alone, so the same documents give the same bytes.
+Reading shards is `data.shards`; the format is in docs/data-format.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from llmtrain.data.manifest import RowGroup, Shard, Split
+
+ROW_GROUP_TOKENS = 1 << 20
+"""A row group ends before the document that would make it longer; a document that is longer has one of its own."""
+
+
+class ShardWriter:
+    """Writes <folder>/<split>/shard_00000.parquet and on."""
+
+    def __init__(
+        self, folder: Path, *, split: str, dtype: np.dtype[np.unsignedinteger], shard_size: int, keep_text: bool
+    ) -> None:
+        self._folder = folder
+        self._split = split
+        self._shard_size = shard_size
+        self._row_group_size = min(ROW_GROUP_TOKENS, shard_size)
+        fields = [
+            pa.field("source", pa.string(), nullable=False),
+            pa.field("length", pa.int32(), nullable=False),
+            pa.field("tokens", pa.list_(pa.field("item", pa.from_numpy_dtype(dtype), nullable=False)), nullable=False),
+        ]
+        if keep_text:
+            fields.insert(2, pa.field("text", pa.string(), nullable=False))
+        self._schema = pa.schema(fields)
+        self._dtype = dtype
+        self._shards: list[Shard] = []
+        self._row_groups: list[RowGroup] = []
+        self._parquet: pq.ParquetWriter | None = None
+        self._clear_row_group()
+
+    def add(self, source: str, *, tokens: NDArray[np.unsignedinteger], num_bytes: int, text: str) -> None:
+        """Append a document: its tokens with the end token, and the UTF-8 bytes of its text."""
+        if self._sources and self._group_tokens + len(tokens) > self._row_group_size:
+            self._write_row_group()
+        self._sources.append(source)
+        self._texts.append(text)
+        self._tokens.append(tokens)
+        self._group_tokens += len(tokens)
+        self._group_bytes += num_bytes
+
+    def close(self) -> Split:
+        """Write what is left. The files are on disk for good when this returns."""
+        if self._sources:
+            self._write_row_group()
+        self._close_shard()
+        return Split(
+            documents=sum(shard.rows for shard in self._shards),
+            tokens=sum(shard.tokens for shard in self._shards),
+            bytes=sum(shard.bytes for shard in self._shards),
+            shards=tuple(self._shards),
+        )
+
+    def abort(self) -> None:
+        """Let go of the open file, on the way out of an error; closing twice is no harm."""
+        if self._parquet is not None:
+            self._parquet.close()
+            self._parquet = None
+
+    def _clear_row_group(self) -> None:
+        self._sources: list[str] = []
+        self._texts: list[str] = []
+        self._tokens: list[NDArray[np.unsignedinteger]] = []
+        self._group_tokens = 0
+        self._group_bytes = 0
+
+    def _write_row_group(self) -> None:
+        shard_tokens = sum(group.tokens for group in self._row_groups)
+        if shard_tokens and shard_tokens + self._group_tokens > self._shard_size:
+            self._close_shard()
+        if self._parquet is None:
+            self._parquet = self._open_shard()
+        lengths = np.array([len(tokens) for tokens in self._tokens], np.int32)
+        offsets = np.zeros(len(lengths) + 1, np.int32)
+        np.cumsum(lengths, out=offsets[1:])
+        columns = {
+            "source": pa.array(self._sources, pa.string()),
+            "length": pa.array(lengths),
+            "tokens": pa.ListArray.from_arrays(
+                pa.array(offsets), pa.array(np.concatenate(self._tokens)), type=self._schema.field("tokens").type
+            ),
+            "text": pa.array(self._texts, pa.string()),
+        }
+        table = pa.table([columns[name] for name in self._schema.names], schema=self._schema)
+        self._parquet.write_table(table, row_group_size=len(lengths))
+        self._row_groups.append(RowGroup(documents=len(lengths), tokens=self._group_tokens, bytes=self._group_bytes))
+        self._clear_row_group()
+
+    @property
+    def _shard_path(self) -> str:
+        return f"{self._split}/shard_{len(self._shards):05d}.parquet"
+
+    def _open_shard(self) -> pq.ParquetWriter:
+        path = self._folder / self._shard_path
+        path.parent.mkdir(exist_ok=True)
+        return pq.ParquetWriter(
+            path,
+            self._schema,
+            compression="zstd",
+            use_dictionary=True,
+            dictionary_pagesize_limit=1 << 23,  # of 4 bytes a token: holds any vocabulary, so none falls back to plain
+        )
+
+    def _close_shard(self) -> None:
+        if self._parquet is None:
+            return
+        self._parquet.close()
+        self._parquet = None
+        path = self._folder / self._shard_path
+        digest, size = _sync_and_hash(path)
+        groups = tuple(self._row_groups)
+        self._shards.append(
+            Shard(
+                path=self._shard_path,
+                size=size,
+                sha256=digest,
+                rows=sum(group.documents for group in groups),
+                tokens=sum(group.tokens for group in groups),
+                bytes=sum(group.bytes for group in groups),
+                row_groups=groups,
+            )
+        )
+        self._row_groups = []
+
+
+def _sync_and_hash(path: Path) -> tuple[str, int]:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_size

@@ -1,0 +1,323 @@
+"""Tokenizers: byte-level BPE trained here, existing Hugging Face ones, and one thin wrapper around both.
+
+    train_bpe(texts)        ─┐
+    load_hf_tokenizer(name) ─┼─→ Tokenizer ── save ──→ folder in Hugging Face format
+    load_tokenizer(folder)  ─┘                          (transformers.AutoTokenizer loads it too)
+
+Text goes in and ids come out without special tokens: what looks like one in a document (`<|endoftext|>` in a tutorial,
+say) is ordinary text. End tokens are added by whoever writes documents (`data.prepare`). Chat templates are not here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+from llmtrain.config.errors import ConfigError
+
+END_OF_TEXT = "<|endoftext|>"
+
+SPLIT_PATTERN = "|".join(
+    (
+        r"[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+",  # a word with the space, dot, quote or underscore before it
+        r" ?\p{N}{1,3}",  # digits in groups of at most three
+        r" ?[^\s\p{L}\p{M}\p{N}]+(?:[\r\n]+[ \t]*)?",  # punctuation with the line end and indentation after it
+        r"[\r\n]+[ \t]*",  # line ends with the indentation after them
+        r"\s+(?!\S)",  # other blanks, but the last of them goes to the word that follows
+        r"\s+",
+    )
+)
+"""Where text is split before pairs are merged; merges never cross a split.
+
+The shape is GPT-2's and Llama 3's. What differs was chosen by measuring a vocabulary of 8192 on Python source:
+Llama 3's pattern gives 3.74 bytes a token on held-out files, indentation kept with its line end 3.79, also with the
+punctuation before it 4.01, and a space before digits 4.07. docs/data-format.md says what it means for prompts.
+"""
+
+_LONG_TEXT = 1 << 18
+"""Characters that are encoded in one call, and from which a text is cut: the library needs about 500 bytes a token
+until a call's ids are taken, so a text of 100 MB at once would take 12 GB."""
+
+_CUT = re.compile(r"[0-9A-Za-z\u4e00-\u9fa5\uac00-\ud7a3](?=[ \n\u3002\uff0c])")
+"""Ends a piece of SPLIT_PATTERN for sure: no alternative goes on from a letter or digit to one of these characters."""
+
+_SOURCE_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+
+
+class Tokenizer:
+    """Text to ids and back. Made by `train_bpe`, `load_tokenizer` and `load_hf_tokenizer`."""
+
+    vocab_size: int
+    """One more than the largest id."""
+    eos_id: int
+    """The token that ends a document."""
+    sha256: str
+    """Of the serialised tokenizer (tokenizer.json) and the end token."""
+
+    def __init__(self, serialized: str, *, eos_token: str, write: Callable[[Path], None]) -> None:
+        """`serialized` is the text of a tokenizer.json; `write` saves all files that belong to it into a folder.
+
+        Raises ValueError when `serialized` is none, or does not know `eos_token`.
+        """
+        try:
+            self._backend = tokenizers.Tokenizer.from_str(serialized)
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"is no tokenizer ({error})") from error
+        eos_id = self._backend.token_to_id(eos_token)
+        if eos_id is None:
+            raise ValueError(f"has no token {eos_token!r}, which should end documents")
+        # Files of some models carry a truncation and padding, which would cut documents in silence.
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = True  # in this library's words: encode their text like any other
+        self._write = write
+        self._can_cut = json.dumps(SPLIT_PATTERN) in serialized
+        self.eos_token = eos_token
+        self.eos_id = int(eos_id)
+        self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+        self.sha256 = hashlib.sha256(f"{serialized}\0{eos_token}".encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, without any special token."""
+        ids: list[int] = self.encode_batch([text])[0].tolist()
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
+        """Ids of each text. Runs without the GIL, so several threads may call it at once."""
+        pieces = [
+            (index, piece)
+            for index, text in enumerate(texts)
+            for piece in (_cut(text) if self._can_cut else iter([text]))
+        ]
+        parts: list[list[NDArray[np.uint32]]] = [[] for _ in texts]
+        for batch in _batches(pieces):
+            encodings = self._backend.encode_batch_fast([piece for _, piece in batch], add_special_tokens=False)
+            for (index, _), encoding in zip(batch, encodings, strict=True):
+                parts[index].append(np.array(encoding.ids, np.uint32))
+        return [part[0] if len(part) == 1 else np.concatenate(part) for part in parts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, special tokens written out; bytes that are no UTF-8 (half a character) become U+FFFD."""
+        text: str = self._backend.decode(ids, skip_special_tokens=False)
+        return text
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write it in Hugging Face format; the folder is made."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        self._write(target)
+
+
+def train_bpe(texts: Iterable[str], *, vocab_size: int, min_frequency: int = 2) -> Tokenizer:
+    """Byte-level BPE of at most `vocab_size` tokens: the end token (id 0), the 256 bytes, and merged pairs.
+
+    The same texts, in whatever order, give the same tokenizer. Uses all cores unless `library_threads(False)`.
+    """
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator((piece for text in texts for piece in _cut(text)), trainer)
+    serialized: str = backend.to_str(pretty=True)
+    return Tokenizer(serialized, eos_token=END_OF_TEXT, write=_writer_of_new(serialized))
+
+
+def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer in a folder that `Tokenizer.save` or transformers wrote. Needs no transformers, so it is quick.
+
+    Raises ConfigError when the folder has no tokenizer.json, a broken one, or no end token.
+    """
+    source = Path(folder)
+    path = source / "tokenizer.json"
+    try:
+        serialized = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: no tokenizer here ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is no UTF-8 text ({error})") from error
+    eos_token = _declared_eos_token(source)
+    if eos_token is None:
+        raise ConfigError(
+            f"{source}: tokenizer_config.json names no eos_token, but every document has to end with one: add it there"
+        )
+    try:
+        return Tokenizer(serialized, eos_token=eos_token, write=lambda target: _copy_files(source, target))
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def load_hf_tokenizer(name_or_path: str) -> Tokenizer:
+    """An existing tokenizer, from a folder, the local Hugging Face cache or the Hub, as transformers loads it.
+
+    Raises ConfigError when there is none, when it has no fast (tokenizers) form, or no end token.
+    """
+    from transformers import AutoTokenizer  # takes seconds, and most runs train their own
+
+    def load(*, local_files_only: bool) -> Any:
+        return AutoTokenizer.from_pretrained(
+            name_or_path, local_files_only=local_files_only, trust_remote_code=False, use_fast=True
+        )
+
+    where = f"tokenizer {name_or_path!r}"
+    is_folder = os.path.isdir(name_or_path)
+    if not is_folder and (os.path.isabs(name_or_path) or name_or_path.startswith(".") or name_or_path.count("/") > 1):
+        raise ConfigError(f"{where}: no such folder")
+    try:
+        try:
+            found = load(local_files_only=True)
+        except (OSError, ValueError):
+            if is_folder:
+                raise
+            found = load(local_files_only=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"{where}: neither a folder with a tokenizer nor one that can be had from the Hub ({reason})"
+        ) from error
+    if not getattr(found, "is_fast", False):
+        raise ConfigError(f"{where}: has no fast form (tokenizer.json); convert it with transformers first")
+    if found.eos_token is None:
+        raise ConfigError(
+            f"{where}: has no end token (eos_token), but every document has to end with one: "
+            "set eos_token in its tokenizer_config.json, or take another tokenizer"
+        )
+    try:
+        return Tokenizer(
+            found.backend_tokenizer.to_str(pretty=True),
+            eos_token=str(found.eos_token),
+            write=lambda target: found.save_pretrained(target),
+        )
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def folder_fingerprint(name_or_path: str) -> str | None:
+    """sha256 over the tokenizer files of a folder, which tells whether they changed; None for a Hub id."""
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for name in _SOURCE_FILES:
+        if (folder / name).is_file():
+            digest.update(name.encode() + b"\0" + hashlib.sha256((folder / name).read_bytes()).digest())
+    return digest.hexdigest()
+
+
+@contextmanager
+def library_threads(enabled: bool) -> Iterator[None]:
+    """Let the tokenizers library use threads of its own, or not, while the block runs.
+
+    It reads the variable at each call. Off where our own threads call it, on to train with all cores.
+    """
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "true" if enabled else "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _cut(text: str) -> Iterator[str]:
+    """Pieces of a long text whose encodings put together are the encoding of the text under SPLIT_PATTERN."""
+    start = 0
+    while len(text) - start > _LONG_TEXT:
+        boundary = _CUT.search(text, start + _LONG_TEXT)
+        if boundary is None:
+            break
+        yield text[start : boundary.end()]
+        start = boundary.end()
+    yield text[start:] if start else text
+
+
+def _batches(pieces: Sequence[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    batch: list[tuple[int, str]] = []
+    characters = 0
+    for piece in pieces:
+        batch.append(piece)
+        characters += len(piece[1])
+        if characters >= _LONG_TEXT:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _writer_of_new(serialized: str) -> Callable[[Path], None]:
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END_OF_TEXT,
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,  # it would change the text on decoding
+    }
+
+    def write(folder: Path) -> None:
+        (folder / "tokenizer.json").write_text(serialized, encoding="utf-8")
+        for name, content in (
+            ("tokenizer_config.json", config),
+            ("special_tokens_map.json", {"eos_token": END_OF_TEXT}),
+        ):
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    return write
+
+
+def _copy_files(source: Path, target: Path) -> None:
+    for name in _SOURCE_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def _declared_eos_token(folder: Path) -> str | None:
+    """`eos_token` of tokenizer_config.json or special_tokens_map.json, where it is a string or {"content": string}."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        try:
+            config = json.loads((folder / name).read_bytes())
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            raise ConfigError(f"{folder / name}: is no JSON ({error})") from error
+        token = config.get("eos_token") if isinstance(config, dict) else None
+        if isinstance(token, dict):
+            token = token.get("content")
+        if isinstance(token, str):
+            return token
+    return None

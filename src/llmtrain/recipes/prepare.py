@@ -1,0 +1,137 @@
+"""`prepare`: corpus → tokenizer → token shards with a manifest.
+
+    find_inputs → scan → select → make_tokenizer → write_splits → manifest → the folder takes its place
+
+The same text and options give the same bytes, whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from llmtrain._version import __version__
+from llmtrain.config.data import PrepareConfig, TokensConfig
+from llmtrain.config.errors import ConfigError
+from llmtrain.config.schema import Config
+from llmtrain.data.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
+from llmtrain.data.prepare.documents import size_of, units_of
+from llmtrain.data.prepare.encode import token_dtype, write_splits
+from llmtrain.data.prepare.inputs import find_inputs
+from llmtrain.data.prepare.output import output_lock, resolve_output, staged_output
+from llmtrain.data.prepare.parallel import resolve_num_workers
+from llmtrain.data.prepare.progress import Progress, Stage
+from llmtrain.data.prepare.reuse import check_would_be_made, named_sources, recorded_options, refuse_differences
+from llmtrain.data.prepare.selection import scan, select
+from llmtrain.data.prepare.vocabulary import make_tokenizer
+
+logger = logging.getLogger("llmtrain.prepare")
+
+
+def prepare(config: Config, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Make the shards that `config.prepare` describes, in place of those that are there; returns what was made.
+
+    Raises ConfigError when there is no `prepare` section, when nothing can be read, and for bad files and lines
+    (on_error: fail). What was there before stays until the new shards are complete.
+    """
+    if config.prepare is None:
+        raise ConfigError("the config has no `prepare` section, which says what text becomes shards and where they go")
+    output = resolve_output(config.prepare.output)
+    with output_lock(output):
+        return _make(config.prepare, output, progress=progress)
+
+
+def ensure_shards(config: Config, *, progress: Progress | None = None) -> None:
+    """Prepare the shards that `config.data` names when they are missing and `config.prepare` says how.
+
+    Any number of processes may call it at once: one prepares, the others wait for it. Raises ConfigError when shards
+    are missing and cannot be made, or when those in `prepare.output` were made with other options or inputs.
+    """
+    if not isinstance(config.data, TokensConfig):
+        return
+    sources = named_sources(config.data)
+    missing = [source for source in sources if source.is_missing()]
+    options = config.prepare
+    if options is None:
+        if missing:
+            raise ConfigError(
+                f"{missing[0]}: no token shards there, and the config has no `prepare` section to make them: "
+                "name a folder that `llmtrain prepare CONFIG` made, or add the section"
+            )
+        return
+    output = resolve_output(options.output)
+    check_would_be_made(sources, options=options, output=output)
+    if missing:
+        with output_lock(output):
+            if not (output / MANIFEST_NAME).is_file():  # else another process has made them meanwhile
+                logger.info("%s: no token shards yet; preparing them", output)
+                _make(options, output, progress=progress)
+                return
+    if any(source.is_inside(output) for source in sources):
+        num_workers = resolve_num_workers(options.num_workers)
+        refuse_differences(read_manifest(output), folder=output, options=options, num_workers=num_workers)
+
+
+def _make(options: PrepareConfig, output: Path, *, progress: Progress | None) -> dict[str, Any]:
+    num_workers = resolve_num_workers(options.num_workers)
+    with staged_output(output) as folder:
+        inputs = find_inputs(options)
+        units = units_of(inputs, text_column=options.text_column)
+        input_bytes = sum(size_of(file) for source in inputs for file in source.files)
+        with Stage("read", total=input_bytes, progress=progress) as reading:
+            read = scan(inputs, units, options=options, num_workers=num_workers, advance=reading.advance)
+        corpus = select(read, options)
+        counts = corpus.counts()
+        reading.log(", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.model_dump().items()))
+
+        tokenizer, tokenizer_record = make_tokenizer(
+            options.tokenizer, corpus=corpus, folder=folder, num_workers=num_workers, progress=progress
+        )
+
+        kept_bytes = corpus.kept_bytes()
+        with Stage("encode", total=kept_bytes, progress=progress) as encoding:
+            splits = write_splits(
+                folder,
+                corpus=corpus,
+                tokenizer=tokenizer,
+                options=options,
+                num_workers=num_workers,
+                advance=encoding.advance,
+            )
+        tokens = sum(split.tokens for split in splits.values())
+        encoding.log(f"{tokens:,} tokens", tokens=tokens)
+
+        manifest = Manifest(
+            tool_version=__version__,
+            options=recorded_options(options),
+            inputs=corpus.inputs,
+            tokenizer=tokenizer_record,
+            token_dtype=token_dtype(tokenizer.vocab_size),
+            counts=counts,
+            splits=splits,
+        )
+        assert counts.train + counts.val == sum(split.documents for split in splits.values())
+        assert kept_bytes == sum(split.bytes for split in splits.values())
+        write_manifest(folder, manifest)
+    return _result(manifest, output, errors=corpus.errors)
+
+
+def _result(manifest: Manifest, output: Path, *, errors: list[str]) -> dict[str, Any]:
+    return {
+        "output": str(output),
+        "manifest": str(output / MANIFEST_NAME),
+        "tokenizer": {"path": str(output / manifest.tokenizer.path), "vocab_size": manifest.tokenizer.vocab_size},
+        "documents": manifest.counts.model_dump(),
+        "errors": errors,
+        "splits": {
+            name: {
+                "documents": split.documents,
+                "tokens": split.tokens,
+                "bytes": split.bytes,
+                "bytes_per_token": round(split.bytes / split.tokens, 4),
+                "shards": len(split.shards),
+            }
+            for name, split in manifest.splits.items()
+        },
+    }
