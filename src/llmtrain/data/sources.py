@@ -42,7 +42,7 @@ def open_source(paths: str | Sequence[str], *, key: str) -> ShardSource:
     Raises ConfigError when there are no shards, or they are not those that a manifest describes, or they were made with
     different tokenizers, or hold fewer than two tokens.
     """
-    paths = [paths] if isinstance(paths, str) else paths
+    paths = [os.path.expanduser(path) for path in ([paths] if isinstance(paths, str) else paths)]
     found: dict[Path, Shard] = {}
     tokenizers: list[tuple[str, TokenizerRecord, Path]] = []
     for path in paths:

@@ -8,6 +8,7 @@ The same text and options give the same bytes, whatever the number of workers.
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +17,28 @@ from llmtrain.config.data import PrepareConfig, TokensConfig
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.schema import Config
 from llmtrain.data.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
-from llmtrain.data.prepare.documents import size_of, units_of
+from llmtrain.data.prepare.documents import units_of
 from llmtrain.data.prepare.encode import token_dtype, write_splits
-from llmtrain.data.prepare.inputs import find_inputs
+from llmtrain.data.prepare.inputs import find_inputs, total_size
 from llmtrain.data.prepare.output import output_lock, resolve_output, staged_output
 from llmtrain.data.prepare.parallel import resolve_num_workers
-from llmtrain.data.prepare.progress import Progress, Stage
+from llmtrain.data.prepare.progress import ProgressCall, Stage
 from llmtrain.data.prepare.reuse import check_would_be_made, named_sources, recorded_options, refuse_differences
 from llmtrain.data.prepare.selection import scan, select
 from llmtrain.data.prepare.vocabulary import make_tokenizer
+from llmtrain.tracking.logs import setup_logging
+from llmtrain.tracking.progress import Progress
 
 logger = logging.getLogger("llmtrain.prepare")
 
 
-def prepare(config: Config, *, progress: Progress | None = None) -> dict[str, Any]:
+def prepare(config: Config, *, progress: ProgressCall | None = None) -> dict[str, Any]:
     """Make the shards that `config.prepare` describes, in place of those that are there; returns what was made.
 
-    Raises ConfigError when there is no `prepare` section, when nothing can be read, and for bad files and lines
-    (on_error: fail). What was there before stays until the new shards are complete.
+    What was there before stays until the new shards are complete. Raises ConfigError when there is no `prepare`
+    section, when nothing can be read, and for bad files and lines (on_error: fail); RunError when the disk is full.
     """
+    setup_logging(config.logging, run_folder=None, rank=0)
     if config.prepare is None:
         raise ConfigError("the config has no `prepare` section, which says what text becomes shards and where they go")
     output = resolve_output(config.prepare.output)
@@ -42,7 +46,7 @@ def prepare(config: Config, *, progress: Progress | None = None) -> dict[str, An
         return _make(config.prepare, output, progress=progress)
 
 
-def ensure_shards(config: Config, *, progress: Progress | None = None) -> None:
+def ensure_shards(config: Config, *, progress: ProgressCall | None = None) -> None:
     """Prepare the shards that `config.data` names when they are missing and `config.prepare` says how.
 
     Any number of processes may call it at once: one prepares, the others wait for it. Raises ConfigError when shards
@@ -73,24 +77,24 @@ def ensure_shards(config: Config, *, progress: Progress | None = None) -> None:
         refuse_differences(read_manifest(output), folder=output, options=options, num_workers=num_workers)
 
 
-def _make(options: PrepareConfig, output: Path, *, progress: Progress | None) -> dict[str, Any]:
+def _make(options: PrepareConfig, output: Path, *, progress: ProgressCall | None) -> dict[str, Any]:
+    began = time.perf_counter()
     num_workers = resolve_num_workers(options.num_workers)
-    with staged_output(output) as folder:
+    with Progress() as bar, staged_output(output) as folder:
+        report = progress or bar.track
         inputs = find_inputs(options)
         units = units_of(inputs, text_column=options.text_column)
-        input_bytes = sum(size_of(file) for source in inputs for file in source.files)
-        with Stage("read", total=input_bytes, progress=progress) as reading:
+        with Stage("read", total=total_size(inputs), report=report) as reading:
             read = scan(inputs, units, options=options, num_workers=num_workers, advance=reading.advance)
         corpus = select(read, options)
         counts = corpus.counts()
         reading.log(", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.model_dump().items()))
 
         tokenizer, tokenizer_record = make_tokenizer(
-            options.tokenizer, corpus=corpus, folder=folder, num_workers=num_workers, progress=progress
+            options.tokenizer, corpus=corpus, folder=folder, num_workers=num_workers, report=report
         )
 
-        kept_bytes = corpus.kept_bytes()
-        with Stage("encode", total=kept_bytes, progress=progress) as encoding:
+        with Stage("encode", total=corpus.kept_bytes(), report=report) as encoding:
             splits = write_splits(
                 folder,
                 corpus=corpus,
@@ -99,9 +103,11 @@ def _make(options: PrepareConfig, output: Path, *, progress: Progress | None) ->
                 num_workers=num_workers,
                 advance=encoding.advance,
             )
-        tokens = sum(split.tokens for split in splits.values())
-        encoding.log(f"{tokens:,} tokens", tokens=tokens)
+        num_tokens = sum(split.tokens for split in splits.values())
+        encoding.log(f"{num_tokens:,} tokens", tokens=num_tokens)
 
+        assert counts.train + counts.val == sum(split.documents for split in splits.values())
+        assert corpus.kept_bytes() == sum(split.bytes for split in splits.values())
         manifest = Manifest(
             tool_version=__version__,
             options=recorded_options(options),
@@ -111,27 +117,29 @@ def _make(options: PrepareConfig, output: Path, *, progress: Progress | None) ->
             counts=counts,
             splits=splits,
         )
-        assert counts.train + counts.val == sum(split.documents for split in splits.values())
-        assert kept_bytes == sum(split.bytes for split in splits.values())
         write_manifest(folder, manifest)
-    return _result(manifest, output, errors=corpus.errors)
+    return _result(manifest, output, errors=corpus.errors, seconds=time.perf_counter() - began)
 
 
-def _result(manifest: Manifest, output: Path, *, errors: list[str]) -> dict[str, Any]:
-    return {
+def _result(manifest: Manifest, output: Path, *, errors: list[str], seconds: float) -> dict[str, Any]:
+    counts = manifest.counts
+    result: dict[str, Any] = {
         "output": str(output),
         "manifest": str(output / MANIFEST_NAME),
-        "tokenizer": {"path": str(output / manifest.tokenizer.path), "vocab_size": manifest.tokenizer.vocab_size},
-        "documents": manifest.counts.model_dump(),
+        "tokenizer": str(output / manifest.tokenizer.path),
+        "vocab_size": manifest.tokenizer.vocab_size,
+        "documents": counts.read,
+        "rejected": counts.read - counts.train - counts.val,
+        "counts": counts.model_dump(),
         "errors": errors,
-        "splits": {
-            name: {
-                "documents": split.documents,
-                "tokens": split.tokens,
-                "bytes": split.bytes,
-                "bytes_per_token": round(split.bytes / split.tokens, 4),
-                "shards": len(split.shards),
-            }
-            for name, split in manifest.splits.items()
-        },
+        "tokens": sum(split.tokens for split in manifest.splits.values()),
+        "seconds": round(seconds, 2),
     }
+    for name, split in manifest.splits.items():
+        result |= {
+            f"{name}_documents": split.documents,
+            f"{name}_tokens": split.tokens,
+            f"{name}_bytes": split.bytes,
+            f"{name}_shards": len(split.shards),
+        }
+    return result

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from llmtrain.config.errors import ConfigError
-from llmtrain.data.prepare.inputs import Input, SourceFile
+from llmtrain.data.prepare.inputs import Input, SourceFile, size_of
 
 BLOCK_BYTES = 1 << 22
 """Work is handed out, and files are hashed, in blocks of this size: a large file is read by several workers."""
@@ -120,14 +119,6 @@ def hash_file(file: SourceFile) -> bytes:
             return file_hash([hashlib.sha256(block).digest() for block in blocks])
     except OSError:
         return file_hash([])
-
-
-def size_of(file: SourceFile) -> int:
-    """Bytes of the file on disk; 0 when it cannot be told."""
-    try:
-        return os.stat(file.path).st_size
-    except OSError:
-        return 0  # reading it will say why
 
 
 def _read_whole(file: SourceFile) -> bytes:

@@ -10,7 +10,7 @@ import glob
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -84,6 +84,19 @@ def find_inputs(options: PrepareConfig) -> list[Input]:
                 files.append(file)
         inputs.append(Input(name=name, path=path, files=tuple(files)))
     return inputs
+
+
+def size_of(file: SourceFile) -> int:
+    """Bytes of the file on disk; 0 when it cannot be told."""
+    try:
+        return os.stat(file.path).st_size
+    except OSError:
+        return 0  # reading it will say why
+
+
+def total_size(inputs: Sequence[Input]) -> int:
+    """Bytes of all files."""
+    return sum(size_of(file) for source in inputs for file in source.files)
 
 
 def inputs_are_here(options: PrepareConfig) -> bool:

@@ -18,12 +18,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llmtrain.config.errors import ConfigError
+from llmtrain.config.errors import ConfigError, RunError
 from llmtrain.data.manifest import MANIFEST_NAME
 
 logger = logging.getLogger("llmtrain.prepare")
 
-_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_WRITE_ERRORS = (*_DISK_ERRORS, errno.EROFS, errno.EACCES, errno.EPERM)
 _OURS = re.compile(r"manifest\.json(\.tmp)?|tokenizer/.+|(train|val)/(.+/)?shard_\d{5,}\.parquet|(.+/)?\.DS_Store")
 
 
@@ -63,7 +64,7 @@ def staged_output(output: Path) -> Iterator[Path]:
     """A new, empty folder that takes the place of `output` when the block ends well, and vanishes when it does not.
 
     Call it under `output_lock`. Raises ConfigError when `output` holds files that were not made by `prepare`, or cannot
-    be written or replaced.
+    be written or replaced; RunError when the disk fills up.
     """
     partial, old = _sibling(output, "partial"), _sibling(output, "old")
     try:
@@ -127,9 +128,8 @@ def _sync(path: str | os.PathLike[str]) -> None:
         os.close(descriptor)
 
 
-def _unwritable(output: Path, error: OSError) -> ConfigError:
-    where = error.filename or output
-    return ConfigError(
-        f"prepare.output: {output}: cannot be written ({where}: {error.strerror or error}); "
-        "free or change the place, or name another folder"
-    )
+def _unwritable(output: Path, error: OSError) -> ConfigError | RunError:
+    what = f"{output} cannot be written ({error.filename or output}: {error.strerror or error})"
+    if error.errno in _DISK_ERRORS:
+        return RunError(f"{what}; what was there before is as it was. Make room, or name another prepare.output")
+    return ConfigError(f"prepare.output: {what}; name another folder")

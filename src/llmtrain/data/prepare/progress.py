@@ -8,19 +8,19 @@ from collections.abc import Callable
 
 logger = logging.getLogger("llmtrain.prepare")
 
-Progress = Callable[[str, int, int], None]
+ProgressCall = Callable[[str, int, int], None]
 """Called with a stage (read, tokenizer, encode) and its bytes of text, done and in all."""
 
 _SECONDS_BETWEEN_CALLS = 0.1
 
 
 class Stage:
-    """One stage; `with Stage("read", total=..., progress=...) as stage:` and `stage.advance(bytes)` in it."""
+    """One stage; `with Stage("read", total=..., report=...) as stage:` and `stage.advance(bytes)` in it."""
 
-    def __init__(self, name: str, *, total: int, progress: Progress | None) -> None:
+    def __init__(self, name: str, *, total: int, report: ProgressCall) -> None:
         self._name = name
         self._total = total
-        self._progress = progress
+        self._report = report
         self._done = 0
         self._start = time.perf_counter()
         self._last_call = self._start
@@ -28,22 +28,21 @@ class Stage:
         """Set at the end."""
 
     def __enter__(self) -> Stage:
-        if self._progress is not None:
-            self._progress(self._name, 0, self._total)
+        self._report(self._name, 0, self._total)
         return self
 
     def advance(self, num_bytes: int) -> None:
         """So many more bytes are done."""
         self._done += num_bytes
         now = time.perf_counter()
-        if self._progress is not None and now - self._last_call >= _SECONDS_BETWEEN_CALLS:
+        if now - self._last_call >= _SECONDS_BETWEEN_CALLS:
             self._last_call = now
-            self._progress(self._name, self._done, self._total)
+            self._report(self._name, self._done, self._total)
 
     def __exit__(self, error: object, *_: object) -> None:
         self.seconds = time.perf_counter() - self._start
-        if error is None and self._progress is not None:
-            self._progress(self._name, self._total, self._total)
+        if error is None:
+            self._report(self._name, self._total, self._total)
 
     def log(self, what: str, *, tokens: int | None = None) -> None:
         """Say at INFO what the stage gave, and how fast it was. Call it after the block."""

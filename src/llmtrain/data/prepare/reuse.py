@@ -45,7 +45,7 @@ def named_sources(data: TokensConfig) -> list[NamedSource]:
     sources = []
     for key, value in (("data.train", data.train), ("data.val", data.val)):
         for source in [value] if isinstance(value, str) else value or []:
-            path = source if isinstance(source, str) else source.path
+            path = os.path.expanduser(source if isinstance(source, str) else source.path)
             while glob.has_magic(path) and not os.path.exists(path):
                 path = os.path.dirname(path)
             sources.append(NamedSource(key, path))

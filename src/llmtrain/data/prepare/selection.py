@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmtrain.config.data import PrepareConfig
-from llmtrain.config.errors import ConfigError
+from llmtrain.config.errors import ConfigError, RunError
 from llmtrain.data.manifest import Counts, InputRecord
-from llmtrain.data.prepare.documents import Unit, UnitContent, file_hash, hash_file, read_unit, size_of
-from llmtrain.data.prepare.inputs import Input
+from llmtrain.data.prepare.documents import Unit, UnitContent, file_hash, hash_file, read_unit
+from llmtrain.data.prepare.inputs import Input, total_size
 from llmtrain.data.prepare.parallel import ordered_map
 
 logger = logging.getLogger("llmtrain.prepare")
@@ -53,12 +53,12 @@ class ScannedUnit:
     """Lines of the file before the unit (JSONL)."""
 
     def reread(self) -> UnitContent:
-        """Read it again. Raises ConfigError when a file is not what it was."""
+        """Read it again. Raises RunError when a file is not what it was."""
         content = read_unit(self.unit)
         if content.block_hashes != self.block_hashes or len(content.documents) != self.num_documents:
             names = ", ".join(file.path for file in self.unit.files[:3])
             more = f" and {len(self.unit.files) - 3} more" if len(self.unit.files) > 3 else ""
-            raise ConfigError(f"prepare.input: one of {names}{more} changed while it was read: run prepare again")
+            raise RunError(f"one of {names}{more} changed while it was read: run prepare again")
         return content
 
 
@@ -263,6 +263,6 @@ def _input_record(source: Input, file_hashes: Sequence[bytes]) -> InputRecord:
         name=source.name,
         path=source.path,
         files=len(source.files),
-        bytes=sum(size_of(file) for file in source.files),
+        bytes=total_size([source]),
         sha256=digest.hexdigest(),
     )

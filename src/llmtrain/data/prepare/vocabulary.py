@@ -8,7 +8,7 @@ from pathlib import Path
 from llmtrain.config.data import TokenizerConfig
 from llmtrain.data.manifest import TokenizerRecord
 from llmtrain.data.prepare.encode import texts_of
-from llmtrain.data.prepare.progress import Progress, Stage
+from llmtrain.data.prepare.progress import ProgressCall, Stage
 from llmtrain.data.prepare.selection import Corpus, training_sample
 from llmtrain.data.tokenizers import (
     Tokenizer,
@@ -30,7 +30,7 @@ of 8192 with 0.4 % fewer bytes a token, in half the time, so more text would onl
 
 
 def make_tokenizer(
-    options: TokenizerConfig, *, corpus: Corpus, folder: Path, num_workers: int, progress: Progress | None
+    options: TokenizerConfig, *, corpus: Corpus, folder: Path, num_workers: int, report: ProgressCall
 ) -> tuple[Tokenizer, TokenizerRecord]:
     """Train or fetch the tokenizer, save it into <folder>/tokenizer, and return it as loaded from there.
 
@@ -46,7 +46,7 @@ def make_tokenizer(
         sample = training_sample(corpus, max_bytes=MAX_TRAINING_BYTES)
         trained_documents = int(sample.sum())
         trained_bytes = int(corpus.num_bytes[sample].sum())
-        with Stage("tokenizer", total=trained_bytes, progress=progress) as stage, library_threads(num_workers > 1):
+        with Stage("tokenizer", total=trained_bytes, report=report) as stage, library_threads(num_workers > 1):
             train_bpe(
                 texts_of(corpus, sample, num_workers=num_workers, advance=stage.advance),
                 vocab_size=options.vocab_size or DEFAULT_VOCAB_SIZE,
