@@ -86,4 +86,4 @@ class PrepareConfig(Section):
     deduplicate: bool = opt(True, "Leave out documents whose text was seen before.")
     keep_text: bool = opt(False, "Keep the text beside the tokens.")
     on_error: Literal["fail", "skip"] = opt("fail", "What to do with a bad line or an unreadable file.")
-    num_workers: int | None = opt(None, "Processes; all cores when not given.", ge=1)
+    num_workers: int | None = opt(None, "Threads; all cores when not given.", ge=1)
