@@ -9,7 +9,7 @@ from llmtrain.config.training import DistributedConfig, OptimizerConfig, Trainer
 from llmtrain.contracts import IGNORE_INDEX, Batch
 from llmtrain.distributed.engine import Engine, resolve
 from llmtrain.evaluation.loss import evaluate_loss
-from llmtrain.models.decoder import Decoder
+from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.testing.ranks import RankFailed, RankPool
 from llmtrain.training.optimizers import build_optimizer
 from llmtrain.training.signals import StopRequested

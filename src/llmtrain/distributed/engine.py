@@ -132,6 +132,13 @@ def missing_for_compile() -> str | None:
     return None
 
 
+def _hush_libraries(device: str) -> None:
+    """Keep lines that tell the user nothing new out of the run's output."""
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # which precision it was asked for
+    if device == "cpu":
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no GPU
+
+
 class Engine:
     """Devices, precision and processes of one run."""
 
@@ -154,6 +161,7 @@ class Engine:
                 find_unused_parameters=distributed.find_unused_parameters,
                 gradient_as_bucket_view=True,
             )
+        _hush_libraries(resolved.device)
         self._fabric = Fabric(
             accelerator=accelerator,
             devices=[int(index)] if index else local_world_size,

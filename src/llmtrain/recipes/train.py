@@ -24,7 +24,7 @@ from llmtrain.contracts import Batch
 from llmtrain.data.tokens import TokenData, ValidationData, open_training_data, open_validation_data
 from llmtrain.distributed.engine import Engine, resolve
 from llmtrain.evaluation.loss import evaluate_loss
-from llmtrain.models.decoder import Decoder
+from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.folder import read_state_dict, write_model_folder
 from llmtrain.recipes.prepare import ensure_shards
 from llmtrain.tracking.logs import setup_logging
@@ -81,6 +81,8 @@ class Job:
     schedule: Schedule
     state: RunState
     origin: Origin | None
+    passed_over: list[str]
+    """What is wrong with each checkpoint that is newer than the one that the run goes on from."""
 
 
 def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequence[str] = ()) -> Job:
@@ -104,7 +106,9 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
         fingerprint=data.fingerprint,
     )
 
-    checkpoint, state = engine.broadcast(checkpoint_of(origin) if origin and engine.is_main else None), RunState()
+    found = engine.broadcast(checkpoint_of(origin) if origin and engine.is_main else None)
+    checkpoint, passed_over = found or (None, [])
+    state = RunState()
     if checkpoint:
         saved = load_state(checkpoint)
         refuse_another_run(saved["identity"], identity, where=checkpoint)
@@ -127,7 +131,9 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
     optimizer = build_optimizer(config.optimizer, decoder)
     if checkpoint:
         optimizer.load_state_tensors(load_optimizer(checkpoint))
-    return Job(config, engine, data, validation, identity, decoder, model, optimizer, schedule, state, origin)
+    return Job(
+        config, engine, data, validation, identity, decoder, model, optimizer, schedule, state, origin, passed_over
+    )
 
 
 def _run(job: Job, stop: StopSignal) -> dict[str, Any]:
@@ -328,6 +334,8 @@ def _describe(job: Job, run: Path) -> None:
     _log("model", "%s parameters, %s trainable", f"{size.total:,}", f"{size.trainable:,}")
     _log("optimizer", "%s, peak learning rate %g", config.optimizer.name, config.optimizer.lr)
     _log("schedule", "%s, %d steps (%.2f epochs)", config.scheduler.name, schedule.total_steps, epochs)
+    for why in job.passed_over:
+        logging.getLogger("llmtrain.resume").warning("passing over a damaged checkpoint: %s", why)
     if job.origin:
         _log("resume", "going on from step %d, item %d", job.state.step, job.state.item)
 

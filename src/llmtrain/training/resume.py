@@ -6,7 +6,6 @@ Finding the folder is in `runs`, judging a checkpoint in `checkpoint`.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,6 @@ from llmtrain.config.errors import ConfigError
 from llmtrain.config.model import DecoderConfig
 from llmtrain.training.checkpoint import CheckpointError, newest_good, verify
 from llmtrain.training.runs import find_run
-
-log = logging.getLogger("llmtrain.resume")
 
 
 @dataclass(frozen=True)
@@ -41,21 +38,18 @@ def find_origin(ref: str, root: Path) -> Origin:
         raise ConfigError(f"{run / 'meta.json'} is damaged ({error}), so {run.name} cannot be resumed") from None
 
 
-def checkpoint_of(origin: Origin) -> Path:
-    """The verified checkpoint to go on from. Raises ConfigError if there is none; says which newer ones are damaged."""
+def checkpoint_of(origin: Origin) -> tuple[Path, list[str]]:
+    """The verified checkpoint to go on from, and what is wrong with newer ones. Raises ConfigError if there is none."""
     try:
         if origin.checkpoint is not None:
             verify(origin.checkpoint)
-            return origin.checkpoint
+            return origin.checkpoint, []
         found = newest_good(origin.run / "checkpoints")
     except CheckpointError as error:
         raise ConfigError(f"cannot resume: {error}") from error
     if found is None:
         raise ConfigError(f"{origin.run} has no checkpoint yet, so there is nothing to resume: start the run anew")
-    checkpoint, skipped = found
-    for why in skipped:
-        log.warning("passing over a damaged checkpoint: %s", why)
-    return checkpoint
+    return found
 
 
 Identity = Mapping[str, Mapping[str, Any]]
