@@ -46,8 +46,11 @@ def train(steps: int, micro_batch_size: int) -> tuple[list[float], float, list[t
     def share(step: int) -> list[Batch]:
         batch, size = rows_of(step), ROWS // engine.world_size
         mine = slice(engine.rank * size, (engine.rank + 1) * size)
-        ids, labels = (batch[key][mine].split(micro_batch_size) for key in ("input_ids", "labels"))
-        return [{"input_ids": i, "labels": label} for i, label in zip(ids, labels, strict=True)]
+        ids, labels = batch["input_ids"][mine], batch["labels"][mine]
+        starts = range(0, size, micro_batch_size)
+        return [
+            {"input_ids": ids[i : i + micro_batch_size], "labels": labels[i : i + micro_batch_size]} for i in starts
+        ]
 
     losses = []
     for step in range(steps):

@@ -9,7 +9,6 @@ import pytest
 
 from llmtrain.cli.app import run
 from llmtrain.config.load import load_config
-from llmtrain.distributed import engine
 from llmtrain.recipes.train import train
 
 
@@ -101,7 +100,7 @@ def test_a_prompt_longer_than_the_context_is_refused(config_file: Path, capsys: 
 def test_without_a_compiler_training_goes_on_and_says_so(
     config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(engine.shutil, "which", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
     overrides = ["trainer.compile=true", "trainer.max_steps=2", "output.run_id=eager"]
     assert run(["train", str(config_file), *overrides]) == 0
     assert "no C++ compiler was found" in " ".join(capsys.readouterr().err.split())

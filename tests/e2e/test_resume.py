@@ -24,7 +24,7 @@ from llmtrain.data.tokens import TokenData, open_training_data
 from llmtrain.recipes.train import train
 from llmtrain.testing.tiny_run import weight_hash
 from llmtrain.tracking.metrics import TRAIN_LOSS
-from llmtrain.training import loop
+from llmtrain.training import step
 from llmtrain.training.checkpoint import verify
 
 
@@ -115,13 +115,13 @@ def test_a_different_batch_size_loses_and_repeats_no_item(config_file: Path, mon
         train_run(config_file, run_id="stopped")
     run = config_file.parent / "runs" / "stopped"
     taken: list[tuple[int, int]] = []
-    refuse = loop.refuse_non_finite
+    refuse = step.refuse_non_finite
 
-    def note(step: int, *, items: range, **rest: Any) -> None:
+    def note(number: int, *, items: range, **rest: Any) -> None:
         taken.append((items.start, items.stop))
-        refuse(step, items=items, **rest)
+        refuse(number, items=items, **rest)
 
-    monkeypatch.setattr(loop, "refuse_non_finite", note)
+    monkeypatch.setattr("llmtrain.training.loop.refuse_non_finite", note)
     train(None, resume=str(run), overrides=["trainer.micro_batch_size=8", "trainer.max_steps=8"])
     assert taken == [(20, 28), (28, 36), (36, 44)]
 
@@ -150,8 +150,8 @@ def test_a_signal_during_a_long_wait_for_data_is_heard_at_once(
     batches = TokenData.batches
 
     def stuck(self: TokenData, **rest: Any) -> Any:
-        for step, micro_batches in enumerate(batches(self, **rest)):
-            if step == 4:
+        for index, micro_batches in enumerate(batches(self, **rest)):
+            if index == 4:
                 threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
                 time.sleep(60)
             yield micro_batches

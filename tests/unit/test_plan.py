@@ -1,5 +1,7 @@
 """How long a run is, and batch sizes that contradict each other."""
 
+from typing import Any
+
 import pytest
 
 from llmtrain.config.errors import ConfigError
@@ -51,7 +53,7 @@ def test_max_tokens_stops_at_the_step_that_reaches_them() -> None:
 
 
 @pytest.mark.parametrize("limit", [{"max_steps": 40}, {"max_epochs": 2.5}, {"max_tokens": 7000}])
-def test_a_resumed_run_is_as_long_as_one_never_stopped(limit: dict[str, object]) -> None:
+def test_a_resumed_run_is_as_long_as_one_never_stopped(limit: dict[str, Any]) -> None:
     whole = schedule_of(micro_batch_size=8, **limit)
     resumed = schedule_of(RunState(step=9, item=72, tokens=2000), micro_batch_size=8, **limit)
     assert (resumed.total_steps, resumed.end_item) == (whole.total_steps, whole.end_item)

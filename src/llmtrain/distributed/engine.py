@@ -12,7 +12,7 @@ import os
 import shutil
 import sysconfig
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -115,7 +115,7 @@ def computes_bf16(device: str) -> bool:
     """Whether the hardware multiplies bf16 natively: CUDA ≥ 8.0, or a CPU with AVX512-BF16 or AMX."""
     if device.startswith("cuda"):
         major, _ = torch.cuda.get_device_capability(torch.device(device))
-        return major >= 8
+        return int(major) >= 8
     if device == "cpu":
         checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private, so they may move
         return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
@@ -176,7 +176,7 @@ class Engine:
     @property
     def is_main(self) -> bool:
         """Whether this process writes the run's files."""
-        return self.rank == 0
+        return bool(self.rank == 0)
 
     @property
     def dp_size(self) -> int:
@@ -227,9 +227,9 @@ class Engine:
         torch.distributed.all_reduce(tensor)
         return [float(value) for value in tensor.tolist()]
 
-    def broadcast(self, value: T) -> T:
-        """Rank 0's value, on every rank."""
-        return cast(T, self._fabric.broadcast(value, src=0))
+    def from_main(self, make: Callable[[], T]) -> T:
+        """What `make` gives on rank 0, on every rank; only there is it called."""
+        return cast(T, self._fabric.broadcast(make() if self.is_main else None, src=0))
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:

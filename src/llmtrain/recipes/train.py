@@ -106,8 +106,7 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
         fingerprint=data.fingerprint,
     )
 
-    found = engine.broadcast(checkpoint_of(origin) if origin and engine.is_main else None)
-    checkpoint, passed_over = found or (None, [])
+    checkpoint, passed_over = engine.from_main(lambda: checkpoint_of(origin) if origin else (None, []))
     state = RunState()
     if checkpoint:
         saved = load_state(checkpoint)
@@ -137,7 +136,7 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
 
 
 def _run(job: Job, stop: StopSignal) -> dict[str, Any]:
-    run = job.engine.broadcast(_run_folder(job) if job.engine.is_main else None)
+    run = job.engine.from_main(lambda: _run_folder(job))
     with locked(run) if job.engine.is_main else nullcontext():
         return _train_in(run, job, stop)
 

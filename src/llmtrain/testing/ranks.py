@@ -69,7 +69,8 @@ class RankPool:
         """`function(*arguments)` on every rank at the same time. Raises RankFailed with the first rank's traceback."""
         for pipe in self._pipes:
             pipe.send((function, arguments))
-        results, failures = [], []
+        results: list[Any] = []
+        failures: list[str] = []
         for rank, pipe in enumerate(self._pipes):
             if not pipe.poll(RESULT_TIMEOUT_SEC):
                 raise RankFailed(f"rank {rank} gave no result in {RESULT_TIMEOUT_SEC} s")
@@ -77,7 +78,10 @@ class RankPool:
                 succeeded, value = pipe.recv()
             except EOFError:
                 raise RankFailed(f"rank {rank} died") from None
-            (results if succeeded else failures).append(value if succeeded else f"rank {rank}:\n{value}")
+            if succeeded:
+                results.append(value)
+            else:
+                failures.append(f"rank {rank}:\n{value}")
         if failures:
             raise RankFailed("\n".join(failures))
         return results
