@@ -49,7 +49,7 @@ class FeedForwardConfig(Section):
         None, "Hidden width over d_model: 4 for mlp and 8/3 for swiglu when not given (rounded up to 64).", gt=0
     )
     activation: Literal["gelu", "gelu_tanh", "relu", "silu"] | None = opt(
-        None, "Activation of the mlp (gelu_tanh is GPT-2's); swiglu has silu."
+        None, "Activation of the mlp: gelu_tanh, which is GPT-2's, when not given; swiglu has silu."
     )
     bias: bool = opt(False, "Biases in the projections.")
     dropout: float = opt(0.0, "Dropout on the output.", ge=0, lt=1)

@@ -1,0 +1,77 @@
+"""The key/value cache of decoding: static, batched, for prompts of different lengths. Who fills it is attention.py.
+
+Rows are padded on the left, so that all of them write to the same slot:
+
+    slot         0    1    2    3    4
+    row 0        pad  pad  a    b    c        first_slots[0] = 2; the position of a slot is its distance from there
+    row 1        d    e    f    g    h        first_slots[1] = 0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+PADDING_DOCUMENT = -1
+"""The document number of padding: no document has it, so nothing but padding attends to padding."""
+
+
+class KVCache:
+    """Keys and values of the tokens seen so far, of every layer."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        *,
+        batch_size: int,
+        num_kv_heads: int,
+        max_len: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        first_slots: Tensor | None = None,
+    ) -> None:
+        shape = (num_layers, batch_size, num_kv_heads, max_len, head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.document_ids = torch.zeros(batch_size, max_len, dtype=torch.int32, device=device)
+        self.first_slots = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        if first_slots is not None:
+            self.first_slots.copy_(first_slots)
+        self.least_padding = 0 if first_slots is None else int(first_slots.min())
+        self.max_len = max_len
+        self.length = 0
+        """Slots in use, the same for all rows."""
+
+    def append_documents(self, num_tokens: int, document_ids: Tensor | None) -> None:
+        """Notes whose the next `num_tokens` slots are, before the layers write them; 0 where nothing is said."""
+        slots = torch.arange(self.length, self.length + num_tokens, device=self.first_slots.device)
+        padding = slots < self.first_slots[:, None]
+        ids = torch.zeros_like(padding, dtype=torch.int32) if document_ids is None else document_ids.to(torch.int32)
+        self.document_ids[:, self.length : self.length + num_tokens] = ids.masked_fill(padding, PADDING_DOCUMENT)
+
+    def positions(self, num_tokens: int) -> Tensor:
+        """[b, t] positions of the next `num_tokens` tokens; padding has position 0."""
+        slots = torch.arange(self.length, self.length + num_tokens, device=self.first_slots.device)
+        return (slots - self.first_slots[:, None]).clamp(min=0)
+
+    def write(self, layer: int, k_bhtd: Tensor, v_bhtd: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores the new tokens' keys and values; returns those of all tokens so far, [b, kv_heads, s, head_dim]."""
+        end = self.length + k_bhtd.shape[2]
+        self.keys[layer, :, :, self.length : end] = k_bhtd
+        self.values[layer, :, :, self.length : end] = v_bhtd
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Forgets all other rows: those that are done cost nothing, and need no room for positions any more."""
+        index = torch.tensor(rows, dtype=torch.int64, device=self.first_slots.device)
+        self.keys, self.values = self.keys[:, index], self.values[:, index]
+        self.document_ids, self.first_slots = self.document_ids[index], self.first_slots[index]
+        if rows:
+            self.least_padding = int(self.first_slots.min())
+
+    def advance(self, num_tokens: int) -> None:
+        """Called once all layers have written."""
+        self.length += num_tokens

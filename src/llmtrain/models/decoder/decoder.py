@@ -1,0 +1,219 @@
+"""The decoder-only transformer: embeddings, blocks, final norm, output. Files beside this one hold the parts.
+
+    input_ids ─ embedding (+ learned positions) ─ block × num_layers ─ norm ─┬─ loss.py: sum of losses, no whole logits
+                                                                            └─ logits
+
+A block is pre-norm: x + attention(norm(x)), then x + feed_forward(norm(x)). Training, optimizers and devices are
+elsewhere; names of other libraries for the same weights are in models/layouts.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmtrain.config.model import DecoderConfig
+from llmtrain.contracts import IGNORE_INDEX, Batch
+from llmtrain.models.decoder.attention import Attention, AttentionInputs, build_mask
+from llmtrain.models.decoder.cache import KVCache
+from llmtrain.models.decoder.feed_forward import build_feed_forward
+from llmtrain.models.decoder.loss import next_token_loss
+from llmtrain.models.decoder.norm import LayerNorm, RMSNorm, build_norm
+from llmtrain.models.decoder.position import Rotary
+
+
+class Block(nn.Module):
+    """One layer of the decoder, [b, t, d_model] → [b, t, d_model]."""
+
+    def __init__(self, config: DecoderConfig, *, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = build_norm(config.norm, width=config.d_model)
+        self.attention = Attention(config, layer=layer)
+        self.feed_forward_norm = build_norm(config.norm, width=config.d_model)
+        self.feed_forward = build_feed_forward(config)
+        self.dropout = config.dropout
+
+    def forward(self, x: Tensor, inputs: AttentionInputs, cache: KVCache | None = None) -> Tensor:
+        attended = self.attention(self.attention_norm(x), inputs, cache)
+        x = x + F.dropout(attended, self.dropout, self.training)
+        out: Tensor = x + self.feed_forward(self.feed_forward_norm(x))
+        return out
+
+
+class Decoder(nn.Module):
+    """A decoder as `config` describes it, over a vocabulary of `vocab_size` tokens.
+
+    Meets `llmtrain.contracts.Model`. Parameters under `blocks.` with two dimensions are matrices in the sense of
+    matrix optimizers. With tied embeddings there is no output parameter, so no alias in the state dict either.
+    """
+
+    def __init__(self, config: DecoderConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size = vocab_size
+        self.token_embedding = nn.Embedding(vocab_size, config.d_model)
+        learned = config.positional.encoding == "learned"
+        self.position_embedding = nn.Embedding(config.max_seq_len, config.d_model) if learned else None
+        rope = config.positional.encoding == "rope"
+        self.rotary = (
+            Rotary(config.head_dim, base=config.positional.rope_base, max_seq_len=config.max_seq_len) if rope else None
+        )
+        self.blocks = nn.ModuleList(Block(config, layer=layer) for layer in range(config.num_layers))
+        self.final_norm = build_norm(config.norm, width=config.d_model)
+        self.output = None if config.tie_embeddings else nn.Linear(config.d_model, vocab_size, bias=False)
+        self._loss_sum: Callable[[Tensor, Tensor, Tensor], Tensor] = self._norm_and_loss
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draws all weights anew, from PyTorch's global generator."""
+        std = self.config.init_std
+        into_residual = std / math.sqrt(2 * self.config.num_layers) if self.config.residual_scaled_init else std
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=into_residual if name.endswith(("o_proj", "down_proj")) else std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=std)
+            elif isinstance(module, RMSNorm | LayerNorm):
+                nn.init.ones_(module.weight)
+                if isinstance(module, LayerNorm):
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The sum of the supervised tokens' losses in nats (float32 scalar), and their number (int64 scalar)."""
+        labels = batch["labels"]
+        x = self._residual_stream(batch["input_ids"], batch.get("document_ids"), None)
+        return self._loss_sum(x, self.output_weight, labels), (labels != IGNORE_INDEX).sum()
+
+    def logits(
+        self,
+        input_ids: Tensor,
+        document_ids: Tensor | None = None,
+        cache: KVCache | None = None,
+        *,
+        last_only: bool = False,
+    ) -> Tensor:
+        """[b, t, vocab] scores of the token after each position; [b, 1, vocab] with `last_only`.
+
+        With a cache, `input_ids` are the tokens that follow what the cache holds, and are added to it.
+        """
+        hidden = self.final_norm(self._residual_stream(input_ids, document_ids, cache))
+        return F.linear(hidden[:, -1:] if last_only else hidden, self.output_weight)
+
+    def new_cache(self, batch_size: int, max_len: int, *, first_slots: Tensor | None = None) -> KVCache:
+        """An empty cache for `max_len` tokens a row; `first_slots` [b] counts each row's padding on the left."""
+        weight = self.token_embedding.weight
+        return KVCache(
+            self.config.num_layers,
+            batch_size=batch_size,
+            num_kv_heads=self.config.attention.kv_heads,
+            max_len=max_len,
+            head_dim=self.config.head_dim,
+            dtype=_residual_dtype(weight),
+            device=weight.device,
+            first_slots=first_slots,
+        )
+
+    @property
+    def max_seq_len(self) -> int:
+        """The longest sequence, in tokens."""
+        return self.config.max_seq_len
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.token_embedding.weight.device
+
+    @property
+    def output_weight(self) -> Tensor:
+        """[vocab, d_model]: the output projection, or the embedding that stands in for it."""
+        return self.token_embedding.weight if self.output is None else self.output.weight
+
+    def num_parameters(self, *, non_embedding: bool = False) -> int:
+        """All parameters, tied ones once; `non_embedding` counts only those that a token is multiplied with.
+
+        That leaves out the position table, and the token table unless it is the output projection as well.
+        """
+        total = sum(parameter.numel() for parameter in self.parameters())
+        if not non_embedding:
+            return total
+        looked_up = 0 if self.output is None else self.token_embedding.weight.numel()
+        if self.position_embedding is not None:
+            looked_up += self.position_embedding.weight.numel()
+        return total - looked_up
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """Forward and backward in the convention of PaLM (Chowdhery et al. 2022, arXiv:2204.02311, appendix B).
+
+        6N + 12·L·(num_heads·head_dim)·T, where N is `num_parameters(non_embedding=True)`: recomputation is not
+        counted, and attention is counted as if it were not causal.
+        """
+        width = self.config.attention.num_heads * self.config.head_dim
+        return 6 * self.num_parameters(non_embedding=True) + 12 * self.config.num_layers * width * seq_len
+
+    def compile_parts(self, **options: Any) -> None:
+        """Compile the blocks, which share what is compiled, and the loss; what is between them is cheap.
+
+        Compiled as a whole, each layer would be compiled by itself: minutes instead of seconds. Names of parameters
+        stay as they are.
+        """
+        for block in self.blocks:
+            block.compile(**options)
+        self._loss_sum = torch.compile(self._norm_and_loss, **options)
+
+    def _norm_and_loss(self, x: Tensor, output_weight: Tensor, labels: Tensor) -> Tensor:
+        return next_token_loss(self.final_norm(x).flatten(0, 1), output_weight, labels.flatten())
+
+    def _residual_stream(self, input_ids: Tensor, document_ids: Tensor | None, cache: KVCache | None) -> Tensor:
+        """[b, t, d_model] after the last block, before the final norm."""
+        num_tokens = input_ids.shape[1]
+        end = num_tokens + (0 if cache is None else cache.length)
+        _check_room(end, max_seq_len=self.config.max_seq_len, cache=cache)
+
+        positions: int | Tensor = num_tokens
+        if cache is not None:
+            positions = cache.positions(num_tokens)
+            cache.append_documents(num_tokens, document_ids)
+            document_ids = cache.document_ids[:, :end]
+        mask, explicit = build_mask(num_tokens, document_ids=document_ids, cache=cache, device=input_ids.device)
+        rope = None if self.rotary is None else self.rotary(positions)
+        inputs = AttentionInputs(mask=mask, rope=rope, explicit=explicit)
+
+        x: Tensor = self.token_embedding(input_ids)
+        if self.position_embedding is not None:
+            table = self.position_embedding.weight
+            x = x + (table[:positions] if isinstance(positions, int) else self.position_embedding(positions))
+        x = F.dropout(x.to(_residual_dtype(x)), self.config.dropout, self.training)
+        for block in self.blocks:
+            x = block(x, inputs, cache)
+        if cache is not None:
+            cache.advance(num_tokens)
+        return x
+
+
+def _check_room(num_tokens: int, *, max_seq_len: int, cache: KVCache | None) -> None:
+    """ValueError where a row would have more tokens than it may."""
+    longest = num_tokens - (0 if cache is None else cache.least_padding)
+    if longest > max_seq_len:
+        raise ValueError(f"{longest} tokens are over the model's max_seq_len {max_seq_len}")
+    if cache is not None and num_tokens > cache.max_len:
+        raise ValueError(f"{num_tokens} tokens are over the {cache.max_len} that the cache was made for")
+
+
+def _residual_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of the residual stream, given the embeddings.
+
+    Under bfloat16 autocast the stream is bfloat16 from the embedding on, as in a model whose weights are bfloat16: left
+    in float32 it would be cast for every product, and take twice the memory. Float16 is too narrow for the stream.
+    """
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16:
+        return torch.bfloat16
+    return x.dtype

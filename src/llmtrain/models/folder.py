@@ -1,0 +1,221 @@
+"""A model folder: weights in safetensors, config.json, tokenizer, generation_config.json. No pickle.
+
+Where a layout of transformers holds the architecture, the folder is one that transformers and what reads its format
+load as it is; else the tensors have our own names and `model_type` is `llmtrain-decoder`. Either way our own
+DecoderConfig stands in config.json under `llmtrain`, so that reading back is exact. Atomic writes, hashes and fsync are
+the checkpoint store's.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from llmtrain.config.errors import ConfigError
+from llmtrain.config.model import DecoderConfig
+from llmtrain.models.decoder.decoder import Decoder
+from llmtrain.models.layouts import layout_for, layout_named
+
+OWN_MODEL_TYPE = "llmtrain-decoder"
+WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+WRAPPER_NAMES = frozenset({"_orig_mod", "module", "_forward_module", "_checkpoint_wrapped_module"})
+"""What torch.compile, DDP, Fabric and activation checkpointing put into the names of parameters."""
+
+
+def clean_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under the names that the bare model gives them."""
+    clean: dict[str, Tensor] = {}
+    for name, tensor in state_dict.items():
+        bare = ".".join(part for part in name.split(".") if part not in WRAPPER_NAMES)
+        if bare in clean:
+            raise ValueError(f"two tensors would be named {bare}")
+        clean[bare] = tensor
+    return clean
+
+
+def write_model_folder(
+    folder: Path,
+    *,
+    config: DecoderConfig,
+    vocab_size: int,
+    state_dict: Mapping[str, Tensor],
+    tokenizer_folder: Path | None = None,
+    eos_id: int | None = None,
+) -> None:
+    """Writes a decoder's weights and all that is needed to use them; files of those names are replaced.
+
+    Raises:
+        ValueError: `state_dict` has not exactly the tensors of such a decoder.
+    """
+    state_dict = {name: tensor.detach() for name, tensor in clean_state_dict(state_dict).items()}
+    _check_tensors(state_dict, config, vocab_size, where="the state dict")
+    layout = layout_for(config)
+    tensors = state_dict if layout is None else layout.to_theirs(state_dict, config)
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    dtype = str(_common_dtype(tensors)).removeprefix("torch.")
+    described: dict[str, Any] = {
+        "architectures": ["LlmtrainDecoder" if layout is None else layout.architecture],
+        "model_type": OWN_MODEL_TYPE if layout is None else layout.model_type,
+        "dtype": dtype,
+        "torch_dtype": dtype,
+        "bos_token_id": None,
+        "eos_token_id": eos_id,
+        "pad_token_id": None,
+        "use_cache": True,
+        "vocab_size": vocab_size,
+    }
+    if layout is not None:
+        described |= layout.write_config(config, vocab_size)
+    described["llmtrain"] = {"decoder": config.model_dump(mode="json"), "vocab_size": vocab_size}
+    _write_json(folder / "config.json", described)
+    _write_json(folder / "generation_config.json", {"eos_token_id": eos_id})
+    if tokenizer_folder is not None:
+        _copy_tokenizer(tokenizer_folder, folder)
+
+
+def read_model_folder(folder: Path, *, device: str | torch.device = "cpu") -> tuple[Decoder, int]:
+    """The decoder in a folder, and its vocabulary size. Weights keep the dtype that they were written in.
+
+    Reads what `write_model_folder` wrote, and what others wrote in a layout that we have.
+
+    Raises:
+        ConfigError: the folder holds no such model, or tensors are missing, too many or of the wrong shape.
+    """
+    config, vocab_size = read_model_config(folder)
+    state_dict = read_state_dict(folder, config, vocab_size=vocab_size)
+    with torch.device("meta"):
+        decoder = Decoder(config, vocab_size)
+    decoder.to(_common_dtype(state_dict)).to_empty(device=device)
+    decoder.load_state_dict(state_dict)
+    return decoder, vocab_size
+
+
+def read_model_config(folder: Path) -> tuple[DecoderConfig, int]:
+    """The config and the vocabulary size of the model in a folder."""
+    raw = _read_json(folder / "config.json")
+    ours = raw.get("llmtrain")
+    try:
+        if ours is not None:
+            return DecoderConfig.model_validate(ours["decoder"]), int(ours["vocab_size"])
+        layout = layout_named(str(raw.get("model_type")))
+        if layout is None:
+            raise ConfigError(f"model_type {raw.get('model_type')} is not a decoder that can be built here")
+        config = layout.read_config(raw)
+        if (reason := layout.unfit(config)) is not None:
+            raise ConfigError(f"the model has {reason}")
+        return config, int(raw["vocab_size"])
+    except ConfigError as error:
+        raise ConfigError(f"{folder / 'config.json'}: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{folder / 'config.json'}: {key}: {first['msg']}") from error
+    except KeyError as error:
+        raise ConfigError(f"{folder / 'config.json'}: the key {error} is missing") from error
+
+
+def read_state_dict(folder: Path, config: DecoderConfig, *, vocab_size: int | None = None) -> dict[str, Tensor]:
+    """The weights in a folder under our names, on the CPU, checked to be exactly those of such a decoder.
+
+    Raises:
+        ConfigError: tensors are missing, too many or of the wrong shape, or a file cannot be read; it names them.
+    """
+    model_type = str(_read_json(folder / "config.json").get("model_type"))
+    tensors = clean_state_dict(_load_tensors(folder))
+    layout = layout_named(model_type)
+    try:
+        if layout is not None:
+            tensors = layout.to_ours(tensors, config)
+        if vocab_size is None:
+            vocab_size = read_model_config(folder)[1]
+        _check_tensors(tensors, config, vocab_size, where=str(folder))
+    except ValueError as error:
+        raise ConfigError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from error
+    return tensors
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], config: DecoderConfig, vocab_size: int, *, where: str) -> None:
+    """ValueError that names every tensor that is missing, too many or of the wrong shape."""
+    with torch.device("meta"):
+        wanted = {name: tensor.shape for name, tensor in Decoder(config, vocab_size).state_dict().items()}
+    faults = []
+    if missing := [name for name in wanted if name not in tensors]:
+        faults.append(f"missing tensors: {', '.join(missing)}")
+    if extra := [name for name in tensors if name not in wanted]:
+        faults.append(f"tensors that such a model does not have: {', '.join(extra)}")
+    for name, shape in wanted.items():
+        if name in tensors and tensors[name].shape != shape:
+            faults.append(f"{name} has shape {list(tensors[name].shape)}, expected {list(shape)}")
+    if faults:
+        raise ValueError(f"{where}: {'; '.join(faults)}")
+
+
+def _common_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The one dtype of all tensors, or float32 where they differ."""
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    return dtypes.pop() if len(dtypes) == 1 else torch.float32
+
+
+def _load_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder, of one file or of several with an index."""
+    names = [WEIGHTS_FILE]
+    if not (folder / WEIGHTS_FILE).exists() and (folder / WEIGHTS_INDEX_FILE).exists():
+        names = sorted(set(_read_json(folder / WEIGHTS_INDEX_FILE)["weight_map"].values()))
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        if Path(name).name != name:
+            raise ConfigError(f"{folder / WEIGHTS_INDEX_FILE}: {name} is not a file name")
+        try:
+            tensors |= load_file(folder / name)
+        except FileNotFoundError as error:
+            raise ConfigError(f"{folder}: no {name} here") from error
+        except (SafetensorError, OSError) as error:
+            raise ConfigError(f"{folder / name} cannot be read: {error}") from error
+    return tensors
+
+
+def _copy_tokenizer(source: Path, folder: Path) -> None:
+    present = [name for name in TOKENIZER_FILES if (source / name).exists()]
+    if not present:
+        raise ConfigError(f"{source}: no tokenizer here (none of {', '.join(TOKENIZER_FILES)})")
+    for name in present:
+        shutil.copyfile(source / name, folder / name)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path.parent} is not a model folder: there is no {path.name} in it") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} should hold an object")
+    return content

@@ -1,0 +1,129 @@
+"""Names there and back give every bit; what no layout holds is said by the feature's name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmtrain.config.model import DecoderConfig
+from llmtrain.models.decoder.decoder import Decoder
+from llmtrain.models.layouts import LAYOUTS, layout_for, layout_named, why_no_layout
+from llmtrain.testing.tiny import TINY_VOCAB_SIZE, tiny_config
+
+GPT2_LIKE: dict[str, Any] = {
+    "attention": {"bias": True},
+    "positional": {"encoding": "learned"},
+    "ffn": {"variant": "mlp", "bias": True},
+    "norm": {"type": "layernorm"},
+}
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> DecoderConfig:
+    """Any decoder that can be configured."""
+    heads = draw(st.sampled_from([1, 2, 4]))
+    kv_heads = draw(st.sampled_from([n for n in (1, 2, 4) if heads % n == 0]))
+    variant = draw(st.sampled_from(["swiglu", "mlp"]))
+    return tiny_config(
+        d_model=16,
+        num_layers=draw(st.integers(1, 3)),
+        tie_embeddings=draw(st.booleans()),
+        attention={
+            "variant": "gqa",
+            "num_heads": heads,
+            "num_kv_heads": kv_heads,
+            "head_dim": draw(st.sampled_from([None, 6])),
+            "qk_norm": draw(st.booleans()),
+            "bias": draw(st.booleans()),
+        },
+        positional={"encoding": draw(st.sampled_from(["rope", "learned"]))},
+        ffn={
+            "variant": variant,
+            "d_ff": 20,
+            "bias": draw(st.booleans()),
+            "activation": draw(st.sampled_from([None, "gelu", "relu"])) if variant == "mlp" else None,
+        },
+        norm={"type": draw(st.sampled_from(["rmsnorm", "layernorm"]))},
+    )
+
+
+@given(config=configs())
+@settings(max_examples=60, deadline=None)
+def test_a_round_trip_gives_every_bit_or_the_reason_why_there_is_none(config: DecoderConfig) -> None:
+    layout = layout_for(config)
+    if layout is None:
+        reasons = why_no_layout(config)
+        assert all(f"{each.model_type}: " in reasons for each in LAYOUTS)
+        return
+    state_dict = Decoder(config, TINY_VOCAB_SIZE).state_dict()
+    theirs = layout.to_theirs(state_dict, config)
+    assert all(tensor.is_contiguous() for tensor in theirs.values())
+    back = layout.to_ours(theirs, config)
+    assert back.keys() == state_dict.keys()
+    assert all(torch.equal(back[name], state_dict[name]) for name in back)
+
+
+@pytest.mark.parametrize(
+    ("changes", "model_type"),
+    [
+        ({}, "llama"),
+        ({"attention": {"variant": "gqa", "num_kv_heads": 2, "bias": True}, "ffn": {"bias": True}}, "llama"),
+        ({"attention": {"qk_norm": True}}, "qwen3"),
+        (GPT2_LIKE, "gpt2"),
+        (GPT2_LIKE | {"tie_embeddings": False}, "gpt2"),
+    ],
+    ids=str,
+)
+def test_each_architecture_finds_its_layout(changes: dict[str, Any], model_type: str) -> None:
+    config = tiny_config(**changes)
+    layout = layout_for(config)
+    assert layout is not None
+    assert layout.model_type == model_type
+    assert layout_named(model_type) is layout
+    read_back = layout.read_config(layout.write_config(config, 99) | {"model_type": model_type})
+    wanted = config.model_copy(update={"vocab_size": 99})
+    assert Decoder(read_back, 99).state_dict().keys() == Decoder(wanted, 99).state_dict().keys()
+    assert read_back.norm == wanted.norm
+    assert read_back.positional.rope_base == wanted.positional.rope_base
+    assert read_back.max_seq_len == wanted.max_seq_len
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"norm": {"type": "layernorm"}}, "llama: norm.type layernorm (it has rmsnorm)"),
+        ({"positional": {"encoding": "learned"}}, "llama: positional.encoding learned (it has rope)"),
+        ({"ffn": {"variant": "mlp"}}, "qwen3: ffn.variant mlp (it has swiglu)"),
+        ({"attention": {"qk_norm": True}, "ffn": {"bias": True}}, "qwen3: ffn.bias (it has none)"),
+        (GPT2_LIKE | {"attention": {"bias": False}}, "gpt2: no attention.bias (it has it)"),
+        (
+            GPT2_LIKE | {"ffn": {"variant": "mlp", "bias": True, "activation": "gelu"}},
+            "gpt2: ffn.activation gelu (it has gelu_tanh)",
+        ),
+        (
+            GPT2_LIKE | {"attention": {"bias": True, "head_dim": 16}},
+            "gpt2: attention.head_dim 16 (its heads have d_model / num_heads)",
+        ),
+    ],
+    ids=str,
+)
+def test_the_feature_that_no_layout_holds_is_named(changes: dict[str, Any], reason: str) -> None:
+    config = tiny_config(**changes)
+    assert layout_for(config) is None
+    assert reason in why_no_layout(config)
+
+
+def test_an_alias_of_tied_embeddings_is_dropped_when_equal_and_refused_when_not() -> None:
+    config = tiny_config()
+    layout = layout_for(config)
+    assert layout is not None
+    theirs = layout.to_theirs(Decoder(config, TINY_VOCAB_SIZE).state_dict(), config)
+    assert "lm_head.weight" not in theirs
+    table = theirs["model.embed_tokens.weight"]
+    assert "lm_head.weight" not in layout.to_ours(theirs | {"lm_head.weight": table.clone()}, config)
+    with pytest.raises(ValueError, match=r"tied, but lm_head\.weight differs from model\.embed_tokens\.weight"):
+        layout.to_ours(theirs | {"lm_head.weight": table + 1}, config)

@@ -1,0 +1,152 @@
+"""Generation: the cache changes nothing, a row does not depend on its batch, sampling settings do what they say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from llmtrain.config.errors import ConfigError
+from llmtrain.evaluation.generation import choose_token, generate
+from llmtrain.models.decoder.decoder import Decoder
+from llmtrain.testing.tiny import tiny_decoder
+
+PROMPTS = [[5, 17, 3, 40], [9], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [33, 33]]
+
+
+def greedy_without_cache(decoder: Decoder, prompt: list[int], num_tokens: int) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(num_tokens):
+        tokens.append(int(decoder.logits(torch.tensor([tokens]))[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+def choose(logits: list[float], *, seed: int = 0, **changes: Any) -> int:
+    settings: dict[str, Any] = {
+        "seen": [],
+        "temperature": 1.0,
+        "top_k": None,
+        "top_p": None,
+        "repetition_penalty": 1.0,
+    }
+    generator = torch.Generator().manual_seed(seed)
+    return choose_token(torch.tensor(logits), **(settings | changes), generator=generator)
+
+
+@pytest.mark.parametrize("encoding", ["rope", "learned"])
+def test_greedy_with_the_cache_equals_greedy_without(encoding: str) -> None:
+    decoder = tiny_decoder(positional={"encoding": encoding})
+    wanted = [greedy_without_cache(decoder, prompt, 20) for prompt in PROMPTS]
+    assert generate(decoder, PROMPTS, max_new_tokens=20, temperature=0.0) == wanted
+
+
+def test_a_row_does_not_depend_on_its_batch() -> None:
+    decoder = tiny_decoder()
+    together = generate(decoder, PROMPTS, max_new_tokens=30, seed=3)
+    assert together == [generate(decoder, [prompt], max_new_tokens=30, seed=3)[0] for prompt in PROMPTS]
+    assert together[::-1] == generate(decoder, PROMPTS[::-1], max_new_tokens=30, seed=3)
+
+
+def test_the_seed_decides_and_equal_prompts_differ() -> None:
+    decoder = tiny_decoder()
+    first = generate(decoder, [[5]] * 4, max_new_tokens=12, seed=3)
+    assert first == generate(decoder, [[5]] * 4, max_new_tokens=12, seed=3)
+    assert first != generate(decoder, [[5]] * 4, max_new_tokens=12, seed=4)
+    assert len({tuple(row) for row in first}) == 4
+
+
+def test_each_row_stops_at_its_own_end_token() -> None:
+    decoder = tiny_decoder()
+    plain = generate(decoder, PROMPTS, max_new_tokens=20, temperature=0.0)
+    eos = plain[0][4]
+    stopped = generate(decoder, PROMPTS, max_new_tokens=20, temperature=0.0, eos_id=eos)
+    assert stopped == [row[: row.index(eos)] if eos in row else row for row in plain]
+    assert len(stopped[0]) <= 4
+
+
+def test_generation_ends_where_the_context_is_full() -> None:
+    decoder = tiny_decoder(positional={"encoding": "learned"})
+    prompts = [[1] * 60, [2, 3]]
+    rows = generate(decoder, prompts, max_new_tokens=100, temperature=0.0)
+    assert [len(row) for row in rows] == [4, 62]
+    assert rows == [greedy_without_cache(decoder, prompt, 64 - len(prompt)) for prompt in prompts]
+
+
+def test_a_prompt_that_leaves_no_room_is_refused_with_the_lengths() -> None:
+    with pytest.raises(ConfigError, match="prompt 2 has 64 tokens, but the model's context is 64 tokens"):
+        generate(tiny_decoder(), [[1], [1] * 64], max_new_tokens=1)
+    with pytest.raises(ConfigError, match="prompt 1 is empty"):
+        generate(tiny_decoder(), [[]], max_new_tokens=1)
+    assert generate(tiny_decoder(), [], max_new_tokens=1) == []
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"max_new_tokens": 0},
+        {"temperature": -1.0},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"repetition_penalty": 0.0},
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_are_refused_by_name(setting: dict[str, Any]) -> None:
+    settings: dict[str, Any] = {"max_new_tokens": 1, **setting}
+    with pytest.raises(ConfigError, match=next(iter(setting))):
+        generate(tiny_decoder(), [[1]], **settings)
+
+
+def test_generation_leaves_a_model_in_training_mode_and_gradients_alone() -> None:
+    decoder = tiny_decoder().train()
+    generate(decoder, [[1]], max_new_tokens=2)
+    assert decoder.training
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in decoder.parameters())
+
+
+def test_draws_follow_the_probabilities() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.2]).log().tolist()
+    counts = torch.tensor([choose(logits, seed=seed) for seed in range(3000)]).bincount(minlength=3) / 3000
+    torch.testing.assert_close(counts, torch.tensor([0.5, 0.3, 0.2]), rtol=0, atol=0.03)
+
+
+def test_temperature_sharpens_and_flattens() -> None:
+    logits = [0.0, 1.0]
+    likelier = {
+        t: sum(choose(logits, seed=seed, temperature=t) for seed in range(1000)) / 1000 for t in (0.25, 1.0, 4.0)
+    }
+    for temperature, share in likelier.items():
+        assert share == pytest.approx(1 / (1 + 2.718281828 ** (-1 / temperature)), abs=0.05)
+    assert choose(logits, temperature=0.0) == 1
+
+
+def test_top_k_and_top_p_leave_the_likeliest_only() -> None:
+    logits = torch.tensor([0.1, 0.4, 0.2, 0.3]).log().tolist()
+    settings: dict[str, dict[str, Any]] = {
+        "all": {},
+        "k2": {"top_k": 2},
+        "k9": {"top_k": 9},
+        "p0.3": {"top_p": 0.3},
+        "p0.5": {"top_p": 0.5},
+        "p0.8": {"top_p": 0.8},
+        "k2 p0.5": {"top_k": 2, "top_p": 0.5},
+    }
+    drawn = {name: {choose(logits, seed=seed, **given) for seed in range(300)} for name, given in settings.items()}
+    assert drawn == {
+        "all": {0, 1, 2, 3},
+        "k2": {1, 3},
+        "k9": {0, 1, 2, 3},
+        "p0.3": {1},
+        "p0.5": {1, 3},
+        "p0.8": {1, 2, 3},
+        "k2 p0.5": {1},  # after top_k the first has 4/7 of what is left
+    }
+
+
+def test_the_repetition_penalty_lowers_positive_and_negative_scores() -> None:
+    assert choose([2.0, 1.5], temperature=0.0, seen=[0], repetition_penalty=1.5) == 1
+    assert choose([-1.0, -1.2], temperature=0.0, seen=[0], repetition_penalty=1.5) == 1
+    assert choose([-1.0, -1.6], temperature=0.0, seen=[0], repetition_penalty=1.5) == 0
+    assert choose([2.0, 1.5], temperature=0.0, seen=[0, 0, 0], repetition_penalty=1.1) == 0  # once, not thrice
