@@ -23,7 +23,7 @@ class TrainerConfig(Section):
     max_grad_norm: float | None = opt(1.0, "Clip the gradient's global norm; null turns it off.", gt=0)
     log_every_steps: int = opt(10, "Steps between two lines of metrics.", ge=1)
     eval_every_steps: int = opt(500, "Steps between two evaluations; there is one at the end as well.", ge=1)
-    eval_steps: int | None = opt(50, "Batches of an evaluation; null takes the whole validation set.", ge=1)
+    eval_steps: int | None = opt(50, "Batches of an evaluation on each rank; null takes the whole set.", ge=1)
     save_every_steps: int = opt(1000, "Steps between two checkpoints; there is one at the end as well.", ge=1)
     keep_last: int = opt(3, "Newest checkpoints that are kept; the best one is kept besides.", ge=1)
 

@@ -186,12 +186,7 @@ class Engine:
     # -- the model ---------------------------------------------------------------------------------------------------
 
     def setup(self, model: nn.Module) -> nn.Module:
-        """Move the model to the device and wrap it for precision and data parallelism; call the result, not the model.
-
-        torch.compile is applied in place, below every wrapper, so that parameter names stay clean.
-        """
-        if self.resolved.compile:
-            model.compile()
+        """Move the model to the device and wrap it for precision and data parallelism; call the result, not the model."""
         return cast(nn.Module, self._fabric.setup_module(model))
 
     def to_device(self, batch: Batch) -> Batch:

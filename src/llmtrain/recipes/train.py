@@ -126,6 +126,8 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
     decoder = Decoder(config.model, vocab_size)
     if checkpoint:
         decoder.load_state_dict(read_state_dict(checkpoint / "model", config.model))
+    if resolved.compile:
+        decoder.compile_parts()
     model = engine.setup(decoder)
     optimizer = build_optimizer(config.optimizer, decoder)
     if checkpoint:
@@ -268,9 +270,10 @@ def _evaluate(job: Job, stop: StopSignal) -> dict[str, float]:
             raise StopRequested
 
     assert job.validation is not None
+    eval_steps = job.config.trainer.eval_steps
     batches = job.validation.evaluation_batches(
         batch_size=job.config.trainer.micro_batch_size,
-        max_batches=job.config.trainer.eval_steps,
+        max_batches=eval_steps and eval_steps * job.engine.world_size,
         rank=job.engine.rank,
         world_size=job.engine.world_size,
     )
