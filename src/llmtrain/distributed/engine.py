@@ -186,7 +186,7 @@ class Engine:
     # -- the model ---------------------------------------------------------------------------------------------------
 
     def setup(self, model: nn.Module) -> nn.Module:
-        """Move the model to the device and wrap it for precision and data parallelism; call the result, not the model."""
+        """Move the model to the device and wrap it for precision and data parallelism: call the result, not `model`."""
         return cast(nn.Module, self._fabric.setup_module(model))
 
     def to_device(self, batch: Batch) -> Batch:

@@ -10,7 +10,6 @@ elsewhere; names of other libraries for the same weights are in models/layouts.p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from llmtrain.contracts import IGNORE_INDEX, Batch
 from llmtrain.models.decoder.attention import Attention, AttentionInputs, build_mask
 from llmtrain.models.decoder.cache import KVCache
 from llmtrain.models.decoder.feed_forward import build_feed_forward
-from llmtrain.models.decoder.loss import next_token_loss
+from llmtrain.models.decoder.loss import ChunkKernels, compiled_kernels, next_token_loss
 from llmtrain.models.decoder.norm import LayerNorm, RMSNorm, build_norm
 from llmtrain.models.decoder.position import Rotary
 
@@ -66,7 +65,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer=layer) for layer in range(config.num_layers))
         self.final_norm = build_norm(config.norm, width=config.d_model)
         self.output = None if config.tie_embeddings else nn.Linear(config.d_model, vocab_size, bias=False)
-        self._loss_sum: Callable[[Tensor, Tensor, Tensor], Tensor] = self._norm_and_loss
+        self._loss_kernels: ChunkKernels | None = None
         self.reset_parameters()
 
     @torch.no_grad()
@@ -89,8 +88,11 @@ class Decoder(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The sum of the supervised tokens' losses in nats (float32 scalar), and their number (int64 scalar)."""
         labels = batch["labels"]
-        x = self._residual_stream(batch["input_ids"], batch.get("document_ids"), None)
-        return self._loss_sum(x, self.output_weight, labels), (labels != IGNORE_INDEX).sum()
+        hidden = self._hidden(batch["input_ids"], batch.get("document_ids"), None)
+        loss_sum = next_token_loss(
+            hidden.flatten(0, 1), self.output_weight, labels.flatten(), kernels=self._loss_kernels
+        )
+        return loss_sum, (labels != IGNORE_INDEX).sum()
 
     def logits(
         self,
@@ -104,7 +106,7 @@ class Decoder(nn.Module):
 
         With a cache, `input_ids` are the tokens that follow what the cache holds, and are added to it.
         """
-        hidden = self.final_norm(self._residual_stream(input_ids, document_ids, cache))
+        hidden = self._hidden(input_ids, document_ids, cache)
         return F.linear(hidden[:, -1:] if last_only else hidden, self.output_weight)
 
     def new_cache(self, batch_size: int, max_len: int, *, first_slots: Tensor | None = None) -> KVCache:
@@ -166,13 +168,11 @@ class Decoder(nn.Module):
         """
         for block in self.blocks:
             block.compile(**options)
-        self._loss_sum = torch.compile(self._norm_and_loss, **options)
+        self.final_norm.compile(**options)
+        self._loss_kernels = compiled_kernels(**options)
 
-    def _norm_and_loss(self, x: Tensor, output_weight: Tensor, labels: Tensor) -> Tensor:
-        return next_token_loss(self.final_norm(x).flatten(0, 1), output_weight, labels.flatten())
-
-    def _residual_stream(self, input_ids: Tensor, document_ids: Tensor | None, cache: KVCache | None) -> Tensor:
-        """[b, t, d_model] after the last block, before the final norm."""
+    def _hidden(self, input_ids: Tensor, document_ids: Tensor | None, cache: KVCache | None) -> Tensor:
+        """[b, t, d_model] after the final norm."""
         num_tokens = input_ids.shape[1]
         end = num_tokens + (0 if cache is None else cache.length)
         _check_room(end, max_seq_len=self.config.max_seq_len, cache=cache)
@@ -195,7 +195,8 @@ class Decoder(nn.Module):
             x = block(x, inputs, cache)
         if cache is not None:
             cache.advance(num_tokens)
-        return x
+        out: Tensor = self.final_norm(x)
+        return out
 
 
 def _check_room(num_tokens: int, *, max_seq_len: int, cache: KVCache | None) -> None:

@@ -8,7 +8,8 @@ backward. The backward pass proper only scales what is already there.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,27 @@ CHUNK_TOKENS_CPU = 1024
 CHUNK_TOKENS_GPU = 8192
 
 
-def next_token_loss(hidden_nd: Tensor, weight_vd: Tensor, labels_n: Tensor, *, chunked: bool = True) -> Tensor:
+class ChunkKernels(NamedTuple):
+    """The work on one chunk. Compiled, the chunks share what is compiled, which is why they are compiled and not the
+    loop over them: unrolled, each chunk would be compiled by itself."""
+
+    gradients: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def compiled_kernels(**options: Any) -> ChunkKernels:
+    """The kernels, compiled with `options` of torch.compile."""
+    return ChunkKernels(torch.compile(_chunk_gradients, **options), torch.compile(_chunk_loss, **options))
+
+
+def next_token_loss(
+    hidden_nd: Tensor,
+    weight_vd: Tensor,
+    labels_n: Tensor,
+    *,
+    chunked: bool = True,
+    kernels: ChunkKernels | None = None,
+) -> Tensor:
     """The sum over supervised tokens of -log softmax(hidden · weightᵀ)[label], float32 scalar.
 
     `chunked=False` is the plain formula, kept to test against and for float16, whose range is too small for the
@@ -31,62 +52,70 @@ def next_token_loss(hidden_nd: Tensor, weight_vd: Tensor, labels_n: Tensor, *, c
     if not chunked or dtype == torch.float16:
         logits = F.linear(hidden_nd, weight_vd).float()
         return F.cross_entropy(logits, labels_n, ignore_index=IGNORE_INDEX, reduction="sum")
+    kernels = kernels or ChunkKernels(_chunk_gradients, _chunk_loss)
     hidden_nd = hidden_nd.to(dtype)
     if torch.is_grad_enabled() and (hidden_nd.requires_grad or weight_vd.requires_grad):
-        loss: Tensor = _ChunkedLoss.apply(hidden_nd, weight_vd, labels_n)  # type: ignore[no-untyped-call]
+        loss: Tensor = _ChunkedLoss.apply(hidden_nd, weight_vd, labels_n, kernels)  # type: ignore[no-untyped-call]
         return loss
-    return _loss_only(hidden_nd, weight_vd.to(dtype), labels_n)
+    weight = weight_vd.to(dtype)
+    return torch.stack([kernels.loss(hidden, weight, labels) for hidden, labels in _chunks(hidden_nd, labels_n)]).sum()
 
 
-def _chunk_tokens(device: torch.device) -> int:
-    return CHUNK_TOKENS_CPU if device.type == "cpu" else CHUNK_TOKENS_GPU
+def _chunks(hidden_nd: Tensor, labels_n: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    size = CHUNK_TOKENS_CPU if hidden_nd.device.type == "cpu" else CHUNK_TOKENS_GPU
+    return zip(torch.split(hidden_nd, size), torch.split(labels_n, size), strict=True)
 
 
-def _loss_only(hidden_nd: Tensor, weight_vd: Tensor, labels_n: Tensor) -> Tensor:
-    """The same sum where no gradient is wanted."""
-    total = torch.zeros((), dtype=torch.float32, device=hidden_nd.device)
-    chunk = _chunk_tokens(hidden_nd.device)
-    for hidden, labels in zip(torch.split(hidden_nd, chunk), torch.split(labels_n, chunk), strict=True):
-        logits = (hidden @ weight_vd.t()).float()
-        total = total + F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
-    return total
+def _chunk_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """The sum where no gradient is wanted."""
+    logits = (hidden @ weight.t()).float()
+    return F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
-class _ChunkedLoss(torch.autograd.Function):
-    """Loss and gradients in one go.
+def _chunk_gradients(
+    hidden: Tensor, weight: Tensor, labels: Tensor, weight_grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum, the gradient of `hidden`, and `weight_grad` (float32) with this chunk's added.
 
     With e = exp(logits - max) and s = its sum, the gradient of the logits is e/s - onehot(label). It is kept as s times
     that, `scaled`, in the dtype of the products: e is written in the very pass that sums it, and the division by s is
     applied to rows of `hidden` and of its gradient, which are narrow. Each entry is rounded once, as if the gradient
     itself had been rounded.
     """
+    supervised = (labels != IGNORE_INDEX)[:, None]
+    labels = labels.clamp(min=0)[:, None]
+    logits = (hidden @ weight.t()).float()
+    peak = logits.amax(-1, keepdim=True)
+    exponentials = (logits - peak).exp()
+    total = exponentials.sum(-1, keepdim=True)
+    label_logit = logits.gather(1, labels)
+    loss = torch.where(supervised, peak + total.log() - label_logit, 0.0).sum()
+    scaled = exponentials.to(hidden.dtype)
+    rows = torch.arange(hidden.shape[0], device=hidden.device)
+    scaled[rows, labels[:, 0]] = ((label_logit - peak).exp() - total)[:, 0].to(hidden.dtype)
+    row_scale = torch.where(supervised, 1.0 / total, 0.0)
+    hidden_grad = ((scaled @ weight) * row_scale).to(hidden.dtype)
+    weight_grad = weight_grad + (scaled.t() @ (hidden * row_scale).to(hidden.dtype)).float()
+    return loss, hidden_grad, weight_grad
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Loss and gradients in one go: the backward pass proper only scales what the forward pass has left."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_nd: Tensor, weight_vd: Tensor, labels_n: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden_nd: Tensor, weight_vd: Tensor, labels_n: Tensor, kernels: ChunkKernels) -> Tensor:
         weight = weight_vd.to(hidden_nd.dtype)
-        chunk = _chunk_tokens(hidden_nd.device)
+        weight_grad = torch.zeros_like(weight_vd, dtype=torch.float32)
         losses, hidden_grads = [], []
-        weight_grad = torch.zeros((), dtype=torch.float32, device=hidden_nd.device)
-        for hidden, labels in zip(torch.split(hidden_nd, chunk), torch.split(labels_n, chunk), strict=True):
-            supervised = (labels != IGNORE_INDEX)[:, None]
-            labels = labels.clamp(min=0)[:, None]
-            logits = (hidden @ weight.t()).float()
-            peak = logits.amax(-1, keepdim=True)
-            exponentials = (logits - peak).exp()
-            total = exponentials.sum(-1, keepdim=True)
-            label_logit = logits.gather(1, labels)
-            losses.append(torch.where(supervised, peak + total.log() - label_logit, 0.0).sum())
-            scaled = exponentials.to(hidden.dtype)
-            rows = torch.arange(hidden.shape[0], device=hidden.device)
-            scaled[rows, labels[:, 0]] = ((label_logit - peak).exp() - total)[:, 0].to(hidden.dtype)
-            row_scale = torch.where(supervised, 1.0 / total, 0.0)
-            hidden_grads.append(((scaled @ weight) * row_scale).to(hidden.dtype))
-            weight_grad = weight_grad + (scaled.t() @ (hidden * row_scale).to(hidden.dtype)).float()
+        for hidden, labels in _chunks(hidden_nd, labels_n):
+            loss, hidden_grad, weight_grad = kernels.gradients(hidden, weight, labels, weight_grad)
+            losses.append(loss)
+            hidden_grads.append(hidden_grad)
         ctx.save_for_backward(torch.cat(hidden_grads), weight_grad.to(weight_vd.dtype))
         return torch.stack(losses).sum()
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
         hidden_grad, weight_grad = ctx.saved_tensors
         scale = grad_outputs[0]
-        return (hidden_grad * scale).to(hidden_grad.dtype), (weight_grad * scale).to(weight_grad.dtype), None
+        return (hidden_grad * scale).to(hidden_grad.dtype), (weight_grad * scale).to(weight_grad.dtype), None, None
