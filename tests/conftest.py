@@ -11,7 +11,9 @@ from llmtrain.testing.ranks import RankPool
 from llmtrain.tracking import terminal
 from llmtrain.tracking.logs import reset_logging
 
-# Set before torch is imported: two threads of the tests' own, and no network whatever a library would like.
+# Set before torch is imported. Tests' tensors are tiny: a second thread only waits for the first, and on a machine that
+# is busy with other things it waits very long. No network, whatever a library would like.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -51,9 +51,13 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setenv("LLMTRAIN_FAULTS", f"term@stepped:step={step}")
 
 
+BIG_STEPS = ["trainer.micro_batch_size=256", "model.num_layers=1", "model.d_model=16"]
+"""An epoch in some thirty steps."""
+
+
 def steps_per_epoch(config_file: Path) -> int:
     config = load_config(str(config_file)).config
-    return -(-open_training_data(config.data, seed=7).items_per_epoch // 64)
+    return -(-open_training_data(config.data, seed=7).items_per_epoch // 256)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +88,7 @@ def test_resume_is_bit_identical(
 @pytest.mark.parametrize("distance", [-1, 0, 1])
 def test_resume_at_the_edge_of_an_epoch(config_file: Path, distance: int, monkeypatch: pytest.MonkeyPatch) -> None:
     edge = steps_per_epoch(config_file)
-    overrides = ["trainer.micro_batch_size=64", f"trainer.max_steps={edge + 4}", "trainer.eval_every_steps=1000"]
+    overrides = [*BIG_STEPS, f"trainer.max_steps={edge + 4}", "trainer.eval_every_steps=1000"]
     complete = train_run(config_file, *overrides, run_id="whole")
     stop_after(monkeypatch, edge + distance)
     with pytest.raises(Preempted):
@@ -98,7 +102,7 @@ def test_resume_at_the_edge_of_an_epoch(config_file: Path, distance: int, monkey
 def test_an_epoch_uses_each_token_once_even_when_it_is_resumed(
     config_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = ["trainer.micro_batch_size=64", "trainer.max_steps=null", "trainer.max_epochs=1"]
+    overrides = [*BIG_STEPS, "trainer.max_steps=null", "trainer.max_epochs=1"]
     complete = train(load_config(str(config_file), [*overrides, "output.run_id=whole"]))
     stop_after(monkeypatch, 3)
     with pytest.raises(Preempted):
