@@ -7,6 +7,7 @@ Checkpoints, clipping and the decision to launch processes are not here.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import shutil
@@ -139,6 +140,20 @@ def _hush_libraries(device: str) -> None:
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no GPU
 
 
+def _keep_freed_memory() -> None:
+    """Let glibc keep the large blocks that a step frees, since the next step asks for the same ones.
+
+    Otherwise each is mapped anew, and the kernel zeroes tens of thousands of pages a step: 2 to 3 % of a CPU step.
+    """
+    try:
+        set_option = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # another C library, which has its own ways
+        return
+    trim_threshold, mmap_threshold = -1, -3
+    set_option(mmap_threshold, 1 << 30)
+    set_option(trim_threshold, 1 << 30)
+
+
 class Engine:
     """Devices, precision and processes of one run."""
 
@@ -162,6 +177,8 @@ class Engine:
                 gradient_as_bucket_view=True,
             )
         _hush_libraries(resolved.device)
+        if accelerator == "cpu":
+            _keep_freed_memory()
         self._fabric = Fabric(
             accelerator=accelerator,
             devices=[int(index)] if index else local_world_size,
