@@ -42,7 +42,7 @@ def test_validate_says_what_would_run(capsys: pytest.CaptureFixture[str]) -> Non
     assert printed(capsys, "validate", "quickstart").splitlines() == [
         "quickstart is valid",
         "  model: decoder, 4 layers, 256 wide",
-        "  training: 900 steps of 16 (on each device) × 256 tokens from data/stdlib/train, muon at 0.003, wsd schedule",
+        "  training: 450 steps of 16 (on each device) × 256 tokens from data/stdlib/train, muon at 0.003, wsd schedule",
     ]
     document = json.loads(printed(capsys, "validate", "--json", "quickstart"))
     assert (document["valid"], document["config"], len(document["summary"])) == (True, "quickstart", 2)
@@ -54,7 +54,7 @@ def test_validate_says_what_would_run(capsys: pytest.CaptureFixture[str]) -> Non
         (["trainer.max_steps=null"], "10,000 steps"),
         (["trainer.max_steps=null", "trainer.max_epochs=0.5"], "0.5 epochs"),
         (["trainer.max_steps=null", "trainer.max_tokens=1e9"], "1,000,000,000 tokens"),
-        (["trainer.global_batch_size=32"], "900 steps of 32 × 256"),
+        (["trainer.global_batch_size=32"], "450 steps of 32 × 256"),
         (["trainer.grad_accum_steps=4"], "of 64 (on each device)"),
         (["data.name=synthetic"], "from random tokens"),
         (["data.train=[a, b, c]"], "from a and 2 more"),

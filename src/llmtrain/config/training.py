@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from llmtrain.config.base import Section, opt
 
@@ -42,16 +42,19 @@ class TrainerConfig(Section):
         return self
 
 
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
 class OptimizerConfig(Section):
     name: Literal["adamw", "muon"] = opt("adamw", "muon: Muon for the matrices of the blocks, AdamW for all else.")
     lr: float = opt(3e-4, "Peak learning rate.", gt=0)
     weight_decay: float = opt(0.1, "Decoupled weight decay of matrices; biases, norms and embeddings have none.", ge=0)
-    betas: tuple[Beta, Beta] = opt((0.9, 0.95), "AdamW's decay rates.")
+    betas: tuple[float, float] = opt((0.9, 0.95), "AdamW's decay rates.")
     eps: float = opt(1e-8, "AdamW's epsilon.", gt=0)
     momentum: float = opt(0.95, "Muon's momentum.", ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _betas_in_range(self) -> OptimizerConfig:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are decay rates from 0 to below 1, but they are {list(self.betas)}")
+        return self
 
 
 class SchedulerConfig(Section):

@@ -135,7 +135,8 @@ def missing_for_compile() -> str | None:
 
 def _hush_libraries(device: str) -> None:
     """Keep lines that tell the user nothing new out of the run's output."""
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # which precision it was asked for
+    for name in ("lightning.fabric", "lightning.pytorch"):  # which precision it was asked for
+        logging.getLogger(name).setLevel(logging.WARNING)
     if device == "cpu":
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no GPU
 

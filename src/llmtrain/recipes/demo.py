@@ -44,7 +44,7 @@ def main() -> int:
     for name, bits in (("the model", scores["bits_per_byte"]), ("gzip -9", gzip_bits), ("xz -9", xz_bits)):
         print(f"    {name:<11} {bits:.3f} bits a byte")
     print(f"\nrun    {run['run']}\nmodel  {run['model']}\ntime   {(time.monotonic() - began) / 60:.1f} minutes")
-    print("\nMore text: .venv/bin/llmtrain generate --prompt 'class Tree:'")
+    print("\nMore text: .venv/bin/llmtrain generate --prompt 'import '")
     return 0 if scores["bits_per_byte"] < gzip_bits else 1
 
 

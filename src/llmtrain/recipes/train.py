@@ -333,6 +333,7 @@ def _describe(job: Job, run: Path) -> None:
     _log("device", "%s, %s, %s, %s", job.engine.device, resolved.precision, compiled, processes)
     _log("data", "%s items of %d tokens an epoch", f"{job.data.items_per_epoch:,}", config.data.seq_len)
     _log("data", "%d items a batch, micro-batches of %d", schedule.batch_size, config.trainer.micro_batch_size)
+    logging.getLogger("llmtrain.data").debug("%d data workers, train from %s", config.data.num_workers, job.data.name)
     _log("model", "%s parameters, %s trainable", f"{size.total:,}", f"{size.trainable:,}")
     _log("optimizer", "%s, peak learning rate %g", config.optimizer.name, config.optimizer.lr)
     _log("schedule", "%s, %d steps (%.2f epochs)", config.scheduler.name, schedule.total_steps, epochs)

@@ -71,8 +71,9 @@ class Decoder(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draws all weights anew, from PyTorch's global generator."""
-        std = self.config.init_std
-        into_residual = std / math.sqrt(2 * self.config.num_layers) if self.config.residual_scaled_init else std
+        config: DecoderConfig = self.config
+        std = config.init_std
+        into_residual = std / math.sqrt(2 * config.num_layers) if config.residual_scaled_init else std
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=into_residual if name.endswith(("o_proj", "down_proj")) else std)
