@@ -32,6 +32,9 @@ from llmtrain.training.checkpoint import (
     verify,
 )
 
+NOBODY = 65534
+"""The user id without rights."""
+
 
 def write_model(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file(dict(tensors), folder / "model.safetensors")
@@ -538,11 +541,20 @@ def test_a_folder_that_cannot_be_used_is_said_at_the_start(tmp_path: Path) -> No
         new_store(tmp_path / "file" / "checkpoints")
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_permission_is_said_at_the_start(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(CheckpointError, match=r"Permission denied .* make the folder writable for this user"):
-        new_store(tmp_path / "checkpoints")
+    is_root = os.geteuid() == 0
+    if is_root:  # who may write everywhere: be another user for a moment
+        os.chown(tmp_path, NOBODY, -1)
+        for folder in (tmp_path.parent, tmp_path.parent.parent, tmp_path.parent.parent.parent):
+            folder.chmod(folder.stat().st_mode | 0o011)
+        os.seteuid(NOBODY)
+    try:
+        with pytest.raises(CheckpointError, match=r"Permission denied .* make the folder writable for this user"):
+            new_store(tmp_path / "checkpoints")
+    finally:
+        if is_root:
+            os.seteuid(0)
 
 
 def test_a_folder_in_the_place_of_a_link_is_said(store: CheckpointStore, folder: Path) -> None:

@@ -19,7 +19,7 @@ import typer
 
 from llmtrain.cli import config, model, prepare, train
 from llmtrain.cli.output import Outcome, json_document
-from llmtrain.config.errors import ConfigError, RunError
+from llmtrain.config.errors import ConfigError, Preempted, RunError
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """What Typer raises for a command line that it cannot read; it exports only this subclass."""
@@ -88,7 +88,8 @@ def _call(argv: Sequence[str]) -> Outcome:
 
 def _fail(message: str, *, kind: str, code: int, as_json: bool) -> int:
     rank = os.environ.get("RANK", "0")
-    print(f"error: {message}" if rank == "0" else f"[rank {rank}] error: {message}", file=sys.stderr)
+    what = "stopped" if kind == Preempted.kind else "error"
+    print(f"{what}: {message}" if rank == "0" else f"[rank {rank}] {what}: {message}", file=sys.stderr)
     if as_json:
         _print(json_document({"error": {"kind": kind, "message": message, "exit_code": code}}))
     return code
