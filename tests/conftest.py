@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from llmtrain.testing.ranks import RankPool
 from llmtrain.tracking import terminal
@@ -16,6 +17,12 @@ from llmtrain.tracking.logs import reset_logging
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+# Each run at a desk tries other examples; CI tries the same ones for every commit, so that what fails there is the commit.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 
 @pytest.fixture(autouse=True)
