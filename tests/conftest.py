@@ -19,7 +19,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-# Each run at a desk tries other examples; CI tries the same ones for every commit, so that what fails there is the commit.
+# At a desk each run tries other examples; CI tries the same ones for each commit, so what fails there is the commit.
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
