@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from llmtrain.cli.app import run
+from llmtrain.config.errors import Preempted
 from llmtrain.config.load import load_config
 from llmtrain.recipes.train import train
+from llmtrain.testing.tiny_run import tiny_config, weight_hash, write_config
 from llmtrain.tracking.sinks import read_metrics
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
     """The folder of a finished run of 30 steps, which evaluated on the whole validation set."""
-    from llmtrain.testing.tiny_run import tiny_config, write_config
-
     folder = tmp_path_factory.mktemp("finished")
     config = write_config(folder / "tiny.yaml", tiny_config(shards, folder / "runs"))
     overrides = ["output.run_id=one", "trainer.eval_steps=null", "tracking.tensorboard.enabled=true"]
@@ -161,17 +161,30 @@ def test_synthetic_data_needs_no_corpus(config_file: Path, capsys: pytest.Captur
     assert result["first_loss"] == pytest.approx(9.0, abs=0.3)
 
 
-@pytest.mark.slow
-def test_a_compiled_run_resumes_bit_identically(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmtrain.config.errors import Preempted
-    from llmtrain.testing.tiny_run import weight_hash
+@pytest.fixture(scope="module")
+def whole_compiled() -> dict[str, str]:
+    """`hash`: the weights of a compiled run that nobody stopped, once a test has made it."""
+    return {}
 
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("step", "workers"), [(1, 2), (7, 0), (11, 2)])
+def test_a_compiled_run_on_two_threads_resumes_bit_identically(
+    step: int, workers: int, config_file: Path, whole_compiled: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
     overrides = ["trainer.compile=true", "trainer.precision=bf16-mixed", "trainer.max_steps=12"]
-    whole = Path(train(load_config(str(config_file), [*overrides, "output.run_id=whole"]))["run"])
-    monkeypatch.setenv("LLMTRAIN_FAULTS", "term@stepped:step=7")
-    with pytest.raises(Preempted, match="step 7 is saved"):
-        train(load_config(str(config_file), [*overrides, "output.run_id=stopped"]))
-    monkeypatch.delenv("LLMTRAIN_FAULTS")
-    stopped = config_file.parent / "runs" / "stopped"
-    train(None, resume=str(stopped))
-    assert weight_hash(stopped) == weight_hash(whole)
+    try:
+        if not whole_compiled:
+            whole = train(load_config(str(config_file), [*overrides, "output.run_id=whole"]))
+            whole_compiled["hash"] = weight_hash(Path(whole["run"]))
+        monkeypatch.setenv("LLMTRAIN_FAULTS", f"term@stepped:step={step}")
+        with pytest.raises(Preempted, match=f"step {step} is saved"):
+            train(load_config(str(config_file), [*overrides, f"data.num_workers={workers}", "output.run_id=stopped"]))
+        monkeypatch.delenv("LLMTRAIN_FAULTS")
+        stopped = config_file.parent / "runs" / "stopped"
+        train(None, resume=str(stopped))
+    finally:
+        torch.set_num_threads(threads)
+    assert weight_hash(stopped) == whole_compiled["hash"]
