@@ -275,6 +275,7 @@ def test_a_run_can_be_moved_with_its_links(store: CheckpointStore, folder: Path,
     folder.rename(moved)
     verify(moved / "latest")
     verify(moved / "best")
+    assert (moved / "latest").resolve() == (moved / "best").resolve() == moved / "step_000001"
     folder.mkdir()  # for the store's close
 
 

@@ -105,7 +105,7 @@ def test_meta_holds_no_secret_of_argv_or_environment(tmp_path: Path) -> None:
         "HF_TOKEN": token,
         "WANDB_API_KEY": "hush-1",
         "AWS_SECRET_ACCESS_KEY": "hush-2",
-        "HOME": "/home/hush-3",
+        "HOME": "/somewhere/hush-3",
         "OMP_NUM_THREADS": "2",
         "WORLD_SIZE": "4",
         "MASTER_ADDR": f"host-{token}",
