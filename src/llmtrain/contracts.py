@@ -15,6 +15,22 @@ IGNORE_INDEX = -100
 """A label that is not supervised."""
 
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+"""What a tokenizer in Hugging Face format may consist of: what is hashed, and goes along with shards and models."""
+
+
 class Batch(TypedDict):
     """One micro-batch. `labels[b, t]` is the token that should follow `input_ids[b, t]`."""
 

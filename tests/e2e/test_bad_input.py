@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmtrain.cli.app import run
+from llmtrain.config.errors import ConfigError
 from llmtrain.config.load import load_config
 from llmtrain.recipes.train import train
 
@@ -104,3 +105,18 @@ def test_without_a_compiler_training_goes_on_and_says_so(
     overrides = ["trainer.compile=true", "trainer.max_steps=2", "output.run_id=eager"]
     assert run(["train", str(config_file), *overrides]) == 0
     assert "no C++ compiler was found" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_that_another_process_trains_is_left_as_it_is(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(train(load_config(str(config_file), ["trainer.max_steps=2"]))["run"])
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def refuse(run: Path) -> None:
+        raise ConfigError(f"{run} is being trained by another process")
+
+    monkeypatch.setattr("llmtrain.recipes.train.locked", refuse)
+    message = message_of(["train", "--resume", str(folder), "trainer.max_steps=9"], capsys)
+    assert "is being trained by another process" in message
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

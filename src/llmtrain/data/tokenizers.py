@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from llmtrain.config.errors import ConfigError
+from llmtrain.contracts import TOKENIZER_FILES
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -52,20 +53,6 @@ until a call's ids are taken, so a text of 100 MB at once would take 12 GB."""
 
 _CUT = re.compile(r"[0-9A-Za-z\u4e00-\u9fa5\uac00-\ud7a3](?=[ \n\u3002\uff0c])")
 """Ends a piece of SPLIT_PATTERN for sure: no alternative goes on from a letter or digit to one of these characters."""
-
-_SOURCE_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
 
 
 class Tokenizer:
@@ -232,7 +219,7 @@ def folder_fingerprint(name_or_path: str) -> str | None:
     if not folder.is_dir():
         return None
     digest = hashlib.sha256()
-    for name in _SOURCE_FILES:
+    for name in TOKENIZER_FILES:
         if (folder / name).is_file():
             digest.update(name.encode() + b"\0" + hashlib.sha256((folder / name).read_bytes()).digest())
     return digest.hexdigest()
@@ -301,7 +288,7 @@ def _writer_of_new(serialized: str) -> Callable[[Path], None]:
 
 
 def _copy_files(source: Path, target: Path) -> None:
-    for name in _SOURCE_FILES:
+    for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
 

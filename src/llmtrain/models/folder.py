@@ -22,22 +22,13 @@ from torch import Tensor
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.model import DecoderConfig
+from llmtrain.contracts import TOKENIZER_FILES
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.layouts import layout_for, layout_named
 
 OWN_MODEL_TYPE = "llmtrain-decoder"
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-)
 WRAPPER_NAMES = frozenset({"_orig_mod", "module", "_forward_module", "_checkpoint_wrapped_module"})
 """What torch.compile, DDP, Fabric and activation checkpointing put into the names of parameters."""
 

@@ -146,6 +146,8 @@ def _run(job: Job, stop: StopSignal) -> dict[str, Any]:
 def _train_in(run: Path, job: Job, stop: StopSignal) -> dict[str, Any]:
     config, engine, state = job.config, job.engine, job.state
     resumed_step = state.step if job.origin else None
+    if engine.is_main:  # under the lock: a second process that would go on with this run changes nothing of it
+        (run / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     setup_logging(config.logging, run_folder=run, rank=engine.rank)
     _describe(job, run)
     sinks = start_sinks(
@@ -198,8 +200,10 @@ def _train_in(run: Path, job: Job, stop: StopSignal) -> dict[str, Any]:
             sinks.finish(summary.as_dict())
             if store:
                 summary.write(run / "summary.json")
-                link_model(run)
-                store.close()
+                try:
+                    store.close()  # the save under way may be the one that moves the links
+                finally:
+                    link_model(run)
     if outcome == "preempted":
         raise Preempted(f"step {state.step} is saved; to go on: llmtrain train --resume {run}")
     validation = {name.replace("/", "_"): value for name, value in state.validation.items()}
@@ -245,9 +249,7 @@ def _vocab_size(wanted: int | None, *, needed: int) -> int:
 
 def _run_folder(job: Job) -> Path:
     resolved = job.engine.resolved.as_dict()
-    run = job.origin.run if job.origin else start_run(job.config.run, job.config.output, resolved=resolved)
-    (run / "config.yaml").write_text(to_yaml(job.config), encoding="utf-8")
-    return run
+    return job.origin.run if job.origin else start_run(job.config.run, job.config.output, resolved=resolved)
 
 
 # -- what the loop is handed -------------------------------------------------------------------------------------------
