@@ -82,10 +82,12 @@ def test_the_tokenizer_goes_with_the_model(tmp_path: Path) -> None:
     source.mkdir()
     (source / "tokenizer.json").write_text("{}")
     (source / "chat_template.jinja").write_text("{{ messages }}")
+    (source / "spiece.model").write_bytes(b"pieces")
     (source / "notes.txt").write_text("stays")
     write(folder, tiny_decoder(), tokenizer_folder=source)
     assert (folder / "chat_template.jinja").read_text() == "{{ messages }}"
     assert (folder / "tokenizer.json").exists()
+    assert (folder / "spiece.model").read_bytes() == b"pieces"
     assert not (folder / "notes.txt").exists()
     with pytest.raises(ConfigError, match="no tokenizer here"):
         write(folder, tiny_decoder(), tokenizer_folder=folder.parent)
