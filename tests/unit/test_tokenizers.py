@@ -24,6 +24,7 @@ from llmtrain.data.tokenizers import (
     load_hf_tokenizer,
     load_tokenizer,
     train_bpe,
+    train_characters,
 )
 
 SOURCES = [Path(textwrap.__file__).read_text(), Path(json.__file__).read_text(), Path(ours.__file__).read_text()]
@@ -200,3 +201,29 @@ def test_a_changed_folder_has_another_fingerprint(tmp_path: Path) -> None:
 def test_a_tokenizer_takes_no_broken_text() -> None:
     with pytest.raises(ValueError, match="is no tokenizer"):
         Tokenizer("nothing", eos_token="x", write=lambda _: None)
+
+
+def test_characters_are_tokens_and_any_other_one_is_unknown(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    text = "hello  world\n\nab .  ,'s n't\té 🎉\r\n汉"
+    tokenizer = train_characters([text])
+    assert tokenizer.vocab_size == 2 + len(set(text))
+    tokenizer.save(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for example in (text, "", " ", "  \n", ".\r\n ,"):
+        assert loaded.decode(loaded.encode(example)) == example
+        assert theirs(example).input_ids == loaded.encode(example)
+        assert theirs.decode(theirs(example).input_ids) == example
+    assert theirs("heQQ👍").input_ids == loaded.encode("heQQ👍") == [*loaded.encode("he"), 1, 1, 1]
+    assert theirs.decode(theirs("heQQ").input_ids) == "he<unk><unk>"
+    assert loaded.eos_id == theirs.eos_token_id == 0
+    assert theirs.unk_token_id == 1
+    assert 0 not in loaded.encode(END_OF_TEXT)
+
+
+def test_the_most_frequent_characters_stay() -> None:
+    assert train_characters(["aab", "bcccd"]).decode([2, 3, 4, 5]) == "abcd"
+    assert train_characters(["aab", "bcccd"], min_frequency=2).vocab_size == 2 + 3
+    assert train_characters(["aab", "bcccd"], vocab_size=4).decode([2, 3]) == "ac"

@@ -55,17 +55,26 @@ DataConfig = Annotated[TokensConfig | SyntheticConfig, Field(discriminator="name
 
 
 class TokenizerConfig(Section):
-    kind: Literal["hf", "bpe"] = opt("bpe", "hf: one that exists (path); bpe: byte-level BPE trained on the text.")
+    kind: Literal["hf", "bpe", "char"] = opt(
+        "bpe", "hf: one that exists (path); bpe: byte-level BPE trained on the text; char: the text's characters."
+    )
     path: str | None = opt(None, "Folder or Hub id of an existing tokenizer (kind hf).")
-    vocab_size: int | None = opt(None, "Vocabulary to train (kind bpe): 8192 when not given.", ge=257)
-    min_frequency: int = opt(2, "A pair seen less often is not merged (kind bpe).", ge=1)
+    vocab_size: int | None = opt(
+        None, "Vocabulary: for bpe 8192 when not given; for char the most frequent stay, all when not given.", ge=3
+    )
+    min_frequency: int | None = opt(
+        None, "A pair (bpe; 2 when not given) or character (char; 1) seen less often is left out.", ge=1
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> TokenizerConfig:
         if self.kind == "hf" and self.path is None:
             raise ValueError("kind hf needs path: the folder or Hub id of a tokenizer")
-        if self.kind == "hf" and self.vocab_size is not None:
-            raise ValueError("vocab_size is for a tokenizer that is trained (kind bpe); remove it")
+        for name in ("vocab_size", "min_frequency"):
+            if self.kind == "hf" and getattr(self, name) is not None:
+                raise ValueError(f"{name} is for a tokenizer that is trained (kind bpe or char); remove it")
+        if self.kind == "bpe" and self.vocab_size is not None and self.vocab_size < 257:
+            raise ValueError(f"vocab_size is {self.vocab_size}, but 256 bytes and the end token are 257: raise it")
         if self.kind != "hf" and self.path is not None:
             raise ValueError(f"path is for an existing tokenizer (kind hf), but kind is {self.kind}")
         return self

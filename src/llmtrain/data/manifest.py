@@ -68,7 +68,7 @@ class Split(_Record):
 class TokenizerRecord(_Record):
     """The tokenizer that made the tokens; a copy lies in the folder."""
 
-    kind: Literal["hf", "bpe"]
+    kind: Literal["hf", "bpe", "char"]
     path: str
     """Relative to the manifest's folder."""
     sha256: str
@@ -79,7 +79,7 @@ class TokenizerRecord(_Record):
     source_sha256: str | None = None
     """Of the files of the folder that it was copied from (kind hf, from a folder)."""
     trained_documents: int | None = None
-    """Documents that it was trained on (kind bpe): all for training, or a sample of them by hash."""
+    """Documents that it was trained on (kinds bpe and char): all for training; for bpe of a large corpus a sample."""
     trained_bytes: int | None = None
 
 

@@ -1,6 +1,7 @@
-"""Tokenizers: byte-level BPE trained here, existing Hugging Face ones, and one thin wrapper around both.
+"""Tokenizers: byte-level BPE and characters trained here, existing Hugging Face ones, one thin wrapper around them.
 
     train_bpe(texts)        ─┐
+    train_characters(texts) ─┤
     load_hf_tokenizer(name) ─┼─→ Tokenizer ── save ──→ folder in Hugging Face format
     load_tokenizer(folder)  ─┘                          (transformers.AutoTokenizer loads it too)
 
@@ -27,8 +28,11 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.contracts import TOKENIZER_FILES
+from llmtrain.data.fast_encoding import Encode, fast_encoder
 
 END_OF_TEXT = "<|endoftext|>"
+UNKNOWN = "<unk>"
+"""Stands for a character that a vocabulary of characters does not have."""
 
 SPLIT_PATTERN = "|".join(
     (
@@ -81,6 +85,8 @@ class Tokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._backend.encode_special_tokens = True  # in this library's words: encode their text like any other
+        self._serialized = serialized
+        self._fast: Encode | None = None
         self._write = write
         self._can_cut = json.dumps(SPLIT_PATTERN) in serialized
         self.eos_token = eos_token
@@ -93,8 +99,31 @@ class Tokenizer:
         ids: list[int] = self.encode_batch([text])[0].tolist()
         return ids
 
+    def speed_up(self, sample: Sequence[str]) -> bool:
+        """Encode by a faster encoder from here on, if there is one and it gives the same ids for all of `sample`.
+
+        Returns whether it does. What it cannot take (some texts of millions of blanks) is encoded as before.
+        """
+        fast = fast_encoder(self._serialized)
+        if fast is not None:
+            expected = self._encode_slowly(sample)
+            if all(np.array_equal(fast(text), ids) for text, ids in zip(sample, expected, strict=True)):
+                self._fast = fast
+        return self._fast is not None
+
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         """Ids of each text. Runs without the GIL, so several threads may call it at once."""
+        if self._fast is None:
+            return self._encode_slowly(texts)
+        return [self._encode_fast(text, self._fast) for text in texts]
+
+    def _encode_fast(self, text: str, fast: Encode) -> NDArray[np.uint32]:
+        try:
+            return fast(text)
+        except ValueError:  # its pattern library gives up on a million blanks
+            return self._encode_slowly([text])[0]
+
+    def _encode_slowly(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         pieces = [
             (index, piece)
             for index, text in enumerate(texts)
@@ -142,6 +171,29 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int, min_frequency: int = 2) 
     backend.train_from_iterator((piece for text in texts for piece in _cut(text)), trainer)
     serialized: str = backend.to_str(pretty=True)
     return Tokenizer(serialized, eos_token=END_OF_TEXT, write=_writer_of_new(serialized))
+
+
+def train_characters(texts: Iterable[str], *, vocab_size: int | None = None, min_frequency: int = 1) -> Tokenizer:
+    """A token for each character (code point) that `texts` hold `min_frequency` times or more often.
+
+    Id 0 is the end token, 1 stands for every other character, then come the characters by code point; of more than
+    `vocab_size` tokens the most frequent stay (of equally frequent ones the lower code points).
+    """
+    counts = np.zeros(0x110000, np.int64)
+    for text in texts:
+        found = np.bincount(np.frombuffer(text.encode("utf-32-le"), np.uint32))
+        counts[: len(found)] += found
+    characters = np.flatnonzero(counts >= min_frequency)
+    if vocab_size is not None:
+        by_frequency = characters[np.argsort(-counts[characters], kind="stable")]
+        characters = np.sort(by_frequency[: max(0, vocab_size - 2)])
+    vocab = {END_OF_TEXT: 0, UNKNOWN: 1} | {chr(code): number for number, code in enumerate(characters.tolist(), 2)}
+    # BPE without merges: every character is a token, however long the text. WordLevel would have to split it first.
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=UNKNOWN, fuse_unk=False))
+    backend.add_special_tokens([END_OF_TEXT, UNKNOWN])
+    backend.decoder = decoders.Fuse()
+    serialized: str = backend.to_str(pretty=True)
+    return Tokenizer(serialized, eos_token=END_OF_TEXT, write=_writer_of_new(serialized, unk_token=UNKNOWN))
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
@@ -268,10 +320,11 @@ def _batches(pieces: Sequence[tuple[int, str]]) -> Iterator[list[tuple[int, str]
         yield batch
 
 
-def _writer_of_new(serialized: str) -> Callable[[Path], None]:
+def _writer_of_new(serialized: str, **special_tokens: str) -> Callable[[Path], None]:
+    special_tokens = {"eos_token": END_OF_TEXT, **special_tokens}
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": END_OF_TEXT,
+        **special_tokens,
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,  # it would change the text on decoding
     }
@@ -280,7 +333,7 @@ def _writer_of_new(serialized: str) -> Callable[[Path], None]:
         (folder / "tokenizer.json").write_text(serialized, encoding="utf-8")
         for name, content in (
             ("tokenizer_config.json", config),
-            ("special_tokens_map.json", {"eos_token": END_OF_TEXT}),
+            ("special_tokens_map.json", special_tokens),
         ):
             (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

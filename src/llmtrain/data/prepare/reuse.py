@@ -14,7 +14,7 @@ from llmtrain.config.errors import ConfigError
 from llmtrain.data.manifest import InputRecord, Manifest, find_manifest
 from llmtrain.data.prepare.inputs import find_inputs, inputs_are_here
 from llmtrain.data.prepare.selection import fingerprint
-from llmtrain.data.prepare.vocabulary import DEFAULT_VOCAB_SIZE
+from llmtrain.data.prepare.vocabulary import vocabulary_options
 from llmtrain.data.tokenizers import folder_fingerprint, load_tokenizer
 
 
@@ -72,8 +72,7 @@ def recorded_options(options: PrepareConfig) -> dict[str, Any]:
     Without `output` and `num_workers`, which do not, and `input`, which is recorded file by file.
     """
     recorded = options.model_dump(mode="json", exclude={"input", "output", "num_workers"})
-    if options.tokenizer.kind == "bpe":
-        recorded["tokenizer"]["vocab_size"] = options.tokenizer.vocab_size or DEFAULT_VOCAB_SIZE
+    recorded["tokenizer"] |= vocabulary_options(options.tokenizer)
     return recorded
 
 

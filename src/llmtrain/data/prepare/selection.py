@@ -3,7 +3,7 @@
     units ─ scan ─→ Corpus (hash, size and fate of each document) ─ select ─→ fates: train, val, or why left out
 
 A document's hash alone decides whether it is held out, so neither order nor the other documents matter, and a text
-that occurs twice cannot be on both sides. No text is kept here: 25 bytes for each document are.
+that occurs twice cannot be on both sides. No text is kept here but a small sample: 25 bytes for each document are.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import numpy as np
@@ -25,6 +25,11 @@ from llmtrain.data.prepare.inputs import Input, total_size
 from llmtrain.data.prepare.parallel import ordered_map
 
 logger = logging.getLogger("llmtrain.prepare")
+
+_SAMPLE_BYTES = (1 << 20, 1 << 24)
+"""Least and most that is kept of the texts, for whoever wants to try something out on them."""
+_SAMPLE_LENGTH = 1 << 18
+"""Characters of one text that are kept."""
 
 _NAMED_ERRORS = 20
 """Bad files and lines that are named one by one; all are counted."""
@@ -76,6 +81,8 @@ class Corpus:
     errors: list[str]
     """The bad files and lines, each with its place; as many as are named."""
     inputs: tuple[InputRecord, ...]
+    sample: list[str] = field(repr=False)
+    """Beginnings of some texts, by hash, from all over the corpus: a fiftieth of it in the limits of _SAMPLE_BYTES."""
 
     def counts(self) -> Counts:
         """How many documents there are of each fate; none is lost."""
@@ -103,6 +110,7 @@ class _Scan:
     hashes: NDArray[np.uint64]
     num_bytes: NDArray[np.int64]
     fates: NDArray[np.uint8]
+    sample: list[str]
 
 
 def scan(
@@ -122,7 +130,10 @@ def scan(
     errors: list[str] = []
     block_hashes: dict[str, list[bytes]] = {}
     num_documents = num_errors = first_line = 0
-    results = ordered_map(lambda unit: _scan_unit(unit, options.min_length), units, num_workers=num_workers)
+    sample: list[str] = []
+    sample_left = _sample_size(total_size(inputs))
+    share = min(1.0, sample_left / max(1, total_size(inputs)))
+    results = ordered_map(lambda unit: _scan_unit(unit, options.min_length, share), units, num_workers=num_workers)
     for unit, result in zip(units, results, strict=True):
         first_line = 0 if unit.start == 0 else first_line
         for error in _located_errors(result.content, first_line=first_line):
@@ -139,6 +150,11 @@ def scan(
         num_documents += size
         first_line += result.content.num_lines
         result.content.documents.clear()  # their texts
+        for text in result.sample:
+            if sample_left > 0:
+                sample.append(text)
+                sample_left -= len(text)
+        result.sample.clear()
         scans.append(result)
         advance(result.content.num_bytes)
     if num_errors > len(errors):
@@ -154,6 +170,7 @@ def scan(
         inputs=tuple(
             _input_record(source, [file_hash(block_hashes[file.path]) for file in source.files]) for source in inputs
         ),
+        sample=sample,
     )
 
 
@@ -175,14 +192,7 @@ def select(corpus: Corpus, options: PrepareConfig) -> Corpus:
         fates[_repeated(corpus.hashes) & (fates == Fate.TRAIN)] = Fate.DUPLICATE
     threshold = np.uint64(int(options.val_fraction * 2**64))
     fates[(fates == Fate.TRAIN) & (corpus.hashes[:, 0] < threshold)] = Fate.VAL
-    chosen = Corpus(
-        units=corpus.units,
-        hashes=corpus.hashes,
-        num_bytes=corpus.num_bytes,
-        fates=fates,
-        errors=corpus.errors,
-        inputs=corpus.inputs,
-    )
+    chosen = replace(corpus, fates=fates)
     counts = chosen.counts()
     if not counts.train and not counts.val:
         raise ConfigError(
@@ -202,7 +212,7 @@ def select(corpus: Corpus, options: PrepareConfig) -> Corpus:
     return chosen
 
 
-def training_sample(corpus: Corpus, *, max_bytes: int) -> NDArray[np.bool_]:
+def training_sample(corpus: Corpus, *, max_bytes: int | None) -> NDArray[np.bool_]:
     """Which documents a tokenizer learns from: all for training, or those of the lowest hashes up to `max_bytes`.
 
     Independent of order, and of what is held out (other bits of the hash decide). At least one document.
@@ -210,13 +220,18 @@ def training_sample(corpus: Corpus, *, max_bytes: int) -> NDArray[np.bool_]:
     train = np.flatnonzero(corpus.fates == Fate.TRAIN)
     by_hash = train[np.argsort(corpus.hashes[train, 1], kind="stable")]
     total = np.cumsum(corpus.num_bytes[by_hash])
-    taken = by_hash[: max(1, int(np.searchsorted(total, max_bytes, side="right")))]
+    taken = by_hash if max_bytes is None else by_hash[: max(1, int(np.searchsorted(total, max_bytes, side="right")))]
     sample = np.zeros(len(corpus.fates), np.bool_)
     sample[taken] = True
     return sample
 
 
-def _scan_unit(unit: Unit, min_length: int) -> _Scan:
+def _sample_size(num_bytes: int) -> int:
+    least, most = _SAMPLE_BYTES
+    return min(most, max(least, num_bytes // 50))
+
+
+def _scan_unit(unit: Unit, min_length: int, sample_share: float) -> _Scan:
     content = read_unit(unit)
     num_documents = len(content.documents)
     digests = bytearray()
@@ -228,7 +243,9 @@ def _scan_unit(unit: Unit, min_length: int) -> _Scan:
         num_bytes[index] = len(data)
         fates[index] = _first_fate(document.text, document.error, min_length)
     hashes = np.frombuffer(bytes(digests), ">u8").astype(np.uint64).reshape(num_documents, 2)
-    return _Scan(content, hashes, num_bytes, fates)
+    sampled = (hashes[:, 1] * 2.0**-64 <= sample_share) & (fates == Fate.TRAIN)
+    sample = [content.documents[index].text[:_SAMPLE_LENGTH] for index in np.flatnonzero(sampled)]
+    return _Scan(content, hashes, num_bytes, fates, sample)
 
 
 def _first_fate(text: str, error: str | None, min_length: int) -> Fate:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from llmtrain.config.data import TokenizerConfig
 from llmtrain.data.manifest import TokenizerRecord
@@ -17,6 +18,7 @@ from llmtrain.data.tokenizers import (
     load_hf_tokenizer,
     load_tokenizer,
     train_bpe,
+    train_characters,
 )
 
 logger = logging.getLogger("llmtrain.prepare")
@@ -27,6 +29,17 @@ TOKENIZER_FOLDER = "tokenizer"
 MAX_TRAINING_BYTES = 64_000_000
 """A tokenizer is trained on at most as much text, sampled by hash. Half of 31 MB of source already gave a vocabulary
 of 8192 with 0.4 % fewer bytes a token, in half the time, so more text would only take longer."""
+
+
+def vocabulary_options(options: TokenizerConfig) -> dict[str, Any]:
+    """The size and frequency that a tokenizer is trained with, where the config may leave them open."""
+    if options.kind == "hf":
+        return {}
+    is_bpe = options.kind == "bpe"
+    return {
+        "vocab_size": options.vocab_size or (DEFAULT_VOCAB_SIZE if is_bpe else None),
+        "min_frequency": options.min_frequency or (2 if is_bpe else 1),
+    }
 
 
 def make_tokenizer(
@@ -43,17 +56,18 @@ def make_tokenizer(
         load_hf_tokenizer(options.path).save(target)
         source = folder_fingerprint(options.path)
     else:
-        sample = training_sample(corpus, max_bytes=MAX_TRAINING_BYTES)
+        train, max_bytes = (train_bpe, MAX_TRAINING_BYTES) if options.kind == "bpe" else (train_characters, None)
+        sample = training_sample(corpus, max_bytes=max_bytes)
         trained_documents = int(sample.sum())
         trained_bytes = int(corpus.num_bytes[sample].sum())
         with Stage("tokenizer", total=trained_bytes, report=report) as stage, library_threads(num_workers > 1):
-            train_bpe(
-                texts_of(corpus, sample, num_workers=num_workers, advance=stage.advance),
-                vocab_size=options.vocab_size or DEFAULT_VOCAB_SIZE,
-                min_frequency=options.min_frequency,
-            ).save(target)
+            texts = texts_of(corpus, sample, num_workers=num_workers, advance=stage.advance)
+            train(texts, **vocabulary_options(options)).save(target)
         stage.log(f"trained on {trained_documents:,} documents")
     tokenizer = load_tokenizer(target)
+    with library_threads(num_workers > 1):
+        if tokenizer.speed_up(corpus.sample):
+            logger.info("tokenizer: encoding by its faster form, which gave the same tokens for a sample of the text")
     if options.kind == "bpe" and tokenizer.vocab_size < (options.vocab_size or DEFAULT_VOCAB_SIZE):
         logger.warning("tokenizer: the text has pairs for a vocabulary of %d tokens only", tokenizer.vocab_size)
     record = TokenizerRecord(
