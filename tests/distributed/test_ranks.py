@@ -11,9 +11,10 @@ from llmtrain.distributed.engine import Engine, resolve
 from llmtrain.evaluation.loss import evaluate_loss
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.testing.ranks import RankFailed, RankPool
+from llmtrain.training.cadence import Late
 from llmtrain.training.optimizers import build_optimizer
 from llmtrain.training.signals import StopRequested
-from llmtrain.training.step import compute_gradients, gradient_norm, update
+from llmtrain.training.step import agree, compute_gradients, gradient_norm, update
 
 VOCAB, ROWS, LENGTH = 17, 8, 12
 
@@ -54,8 +55,10 @@ def train(steps: int, micro_batch_size: int) -> tuple[list[float], float, list[t
 
     losses = []
     for step in range(steps):
-        loss_sum, num_tokens = compute_gradients(model, share(step), engine=engine)
+        num_tokens, _ = agree(share(step), engine=engine, stop_requested=False)
+        loss_sum = compute_gradients(model, share(step), engine=engine, num_tokens=num_tokens)
         update(optimizer, grad_norm=gradient_norm(optimizer), max_grad_norm=1.0)
+        optimizer.zero_grad()
         losses.append(loss_sum / num_tokens)
     result = evaluate_loss(model, share(99), engine=engine, tokens_per_byte=None)
     return losses, result.loss, [parameter.detach().clone() for parameter in decoder.parameters()]
@@ -64,16 +67,25 @@ def train(steps: int, micro_batch_size: int) -> tuple[list[float], float, list[t
 def stop_on_rank_1() -> str:
     engine = make_engine()
     try:
-        compute_gradients(torch.nn.Linear(1, 1), [], engine=engine, stop_requested=engine.rank == 1)
+        agree([], engine=engine, stop_requested=engine.rank == 1)
     except StopRequested:
         return "stopped"
     return "went on"
+
+
+def late_by_the_main_clock() -> tuple[bool, bool]:
+    engine = make_engine()
+    return agree([], engine=engine, stop_requested=False, late=Late(evaluation=False, save=engine.is_main)).late
 
 
 def fail_on_rank_1() -> int:
     if make_engine().rank == 1:
         raise ValueError("rank 1 has had enough")
     return 0
+
+
+def test_what_is_due_by_the_main_process_s_clock_is_due_on_all_ranks(two_ranks: RankPool) -> None:
+    assert two_ranks.run(late_by_the_main_clock) == [(False, True), (False, True)]
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 4])

@@ -24,8 +24,9 @@ from llmtrain.data.tokens import TokenData, open_training_data
 from llmtrain.recipes.train import train
 from llmtrain.testing.tiny_run import weight_hash
 from llmtrain.tracking.metrics import TRAIN_LOSS
-from llmtrain.training import step
 from llmtrain.training.checkpoint import verify
+from llmtrain.training.non_finite import Policy, StepFigures, may_update
+from llmtrain.training.state import RunState
 
 
 def train_run(config_file: Path, *overrides: str, run_id: str) -> Path:
@@ -119,13 +120,12 @@ def test_a_different_batch_size_loses_and_repeats_no_item(config_file: Path, mon
         train_run(config_file, run_id="stopped")
     run = config_file.parent / "runs" / "stopped"
     taken: list[tuple[int, int]] = []
-    refuse = step.refuse_non_finite
 
-    def note(number: int, *, items: range, **rest: Any) -> None:
-        taken.append((items.start, items.stop))
-        refuse(number, items=items, **rest)
+    def note(found: StepFigures, state: RunState, *, policy: Policy) -> bool:
+        taken.append((found.items.start, found.items.stop))
+        return may_update(found, state, policy=policy)
 
-    monkeypatch.setattr("llmtrain.training.loop.refuse_non_finite", note)
+    monkeypatch.setattr("llmtrain.training.loop.may_update", note)
     train(None, resume=str(run), overrides=["trainer.micro_batch_size=8", "trainer.max_steps=8"])
     assert taken == [(20, 28), (28, 36), (36, 44)]
 

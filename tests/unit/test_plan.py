@@ -1,5 +1,6 @@
 """How long a run is, and batch sizes that contradict each other."""
 
+import math
 from typing import Any
 
 import pytest
@@ -61,3 +62,37 @@ def test_a_resumed_run_is_as_long_as_one_never_stopped(limit: dict[str, Any]) ->
 
 def test_a_run_without_a_limit_has_10000_steps() -> None:
     assert schedule_of().total_steps == 10_000
+
+
+def state_at(step: int, *, batch: int = 8) -> RunState:
+    return RunState(step=step, item=step * batch)
+
+
+def test_evaluating_and_saving_are_due_at_steps_and_at_the_end_of_epochs() -> None:
+    trainer: dict[str, Any] = {"micro_batch_size": 8, "max_steps": 60, "eval_every_steps": None, "eval_every_epochs": 2}
+    schedule = schedule_of(**trainer, save_every_steps=25, save_every_epochs=1)  # epochs of 12.5 steps
+    saves = [step for step in range(61) if schedule.save_due(state_at(step), late=False)]
+    evaluations = [step for step in range(61) if schedule.evaluation_due(state_at(step), late=False)]
+    assert saves == [13, 25, 38, 50]
+    assert evaluations == [25, 50, 60]
+
+
+def test_what_the_clock_says_is_due_now_but_no_evaluation_is_made_twice() -> None:
+    schedule = schedule_of(micro_batch_size=8, eval_every_steps=None, save_every_steps=None, max_steps=60)
+    assert schedule.save_due(state_at(7), late=True)
+    assert not schedule.save_due(state_at(7), late=False)
+    again = RunState(step=7, item=56, evaluated_step=7)
+    assert schedule.evaluation_due(state_at(7), late=True)
+    assert not schedule.evaluation_due(again, late=True)
+
+
+def test_patience_counts_evaluations_without_a_gain() -> None:
+    early_stopping = {"patience": 3, "min_delta": 0.1}
+    schedule = schedule_of(micro_batch_size=8, max_steps=60, early_stopping=early_stopping)
+    state = RunState()
+    over = []
+    for loss in (3.0, 2.0, 1.95, math.nan, 1.92, 1.8, 1.75):
+        state.record_validation({"val/loss": loss}, min_delta=schedule.min_delta)
+        over.append(schedule.is_over(state))
+    assert over == [False, False, False, False, True, False, False]
+    assert (state.best_val_loss, state.gained_val_loss) == (1.75, 1.8)

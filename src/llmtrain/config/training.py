@@ -9,6 +9,11 @@ from pydantic import model_validator
 from llmtrain.config.base import Section, opt
 
 
+class EarlyStoppingConfig(Section):
+    patience: int = opt(5, "Evaluations in a row without a gain that end the run.", ge=1)
+    min_delta: float = opt(0.0, "A gain is a validation loss that is lower by more than this, in nats.", ge=0)
+
+
 class TrainerConfig(Section):
     max_steps: int | None = opt(None, "Optimizer steps; 10000 when no limit is given.", ge=1)
     max_epochs: float | None = opt(None, "Passes over the training items; the last batch may be short.", gt=0)
@@ -16,16 +21,30 @@ class TrainerConfig(Section):
     micro_batch_size: int = opt(8, "Sequences that one device computes at a time.", ge=1)
     grad_accum_steps: int | None = opt(None, "Micro-batches of one optimizer step on each device.", ge=1)
     global_batch_size: int | None = opt(None, "Sequences of one optimizer step over all devices.", ge=1)
-    precision: Literal["auto", "32", "bf16-mixed", "bf16-true"] = opt(
-        "auto", "auto takes bf16-mixed where the hardware computes bf16 natively, else 32."
+    precision: Literal["auto", "32", "bf16-mixed", "bf16-true", "16-mixed"] = opt(
+        "auto", "auto takes bf16-mixed where the hardware computes bf16 natively, else 32; 16-mixed scales the loss."
     )
     compile: Literal["auto"] | bool = opt("auto", "torch.compile; auto turns it on where a compiler is found.")
     max_grad_norm: float | None = opt(1.0, "Clip the gradient's global norm; null turns it off.", gt=0)
     log_every_steps: int = opt(10, "Steps between two lines of metrics.", ge=1)
-    eval_every_steps: int = opt(500, "Steps between two evaluations; there is one at the end as well.", ge=1)
+    eval_every_steps: int | None = opt(
+        500, "Steps between two evaluations, or null; there is one at the end as well.", ge=1
+    )
+    eval_every_epochs: int | None = opt(None, "Evaluate at the end of every so many epochs as well.", ge=1)
+    eval_every_seconds: float | None = opt(None, "Evaluate when the last time was so long ago as well.", gt=0)
     eval_steps: int | None = opt(50, "Batches of an evaluation on each rank; null takes the whole set.", ge=1)
-    save_every_steps: int = opt(1000, "Steps between two checkpoints; there is one at the end as well.", ge=1)
+    save_every_steps: int | None = opt(
+        1000, "Steps between two checkpoints, or null; there is one at the end as well.", ge=1
+    )
+    save_every_epochs: int | None = opt(None, "Save at the end of every so many epochs as well.", ge=1)
+    save_every_seconds: float | None = opt(None, "Save when the last time was so long ago as well.", gt=0)
     keep_last: int = opt(3, "Newest checkpoints that are kept; the best one is kept besides.", ge=1)
+    early_stopping: EarlyStoppingConfig | None = opt(None, "Stop when the validation loss falls no more.")
+    non_finite: Literal["stop", "skip", "rollback"] = opt(
+        "stop",
+        "When a loss or a gradient is infinite or no number: stop (exit 42); skip the update; rollback to the last "
+        "checkpoint, and leave the items out on meeting them again.",
+    )
 
     @model_validator(mode="after")
     def _one_of_each(self) -> TrainerConfig:
@@ -43,12 +62,19 @@ class TrainerConfig(Section):
 
 
 class OptimizerConfig(Section):
-    name: Literal["adamw", "muon"] = opt("adamw", "muon: Muon for the matrices of the blocks, AdamW for all else.")
+    name: Literal["adamw", "adam", "sgd", "muon"] = opt(
+        "adamw", "muon: Muon for the matrices of the blocks, AdamW for all else."
+    )
     lr: float = opt(3e-4, "Peak learning rate.", gt=0)
-    weight_decay: float = opt(0.1, "Decoupled weight decay of matrices; biases, norms and embeddings have none.", ge=0)
-    betas: tuple[float, float] = opt((0.9, 0.95), "AdamW's decay rates.")
-    eps: float = opt(1e-8, "AdamW's epsilon.", gt=0)
-    momentum: float = opt(0.95, "Muon's momentum.", ge=0, lt=1)
+    weight_decay: float = opt(
+        0.1,
+        "Of matrices; biases, norms and embeddings have none. Decoupled from the gradient in adamw and muon, added to "
+        "it in adam and sgd.",
+        ge=0,
+    )
+    betas: tuple[float, float] = opt((0.9, 0.95), "Decay rates of adamw and adam.")
+    eps: float = opt(1e-8, "Epsilon of adamw and adam.", gt=0)
+    momentum: float = opt(0.95, "Momentum of muon and sgd.", ge=0, lt=1)
 
     @model_validator(mode="after")
     def _betas_in_range(self) -> OptimizerConfig:

@@ -31,6 +31,7 @@ from llmtrain.contracts import Batch
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Lightning's imports deprecate each other
     from lightning.fabric import Fabric
+    from lightning.fabric.plugins import MixedPrecision
     from lightning.fabric.strategies import DDPStrategy
 
 log = logging.getLogger("llmtrain.device")
@@ -155,6 +156,15 @@ def _keep_freed_memory() -> None:
     set_option(trim_threshold, 1 << 30)
 
 
+def _precision(resolved: Resolved) -> dict[str, Any]:
+    """Fabric's arguments. In float16 without its scaler: ours is in the step, and its value in the checkpoint."""
+    if resolved.precision != "16-mixed":
+        return {"precision": resolved.precision if resolved.precision != "32" else "32-true"}
+    plugin = MixedPrecision("16-mixed", device=resolved.device.partition(":")[0])
+    plugin.scaler = None
+    return {"plugins": plugin}
+
+
 class Engine:
     """Devices, precision and processes of one run."""
 
@@ -185,7 +195,7 @@ class Engine:
             devices=[int(index)] if index else local_world_size,
             num_nodes=self.world_size // local_world_size,
             strategy=strategy,
-            precision=resolved.precision if resolved.precision != "32" else "32-true",
+            **_precision(resolved),
         )
         self._fabric.launch()
         self.rank = self._fabric.global_rank

@@ -1,6 +1,7 @@
-"""`train`, top to bottom: config → machine → data → model → optimizer → loop → summary.
+"""`train`, top to bottom: set up the job → make or find its run folder → sinks, store, loop → summary.
 
-A run that is resumed goes the same way; only its config, its position and its tensors come from a checkpoint.
+A run that is resumed goes the same way; only its config, its position and its tensors come from a checkpoint. What a
+job is made of is in `job`.
 """
 
 from __future__ import annotations
@@ -8,39 +9,31 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from llmtrain.config.errors import ConfigError, Preempted
-from llmtrain.config.load import LoadedConfig, load_config, to_yaml
-from llmtrain.config.running import OutputConfig
-from llmtrain.config.schema import Config
+from llmtrain.config.errors import Preempted
+from llmtrain.config.load import LoadedConfig, to_yaml
 from llmtrain.contracts import Batch
-from llmtrain.data.tokens import TokenData, ValidationData, open_training_data, open_validation_data
-from llmtrain.distributed.engine import Engine, resolve
 from llmtrain.evaluation.loss import evaluate_loss
-from llmtrain.models.decoder.decoder import Decoder
-from llmtrain.models.folder import read_state_dict, write_model_folder
-from llmtrain.recipes.prepare import ensure_shards
+from llmtrain.models.folder import write_model_folder
+from llmtrain.recipes.job import Job, set_up
 from llmtrain.tracking.logs import setup_logging
 from llmtrain.tracking.progress import Progress
 from llmtrain.tracking.sink_group import start_sinks
 from llmtrain.tracking.summary import ParameterCount
 from llmtrain.tracking.system import device_peak_flops, peak_memory_bytes
-from llmtrain.training.checkpoint import CheckpointStore, Snapshot, load_optimizer, load_state
+from llmtrain.training.checkpoint import CheckpointStore, Snapshot
 from llmtrain.training.loop import fit
-from llmtrain.training.optimizers import NamedOptimizer, build_optimizer
-from llmtrain.training.plan import Schedule, make_schedule
+from llmtrain.training.non_finite import RollBack
 from llmtrain.training.report import Reporter
-from llmtrain.training.resume import Identity, Origin, checkpoint_of, find_origin, identity_of, refuse_another_run
 from llmtrain.training.runs import link_model, locked, start_run
 from llmtrain.training.signals import StopRequested, StopSignal
-from llmtrain.training.state import RunState, seed_step
+from llmtrain.training.state import RunState
 
 DRY_RUN_STEPS = 5
 
@@ -65,99 +58,37 @@ def train(
             job.engine.close()
 
 
-@dataclass
-class Job:
-    """All that a run is made of, before anything of it is written."""
-
-    config: Config
-    engine: Engine
-    data: TokenData
-    validation: ValidationData | None
-    identity: Identity
-    decoder: Decoder
-    model: nn.Module
-    """The decoder as the engine wraps it: this is what is called."""
-    optimizer: NamedOptimizer
-    schedule: Schedule
-    state: RunState
-    origin: Origin | None
-    passed_over: list[str]
-    """What is wrong with each checkpoint that is newer than the one that the run goes on from."""
-
-
-def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequence[str] = ()) -> Job:
-    """Build a job from a config or a checkpoint. What can be refused is refused here, before anything is written."""
-    config, origin = _config_and_origin(loaded, resume=resume, overrides=overrides)
-    setup_logging(config.logging, run_folder=None, rank=0)
-    resolved = resolve(config.run, config.trainer, config.distributed, previous=origin.resolved if origin else None)
-    engine = Engine(resolved, distributed=config.distributed, deterministic=config.run.deterministic)
-    setup_logging(config.logging, run_folder=None, rank=engine.rank)
-
-    with engine.main_first():
-        ensure_shards(config)
-    data = open_training_data(config.data, seed=config.run.seed, rank=engine.rank, world_size=engine.world_size)
-    validation = open_validation_data(config.data, seed=config.run.seed, training=data)
-    vocab_size = _vocab_size(config.model.vocab_size, needed=data.facts.vocab_size)
-    identity = identity_of(
-        config.model,
-        vocab_size=vocab_size,
-        seed=config.run.seed,
-        seq_len=config.data.seq_len,
-        fingerprint=data.fingerprint,
-    )
-
-    checkpoint, passed_over = engine.from_main(lambda: checkpoint_of(origin) if origin else (None, []))
-    state = RunState()
-    if checkpoint:
-        saved = load_state(checkpoint)
-        refuse_another_run(saved["identity"], identity, where=checkpoint)
-        state = RunState.from_dict(saved["position"])
-    schedule = make_schedule(
-        config.trainer,
-        config.scheduler,
-        seed=config.run.seed,
-        seq_len=config.data.seq_len,
-        items_per_epoch=data.items_per_epoch,
-        state=state,
-        world_size=engine.world_size,
-    )
-
-    seed_step(config.run.seed, -1, rank=0)  # every rank builds the same weights
-    decoder = Decoder(config.model, vocab_size)
-    if checkpoint:
-        decoder.load_state_dict(read_state_dict(checkpoint / "model", config.model))
-    if resolved.compile:
-        decoder.compile_parts()
-    model = engine.setup(decoder)
-    optimizer = build_optimizer(config.optimizer, decoder)
-    if checkpoint:
-        optimizer.load_state_tensors(load_optimizer(checkpoint))
-    return Job(
-        config, engine, data, validation, identity, decoder, model, optimizer, schedule, state, origin, passed_over
-    )
-
-
 def _run(job: Job, stop: StopSignal) -> dict[str, Any]:
-    run = job.engine.from_main(lambda: _run_folder(job))
-    with locked(run) if job.engine.is_main else nullcontext():
-        return _train_in(run, job, stop)
+    config, engine = job.config, job.engine
+    run = engine.from_main(lambda: job.origin.run if job.origin else _new_run(job))
+    with locked(run) if engine.is_main else nullcontext():
+        if engine.is_main:  # under the lock: a second process that would go on with this run changes nothing of it
+            (run / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        setup_logging(config.logging, run_folder=run, rank=engine.rank)
+        _describe(job, run)
+        while True:
+            try:
+                return _train_in(run, job, stop)
+            except RollBack as request:
+                job.take_back(run, request.found)
+
+
+def _new_run(job: Job) -> Path:
+    about = job.config.run
+    return start_run(about, job.config.output, resolved=job.engine.resolved.as_dict(), as_written=job.as_written)
 
 
 def _train_in(run: Path, job: Job, stop: StopSignal) -> dict[str, Any]:
+    """Train from where the job stands until it is over, stopped, or to be taken back (RollBack)."""
     config, engine, state = job.config, job.engine, job.state
-    resumed_step = state.step if job.origin else None
-    if engine.is_main:  # under the lock: a second process that would go on with this run changes nothing of it
-        (run / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    setup_logging(config.logging, run_folder=run, rank=engine.rank)
-    _describe(job, run)
     sinks = start_sinks(
         config.tracking,
         run=run,
         config=config.model_dump(mode="json"),
-        resumed_step=resumed_step,
+        resumed_step=job.resumed_step,
         is_main=engine.is_main,
     )
-    store = _open_store(job, run, resumed_step=resumed_step) if engine.is_main else None
+    store = _open_store(job, run) if engine.is_main else None
     outcome: Literal["finished", "preempted", "failed"] = "failed"
     plain = True if config.logging.json_output else None
     with Progress(job.schedule.total_steps, start_step=state.step, plain=plain, quiet=not engine.is_main) as progress:
@@ -172,6 +103,8 @@ def _train_in(run: Path, job: Job, stop: StopSignal) -> dict[str, Any]:
             total_steps=job.schedule.total_steps,
         )
         try:
+            if state.step == 0 and config.trainer.non_finite == "rollback":
+                _save(job, store, state, False, False)  # there is always something to go back to
             with closing(_training_batches(job)) as batches:
                 finished = fit(
                     model=job.model,
@@ -195,7 +128,7 @@ def _train_in(run: Path, job: Job, stop: StopSignal) -> dict[str, Any]:
                 outcome,
                 parameters=ParameterCount.of(job.decoder),
                 peak_memory_bytes=peak_memory_bytes(engine.device),
-                resumed_step=resumed_step,
+                resumed_step=job.resumed_step,
             )
             sinks.finish(summary.as_dict())
             if store:
@@ -219,37 +152,6 @@ def _dry_run(job: Job) -> dict[str, Any]:
             losses.append(result.loss)
             _log("train", "dry run %d/%d: loss %.4f, %d tokens", step, DRY_RUN_STEPS, result.loss, result.num_tokens)
     return {"dry_run": True, "losses": losses, "planned_steps": job.schedule.total_steps}
-
-
-# -- what the set-up needs ---------------------------------------------------------------------------------------------
-
-
-def _config_and_origin(
-    loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequence[str]
-) -> tuple[Config, Origin | None]:
-    if resume is None:
-        if loaded is None:
-            raise ConfigError("train needs a CONFIG, or --resume to go on with a run")
-        return loaded.config, None
-    if loaded is not None:
-        return loaded.config, find_origin(resume, Path(loaded.config.output.root_dir))
-    given = dict(override.split("=", 1) for override in overrides if "=" in override)
-    origin = find_origin(resume, Path(given.get("output.root_dir", OutputConfig().root_dir)))
-    return load_config(str(origin.run / "config.yaml"), overrides).config, origin
-
-
-def _vocab_size(wanted: int | None, *, needed: int) -> int:
-    if wanted is not None and wanted < needed:
-        raise ConfigError(
-            f"model.vocab_size is {wanted}, but the tokenizer has {needed} tokens: remove the key, or make it {needed} "
-            "or more"
-        )
-    return wanted or needed
-
-
-def _run_folder(job: Job) -> Path:
-    resolved = job.engine.resolved.as_dict()
-    return job.origin.run if job.origin else start_run(job.config.run, job.config.output, resolved=resolved)
 
 
 # -- what the loop is handed -------------------------------------------------------------------------------------------
@@ -286,7 +188,7 @@ def _evaluate(job: Job, stop: StopSignal) -> dict[str, float]:
         ).figures()
 
 
-def _save(job: Job, store: CheckpointStore | None, state: RunState, best: bool) -> None:
+def _save(job: Job, store: CheckpointStore | None, state: RunState, best: bool, final: bool) -> None:
     if store is None:
         return
     saved = {
@@ -300,10 +202,10 @@ def _save(job: Job, store: CheckpointStore | None, state: RunState, best: bool) 
     snapshot = Snapshot(
         step=state.step, state=saved, model=job.decoder.state_dict(), optimizer=job.optimizer.state_tensors()
     )
-    store.save(snapshot, best=best, final=state.step >= job.schedule.total_steps)
+    store.save(snapshot, best=best, final=final)
 
 
-def _open_store(job: Job, run: Path, *, resumed_step: int | None) -> CheckpointStore:
+def _open_store(job: Job, run: Path) -> CheckpointStore:
     def write_model(folder: Path, weights: Mapping[str, Tensor]) -> None:
         write_model_folder(
             folder,
@@ -319,7 +221,7 @@ def _open_store(job: Job, run: Path, *, resumed_step: int | None) -> CheckpointS
         keep_last=job.config.trainer.keep_last,
         config_yaml=to_yaml(job.config),
         write_model=write_model,
-        resumed_step=resumed_step,
+        resumed_step=job.resumed_step,
     )
 
 

@@ -18,6 +18,10 @@ TRAIN_STEP_TIME_SEC: Final = "train/step_time_sec"
 TRAIN_TOKENS_TOTAL: Final = "train/tokens_total"
 TRAIN_MFU: Final = "train/mfu"
 """From 0 to 1; absent where the device's peak is not known."""
+TRAIN_SKIPPED_STEPS: Final = "train/skipped_steps"
+"""Steps without an update since the run's start, for a loss or a gradient that was no finite number; once there are."""
+TRAIN_LOSS_SCALE: Final = "train/loss_scale"
+"""With 16-mixed."""
 VAL_LOSS: Final = "val/loss"
 """Nats per token."""
 VAL_PERPLEXITY: Final = "val/perplexity"
@@ -32,6 +36,8 @@ METRIC_NAMES: Final = (
     TRAIN_STEP_TIME_SEC,
     TRAIN_TOKENS_TOTAL,
     TRAIN_MFU,
+    TRAIN_SKIPPED_STEPS,
+    TRAIN_LOSS_SCALE,
     VAL_LOSS,
     VAL_PERPLEXITY,
     VAL_BITS_PER_BYTE,

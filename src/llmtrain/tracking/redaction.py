@@ -56,6 +56,7 @@ _BEFORE_VALUE = (
     # In prose only names of several words: "the end token: 0" is no secret.
     re.compile(r"(?<![\w.-])(?P<name>password|secret|authorization|(?=[A-Za-z0-9]*[_.-])[\w.-]++):\s+", re.IGNORECASE),
 )
+_CONFIG_LINE = re.compile(r"^[ \t-]*[\"']?(?P<name>[\w.-]+)[\"']?[ \t]*:[ \t]+", re.MULTILINE)
 _VALUE = re.compile(r"\"[^\"]*\"|'[^']*'|[^\s\"'&;,]+")
 _WHOLE_ASSIGNMENT = re.compile(r"(?P<name>[\w.-]+)=(?P<value>.+)", re.DOTALL)
 _TELLS_NOTHING = frozenset(("null", "None", "true", "True", "false", "False"))
@@ -75,6 +76,11 @@ def redact(value: Any) -> Any:
         items = [_redact_argument(item, before) for item, before in zip(value, [None, *value], strict=False)]
         return items if isinstance(value, list) else tuple(items)
     return value
+
+
+def redact_config(text: str) -> str:
+    """The text of a YAML or JSON file with the values of secret names, and what else looks secret, replaced."""
+    return _redact_text(_hide_values(text, _CONFIG_LINE))
 
 
 def is_secret_name(name: str) -> bool:

@@ -48,6 +48,8 @@ class RunSummary:
     last_loss: float | None
     best_val_loss: float | None
     val_loss: float | None
+    skipped_steps: int
+    """Without an update, for a loss or a gradient that was no finite number."""
     parameters: ParameterCount
     peak_memory_bytes: int
     goodput: float

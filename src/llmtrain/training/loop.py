@@ -1,8 +1,8 @@
 """The training loop, for pretraining and fine-tuning alike.
 
-    until the last step:
-        evaluate and save, where this step's number says so
-        micro-batches → gradients → update → next item
+    until the run is over:
+        evaluate and save, where this step's number or the clock says so
+        micro-batches → gradients → update, unless they are not finite → next item
         say what happened
 
 The top of the loop does what is due *at* the current step, and notes what it did in the state; so a run that is stopped
@@ -20,12 +20,14 @@ from torch import nn
 from llmtrain.contracts import Batch
 from llmtrain.distributed.engine import Engine
 from llmtrain.testing.faults import reach
+from llmtrain.training.cadence import NOT_LATE, Late, Stopwatch
+from llmtrain.training.non_finite import StepFigures, may_update
 from llmtrain.training.optimizers import NamedOptimizer
 from llmtrain.training.plan import Schedule
 from llmtrain.training.report import Reporter
 from llmtrain.training.signals import StopRequested, StopSignal
 from llmtrain.training.state import RunState, seed_step
-from llmtrain.training.step import compute_gradients, gradient_norm, refuse_non_finite, update
+from llmtrain.training.step import agree, compute_gradients, gradient_norm, update
 
 log = logging.getLogger("llmtrain.train")
 
@@ -36,7 +38,7 @@ def fit(
     optimizer: NamedOptimizer,
     batches: Iterator[list[Batch]],
     evaluate: Callable[[], Mapping[str, float]] | None,
-    save: Callable[[RunState, bool], None],
+    save: Callable[[RunState, bool, bool], None],
     schedule: Schedule,
     state: RunState,
     engine: Engine,
@@ -46,41 +48,53 @@ def fit(
     """Train from `state` to the end of the schedule. True: finished; False: stopped by a signal, and saved.
 
     `batches` begins at `state.item`; `evaluate` gives figures by their names, val/loss among them;
-    `save(state, best)` writes a checkpoint. Raises WillFailAgain if a loss or a gradient is no finite number.
+    `save(state, best, final)` writes a checkpoint. At a loss or a gradient that is no finite number it raises
+    WillFailAgain or RollBack, or skips the step, as the schedule says.
     """
     start_step, model_can_stop_alone = state.step, engine.world_size == 1
+    evaluation_watch, save_watch = Stopwatch(schedule.evaluate.every_seconds), Stopwatch(schedule.save.every_seconds)
+    late = NOT_LATE
     model.train()
     try:
         while True:
             best = evaluated = False
-            if evaluate is not None and schedule.evaluation_due(state):
+            if evaluate is not None and schedule.evaluation_due(state, late=late.evaluation):
                 with report.spent("evaluation"), stop.interrupts(when=model_can_stop_alone):
                     reach("evaluation", step=state.step)
                     figures = evaluate()
-                best, evaluated = state.record_validation(figures), True
+                best, evaluated = state.record_validation(figures, min_delta=schedule.min_delta), True
                 report.evaluated(state, figures)
-            if best or (schedule.save_due(state.step) and (evaluated or state.step > start_step)):
+                evaluation_watch.reset()
+            over = schedule.is_over(state)
+            if best or ((over or schedule.save_due(state, late=late.save)) and (evaluated or state.step > start_step)):
                 with report.spent("saving"):
-                    save(state, best)
-            if state.step >= schedule.total_steps:
+                    save(state, best, over)
+                save_watch.reset()
+            if over:
                 return True
 
             began = time.perf_counter()
-            micro_batches = _wait_for(batches, stop, report)
+            micro_batches, items = _wait_for(batches, stop, report), schedule.next_items(state)
+            if state.leaves_out(items):
+                micro_batches = []  # a step of no tokens, which changes nothing
             with report.spent("step" if state.step > start_step else "compile"):
                 with stop.interrupts(when=model_can_stop_alone):
                     reach("step", step=state.step)
                     seed_step(schedule.seed, state.step, engine.rank)
-                    loss_sum, num_tokens = compute_gradients(
-                        model, micro_batches, engine=engine, stop_requested=stop.requested
+                    watched = Late(evaluation_watch.is_late, save_watch.is_late) if engine.is_main else NOT_LATE
+                    num_tokens, late = agree(micro_batches, engine=engine, stop_requested=stop.requested, late=watched)
+                    scale = state.loss_scale.value if state.loss_scale else 1.0
+                    loss_sum = compute_gradients(
+                        model, micro_batches, engine=engine, num_tokens=num_tokens, loss_scale=scale
                     )
                 reach("update", step=state.step)
-                items = range(state.item, min(state.item + schedule.batch_size, schedule.end_item))
-                grad_norm = gradient_norm(optimizer)
-                refuse_non_finite(state.step + 1, loss_sum=loss_sum, grad_norm=grad_norm, items=items)
+                grad_norm = gradient_norm(optimizer) / scale
+                found = StepFigures(state.step + 1, loss_sum / max(1, num_tokens), grad_norm, items)
                 optimizer.set_lr_scale(schedule.learning_rate_scale(state.step))
-                update(optimizer, grad_norm=grad_norm, max_grad_norm=schedule.max_grad_norm)
-            state.step, state.item, state.tokens = state.step + 1, items.stop, state.tokens + num_tokens
+                if may_update(found, state, policy=schedule.non_finite):
+                    update(optimizer, grad_norm=grad_norm, max_grad_norm=schedule.max_grad_norm, loss_scale=scale)
+                optimizer.zero_grad()
+            state.advance(items, num_tokens=num_tokens)
             report.stepped(
                 state,
                 loss_sum=loss_sum,
@@ -96,7 +110,7 @@ def fit(
     except StopRequested:
         log.warning("%s: saving step %d, then stopping", stop.received.name if stop.received else "a rank", state.step)
         with report.spent("saving"):
-            save(state, False)
+            save(state, False, False)
         return False
 
 

@@ -1,4 +1,4 @@
-"""AdamW and Muon over named parameters, with state that is saved by parameter name and not by position.
+"""AdamW, Adam, SGD and Muon over named parameters, with state that is saved by parameter name and not by position.
 
 Which parameters train is decided by `requires_grad`; the learning rate at a step is in `schedules`.
 """
@@ -57,6 +57,8 @@ class NamedOptimizer:
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over what `state_tensors` gave. Raises ConfigError if it belongs to other parameters or optimizers."""
         parameters = {name: parameter for parameter, name in self._names.items()}
+        for optimizer in self._optimizers:
+            optimizer.state.clear()
         owner = {p: o for o in self._optimizers for group in o.param_groups for p in group["params"]}
         for full_name, tensor in tensors.items():
             name, _, key = full_name.rpartition("/")
@@ -69,12 +71,12 @@ class NamedOptimizer:
         if tensors and (missing := set(parameters) - {name.rpartition("/")[0] for name in tensors}):
             raise ConfigError(f"the checkpoint has no optimizer state for {', '.join(sorted(missing))}")
         for optimizer in self._optimizers:
-            wanted = "momentum_buffer" if isinstance(optimizer, torch.optim.Muon) else "exp_avg"
+            wanted = _state_keys(optimizer)
             for state in optimizer.state.values():
-                if wanted not in state:
+                if state.keys() != wanted:
                     raise ConfigError(
-                        f"the checkpoint's optimizer state has {sorted(state)}, but this run's optimizer needs "
-                        f"{wanted}: resume with the optimizer that the run was started with"
+                        f"the checkpoint's optimizer state has {sorted(state)}, but this run's optimizer has "
+                        f"{sorted(wanted)}: resume with the optimizer that the run was started with"
                     )
 
 
@@ -82,15 +84,15 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> NamedOptimizer
     """The optimizer of the parameters of `model` that require gradients.
 
     Matrices inside `blocks` decay, and take Muon if it is chosen; embeddings, the output projection, norms and biases
-    take AdamW, where only the output projection decays. Muon's update has the root mean square of AdamW's (Liu et al.
-    2025, "Muon is Scalable for LLM Training"), so one learning rate serves both.
+    take AdamW then, where only the output projection decays. Muon's update has the root mean square of AdamW's (Liu et
+    al. 2025, "Muon is Scalable for LLM Training"), so one learning rate serves both.
     """
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
     embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     hidden = [p for p, name in names.items() if p.ndim == 2 and "blocks." in name]
     decayed = [p for p, name in names.items() if p.ndim == 2 and "blocks." not in name and p not in embeddings]
     plain = [p for p in names if p.ndim != 2 or p in embeddings]
-    if config.name == "adamw":
+    if config.name != "muon":
         decayed, hidden = hidden + decayed, []
     optimizers: list[torch.optim.Optimizer] = []
     if hidden:
@@ -108,6 +110,16 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> NamedOptimizer
         {"params": plain, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    if groups:
-        optimizers.append(torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True))
+    if groups and config.name == "sgd":
+        optimizers.append(torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True))
+    elif groups:
+        adam = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+        optimizers.append(adam(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True))
     return NamedOptimizer(optimizers, names=names, lr=config.lr)
+
+
+def _state_keys(optimizer: torch.optim.Optimizer) -> set[str]:
+    """The names of what the optimizer keeps of a parameter that it has updated."""
+    if isinstance(optimizer, torch.optim.Adam):  # AdamW is one
+        return {"step", "exp_avg", "exp_avg_sq"}
+    return {"momentum_buffer"} if optimizer.defaults["momentum"] else set()

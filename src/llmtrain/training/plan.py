@@ -9,6 +9,8 @@ from functools import partial
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.training import SchedulerConfig, TrainerConfig
+from llmtrain.training.cadence import Cadence
+from llmtrain.training.non_finite import Policy
 from llmtrain.training.schedules import learning_rate_scale
 from llmtrain.training.state import RunState
 
@@ -23,22 +25,41 @@ class Schedule:
     end_item: int
     batch_size: int
     """Items of one step, over all ranks."""
+    items_per_epoch: int
     log_every: int
-    eval_every: int
-    save_every: int
+    evaluate: Cadence
+    save: Cadence
+    patience: int | None
+    """Evaluations in a row without a gain that end the run."""
+    min_delta: float
+    non_finite: Policy
     max_grad_norm: float | None
     seed: int
     learning_rate_scale: Callable[[int], float]
     """Step (from 0) → factor on the peak learning rate."""
 
-    def evaluation_due(self, state: RunState) -> bool:
-        """At every `eval_every` steps and at the end, once."""
-        due = state.step > 0 and (state.step % self.eval_every == 0 or state.step >= self.total_steps)
+    def evaluation_due(self, state: RunState, *, late: bool) -> bool:
+        """When its cadence says so, by the state's numbers or the clock (`late`), and at the end; once at each step."""
+        due = late or self._due(self.evaluate, state) or 0 < self.total_steps <= state.step
         return due and state.evaluated_step != state.step
 
-    def save_due(self, step: int) -> bool:
-        """At every `save_every` steps and at the end."""
-        return step > 0 and (step % self.save_every == 0 or step >= self.total_steps)
+    def save_due(self, state: RunState, *, late: bool) -> bool:
+        """When its cadence says so, by the state's numbers or the clock (`late`)."""
+        return late or self._due(self.save, state)
+
+    def is_over(self, state: RunState) -> bool:
+        """Whether the last step is done, or the validation loss falls no more."""
+        gave_up = self.patience is not None and state.evaluations_without_gain >= self.patience
+        return state.step >= self.total_steps or gave_up
+
+    def next_items(self, state: RunState) -> range:
+        """The items of the step after `state`, over all ranks."""
+        return range(state.item, min(state.item + self.batch_size, self.end_item))
+
+    def _due(self, cadence: Cadence, state: RunState) -> bool:
+        return cadence.due(
+            step=state.step, item=state.item, batch_size=self.batch_size, items_per_epoch=self.items_per_epoch
+        )
 
 
 def make_schedule(
@@ -69,9 +90,13 @@ def make_schedule(
         total_steps=total_steps,
         end_item=end_item,
         batch_size=batch_size,
+        items_per_epoch=items_per_epoch,
         log_every=trainer.log_every_steps,
-        eval_every=trainer.eval_every_steps,
-        save_every=trainer.save_every_steps,
+        evaluate=Cadence(trainer.eval_every_steps, trainer.eval_every_epochs, trainer.eval_every_seconds),
+        save=Cadence(trainer.save_every_steps, trainer.save_every_epochs, trainer.save_every_seconds),
+        patience=trainer.early_stopping.patience if trainer.early_stopping else None,
+        min_delta=trainer.early_stopping.min_delta if trainer.early_stopping else 0.0,
+        non_finite=trainer.non_finite,
         max_grad_norm=trainer.max_grad_norm,
         seed=seed,
         learning_rate_scale=partial(_scale, scheduler=scheduler, total_steps=total_steps),

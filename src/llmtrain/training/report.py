@@ -6,6 +6,7 @@ The loop measures; this file puts names on it. Nothing here changes the run.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
@@ -74,12 +75,13 @@ class Reporter:
         due: bool,
     ) -> None:
         """A step is done. `loss_sum` in nats over `num_tokens` tokens, on all ranks; `due`: its figures are wanted."""
-        loss = loss_sum / max(1, num_tokens)
-        state.first_loss = loss if state.first_loss is None else state.first_loss
-        state.last_loss = loss
+        loss = loss_sum / num_tokens if num_tokens else math.nan
+        if math.isfinite(loss):  # what was skipped or left out counts nowhere, least of all as 0
+            state.first_loss = loss if state.first_loss is None else state.first_loss
+            state.last_loss = loss
+            for total in (self._window, self._epoch):
+                total.add(loss_sum, num_tokens)
         self._throughput.add(num_tokens)
-        for total in (self._window, self._epoch):
-            total.add(loss_sum, num_tokens)
         self._describe_batch(state.step, micro_batches, loss=loss, seconds=seconds)
         figures = self._figures(state, grad_norm=grad_norm, lr=lr) if due else None
         if figures is not None:
@@ -118,6 +120,7 @@ class Reporter:
             last_loss=state.last_loss,
             best_val_loss=state.best_val_loss,
             val_loss=state.validation.get(names.VAL_LOSS),
+            skipped_steps=state.skipped_steps,
             parameters=parameters,
             peak_memory_bytes=peak_memory_bytes,
             goodput=spent.goodput,
@@ -126,13 +129,17 @@ class Reporter:
 
     def _figures(self, state: RunState, *, grad_norm: float, lr: float) -> dict[str, float]:
         figures = {
-            names.TRAIN_LOSS: self._window.mean,
+            **({names.TRAIN_LOSS: self._window.mean} if self._window.num_tokens else {}),
             names.TRAIN_LR: lr,
             names.TRAIN_EPOCH: state.item / self._items_per_epoch,
             names.TRAIN_GRAD_NORM: grad_norm,
             names.TRAIN_TOKENS_TOTAL: float(state.tokens),
             **self._throughput.next_window(),
         }
+        if state.skipped_steps:
+            figures[names.TRAIN_SKIPPED_STEPS] = float(state.skipped_steps)
+        if state.loss_scale is not None:
+            figures[names.TRAIN_LOSS_SCALE] = state.loss_scale.value
         if (speed := figures.get(names.TRAIN_TOKENS_PER_SEC)) is not None:
             mfu = model_flops_utilisation(
                 speed,
@@ -169,4 +176,4 @@ class _LossSum:
 
     @property
     def mean(self) -> float:
-        return self.loss_sum / max(1, self.num_tokens)
+        return self.loss_sum / self.num_tokens if self.num_tokens else math.nan

@@ -1,6 +1,7 @@
 """Run folders: making one, finding one, and finding the model that somebody means.
 
-    runs/<run_id>/{config.yaml, meta.json, metrics.jsonl, summary.json, logs/, tensorboard/, checkpoints/, model}
+    runs/<run_id>/{config.yaml, config.as-written.yaml, meta.json, metrics.jsonl, summary.json, logs/, tensorboard/,
+                   checkpoints/, model}
     runs/latest → the newest run
 
 What a checkpoint folder holds is in `checkpoint`.
@@ -21,19 +22,27 @@ from typing import Any
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.running import OutputConfig, RunConfig
 from llmtrain.tracking.meta import code_git_state, new_run_id, run_metadata
+from llmtrain.tracking.redaction import redact_config
 from llmtrain.tracking.summary import write_json
 
+AS_WRITTEN = "config.as-written.yaml"
 
-def start_run(about: RunConfig, output: OutputConfig, *, resolved: Mapping[str, Any]) -> Path:
+
+def start_run(
+    about: RunConfig, output: OutputConfig, *, resolved: Mapping[str, Any], as_written: str | None = None
+) -> Path:
     """Make the folder of a new run, with its meta.json. Raises ConfigError if it cannot be made.
 
-    `resolved`: every `auto` of the config as this start decided it.
+    `resolved`: every `auto` of the config as this start decided it. `as_written`: the text of the config's file, which
+    is kept, with secrets redacted; overrides are in meta.json's argv.
     """
     now, git = datetime.now(UTC), code_git_state()
     run_id = output.run_id or new_run_id(about.name, now=now, git_sha=git.sha if git else None)
     run = create_run(Path(output.root_dir), run_id)
     meta = {"run_id": run_id, "notes": about.notes, "tags": about.tags, "resolved": dict(resolved)}
     write_json(run / "meta.json", {**meta, **run_metadata(sys.argv, now=now)})
+    if as_written is not None:
+        (run / AS_WRITTEN).write_text(redact_config(as_written), encoding="utf-8")
     return run
 
 

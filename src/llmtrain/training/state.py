@@ -18,6 +18,29 @@ import torch
 
 from llmtrain.tracking.metrics import VAL_LOSS
 
+GOOD_STEPS_TO_GROW = 2000
+
+
+@dataclass
+class LossScale:
+    """The factor on the loss that keeps float16 gradients from vanishing, as large as they allow (arXiv:1710.03740).
+
+    Halved when a gradient overflows, doubled after 2000 steps in which none did.
+    """
+
+    value: float = 2.0**16
+    good_steps: int = 0
+
+    def overflowed(self) -> None:
+        """Halve it, to 1 at least."""
+        self.value, self.good_steps = max(1.0, self.value / 2), 0
+
+    def went_well(self) -> None:
+        """Count a step; double it when there were enough."""
+        self.good_steps += 1
+        if self.good_steps == GOOD_STEPS_TO_GROW:
+            self.value, self.good_steps = self.value * 2, 0
+
 
 @dataclass
 class RunState:
@@ -35,8 +58,18 @@ class RunState:
     best_val_loss: float | None = None
     validation: dict[str, float] = field(default_factory=dict)
     """The last evaluation's figures by their names."""
+    gained_val_loss: float | None = None
+    """The validation loss that early stopping compares with."""
+    evaluations_without_gain: int = 0
     first_loss: float | None = None
     last_loss: float | None = None
+    skipped_steps: int = 0
+    """Steps without an update, because a loss or a gradient was no finite number."""
+    skipped_in_a_row: int = 0
+    left_out: list[tuple[int, int]] = field(default_factory=list)
+    """First item and the one after the last of each step that the run leaves out since it was taken back."""
+    loss_scale: LossScale | None = None
+    """With 16-mixed."""
 
     def as_dict(self) -> dict[str, Any]:
         """For state.json."""
@@ -46,16 +79,35 @@ class RunState:
     def from_dict(cls, values: Mapping[str, Any]) -> RunState:
         """From state.json; fields that it does not know are left out, so that a newer checkpoint can be read."""
         known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in known})
+        state = cls(**{name: value for name, value in values.items() if name in known})
+        state.left_out = [(start, stop) for start, stop in state.left_out]
+        if values.get("loss_scale") is not None:
+            state.loss_scale = LossScale(**values["loss_scale"])
+        return state
 
-    def record_validation(self, figures: Mapping[str, float]) -> bool:
-        """Note an evaluation at this step; whether it is the best so far. A loss that is no number never is."""
+    def advance(self, items: range, *, num_tokens: int) -> None:
+        """A step is done that used `items`."""
+        self.step, self.item, self.tokens = self.step + 1, items.stop, self.tokens + num_tokens
+
+    def leaves_out(self, items: range) -> bool:
+        """Whether a roll-back left out any of these items."""
+        return any(start < items.stop and items.start < stop for start, stop in self.left_out)
+
+    def record_validation(self, figures: Mapping[str, float], *, min_delta: float = 0.0) -> bool:
+        """Note an evaluation at this step; whether it is the best so far. A loss that is no number never is.
+
+        One that is not lower by more than `min_delta` is one more without a gain.
+        """
         self.evaluated_step = self.step
         self.validation = dict(figures)
         loss = figures[VAL_LOSS]
         better = math.isfinite(loss) and (self.best_val_loss is None or loss < self.best_val_loss)
         if better:
             self.best_val_loss, self.best_step = loss, self.step
+        if math.isfinite(loss) and (self.gained_val_loss is None or loss < self.gained_val_loss - min_delta):
+            self.gained_val_loss, self.evaluations_without_gain = loss, 0
+        else:
+            self.evaluations_without_gain += 1
         return better
 
 

@@ -1,0 +1,162 @@
+"""What a run is made of, built from a config or a checkpoint: config → machine → data → model → optimizer → schedule.
+
+`train` runs it. What can be refused is refused here, before anything is written.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from llmtrain.config.errors import ConfigError
+from llmtrain.config.load import LoadedConfig, load_config
+from llmtrain.config.running import OutputConfig
+from llmtrain.config.schema import Config
+from llmtrain.data.tokens import TokenData, ValidationData, open_training_data, open_validation_data
+from llmtrain.distributed.engine import Engine, resolve
+from llmtrain.models.decoder.decoder import Decoder
+from llmtrain.models.folder import read_state_dict
+from llmtrain.recipes.prepare import ensure_shards
+from llmtrain.tracking.logs import setup_logging
+from llmtrain.training.checkpoint import load_optimizer, load_state, newest_good
+from llmtrain.training.non_finite import StepFigures, leave_out
+from llmtrain.training.optimizers import NamedOptimizer, build_optimizer
+from llmtrain.training.plan import Schedule, make_schedule
+from llmtrain.training.resume import Identity, Origin, checkpoint_of, find_origin, identity_of, refuse_another_run
+from llmtrain.training.state import LossScale, RunState, seed_step
+
+log = logging.getLogger("llmtrain.train")
+
+
+@dataclass
+class Job:
+    """All that a run is made of, before anything of it is written."""
+
+    config: Config
+    engine: Engine
+    data: TokenData
+    validation: ValidationData | None
+    identity: Identity
+    decoder: Decoder
+    model: nn.Module
+    """The decoder as the engine wraps it: this is what is called."""
+    optimizer: NamedOptimizer
+    schedule: Schedule
+    state: RunState
+    origin: Origin | None
+    resumed_step: int | None
+    """The step of the checkpoint that this process goes on from, if it does."""
+    passed_over: list[str]
+    """What is wrong with each checkpoint that is newer than the one that the run goes on from."""
+    as_written: str | None
+    """The text of the config's file; None where a run goes on with its own."""
+
+    def load_tensors(self, checkpoint: Path) -> None:
+        """Take over the weights and the optimizer's state of a verified checkpoint."""
+        self.decoder.load_state_dict(read_state_dict(checkpoint / "model", self.config.model))
+        self.optimizer.load_state_tensors(load_optimizer(checkpoint))
+
+    def take_back(self, run: Path, found: StepFigures) -> None:
+        """Go back to the newest good checkpoint of `run`, to go on from there without the items of the step `found`.
+
+        Raises WillFailAgain if that was tried many times, CheckpointError if no checkpoint is good.
+        """
+        newest = self.engine.from_main(lambda: newest_good(run / "checkpoints"))
+        assert newest is not None, "with non_finite: rollback there is a checkpoint from the start on"
+        state = RunState.from_dict(load_state(newest[0])["position"])
+        state.left_out = self.state.left_out
+        leave_out(state, found)
+        log.warning("%s. Back to step %d, to go on without these items", found, state.step)
+        self.load_tensors(newest[0])
+        self.state, self.resumed_step = state, state.step
+
+
+def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequence[str] = ()) -> Job:
+    """Build a job from a config or a checkpoint. What can be refused is refused here, before anything is written."""
+    config, origin = _config_and_origin(loaded, resume=resume, overrides=overrides)
+    setup_logging(config.logging, run_folder=None, rank=0)
+    resolved = resolve(config.run, config.trainer, config.distributed, previous=origin.resolved if origin else None)
+    engine = Engine(resolved, distributed=config.distributed, deterministic=config.run.deterministic)
+    setup_logging(config.logging, run_folder=None, rank=engine.rank)
+
+    with engine.main_first():
+        ensure_shards(config)
+    data = open_training_data(config.data, seed=config.run.seed, rank=engine.rank, world_size=engine.world_size)
+    validation = open_validation_data(config.data, seed=config.run.seed, training=data)
+    vocab_size = _vocab_size(config.model.vocab_size, needed=data.facts.vocab_size)
+    identity = identity_of(
+        config.model,
+        vocab_size=vocab_size,
+        seed=config.run.seed,
+        seq_len=config.data.seq_len,
+        fingerprint=data.fingerprint,
+    )
+
+    checkpoint, passed_over = engine.from_main(lambda: checkpoint_of(origin) if origin else (None, []))
+    state = RunState()
+    if checkpoint:
+        saved = load_state(checkpoint)
+        refuse_another_run(saved["identity"], identity, where=checkpoint)
+        state = RunState.from_dict(saved["position"])
+    if resolved.precision == "16-mixed":
+        state.loss_scale = state.loss_scale or LossScale()
+    schedule = make_schedule(
+        config.trainer,
+        config.scheduler,
+        seed=config.run.seed,
+        seq_len=config.data.seq_len,
+        items_per_epoch=data.items_per_epoch,
+        state=state,
+        world_size=engine.world_size,
+    )
+
+    seed_step(config.run.seed, -1, rank=0)  # every rank builds the same weights
+    decoder = Decoder(config.model, vocab_size)
+    if resolved.compile:
+        decoder.compile_parts()
+    job = Job(
+        config=config,
+        engine=engine,
+        data=data,
+        validation=validation,
+        identity=identity,
+        decoder=decoder,
+        model=engine.setup(decoder),
+        optimizer=build_optimizer(config.optimizer, decoder),
+        schedule=schedule,
+        state=state,
+        origin=origin,
+        resumed_step=state.step if checkpoint else None,
+        passed_over=passed_over,
+        as_written=loaded.as_written if loaded else None,
+    )
+    if checkpoint:
+        job.load_tensors(checkpoint)
+    return job
+
+
+def _config_and_origin(
+    loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequence[str]
+) -> tuple[Config, Origin | None]:
+    if resume is None:
+        if loaded is None:
+            raise ConfigError("train needs a CONFIG, or --resume to go on with a run")
+        return loaded.config, None
+    if loaded is not None:
+        return loaded.config, find_origin(resume, Path(loaded.config.output.root_dir))
+    given = dict(override.split("=", 1) for override in overrides if "=" in override)
+    origin = find_origin(resume, Path(given.get("output.root_dir", OutputConfig().root_dir)))
+    return load_config(str(origin.run / "config.yaml"), overrides).config, origin
+
+
+def _vocab_size(wanted: int | None, *, needed: int) -> int:
+    if wanted is not None and wanted < needed:
+        raise ConfigError(
+            f"model.vocab_size is {wanted}, but the tokenizer has {needed} tokens: remove the key, or make it {needed} "
+            "or more"
+        )
+    return wanted or needed

@@ -1,0 +1,104 @@
+"""A loss or a gradient that is infinite or no number: what it is called, what is done about it.
+
+    16-mixed, finite loss, gradients too large for float16   overflow     a smaller loss scale, no update; no event
+    everything else                                          non_finite   stop | skip | rollback, as the config says
+
+Decided from figures that all ranks have, so alike on each. Taking a run back to its checkpoint is the recipe's.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from llmtrain.config.errors import WillFailAgain
+from llmtrain.training.state import RunState
+
+log = logging.getLogger("llmtrain.train")
+
+MAX_IN_A_ROW = 10
+"""Steps skipped or left out one after another, or roll-backs to one checkpoint: at so many it is not the data."""
+
+Policy = Literal["stop", "skip", "rollback"]
+
+
+class StepFigures(NamedTuple):
+    """What a step computed, and from what; the same on every rank."""
+
+    step: int
+    """Counted from 1."""
+    loss: float
+    grad_norm: float
+    items: range
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step}: the loss is {self.loss:g} and the gradient norm {self.grad_norm:g} "
+            f"(items {self.items.start} to {self.items.stop - 1})"
+        )
+
+
+class RollBack(Exception):
+    """Asks for the last checkpoint. Raised on every rank alike; the step that it tells of changed nothing."""
+
+    def __init__(self, found: StepFigures) -> None:
+        super().__init__(str(found))
+        self.found = found
+
+
+def may_update(found: StepFigures, state: RunState, *, policy: Policy) -> bool:
+    """Whether the step's gradients are good for an update; what to do about bad ones is noted in the state.
+
+    Raises WillFailAgain (exit 42) or RollBack where the policy wants it.
+    """
+    scale = state.loss_scale
+    if math.isfinite(found.loss) and math.isfinite(found.grad_norm):
+        state.skipped_in_a_row = 0
+        if scale is not None:
+            scale.went_well()
+        return True
+    if scale is not None and scale.value > 1.0 and math.isfinite(found.loss):
+        scale.overflowed()
+        log.info("step %d: a gradient overflowed; the loss scale is %g now", found.step, scale.value)
+        return False
+    if policy == "rollback":
+        raise RollBack(found)
+    if policy == "stop":
+        raise WillFailAgain(
+            f"{found}. The weights were not updated, and the last checkpoint is good. Lower optimizer.lr, lengthen "
+            "scheduler.warmup_steps, or look at those items; trainer.non_finite=skip or rollback goes on without them"
+        )
+    state.skipped_steps += 1
+    state.skipped_in_a_row += 1
+    if state.skipped_in_a_row == MAX_IN_A_ROW:
+        raise WillFailAgain(
+            f"{found}, as in the {MAX_IN_A_ROW - 1} steps before it, which were skipped. It is not the data: lower "
+            "optimizer.lr or lengthen scheduler.warmup_steps, and start again from an earlier checkpoint"
+        )
+    log.warning("%s. The update is skipped", found)
+    return False
+
+
+def leave_out(state: RunState, found: StepFigures) -> None:
+    """Note, in the state that the run was taken back to, the items that it is to leave out.
+
+    Raises WillFailAgain if that did not help many times already.
+    """
+    state.left_out.append((found.items.start, found.items.stop))
+    since_checkpoint = sum(start >= state.item for start, _ in state.left_out)
+    if max(since_checkpoint, _longest_row(state.left_out)) >= MAX_IN_A_ROW:
+        raise WillFailAgain(
+            f"{found}, after {len(state.left_out) - 1} roll-backs. It is not the data: lower optimizer.lr or lengthen "
+            "scheduler.warmup_steps, and start again from an earlier checkpoint"
+        )
+
+
+def _longest_row(ranges: Sequence[tuple[int, int]]) -> int:
+    """The largest number of ranges of which each begins where another ends."""
+    longest, rows = 0, dict[int, int]()  # end → ranges in the row that ends there
+    for start, end in sorted(ranges):
+        rows[end] = rows.get(start, 0) + 1
+        longest = max(longest, rows[end])
+    return longest
