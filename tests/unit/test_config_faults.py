@@ -29,7 +29,7 @@ model:
   ffn:
     varient: mlp
 optimizer:
-  name: adam
+  name: adamm
   betas: [0.9]
 trainer:
   lr: 1e-3
@@ -59,7 +59,7 @@ def test_all_faults_are_listed_in_the_order_of_the_file(tmp_path: Path) -> None:
         "c.yaml:9: data.seq_len: expected a number ≥ 1 (got 0)",
         "c.yaml:11: model.attention: num_heads 6 is not divisible by num_kv_heads 4",
         "c.yaml:13: model.ffn.varient: unknown key; did you mean model.ffn.variant?",
-        'c.yaml:15: optimizer.name: expected one of adamw, muon (got "adam"); did you mean adamw?',
+        'c.yaml:15: optimizer.name: expected one of adamw, adam, sgd, muon (got "adamm"); did you mean adam?',
         "c.yaml:16: optimizer.betas: expected a longer list (got [0.9])",
         "c.yaml:18: trainer.lr: unknown key: it is optimizer.lr now",
         "c.yaml:19: trainer.micro_batch_size: expected a number (got true)",

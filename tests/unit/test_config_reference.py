@@ -20,7 +20,7 @@ def test_rows_say_type_default_and_meaning() -> None:
     rows = markdown().splitlines()
     assert "| `lr` | number, > 0 | `0.0003` | Peak learning rate. |" in rows
     assert "| `tags` | list of text | `[]` | Free labels, kept in meta.json. |" in rows
-    assert "| `betas` | list of 2 × number | `[0.9, 0.95]` | AdamW's decay rates. |" in rows
+    assert "| `betas` | list of 2 × number | `[0.9, 0.95]` | Decay rates of adamw and adam. |" in rows
     assert any(row.startswith('| `compile` | `auto` or true or false | `"auto"` |') for row in rows)
     assert any(row.startswith("| `train` | text or list of text or section | required |") for row in rows)
     assert "## `data` with `name: synthetic`" in rows

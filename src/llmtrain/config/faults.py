@@ -193,15 +193,15 @@ def _unknown_key(path: Path, tree: Tree, root: type[Section]) -> list[Fault]:
 
 def _answer(path: Path, tree: Tree, root: type[Section]) -> str | None:
     """What to write instead of an unknown key, or None if nothing is like it."""
-    variant = _other_variant(path, tree, root)
+    name = _names(path)[-1]
+    siblings = {key for section in sections_at(root, path[:-1], tree.values) for key in section.model_fields}
+    here = nearest(name, siblings)
+    variant = _other_variant(path, tree, root, instead_of=here)
     if variant:
         return variant
     renamed = look_up(_names(path))
     if renamed:
         return str(renamed)
-    name = _names(path)[-1]
-    siblings = {key for section in sections_at(root, path[:-1], tree.values) for key in section.model_fields}
-    here = nearest(name, siblings)
     elsewhere = list(dict.fromkeys(key.dotted for key in walk(root) if key.path[-1] == name))
     if here and (not elsewhere or _similarity(name, here) >= 0.8):
         return f"unknown key; did you mean {dotted((*path[:-1], here))}?"
@@ -212,15 +212,18 @@ def _answer(path: Path, tree: Tree, root: type[Section]) -> str | None:
     return f"unknown key; did you mean {everywhere[far]}?" if far else None
 
 
-def _other_variant(path: Path, tree: Tree, root: type[Section]) -> str | None:
-    """Says so if the key is one of another variant of its section."""
+def _other_variant(path: Path, tree: Tree, root: type[Section], *, instead_of: str | None) -> str | None:
+    """Says so if the key is one of another variant of its section, or far more like one than like `instead_of`."""
     field = field_at(root, path[:-1], tree.values)
     variants = variants_by_name(field) if field else {}
-    owners = [name for name, section in variants.items() if path[-1] in section.model_fields]
-    if not owners:
+    name = _names(path)[-1]
+    meant = nearest(name, {key for section in variants.values() for key in section.model_fields}, cutoff=0.8)
+    if meant is None or (instead_of and _similarity(name, instead_of) >= _similarity(name, meant)):
         return None
+    owners = " or ".join(owner for owner, section in variants.items() if meant in section.model_fields)
     below = dotted((*path[:-1], "name"))
-    return f"a key of {below}: {' or '.join(owners)}, but {below} is {_value_at((*path[:-1], 'name'), tree)}"
+    about = f"a key of {below}: {owners}, but {below} is {_value_at((*path[:-1], 'name'), tree)}"
+    return about if meant == name else f"unknown key; did you mean {dotted((*path[:-1], meant))}? It is {about}"
 
 
 def _list_keys(path: Path, tree: Tree, root: type[Section]) -> str:
