@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ from llmtrain.recipes.train import train
 from llmtrain.testing.tiny_run import weight_hash
 from llmtrain.training.checkpoint import load_state
 from llmtrain.training.non_finite import Policy, StepFigures, may_update
+from llmtrain.training.runs import find_model
 from llmtrain.training.state import RunState
 
 NAN = float("nan")
@@ -184,3 +187,27 @@ def test_the_config_as_written_lies_beside_the_resolved_one_without_secrets(conf
     assert "trainer.max_steps=2" not in kept
     assert "min_lr_ratio" not in kept
     assert kept.splitlines()[0] == text.splitlines()[0]
+
+
+def test_a_run_on_a_file_system_without_renames_and_links_can_be_found_resumed_and_used(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    whole = Path(run_with(config_file, run_id="whole")["run"])
+    for name in ("rename", "replace", "symlink"):
+        monkeypatch.setattr(os, name, refuse)
+    monkeypatch.setenv("LLMTRAIN_FAULTS", "term@stepped:step=13")
+    with pytest.raises(Preempted):
+        run_with(config_file, run_id="mounted")
+    monkeypatch.delenv("LLMTRAIN_FAULTS")
+    assert caplog.text.count("(an object store's mount?)") == 1
+    mounted = config_file.parent / "runs" / "mounted"
+    assert (config_file.parent / "runs" / "latest").read_text() == "mounted\n"
+    summary = train(None, resume="latest", overrides=[f"output.root_dir={config_file.parent / 'runs'}"])
+    assert summary["resumed_from_step"] == 13
+    model = find_model("mounted", config_file.parent / "runs")
+    assert model == mounted / "checkpoints" / "step_000030" / "model" == find_model(str(mounted / "model"), Path())
+    for file in ("model.safetensors", "config.json"):
+        assert (model / file).read_bytes() == (whole / "model" / file).read_bytes()

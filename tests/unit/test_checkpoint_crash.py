@@ -1,5 +1,7 @@
 """A process that dies at any point of a save loses one interval at most, and the next start puts all in order.
 
+The same holds where folders cannot be renamed and there are no links, as on a mounted object store.
+
 This file is also the program that dies: run with a folder, it forks a child for each point of each save. A child saves
 steps 1 (best), 2 and 3 (best) with keep_last=1, so that the third save replaces links and deletes two checkpoints, and
 it is killed, or runs out of room, at its point.
@@ -7,12 +9,13 @@ it is killed, or runs out of room, at its point.
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llmtrain.files import follow
 from llmtrain.testing.faults import VARIABLE
 from llmtrain.training.checkpoint import (
     CheckpointError,
@@ -54,6 +58,8 @@ PUBLISHED = [
     "mid-delete",
     "after-delete",
 ]
+IN_PLACE = ["manifest-written", "manifest-synced", "before-rename"]
+"""Where nothing is renamed, a checkpoint counts from here on already."""
 DEATHS = [(point, 1) for point in ("model-synced", "before-rename", "after-rename", "before-latest", "after-best")] + [
     (point, 3) for point in NOT_YET_PUBLISHED + PUBLISHED
 ]
@@ -94,9 +100,21 @@ def save_without_room(checkpoints: Path) -> None:
     store.close()
 
 
-def main(root: Path) -> None:
+def cripple(patch: Callable[[object, str, object], None]) -> None:
+    """Take away what a mounted object store lacks."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    for name in ("rename", "replace", "symlink"):
+        patch(os, name, refuse)
+
+
+def main(root: Path, *, crippled: bool) -> None:
     """Fork a child for each death, two at a time, each in a folder of its own; no thread exists here yet."""
     os.fsync = lambda fd: None  # a kill leaves the system's memory as it is; the order has a test of its own
+    if crippled:
+        cripple(setattr)
     jobs = [(root / f"{point}-{step}" / "checkpoints", f"kill@{point}:step={step}") for point, step in DEATHS]
     jobs.append((root / "no-room" / "checkpoints", ""))
     running = 0
@@ -119,13 +137,21 @@ def report(pid: int, status: int) -> None:
     print(os.waitstatus_to_exitcode(status), flush=True)
 
 
-@pytest.fixture(scope="module")
-def deaths(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("deaths")
-    done = subprocess.run([sys.executable, __file__, str(root)], stdout=subprocess.PIPE, text=True, check=True)
+def die(root: Path, *flags: str) -> Path:
+    done = subprocess.run([sys.executable, __file__, str(root), *flags], stdout=subprocess.PIPE, text=True, check=True)
     codes = [int(line) for line in done.stdout.split()]
     assert sorted(codes) == [-signal.SIGKILL] * len(DEATHS) + [0]  # every point was reached, and killed there
     return root
+
+
+@pytest.fixture(scope="module")
+def deaths(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return die(tmp_path_factory.mktemp("deaths"))
+
+
+@pytest.fixture(scope="module")
+def deaths_in_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return die(tmp_path_factory.mktemp("deaths-in-place"), "--crippled")
 
 
 @pytest.mark.parametrize(("point", "step"), DEATHS)
@@ -154,6 +180,33 @@ def test_a_kill_at_any_point_loses_one_interval_at_most(
     store.save(snapshot(durable + 1))
     store.close()
     assert_holds(checkpoints / "latest", durable + 1)
+
+
+@pytest.mark.parametrize(("point", "step"), DEATHS)
+def test_without_renames_and_links_a_kill_loses_one_interval_at_most_too(
+    deaths_in_place: Path, point: str, step: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    cripple(monkeypatch.setattr)
+    checkpoints = deaths_in_place / f"{point}-{step}" / "checkpoints"
+    durable = step if point in PUBLISHED + IN_PLACE else step - 1
+    if durable:
+        found = newest_good(checkpoints)
+        assert found is not None
+        folder, skipped = found
+        assert folder == checkpoints / f"step_{durable:06d}"
+        assert all("was never finished" in why for why in skipped)
+        assert_holds(folder, durable)
+
+    store = new_store(checkpoints)
+    assert caplog.text.count("without renaming of folders and links (an object store's mount?)") == 1
+    if durable:
+        assert follow(checkpoints / "latest") == folder
+        assert_holds(follow(checkpoints / "best"), 3 if durable == 3 else 1)
+    store.save(snapshot(durable + 1), best=True)
+    store.close()
+    assert_holds(follow(checkpoints / "latest"), durable + 1)
+    assert follow(checkpoints / "best") == checkpoints / f"step_{durable + 1:06d}"
 
 
 def assert_holds(folder: Path, step: int) -> None:
@@ -203,4 +256,4 @@ def test_a_full_disk_is_said_and_the_older_checkpoint_stays(tmp_path: Path) -> N
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), crippled="--crippled" in sys.argv)

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, TYPE_CHECKING, Any, TypedDict
 
+from llmtrain.files import replace
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
@@ -134,7 +136,7 @@ def _drop_lines_after(path: Path, *, step: int) -> None:
                 file.write(text + "\n")
         file.flush()
         os.fsync(file.fileno())
-    part.replace(path)
+    replace(part, path)
 
 
 def _import_summary_writer() -> Callable[..., SummaryWriter]:

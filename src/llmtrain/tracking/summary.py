@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from llmtrain.files import replace
 from llmtrain.tracking.sinks import json_figures
 
 if TYPE_CHECKING:
@@ -76,4 +77,4 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    part.replace(path)
+    replace(part, path)

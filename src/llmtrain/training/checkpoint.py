@@ -41,7 +41,7 @@ from llmtrain.training.checkpoint_files import (
     write_files,
     write_manifest,
 )
-from llmtrain.training.checkpoint_shelf import BEST, FINAL, LATEST, Shelf, newest_good, step_folder, work_path
+from llmtrain.training.checkpoint_shelf import BEST, FINAL, LATEST, Shelf, newest_good, step_folder
 
 __all__ = [
     "CheckpointError",
@@ -202,9 +202,8 @@ class CheckpointStore:
 
     def _write(self, snapshot: Snapshot, state_json: str, links: list[str]) -> None:
         _refuse_non_finite(snapshot)
-        temp = work_path(self._folder, "temp", step_folder(self._folder, snapshot.step).name)
-        shutil.rmtree(temp, ignore_errors=True)  # of a save that failed and could not even be removed
-        temp.mkdir()
+        published = False
+        temp = self._shelf.begin(snapshot.step)
         try:
             reach("temp-made", step=snapshot.step)
             write_files(
@@ -218,8 +217,10 @@ class CheckpointStore:
             )
             write_manifest(temp, step=snapshot.step, sequence=self._shelf.next_sequence(), links=links)
             self._shelf.publish(temp, snapshot.step)
+            published = True
         finally:
-            shutil.rmtree(temp, ignore_errors=True)  # after a publish it is not there any more
+            if not published:
+                shutil.rmtree(temp, ignore_errors=True)
         self.stats.num_saves += 1
 
 

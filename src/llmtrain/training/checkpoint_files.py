@@ -13,7 +13,6 @@ training goes on in `checkpoint.py`.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -32,6 +31,7 @@ from torch import Tensor
 
 from llmtrain._version import __version__
 from llmtrain.config.errors import RunError
+from llmtrain.files import sync
 from llmtrain.testing.faults import reach
 
 FORMAT_VERSION = 1
@@ -193,18 +193,6 @@ def load_optimizer(folder: Path) -> dict[str, Tensor]:
                 # safetensors maps the file: without a copy the optimizer would live in a file that may be deleted
                 tensors[name] = shard.get_tensor(name).clone()
     return tensors
-
-
-def sync(path: Path) -> None:
-    """Return when the file, or the folder's list of names, is on the disk itself."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        if hasattr(fcntl, "F_FULLFSYNC"):  # macOS: fsync alone leaves the data in the drive's cache
-            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
-        else:
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sync_tree(folder: Path, *, mode: int) -> None:

@@ -7,6 +7,9 @@
 
 "Newest" goes by the order of saving, which the manifests number, and not by the step: a run that is resumed from an old
 checkpoint goes on from there, and what it saves next is newer than the higher steps that it left behind.
+
+Where folders cannot be renamed (a mounted object store) a checkpoint is written in its place: without its manifest,
+which comes last and goes first, it does not count.
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from llmtrain.files import LACKING, follow, is_pointer, point, sync
 from llmtrain.testing.faults import reach
-from llmtrain.training.checkpoint_files import CheckpointError, read_manifest, sync, verify
+from llmtrain.training.checkpoint_files import MANIFEST, CheckpointError, read_manifest, verify
 
 log = logging.getLogger("llmtrain.checkpoint")
 
@@ -72,10 +76,23 @@ class Shelf:
 
     def __init__(self, checkpoints: Path) -> None:
         self.folder = checkpoints
+        self._renames = True
         self._judged: dict[Path, tuple[_Look, bool]] = {}
 
     def tidy(self) -> None:
-        """Undo what a killed process left half done: remove its work, put back what it moved aside, mend the links."""
+        """Undo what a killed process left half done: remove its work, put back what it moved aside, mend the links.
+
+        Before, find out what the file system cannot do, and say so.
+        """
+        self._renames, lacks = _probe(self.folder)
+        if lacks:
+            how = "named by files, as there are no links" if self._renames else "written in place, the manifest last"
+            log.warning(
+                "%s is on a file system without %s (an object store's mount?): checkpoints are %s",
+                self.folder,
+                " and ".join(lacks),
+                how,
+            )
         for path in sorted(self.folder.iterdir()):
             work = _WORK_NAME.fullmatch(path.name)
             if work is None or not _is_abandoned(path, host=work[3], pid=int(work[4])):
@@ -113,16 +130,27 @@ class Shelf:
         newest = self.newest()
         return 1 if newest is None else read_manifest(newest).sequence + 1
 
+    def begin(self, step: int) -> Path:
+        """An empty folder in which the step's checkpoint is to be written."""
+        folder = step_folder(self.folder, step)
+        if self._renames:
+            folder = work_path(self.folder, "temp", folder.name)
+        if folder.exists():  # of a save that failed and could not even be removed; in place, of another line
+            _unmake(folder)
+        folder.mkdir()
+        return folder
+
     def publish(self, temp: Path, step: int) -> None:
         """Give a finished temporary folder its name, durably. What stood there is moved aside first, removed after."""
         target = step_folder(self.folder, step)
         aside = work_path(self.folder, "aside", target.name)
-        replaces = os.path.lexists(target)
+        replaces = temp != target and os.path.lexists(target)
         if replaces:
             os.rename(target, aside)
         reach("before-rename", step=step)
         try:
-            os.rename(temp, target)
+            if temp != target:
+                os.rename(temp, target)
         except OSError:
             if replaces:
                 os.rename(aside, target)
@@ -164,24 +192,26 @@ class Shelf:
         reach("after-delete", step=step)
 
     def _delete(self, folder: Path, *, step: int) -> None:
-        """First the name, at once; then the files. So no half of a checkpoint ever stands under a checkpoint's name."""
-        trash = work_path(self.folder, "trash", folder.name)
-        os.rename(folder, trash)
-        reach("mid-delete", step=step)
+        """First the name, or the manifest, at once; then the files. So no half of a checkpoint ever counts as one."""
         self._judged.pop(folder, None)
+        trash = folder
+        if self._renames:
+            trash = work_path(self.folder, "trash", folder.name)
+            os.rename(folder, trash)
+        else:
+            (folder / MANIFEST).unlink(missing_ok=True)
+        reach("mid-delete", step=step)
         _remove(trash)
 
     def _target(self, name: str) -> Path | None:
         link = self.folder / name
-        return self.folder / os.readlink(link) if link.is_symlink() else None
+        return follow(link) if is_pointer(link) else None
 
     def _link_to(self, name: str, target: Path) -> None:
-        link, temp = self.folder / name, work_path(self.folder, "link", name)
-        if link.exists() and not link.is_symlink():
+        link = self.folder / name
+        if link.exists() and not is_pointer(link):
             raise CheckpointError(f"{link} is in the way: it should be a link. Remove it or move it elsewhere")
-        temp.unlink(missing_ok=True)
-        temp.symlink_to(target.name)
-        os.replace(temp, link)
+        point(link, target.name, temporary=work_path(self.folder, "link", name))
         sync(self.folder)
 
     def _mend_links(self) -> None:
@@ -200,6 +230,37 @@ class Shelf:
                 log.warning("%s pointed to %s, which is no whole checkpoint: the link was removed", name, target.name)
                 (self.folder / name).unlink()
                 sync(self.folder)
+
+
+def _probe(checkpoints: Path) -> tuple[bool, list[str]]:
+    """Whether folders can be renamed here, and what the file system lacks, as people say it."""
+    before, after = (work_path(checkpoints, kind, "probe") for kind in ("temp", "trash"))
+    link = work_path(checkpoints, "link", "probe")
+    lacks = []
+    before.mkdir(exist_ok=True)
+    try:
+        os.rename(before, after)
+    except OSError as error:
+        if error.errno not in LACKING:
+            raise
+        lacks.append("renaming of folders")
+    try:
+        link.symlink_to(before.name)
+    except OSError as error:
+        if error.errno not in LACKING:
+            raise
+        lacks.append("links")
+    for path in (before, after):
+        if path.exists():
+            path.rmdir()
+    link.unlink(missing_ok=True)
+    return "renaming of folders" not in lacks, lacks
+
+
+def _unmake(folder: Path) -> None:
+    """Remove a folder so that at no moment half of a checkpoint counts as one."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder)
 
 
 def _in_order(checkpoints: Path) -> tuple[list[Path], list[tuple[Path, str]]]:

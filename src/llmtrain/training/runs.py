@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import fcntl
+import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -21,9 +22,12 @@ from typing import Any
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.running import OutputConfig, RunConfig
+from llmtrain.files import LACKING, follow, point
 from llmtrain.tracking.meta import code_git_state, new_run_id, run_metadata
 from llmtrain.tracking.redaction import redact_config
 from llmtrain.tracking.summary import write_json
+
+log = logging.getLogger("llmtrain.run")
 
 AS_WRITTEN = "config.as-written.yaml"
 
@@ -60,7 +64,7 @@ def create_run(root: Path, run_id: str) -> Path:
         raise ConfigError(
             f"cannot make the run folder {folder}: {error.strerror}; choose another output.root_dir"
         ) from None
-    replace_link(root.absolute() / "latest", Path(run_id))
+    _point(root.absolute() / "latest", run_id)
     return folder
 
 
@@ -69,7 +73,7 @@ def find_run(ref: str, root: Path) -> tuple[Path, Path | None]:
 
     `ref` is `latest`, a run id, a run folder or a checkpoint folder. Raises ConfigError if it is none of these.
     """
-    for folder in ((root / ref).resolve(), Path(ref).resolve()):
+    for folder in (follow(root / ref).resolve(), follow(Path(ref)).resolve()):
         if is_run(folder):
             return folder, None
         if folder.parent.name == "checkpoints" and is_run(folder.parent.parent) and folder.is_dir():
@@ -92,7 +96,11 @@ def locked(run: Path) -> Iterator[None]:
     with (run / ".lock").open("w") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno in LACKING:
+                log.warning("%s is on a file system without locks: see to it that one process alone trains in it", run)
+                yield
+                return
             raise ConfigError(f"{run} is being trained by another process: wait for it, or stop it") from None
         yield
 
@@ -107,14 +115,15 @@ def find_model(ref: str, root: Path) -> Path:
 
     Raises ConfigError if there is none.
     """
-    if (Path(ref) / "config.json").is_file():
-        return Path(ref).resolve()
-    if Path(ref).is_dir() and not is_run(Path(ref).resolve()) and (Path(ref) / "model" / "config.json").is_file():
-        return (Path(ref) / "model").resolve()
+    here = follow(Path(ref)).resolve()
+    if (here / "config.json").is_file():
+        return here
+    if here.is_dir() and not is_run(here) and (here / "model" / "config.json").is_file():
+        return here / "model"
     run, checkpoint = find_run(ref, root)
     if checkpoint is None:
-        links = (run / "checkpoints" / name for name in ("best", "final", "latest"))
-        checkpoint = next((link.resolve() for link in links if link.exists()), None)
+        targets = [follow(run / "checkpoints" / name) for name in ("best", "final", "latest")]
+        checkpoint = next((target.resolve() for target in targets if target.exists()), None)
     if checkpoint is None or not (checkpoint / "model").is_dir():
         raise ConfigError(f"the run {run.name} has no checkpoint yet")
     return checkpoint / "model"
@@ -123,14 +132,12 @@ def find_model(ref: str, root: Path) -> Path:
 def link_model(run: Path) -> None:
     """Let `run/model` point to the best checkpoint's model, else to the final one's."""
     for name in ("best", "final"):
-        if (run / "checkpoints" / name).exists():
-            replace_link(run / "model", Path("checkpoints") / name / "model")
+        pointer = run / "checkpoints" / name
+        if pointer.exists():
+            folder = pointer if pointer.is_symlink() else follow(pointer)
+            _point(run / "model", str(folder.relative_to(run) / "model"))
             return
 
 
-def replace_link(link: Path, target: Path) -> None:
-    """Point `link` to `target` in one step: at every moment it is the old link or the new one."""
-    temporary = link.with_name(f".{link.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    temporary.replace(link)
+def _point(name: Path, target: str) -> None:
+    point(name, target, temporary=name.with_name(f".{name.name}.{os.getpid()}"))

@@ -1,0 +1,76 @@
+"""Names and files that are replaced whole, also on a file system that lacks what that takes.
+
+A mounted object store may have no links, no renames and no fsync of folders. Then a name that points to a folder is a
+small file that holds the target, and a file is replaced by writing it anew.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+LACKING = frozenset({errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL})
+"""How a file system says that it cannot do such a thing. EPERM may have other causes, but what is done instead fails
+too then."""
+
+_MAX_POINTER_BYTES = 4096
+
+
+def sync(path: Path) -> None:
+    """Return when the file, or the folder's list of names, is on the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if hasattr(fcntl, "F_FULLFSYNC"):  # macOS: fsync alone leaves the data in the drive's cache
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+        else:
+            os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in LACKING or not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def replace(temporary: Path, path: Path) -> None:
+    """Give a file or a link another's place: in one step where there are renames, else by writing it anew."""
+    try:
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in LACKING:
+            raise
+        if temporary.is_symlink():
+            path.unlink(missing_ok=True)
+            path.symlink_to(os.readlink(temporary))
+        else:
+            path.write_bytes(temporary.read_bytes())
+        temporary.unlink()
+
+
+def point(name: Path, target: str, *, temporary: Path) -> None:
+    """Let `name` point to `target`, a path relative to its folder; what it was before is replaced."""
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.symlink_to(target)
+    except OSError as error:
+        if error.errno not in LACKING:
+            raise
+        temporary.write_text(target + "\n", encoding="utf-8")
+    replace(temporary, name)
+
+
+def is_pointer(name: Path) -> bool:
+    """Whether `point` may have made this: a link, or a file of one short line."""
+    if name.is_symlink():
+        return True
+    return name.is_file() and name.stat().st_size < _MAX_POINTER_BYTES and name.read_bytes().count(b"\n") == 1
+
+
+def follow(name: Path) -> Path:
+    """What `name` points to, one step on; `name` itself if it is no pointer."""
+    if name.is_symlink():
+        return name.parent / os.readlink(name)
+    if is_pointer(name):
+        return name.parent / name.read_bytes().decode("utf-8", errors="replace").strip()
+    return name
