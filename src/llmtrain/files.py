@@ -40,6 +40,8 @@ def replace(temporary: Path, path: Path) -> None:
     except OSError as error:
         if error.errno not in LACKING:
             raise
+        if path.is_symlink():
+            path.unlink()
         if temporary.is_symlink():
             path.unlink(missing_ok=True)
             path.symlink_to(os.readlink(temporary))
