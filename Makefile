@@ -62,8 +62,9 @@ imports: install
 configs: install
 	@for config in src/llmtrain/configs/*.yaml; do $(RUN) validate "$$config" || exit 1; done
 
-bench: install ## side by side with a peer
+bench: install ## side by side with peers
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/saving.py
 
 docs: install ## the manual, in site/
 	$(BIN)/python docs/generate.py

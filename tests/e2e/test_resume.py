@@ -24,7 +24,7 @@ from llmtrain.data.tokens import TokenData, open_training_data
 from llmtrain.recipes.train import train
 from llmtrain.testing.tiny_run import weight_hash
 from llmtrain.tracking.metrics import TRAIN_LOSS
-from llmtrain.training.checkpoint import verify
+from llmtrain.training.checkpoint import newest_good, verify
 from llmtrain.training.non_finite import Policy, StepFigures, may_update
 from llmtrain.training.state import RunState
 
@@ -186,6 +186,31 @@ def test_a_damaged_checkpoint_is_passed_over(config_file: Path, caplog: pytest.L
     assert result["resumed_from_step"] == 20
     assert "step_000030" in (run / "logs" / "train.log").read_text()
     verify(run / "checkpoints" / "step_000030")
+
+
+def test_whatever_happens_to_a_file_of_a_checkpoint_it_is_named_and_the_one_before_is_taken(config_file: Path) -> None:
+    run = train_run(config_file, run_id="harmed")
+    newest, before = (run / "checkpoints" / f"step_{step:06d}" for step in (30, 20))
+    files = sorted(path for path in newest.rglob("*") if path.is_file())
+    assert {path.name for path in files} >= {
+        "MANIFEST.json",
+        "state.json",
+        "model.safetensors",
+        "shard_00000.safetensors",
+    }
+    for path in files:
+        content = path.read_bytes()
+        flipped = bytearray(content)
+        flipped[len(content) // 2] ^= 4
+        for harmed in (content[:-1], bytes(flipped), None):
+            path.unlink()
+            if harmed is not None:
+                path.write_bytes(harmed)
+            good, reasons = newest_good(run / "checkpoints") or (None, [])
+            assert good == before, path
+            assert path.name in reasons[0]
+        path.write_bytes(content)
+    assert newest_good(run / "checkpoints") == (newest, [])
 
 
 @pytest.mark.slow

@@ -1,0 +1,19 @@
+"""A row of fine-tuning data as tokens: what `rows` and `supervision` make, and `packing` and the loader consume."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Sample(NamedTuple):
+    """The tokens of one row, or of one assistant turn of it where a template cannot show all turns at once."""
+
+    input_ids: NDArray[np.int32]
+    """[n]."""
+    supervised: NDArray[np.bool_]
+    """[n]: whether the model is to learn to write this very token (not the one after it)."""
+    source: str
+    """`file:line` of the row, for messages."""
