@@ -129,11 +129,12 @@ def test_our_model_loads_in_transformers_as_it_is_written(name: str, tmp_path: P
 
 def test_greedy_generation_equals_transformers(tmp_path: Path) -> None:
     from llmtrain.evaluation.generation import generate
+    from llmtrain.evaluation.sampling import Sampling
 
     decoder = tiny_decoder()
     write_model_folder(tmp_path, config=decoder.config, vocab_size=TINY_VOCAB_SIZE, state_dict=decoder.state_dict())
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
     prompt = [5, 17, 3, 40]
     wanted = theirs.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, repetition_penalty=1.3)
-    ours = generate(decoder, [prompt], max_new_tokens=20, temperature=0.0, repetition_penalty=1.3)
+    ours = generate(decoder, [prompt], max_new_tokens=20, sampling=Sampling(temperature=0.0, repetition_penalty=1.3))
     assert ours == [wanted[0, len(prompt) :].tolist()]

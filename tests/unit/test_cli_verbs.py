@@ -188,11 +188,18 @@ def test_generate_hands_over_its_options(monkeypatch: pytest.MonkeyPatch, capsys
         ("run-1",),
         {
             "prompts": ["def f(", "a"],
+            "prompts_file": None,
+            "output": None,
             "max_new_tokens": 128,
             "temperature": 0.8,
             "top_k": None,
             "top_p": None,
+            "repetition_penalty": 1.0,
             "seed": 1337,
+            "stop": [],
+            "stop_tokens": [],
+            "heal": True,
+            "batch_size": 16,
             "device": "auto",
             "root_dir": "runs",
         },
@@ -209,3 +216,19 @@ def test_generate_reads_its_prompt_from_stdin(
     printed(capsys, "generate", *argv)
     assert calls[0][0] == ("latest",)
     assert calls[0][1]["prompts"] == ["import os\n"]
+
+
+def test_generate_with_a_file_of_prompts_reads_no_stdin(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = stub(monkeypatch, "generate", [{"prompt": "a", "completion": "b"}])
+    argv = ["--prompts", "p.txt", "--output", "o.jsonl", "--stop", "x", "--stop", "y", "--stop-token", "z", "--no-heal"]
+    assert printed(capsys, "generate", *argv) == "o.jsonl: 1 text\n"
+    options = calls[0][1]
+    assert (options["prompts"], options["prompts_file"], options["output"]) == ([], "p.txt", "o.jsonl")
+    assert (options["stop"], options["stop_tokens"], options["heal"]) == (["x", "y"], ["z"], False)
+
+
+def test_interactive_takes_no_other_prompts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["generate", "--interactive", "--prompt", "a"]) == 2
+    assert "leave --prompt, --prompts and --output out" in capsys.readouterr().err

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from llmtrain.config.errors import ConfigError
-from llmtrain.evaluation.generation import choose_token, generate
+from llmtrain.evaluation.generation import generate
+from llmtrain.evaluation.sampling import Sampling, choose_token
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.testing.tiny import tiny_decoder
 
+GREEDY = Sampling(temperature=0.0)
 PROMPTS = [[5, 17, 3, 40], [9], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [33, 33]]
 
 
@@ -23,44 +25,40 @@ def greedy_without_cache(decoder: Decoder, prompt: list[int], num_tokens: int) -
 
 
 def choose(logits: list[float], *, seed: int = 0, **changes: Any) -> int:
-    settings: dict[str, Any] = {
-        "seen": [],
-        "temperature": 1.0,
-        "top_k": None,
-        "top_p": None,
-        "repetition_penalty": 1.0,
-    }
+    seen = changes.pop("seen", [])
     generator = torch.Generator().manual_seed(seed)
-    return choose_token(torch.tensor(logits), **(settings | changes), generator=generator)
+    return choose_token(torch.tensor(logits), sampling=Sampling(**changes), seen=seen, generator=generator)
 
 
 @pytest.mark.parametrize("encoding", ["rope", "learned"])
 def test_greedy_with_the_cache_equals_greedy_without(encoding: str) -> None:
     decoder = tiny_decoder(positional={"encoding": encoding})
     wanted = [greedy_without_cache(decoder, prompt, 20) for prompt in PROMPTS]
-    assert generate(decoder, PROMPTS, max_new_tokens=20, temperature=0.0) == wanted
+    assert generate(decoder, PROMPTS, max_new_tokens=20, sampling=GREEDY) == wanted
 
 
 def test_a_row_does_not_depend_on_its_batch() -> None:
     decoder = tiny_decoder()
-    together = generate(decoder, PROMPTS, max_new_tokens=30, seed=3)
-    assert together == [generate(decoder, [prompt], max_new_tokens=30, seed=3)[0] for prompt in PROMPTS]
-    assert together[::-1] == generate(decoder, PROMPTS[::-1], max_new_tokens=30, seed=3)
+    together = generate(decoder, PROMPTS, max_new_tokens=30, sampling=Sampling(seed=3))
+    assert together == [
+        generate(decoder, [prompt], max_new_tokens=30, sampling=Sampling(seed=3))[0] for prompt in PROMPTS
+    ]
+    assert together[::-1] == generate(decoder, PROMPTS[::-1], max_new_tokens=30, sampling=Sampling(seed=3))
 
 
 def test_the_seed_decides_and_equal_prompts_differ() -> None:
     decoder = tiny_decoder()
-    first = generate(decoder, [[5]] * 4, max_new_tokens=12, seed=3)
-    assert first == generate(decoder, [[5]] * 4, max_new_tokens=12, seed=3)
-    assert first != generate(decoder, [[5]] * 4, max_new_tokens=12, seed=4)
+    first = generate(decoder, [[5]] * 4, max_new_tokens=12, sampling=Sampling(seed=3))
+    assert first == generate(decoder, [[5]] * 4, max_new_tokens=12, sampling=Sampling(seed=3))
+    assert first != generate(decoder, [[5]] * 4, max_new_tokens=12, sampling=Sampling(seed=4))
     assert len({tuple(row) for row in first}) == 4
 
 
 def test_each_row_stops_at_its_own_end_token() -> None:
     decoder = tiny_decoder()
-    plain = generate(decoder, PROMPTS, max_new_tokens=20, temperature=0.0)
+    plain = generate(decoder, PROMPTS, max_new_tokens=20, sampling=GREEDY)
     eos = plain[0][4]
-    stopped = generate(decoder, PROMPTS, max_new_tokens=20, temperature=0.0, eos_id=eos)
+    stopped = generate(decoder, PROMPTS, max_new_tokens=20, sampling=GREEDY, stop_ids=[eos])
     assert stopped == [row[: row.index(eos)] if eos in row else row for row in plain]
     assert len(stopped[0]) <= 4
 
@@ -68,7 +66,7 @@ def test_each_row_stops_at_its_own_end_token() -> None:
 def test_generation_ends_where_the_context_is_full() -> None:
     decoder = tiny_decoder(positional={"encoding": "learned"})
     prompts = [[1] * 60, [2, 3]]
-    rows = generate(decoder, prompts, max_new_tokens=100, temperature=0.0)
+    rows = generate(decoder, prompts, max_new_tokens=100, sampling=GREEDY)
     assert [len(row) for row in rows] == [4, 62]
     assert rows == [greedy_without_cache(decoder, prompt, 64 - len(prompt)) for prompt in prompts]
 
@@ -85,6 +83,7 @@ def test_a_prompt_that_leaves_no_room_is_refused_with_the_lengths() -> None:
     "setting",
     [
         {"max_new_tokens": 0},
+        {"batch_size": 0},
         {"temperature": -1.0},
         {"top_k": 0},
         {"top_p": 0.0},
@@ -94,9 +93,49 @@ def test_a_prompt_that_leaves_no_room_is_refused_with_the_lengths() -> None:
     ids=str,
 )
 def test_settings_out_of_range_are_refused_by_name(setting: dict[str, Any]) -> None:
-    settings: dict[str, Any] = {"max_new_tokens": 1, **setting}
+    lengths = {name: setting.get(name, 1) for name in ("max_new_tokens", "batch_size")}
     with pytest.raises(ConfigError, match=next(iter(setting))):
-        generate(tiny_decoder(), [[1]], **settings)
+        generate(
+            tiny_decoder(),
+            [[1]],
+            sampling=Sampling(**{name: value for name, value in setting.items() if name not in lengths}),
+            **lengths,
+        )
+
+
+def test_batches_of_any_size_give_the_same_rows_in_the_order_of_the_prompts() -> None:
+    decoder = tiny_decoder()
+    whole = generate(decoder, PROMPTS, max_new_tokens=12, sampling=Sampling(seed=3))
+    for batch_size in (1, 2, 3, 9):
+        rows = generate(decoder, PROMPTS, max_new_tokens=12, sampling=Sampling(seed=3), batch_size=batch_size)
+        assert rows == whole
+
+
+def test_a_watcher_hears_every_token_and_can_end_a_row() -> None:
+    decoder = tiny_decoder()
+    heard: list[tuple[int, int]] = []
+
+    def watch(row: int, token: int) -> bool:
+        heard.append((row, token))
+        return row != 1 or len([one for one, _ in heard if one == 1]) < 3
+
+    rows = generate(decoder, PROMPTS, max_new_tokens=6, sampling=GREEDY, watch=watch)
+    assert [len(row) for row in rows] == [6, 3, 6, 6]
+    assert [[token for one, token in heard if one == row] for row in range(4)] == rows
+
+
+def test_a_first_token_among_some_is_the_likeliest_of_them_and_changes_no_other_row() -> None:
+    decoder = tiny_decoder()
+    free = generate(decoder, PROMPTS, max_new_tokens=8, sampling=Sampling(seed=3))
+    among = torch.tensor([7, 50, 8])
+    bound = generate(
+        decoder, PROMPTS, max_new_tokens=8, sampling=Sampling(seed=3), first_tokens=[None, among, None, None]
+    )
+    assert bound[1][0] in {7, 8, 50}
+    assert [bound[row] for row in (0, 2, 3)] == [free[row] for row in (0, 2, 3)]
+    scores = decoder.logits(torch.tensor([PROMPTS[1]]))[0, -1]
+    greedy = generate(decoder, [PROMPTS[1]], max_new_tokens=1, sampling=GREEDY, first_tokens=[among])
+    assert greedy == [[int(among[scores[among].argmax()])]]
 
 
 def test_generation_leaves_a_model_in_training_mode_and_gradients_alone() -> None:

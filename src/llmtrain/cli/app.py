@@ -18,7 +18,7 @@ from typing import Any
 import typer
 
 from llmtrain.cli import config, model, prepare, train
-from llmtrain.cli.output import Outcome, json_document
+from llmtrain.cli.output import Outcome, drop_stdout, json_document
 from llmtrain.config.errors import ConfigError, Preempted, RunError
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -71,7 +71,7 @@ def run(argv: Sequence[str]) -> int:
         return _fail("interrupted", kind="interrupted", code=INTERRUPTED, as_json=as_json)
     except Exception as error:
         if is_help and isinstance(error, BrokenPipeError):
-            return _drop_stdout()
+            return drop_stdout()
         traceback.print_exc()
         return _fail(f"{type(error).__name__}: {error}", kind="bug", code=1, as_json=as_json)
     return _print(json_document(outcome.document) if as_json else outcome.text)
@@ -102,7 +102,7 @@ def _print(text: str) -> int:
     try:
         print(text)
     except BrokenPipeError:
-        return _drop_stdout()
+        return drop_stdout()
     return _flush(0)
 
 
@@ -110,14 +110,8 @@ def _flush(code: int) -> int:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        return _drop_stdout()
+        return drop_stdout()
     return code
-
-
-def _drop_stdout() -> int:
-    """The reader of stdout went away (`| head`): that is no error worth words, and the flush at exit must not fail."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1
 
 
 @contextlib.contextmanager

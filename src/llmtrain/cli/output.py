@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any, NamedTuple
@@ -26,6 +28,12 @@ def table(result: Mapping[str, Any], rows: Sequence[tuple[str, str]]) -> str:
     shown = [(label, _show(result[key])) for label, key in rows if result.get(key) is not None]
     width = max((len(label) for label, _ in shown), default=0)
     return "\n".join(f"{label:<{width}}  {value}" for label, value in shown)
+
+
+def drop_stdout() -> int:
+    """The reader of stdout went away (`| head`): that is no error worth words, and the flush at exit must not fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
 
 
 def _show(value: Any) -> str:

@@ -141,6 +141,20 @@ class Tokenizer:
         text: str = self._backend.decode(ids, skip_special_tokens=False)
         return text
 
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its name in the vocabulary, such as `<|im_end|>`."""
+        found: int | None = self._backend.token_to_id(token)
+        return found
+
+    def token_texts(self) -> list[str]:
+        """[vocab_size] what each token adds to a text that it does not begin; nothing for special tokens."""
+        special = {index for index, token in self._backend.get_added_tokens_decoder().items() if token.special}
+        anchor = self.encode("a")[-1:]  # decoders of sentencepiece models drop the first token's blank
+        pairs = [[*anchor, index] for index in range(self.vocab_size)]
+        begin = len(self.decode(anchor))
+        texts = self._backend.decode_batch(pairs, skip_special_tokens=False)
+        return ["" if index in special else text[begin:] for index, text in enumerate(texts)]
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write it in Hugging Face format; the folder is made."""
         target = Path(folder)

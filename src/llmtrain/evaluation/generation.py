@@ -1,4 +1,4 @@
-"""Text from a model, token by token: batched, with a key/value cache. Tokenizers are the caller's.
+"""Tokens from a model, one by one: batched, with a key/value cache. Text is text.py's, the choice sampling.py's.
 
     prompts ─ padded on the left ─ one forward for all ─▶ scores of the next token ─ choose_token per row ─┐
                                         ▲                                                                 │
@@ -9,15 +9,14 @@ A row's result depends on its prompt and the seed, not on what else is in the ba
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from llmtrain.config.errors import ConfigError
+from llmtrain.evaluation.sampling import Sampling, choose_token, generators_for
 
 
 class DecodingCache(Protocol):
@@ -52,132 +51,93 @@ class CachedModel(Protocol):
         ...
 
 
+Watch = Callable[[int, int], bool]
+"""Told of each token as it comes, (row, token); says whether the row goes on after it."""
+
+
 def generate(
     model: CachedModel,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    repetition_penalty: float = 1.0,
-    seed: int = 0,
-    eos_id: int | None = None,
+    sampling: Sampling | None = None,
+    stop_ids: Collection[int] = (),
+    batch_size: int | None = None,
+    first_tokens: Sequence[Tensor | None] | None = None,
+    watch: Watch | None = None,
 ) -> list[list[int]]:
-    """The tokens that follow each prompt, without the prompt and without the end token.
+    """The tokens that follow each prompt, without the prompt and without the stop token, in the prompts' order.
 
-    A row ends after `max_new_tokens`, at `eos_id`, or where the model's context is full. At temperature 0 the likeliest
-    token is taken, and `top_k`, `top_p` and `seed` have no effect. The model should be in evaluation mode.
+    A row ends after `max_new_tokens`, at one of `stop_ids` (`watch` is not told of it), where `watch` says so, or where
+    the model's context is full. `batch_size` rows, of similar lengths, are computed at a time; all of them when it is
+    None. `first_tokens` are the ids among which a row's first token is. The model should be in evaluation mode.
 
     Raises:
         ConfigError: a prompt is empty or leaves no room in the context, or a setting is out of its range.
     """
-    _check_settings(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        repetition_penalty=repetition_penalty,
-    )
+    for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} is {value}; it should be at least 1")
     _check_prompts(prompts, limit=model.max_seq_len)
-    if not prompts:
-        return []
-    longest = max(len(prompt) for prompt in prompts)
-    padding = [longest - len(prompt) for prompt in prompts]
-    room = [min(max_new_tokens, model.max_seq_len - len(prompt)) for prompt in prompts]
-    generators = _generators(prompts, seed=seed)
-
+    how = sampling or Sampling()
+    firsts = first_tokens or [None] * len(prompts)
+    # Two prompts may share all but the token that was taken off, and are still two.
+    keys = [
+        prompt if first is None else [*prompt, -1, *first.tolist()]
+        for prompt, first in zip(prompts, firsts, strict=True)
+    ]
+    generators = generators_for(keys, seed=how.seed)
     generated: list[list[int]] = [[] for _ in prompts]
-    running = list(range(len(prompts)))
-    input_ids = torch.tensor([[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)])
-    with torch.inference_mode():
-        cache = model.new_cache(len(prompts), longest + max(room), first_slots=torch.tensor(padding, dtype=torch.int64))
-        while running:
-            logits = model.logits(input_ids.to(model.device), None, cache, last_only=True)[:, -1].float().cpu()
-            kept = []
-            for index, row in enumerate(running):
-                token = choose_token(
-                    logits[index],
-                    seen=[*prompts[row], *generated[row]],
-                    temperature=temperature,
-                    top_k=top_k,
-                    top_p=top_p,
-                    repetition_penalty=repetition_penalty,
-                    generator=generators[row],
-                )
-                if token == eos_id:
-                    continue
-                generated[row].append(token)
-                if len(generated[row]) < room[row]:
-                    kept.append(index)
-            if len(kept) < len(running):
-                running = [running[index] for index in kept]
-                cache.keep_rows(kept)
-            input_ids = torch.tensor([[generated[row][-1]] for row in running])
+
+    def choose(row: int, logits_v: Tensor) -> int | None:
+        """The row's next token, to go on with; None where the row ends."""
+        among = None if generated[row] else firsts[row]
+        seen = [*prompts[row], *generated[row]]
+        token = choose_token(logits_v, sampling=how, seen=seen, generator=generators[row], among=among)
+        if token in stop_ids:
+            return None
+        generated[row].append(token)
+        goes_on = watch is None or watch(row, token)
+        return token if goes_on and len(generated[row]) < room[row] else None
+
+    room = [min(max_new_tokens, model.max_seq_len - len(prompt)) for prompt in prompts]
+    by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]), reverse=True)
+    size = batch_size or max(1, len(prompts))
+    for begin in range(0, len(prompts), size):
+        batch = by_length[begin : begin + size]
+        _decode_batch(
+            model,
+            {row: prompts[row] for row in batch},
+            max_new_tokens=max(room[row] for row in batch),
+            choose=choose,
+        )
     return generated
 
 
-def choose_token(
-    logits_v: Tensor,
+@torch.inference_mode()
+def _decode_batch(
+    model: CachedModel,
+    prompts: Mapping[int, Sequence[int]],
     *,
-    seen: Sequence[int],
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    repetition_penalty: float,
-    generator: torch.Generator,
-) -> int:
-    """One token, from scores over the vocabulary.
-
-    In this order: the repetition penalty (Keskar et al. 2019, arXiv:1909.05858: scores of tokens seen before are
-    divided by it when positive and multiplied when negative, so that it always lowers them), temperature, the `top_k`
-    likeliest, the fewest likeliest that together reach `top_p`. A draw takes one number from the generator, whatever
-    the settings.
-    """
-    logits_v = logits_v.double()
-    if repetition_penalty != 1.0:
-        ids = torch.tensor(sorted(set(seen)))
-        scores = logits_v[ids]
-        penalised = torch.where(scores > 0, scores / repetition_penalty, scores * repetition_penalty)
-        logits_v = logits_v.index_copy(0, ids, penalised)
-    if temperature == 0.0:
-        return int(logits_v.argmax())
-    scores, order = (logits_v / temperature).sort(descending=True, stable=True)
-    if top_k is not None:
-        scores, order = scores[:top_k], order[:top_k]
-    reached = torch.softmax(scores, dim=0).cumsum(0)
-    last = len(order) - 1
-    if top_p is not None:
-        last = min(last, int((reached < top_p).sum()))
-    threshold = torch.rand((), generator=generator, dtype=torch.float64) * reached[last]
-    return int(order[min(last, int((reached <= threshold).sum()))])
-
-
-def _generators(prompts: Sequence[Sequence[int]], *, seed: int) -> list[torch.Generator]:
-    """One a row, seeded by the seed, the prompt and, among equal prompts, the number of the occurrence."""
-    occurrences: Counter[tuple[int, ...]] = Counter()
-    generators = []
-    for prompt in prompts:
-        key = tuple(prompt)
-        digest = hashlib.sha256(f"{seed}/{occurrences[key]}/{key}".encode()).digest()
-        occurrences[key] += 1
-        generators.append(torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1))
-    return generators
-
-
-def _check_settings(
-    *, max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None, repetition_penalty: float
+    max_new_tokens: int,
+    choose: Callable[[int, Tensor], int | None],
 ) -> None:
-    if max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens is {max_new_tokens}; it should be at least 1")
-    if not temperature >= 0.0:
-        raise ConfigError(f"temperature is {temperature}; it should be 0 (the likeliest token) or more")
-    if top_k is not None and top_k < 1:
-        raise ConfigError(f"top_k is {top_k}; it should be at least 1")
-    if top_p is not None and not 0.0 < top_p <= 1.0:
-        raise ConfigError(f"top_p is {top_p}; it should be over 0 and at most 1")
-    if not repetition_penalty > 0.0:
-        raise ConfigError(f"repetition_penalty is {repetition_penalty}; it should be over 0 (1 is none)")
+    """Let `choose` have the scores of each row's next token until it has ended all of them; `prompts` is by row."""
+    longest = max(map(len, prompts.values()))
+    padding = [longest - len(prompt) for prompt in prompts.values()]
+    cache = model.new_cache(
+        len(prompts), longest + max_new_tokens, first_slots=torch.tensor(padding, dtype=torch.int64)
+    )
+    input_ids = torch.tensor([[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts.values(), strict=True)])
+    running = list(prompts)
+    while running:
+        logits = model.logits(input_ids.to(model.device), None, cache, last_only=True)[:, -1].float().cpu()
+        chosen = [choose(row, logits[index]) for index, row in enumerate(running)]
+        kept = [index for index, token in enumerate(chosen) if token is not None]
+        if len(kept) < len(running):
+            running = [running[index] for index in kept]
+            cache.keep_rows(kept)
+        input_ids = torch.tensor([[chosen[index]] for index in kept])
 
 
 def _check_prompts(prompts: Sequence[Sequence[int]], *, limit: int) -> None:
