@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmtrain.config.data import PrepareConfig
 from llmtrain.config.errors import ConfigError
 from llmtrain.data.prepare import documents
-from llmtrain.data.prepare.documents import Document, Unit, file_hash, hash_file, read_unit, units_of
+from llmtrain.data.prepare.documents import CorpusReader, Document, Unit, file_hash, hash_file, open_corpus
 from llmtrain.data.prepare.inputs import Format, Input, SourceFile
 
 
@@ -24,8 +26,13 @@ def _input(folder: Path, files: dict[str, bytes]) -> Input:
     return Input("in", str(folder), tuple(found))
 
 
-def _read(source: Input, *, text_column: str | None = None) -> list[Document]:
-    return [document for unit in units_of([source], text_column=text_column) for document in read_unit(unit).documents]
+def _open(source: Input, **options: Any) -> CorpusReader:
+    return open_corpus([source], PrepareConfig(input=source.path, output="out", **options))
+
+
+def _read(source: Input, **options: Any) -> list[Document]:
+    reader = _open(source, **options)
+    return [document for piece in reader.pieces() for document in reader.read(piece).documents]
 
 
 def test_a_text_file_is_one_document_with_its_line_ends(tmp_path: Path) -> None:
@@ -66,8 +73,9 @@ def test_blocks_of_any_size_give_the_same_documents(
         rows: list[tuple[int, str]] = []
         hashes: list[bytes] = []
         line = 0
-        for unit in units_of([source], text_column="text"):
-            content = read_unit(unit)
+        reader = _open(source, text_column="text")
+        for piece in reader.pieces():
+            content = reader.read(piece)
             rows += [(line + document.row, document.text) for document in content.documents]
             hashes += content.block_hashes[0]
             line += content.num_lines
@@ -80,11 +88,12 @@ def test_small_text_files_share_a_unit_and_large_ones_do_not(tmp_path: Path, mon
     source = _input(
         tmp_path, {"a": b"x" * 4, "b": b"x" * 6, "c": b"x", "d": b"x" * 25, "e.jsonl": b"{}\n" * 5, "f": b"x"}
     )
-    units = units_of([source], text_column="text")
-    assert [[file.name for file in unit.files] for unit in units] == [
+    reader = _open(source, text_column="text")
+    pieces = list(reader.pieces())
+    assert [[file.name for file in piece.unit.files] for piece in pieces] == [
         ["a", "b"], ["c"], ["d"], ["e.jsonl"], ["e.jsonl"], ["f"],
     ]  # fmt: skip
-    content = read_unit(units[2])
+    content = reader.read(pieces[2])
     assert len(content.block_hashes[0]) == 3
     assert file_hash(content.block_hashes[0]) == hash_file(source.files[3])
 
@@ -142,7 +151,7 @@ def test_a_line_longer_than_many_blocks_is_one_document(tmp_path: Path, monkeypa
     monkeypatch.setattr(documents, "BLOCK_BYTES", 64)
     text = "x" * 1000
     source = _input(tmp_path, {"a.jsonl": json.dumps({"text": text}).encode() + b'\n{"text": "y"}'})
-    units = units_of([source], text_column=None)
+    units = [piece.unit for piece in _open(source).pieces()]
     assert len(units) == 17
     assert [document.text for document in _read(source)] == [text, "y"]
     assert isinstance(units[0], Unit)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.config.data import PrepareConfig
+from llmtrain.config.data import DatasetInput, PrepareConfig
 from llmtrain.config.errors import ConfigError
 from llmtrain.data.prepare.inputs import find_inputs, inputs_are_here
 
@@ -70,7 +70,11 @@ def test_links_to_folders_are_not_followed(tmp_path: Path, caplog: pytest.LogCap
 
 def test_inputs_are_named_by_the_shortest_distinct_end_of_their_path(tmp_path: Path) -> None:
     _make(tmp_path, "one/data/a.txt", "two/data/b.txt", "three/c.txt")
-    inputs = [str(tmp_path / "one/data"), f"{tmp_path}/two/data/*.txt", str(tmp_path / "three/c.txt")]
+    inputs: list[str | DatasetInput] = [
+        str(tmp_path / "one/data"),
+        f"{tmp_path}/two/data/*.txt",
+        str(tmp_path / "three/c.txt"),
+    ]
     found = find_inputs(PrepareConfig(input=inputs, output="out"))
     assert [source.name for source in found] == ["one/data", "two/data", "three"]
     assert [source.path for source in found] == inputs
@@ -88,11 +92,11 @@ def test_relative_paths_start_at_the_working_folder(tmp_path: Path, monkeypatch:
     [
         ("nothing", {}, "no such file or folder"),
         ("*.nothing", {}, "the glob matches no file"),
-        ("empty", {}, "no text or JSONL files in this folder"),
+        ("empty", {}, "no files of text or rows in this folder"),
         ("pictures", {}, r"files of other kinds: \.png \(2\): name the wanted ones in prepare.include"),
-        ("in", {"include": ["*.rs"]}, r"no text or JSONL files in this folder with include \['\*\.rs'\]"),
-        ("in/a.txt.gz", {}, r"\.gz files are not read"),
-        ("in/a.parquet", {}, r"\.parquet files are not read"),
+        ("in", {"include": ["*.rs"]}, r"no files of text or rows in this folder with include \['\*\.rs'\]"),
+        ("in/a.tar.gz", {}, r"\.tar\.gz files are not read"),
+        ("in/a.zip", {}, r"\.zip files are not read"),
         ([], {}, "empty list"),
         (["in", "nothing"], {}, "nothing: no such file"),
     ],
@@ -100,7 +104,7 @@ def test_relative_paths_start_at_the_working_folder(tmp_path: Path, monkeypatch:
 def test_missing_input_is_a_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str | list[str], options: dict[str, object], message: str
 ) -> None:
-    _make(tmp_path, "in/a.txt", "in/a.txt.gz", "in/a.parquet", "pictures/a.png", "pictures/b.png")
+    _make(tmp_path, "in/a.txt", "in/a.tar.gz", "in/a.zip", "pictures/a.png", "pictures/b.png")
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=message):

@@ -162,6 +162,9 @@ def test_a_failed_prepare_leaves_the_old_shards(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(RunError, match=r"cannot be written \(shard_00000\.parquet: No space left on device\)"):
         prepare(config)
     assert hashes(tmp_path / "out") == before
+    monkeypatch.undo()
+    prepare(config)
+    assert hashes(tmp_path / "out") == before
     assert not (tmp_path / ".out.partial").exists()
 
 

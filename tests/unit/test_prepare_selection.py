@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,15 @@ from hypothesis import strategies as st
 from llmtrain.config.data import PrepareConfig
 from llmtrain.config.errors import ConfigError, RunError
 from llmtrain.data.prepare import documents
-from llmtrain.data.prepare.documents import units_of
+from llmtrain.data.prepare.documents import open_corpus
 from llmtrain.data.prepare.inputs import find_inputs
 from llmtrain.data.prepare.selection import Corpus, Fate, fingerprint, scan, select, training_sample
 
 
 def _scan(folder: Path, *, num_workers: int = 1, **options: Any) -> tuple[Corpus, PrepareConfig]:
     config = PrepareConfig.model_validate({"input": str(folder), "output": "out", "val_fraction": 0, **options})
-    inputs = find_inputs(config)
-    units = units_of(inputs, text_column=None)
-    corpus = scan(inputs, units, options=config, num_workers=num_workers, advance=lambda _: None)
+    reader = open_corpus(find_inputs(config), config)
+    corpus = scan(reader, options=config, num_workers=num_workers, advance=lambda _: None)
     return corpus, config
 
 
@@ -133,7 +133,7 @@ def test_many_bad_lines_are_counted_and_the_first_are_named(tmp_path: Path, capl
     (tmp_path / "rows.jsonl").write_text('{"text": "good"}\n' + "{\n" * 100)
     corpus, _ = _scan(tmp_path, on_error="skip")
     assert (len(corpus.errors), corpus.counts().errors) == (20, 100)
-    assert "left out: 80 more bad files and lines" in caplog.text
+    assert "left out: 80 more bad files and rows" in caplog.text
 
 
 def test_the_fingerprint_is_that_of_the_scan_and_changes_with_a_byte(
@@ -145,16 +145,24 @@ def test_the_fingerprint_is_that_of_the_scan_and_changes_with_a_byte(
     assert fingerprint(find_inputs(config), num_workers=2) == corpus.inputs
     assert (corpus.inputs[0].files, corpus.inputs[0].bytes) == (4, 100 + 14 * 9)
     (tmp_path / "a.txt").write_text("x" * 50 + "y" + "x" * 49)
-    assert fingerprint(find_inputs(config), num_workers=2)[0].sha256 != corpus.inputs[0].sha256
+    [changed] = fingerprint(find_inputs(config), num_workers=2)
+    assert changed is not None
+    assert changed.sha256 != corpus.inputs[0].sha256
 
 
 def test_a_file_that_changes_while_it_is_read_ends_it(tmp_path: Path) -> None:
     _write(tmp_path, {"a.txt": "one"})
     corpus = _select(tmp_path)
-    corpus.units[0].reread()
+    everything = np.ones(1, np.bool_)
+    [(unit, piece)] = corpus.pieces_with(everything)
+    assert [document.text for document in corpus.reread(unit, piece)] == ["one"]
     (tmp_path / "a.txt").write_text("two")
     with pytest.raises(RunError, match=r"a\.txt changed while it was read"):
-        corpus.units[0].reread()
+        corpus.reread(unit, piece)
+    _write(tmp_path, {"b.txt": "another"})
+    corpus = replace(corpus, reader=open_corpus(find_inputs(config := _scan(tmp_path)[1]), config))
+    with pytest.raises(RunError, match=r"a\.txt changed while it was read"):
+        list(corpus.pieces_with(everything))
 
 
 def test_the_sample_for_the_tokenizer_is_drawn_by_hash(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def _write(
     folder: Path, lengths: list[int], *, shard_size: int, dtype: str = "uint16", keep_text: bool = False
 ) -> Split:
     folder.mkdir(exist_ok=True)
-    writer = ShardWriter(folder, split="train", dtype=np.dtype(dtype), shard_size=shard_size, keep_text=keep_text)
+    writer = ShardWriter(folder, name="train", dtype=np.dtype(dtype), shard_size=shard_size, keep_text=keep_text)
     for index, length in enumerate(lengths):
         tokens = np.full(length, index + 1, dtype)
         tokens[-1:] = 0
@@ -66,7 +66,7 @@ def test_columns_are_as_documented(tmp_path: Path, dtype: str) -> None:
 
 
 def test_a_large_vocabulary_keeps_its_dictionary(tmp_path: Path) -> None:
-    writer = ShardWriter(tmp_path, split="val", dtype=np.dtype("uint32"), shard_size=10**9, keep_text=False)
+    writer = ShardWriter(tmp_path, name="val", dtype=np.dtype("uint32"), shard_size=10**9, keep_text=False)
     tokens = np.random.default_rng(0).integers(0, 260_000, 1_000_000).astype(np.uint32)
     writer.add("a", tokens=tokens, num_bytes=0, text="")
     split = writer.close()
@@ -83,7 +83,7 @@ def test_tokens_have_the_narrowest_type(vocab_size: int, dtype: str) -> None:
 
 
 def test_an_aborted_writer_lets_go_of_its_file(tmp_path: Path) -> None:
-    writer = ShardWriter(tmp_path, split="train", dtype=np.dtype("uint8"), shard_size=1, keep_text=False)
+    writer = ShardWriter(tmp_path, name="train", dtype=np.dtype("uint8"), shard_size=1, keep_text=False)
     for _ in range(3):
         writer.add("a", tokens=np.zeros(2, np.uint8), num_bytes=1, text="")
     writer.abort()

@@ -80,13 +80,31 @@ class TokenizerConfig(Section):
         return self
 
 
+class DatasetInput(Section):
+    """A Hugging Face dataset."""
+
+    path: str = key("hf://NAME on the Hub, or a folder: one that save_to_disk wrote, or one of data files.")
+    configs: list[str] = opt([], "Its configurations, each a subset with a folder of its own; else the default one.")
+    split: str = opt("train", "A split, slices of splits, or their sum: train, train[:1%], train+test[10:20].")
+    revision: str | None = opt(None, "Branch, tag or commit on the Hub.")
+
+
 class PrepareConfig(Section):
     """How `prepare`, and `train` when they are missing, make the shards that `data` names."""
 
-    input: str | list[str] = key("Files, folders (recursive) or globs of text and JSONL.")
+    input: str | DatasetInput | list[str | DatasetInput] = key(
+        "Files, folders (recursive) or globs of text, JSONL, JSON and Parquet, also .gz and .zst; datasets."
+    )
+    adapter: str = opt(
+        "default",
+        "How a row becomes a document: default (its text column), plain, wikipedia, fineweb, c4, redpajama, pile, "
+        "refinedweb, or your own by import path, my_package.module:function.",
+    )
     include: list[str] = opt([], "Keep only files whose path in a folder matches one of these patterns, such as *.py.")
     exclude: list[str] = opt([], "Leave out files and folders that match one of these patterns, such as site-packages.")
-    text_column: str | None = opt(None, "JSONL field that holds the text; found by its name when not given.")
+    text_column: str | None = opt(
+        None, "Field of a row that holds the text (adapter default); found by its name when not given."
+    )
     tokenizer: TokenizerConfig = TokenizerConfig()
     output: str = key("Folder for the shards.")
     val_fraction: float = opt(0.01, "Share of the documents that is held out, chosen by their hash.", ge=0, lt=1)
@@ -96,3 +114,9 @@ class PrepareConfig(Section):
     keep_text: bool = opt(False, "Keep the text beside the tokens.")
     on_error: Literal["fail", "skip"] = opt("fail", "What to do with a bad line or an unreadable file.")
     num_workers: int | None = opt(None, "Threads; all cores when not given.", ge=1)
+
+    @model_validator(mode="after")
+    def _one_finds_the_text(self) -> PrepareConfig:
+        if self.text_column is not None and self.adapter != "default":
+            raise ValueError(f"text_column is for the default adapter, but adapter is {self.adapter}: remove one")
+        return self

@@ -2,7 +2,7 @@
 
     find_inputs → scan → select → make_tokenizer → write_splits → manifest → the folder takes its place
 
-The same text and options give the same bytes, whatever the number of workers.
+The same text and options give the same bytes, whatever the number of workers, and however often it was cut off.
 """
 
 from __future__ import annotations
@@ -17,15 +17,23 @@ from llmtrain.config.data import PrepareConfig, TokensConfig
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.schema import Config
 from llmtrain.data.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
-from llmtrain.data.prepare.documents import units_of
+from llmtrain.data.prepare.documents import open_corpus
 from llmtrain.data.prepare.encode import token_dtype, write_splits
 from llmtrain.data.prepare.inputs import find_inputs, total_size
+from llmtrain.data.prepare.journal import open_journal
 from llmtrain.data.prepare.output import output_lock, resolve_output, staged_output
 from llmtrain.data.prepare.parallel import resolve_num_workers
 from llmtrain.data.prepare.progress import ProgressCall, Stage
-from llmtrain.data.prepare.reuse import check_would_be_made, named_sources, recorded_options, refuse_differences
+from llmtrain.data.prepare.reuse import (
+    check_would_be_made,
+    making_of,
+    named_sources,
+    recorded_options,
+    refuse_differences,
+)
 from llmtrain.data.prepare.selection import scan, select
 from llmtrain.data.prepare.vocabulary import make_tokenizer
+from llmtrain.testing.faults import reach
 from llmtrain.tracking.logs import setup_logging
 from llmtrain.tracking.progress import Progress
 
@@ -83,15 +91,17 @@ def _make(options: PrepareConfig, output: Path, *, progress: ProgressCall | None
     with Progress() as bar, staged_output(output) as folder:
         report = progress or bar.track
         inputs = find_inputs(options)
-        units = units_of(inputs, text_column=options.text_column)
+        reader = open_corpus(inputs, options)
         with Stage("read", total=total_size(inputs), report=report) as reading:
-            read = scan(inputs, units, options=options, num_workers=num_workers, advance=reading.advance)
+            read = scan(reader, options=options, num_workers=num_workers, advance=reading.advance)
         corpus = select(read, options)
         counts = corpus.counts()
         reading.log(", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.model_dump().items()))
 
+        reach("corpus-read")
+        journal = open_journal(folder, key=making_of(corpus, options))
         tokenizer, tokenizer_record = make_tokenizer(
-            options.tokenizer, corpus=corpus, folder=folder, num_workers=num_workers, report=report
+            options.tokenizer, corpus=corpus, folder=folder, journal=journal, num_workers=num_workers, report=report
         )
 
         with Stage("encode", total=corpus.kept_bytes(), report=report) as encoding:
@@ -100,6 +110,7 @@ def _make(options: PrepareConfig, output: Path, *, progress: ProgressCall | None
                 corpus=corpus,
                 tokenizer=tokenizer,
                 options=options,
+                journal=journal,
                 num_workers=num_workers,
                 advance=encoding.advance,
             )
@@ -118,6 +129,8 @@ def _make(options: PrepareConfig, output: Path, *, progress: ProgressCall | None
             splits=splits,
         )
         write_manifest(folder, manifest)
+        reach("manifest-written")
+        journal.remove()
     return _result(manifest, output, errors=corpus.errors, seconds=time.perf_counter() - began)
 
 

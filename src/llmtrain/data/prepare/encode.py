@@ -11,17 +11,20 @@ from numpy.typing import NDArray
 
 from llmtrain.config.data import PrepareConfig
 from llmtrain.data.manifest import Split, TokenDtype
-from llmtrain.data.prepare.documents import Document
+from llmtrain.data.prepare.documents import Document, Piece
+from llmtrain.data.prepare.journal import Journal
 from llmtrain.data.prepare.parallel import ordered_map
 from llmtrain.data.prepare.selection import Corpus, Fate, ScannedUnit
 from llmtrain.data.prepare.shard_writer import ShardWriter
 from llmtrain.data.tokenizers import Tokenizer, library_threads
 
+SPLIT_NAMES = {Fate.TRAIN: "train", Fate.VAL: "val"}
+
 
 @dataclass(frozen=True)
 class _Encoded:
     source: str
-    fate: Fate
+    folder: str
     tokens: NDArray[np.unsignedinteger]
     """With the end token."""
     num_bytes: int
@@ -40,13 +43,17 @@ def texts_of(
     corpus: Corpus, chosen: NDArray[np.bool_], *, num_workers: int, advance: Callable[[int], None]
 ) -> Iterator[str]:
     """Texts of the chosen documents in reading order. `advance` is called with the bytes of each."""
-    units = [unit for unit in corpus.units if chosen[_span(unit)].any()]
-    contents = ordered_map(ScannedUnit.reread, units, num_workers=num_workers)
-    for unit, content in zip(units, contents, strict=True):
-        for index, document in enumerate(content.documents, unit.first_document):
-            if chosen[index]:
-                yield document.text
-                advance(int(corpus.num_bytes[index]))
+
+    def read(item: tuple[ScannedUnit, Piece]) -> list[str]:
+        unit, piece = item
+        documents = corpus.reread(unit, piece)
+        return [documents[index].text for index in np.flatnonzero(chosen[unit.span])]
+
+    sizes = iter(corpus.num_bytes[chosen].tolist())
+    for texts in ordered_map(read, corpus.pieces_with(chosen), num_workers=num_workers):
+        for text in texts:
+            yield text
+            advance(next(sizes))
 
 
 def write_splits(
@@ -55,65 +62,116 @@ def write_splits(
     corpus: Corpus,
     tokenizer: Tokenizer,
     options: PrepareConfig,
+    journal: Journal,
     num_workers: int,
     advance: Callable[[int], None],
 ) -> dict[str, Split]:
     """Encode all documents that stay and write them into `folder`; returns the splits' records by name.
 
-    `advance` is called with the bytes of each document.
+    Shards that the journal has are kept, and their documents are not encoded again. `advance` is called with the bytes
+    of each document that is encoded.
     """
     dtype = np.dtype(token_dtype(tokenizer.vocab_size))
+    written = journal.shards()
     writers = {
-        fate: ShardWriter(folder, split=split, dtype=dtype, shard_size=options.shard_size, keep_text=options.keep_text)
-        for fate, split in ((Fate.TRAIN, "train"), (Fate.VAL, "val"))
-        if (corpus.fates == fate).any()
+        name: ShardWriter(
+            folder,
+            name=name,
+            dtype=dtype,
+            shard_size=options.shard_size,
+            keep_text=options.keep_text,
+            written=written.get(name, []),
+            on_shard=journal.add_shard,
+        )
+        for name in _folders_of(corpus)
     }
-    units = [unit for unit in corpus.units if (corpus.fates[_span(unit)] <= Fate.VAL).any()]
+    to_do = _not_written(corpus, {name: writer.num_written for name, writer in writers.items()})
 
-    def encode(unit: ScannedUnit) -> list[_Encoded]:
-        return _encode_unit(unit, corpus=corpus, tokenizer=tokenizer, dtype=dtype, keep_text=options.keep_text)
+    def encode(item: tuple[ScannedUnit, Piece]) -> list[_Encoded]:
+        unit, piece = item
+        return list(_encode(unit, piece, corpus=corpus, to_do=to_do, tokenizer=tokenizer, dtype=dtype, options=options))
 
     try:
         with library_threads(False):  # the parallel threads are ours
-            for documents in ordered_map(encode, units, num_workers=num_workers):
+            for documents in ordered_map(encode, corpus.pieces_with(to_do), num_workers=num_workers):
                 for document in documents:
-                    writers[document.fate].add(
+                    writers[document.folder].add(
                         document.source, tokens=document.tokens, num_bytes=document.num_bytes, text=document.text
                     )
                     advance(document.num_bytes)
-        return {("train" if fate == Fate.TRAIN else "val"): writer.close() for fate, writer in writers.items()}
+        parts = {name: writer.close() for name, writer in sorted(writers.items())}
     finally:
         for writer in writers.values():
             writer.abort()
+    splits = {}
+    for split in SPLIT_NAMES.values():
+        of_split = [part for name, part in parts.items() if name.split("/")[0] == split]
+        if of_split:
+            splits[split] = Split(
+                documents=sum(part.documents for part in of_split),
+                tokens=sum(part.tokens for part in of_split),
+                bytes=sum(part.bytes for part in of_split),
+                shards=tuple(shard for part in of_split for shard in part.shards),
+            )
+    return splits
 
 
-def _encode_unit(
-    unit: ScannedUnit,
-    *,
-    corpus: Corpus,
-    tokenizer: Tokenizer,
-    dtype: np.dtype[np.unsignedinteger],
-    keep_text: bool,
-) -> list[_Encoded]:
-    fates = corpus.fates[_span(unit)]
-    num_bytes = corpus.num_bytes[_span(unit)]
-    documents = unit.reread().documents
-    kept = [index for index, fate in enumerate(fates) if fate <= Fate.VAL]
+def _folder(corpus: Corpus, fate: Fate, subset: int) -> str:
+    name = corpus.subsets[subset]
+    return f"{SPLIT_NAMES[fate]}/{name}" if name else SPLIT_NAMES[fate]
+
+
+def _folders_of(corpus: Corpus) -> list[str]:
+    """The folders that get shards: of each split, and in it of each subset that has documents there."""
     return [
-        _Encoded(
-            source=_source(unit, documents[index]),
-            fate=Fate(fates[index]),
-            tokens=np.append(ids, tokenizer.eos_id).astype(dtype),
-            num_bytes=int(num_bytes[index]),
-            text=documents[index].text if keep_text else "",
-        )
-        for index, ids in zip(kept, tokenizer.encode_batch([documents[i].text for i in kept]), strict=True)
+        _folder(corpus, fate, int(subset))
+        for fate in SPLIT_NAMES
+        for subset in np.unique(corpus.subset[corpus.fates == fate])
     ]
 
 
+def _not_written(corpus: Corpus, num_written: dict[str, int]) -> NDArray[np.bool_]:
+    """Which documents go into shards and are in none yet: all of a folder's but so many first ones."""
+    to_do: NDArray[np.bool_] = corpus.fates <= Fate.VAL
+    for fate in SPLIT_NAMES:
+        for subset in range(len(corpus.subsets)):
+            done = num_written.get(_folder(corpus, fate, subset), 0)
+            if done:
+                to_do[np.flatnonzero((corpus.fates == fate) & (corpus.subset == subset))[:done]] = False
+    return to_do
+
+
+def _encode(
+    unit: ScannedUnit,
+    piece: Piece,
+    *,
+    corpus: Corpus,
+    to_do: NDArray[np.bool_],
+    tokenizer: Tokenizer,
+    dtype: np.dtype[np.unsignedinteger],
+    options: PrepareConfig,
+) -> Iterator[_Encoded]:
+    documents = corpus.reread(unit, piece)
+    kept = np.flatnonzero(to_do[unit.span]).tolist()
+    encoded = tokenizer.encode_batch([documents[index].text for index in kept])
+    for index, ids in zip(kept, encoded, strict=True):
+        number = unit.first_document + index
+        tokens = np.empty(len(ids) + 1, dtype)
+        tokens[:-1] = ids
+        tokens[-1] = tokenizer.eos_id
+        yield _Encoded(
+            source=_source(unit, documents[index]),
+            folder=_folder(corpus, Fate(corpus.fates[number]), int(corpus.subset[number])),
+            tokens=tokens,
+            num_bytes=int(corpus.num_bytes[number]),
+            text=documents[index].text if options.keep_text else "",
+        )
+
+
 def _source(unit: ScannedUnit, document: Document) -> str:
-    return f"{unit.unit.input_name}:{document.file.label}:{unit.first_line + document.row}"
-
-
-def _span(unit: ScannedUnit) -> slice:
-    return slice(unit.first_document, unit.first_document + unit.num_documents)
+    row = unit.first_row + document.row
+    part = document.file.dataset
+    if part is None:
+        return f"{unit.unit.input_name}:{document.file.label}:{row}"
+    subset = f"/{document.subset}" if document.subset else ""
+    return f"{unit.unit.input_name}/{part.split}{subset}:{row if document.id is None else document.id}"

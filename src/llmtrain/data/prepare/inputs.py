@@ -1,7 +1,7 @@
-"""Which files are the corpus: files, folders and globs of the config become one sorted list.
+"""Which files are the corpus: files, folders, globs and datasets of the config become one sorted list.
 
-Reading them is `documents`. Kinds that are to come (compressed files, JSON, Parquet, Hugging Face datasets) get a
-`Format` here and a reader there; nothing else in `prepare` knows of files.
+Reading them is `documents`. A new kind of file gets a `Format` here and a reader there; nothing else in `prepare` knows
+of files.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from llmtrain.config.data import PrepareConfig
+from llmtrain.config.data import DatasetInput, PrepareConfig
 from llmtrain.config.errors import ConfigError
+from llmtrain.data.prepare.hugging_face import HUB, DatasetPart, is_saved_dataset, size_of_dataset
 
 logger = logging.getLogger("llmtrain.prepare")
 
-Format = Literal["text", "jsonl"]
+Format = Literal["text", "jsonl", "json", "parquet", "dataset"]
+Compression = Literal["gzip", "zstd"]
 
-_JSONL_SUFFIXES = frozenset({".jsonl", ".ndjson"})
+_ROW_FORMATS: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet"}
+_COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 _TEXT = """
 .txt .text .md .markdown .rst .tex .org .adoc .html .htm .xml .svg .css .scss .csv .tsv
 .py .pyi .pyx .c .h .cc .cpp .cxx .hh .hpp .hxx .cu .cuh .cs .java .kt .kts .scala .groovy .go .rs .swift .m .mm
@@ -32,17 +35,20 @@ _TEXT = """
 .bat .cmake .mk .gradle .toml .ini .cfg .conf .yaml .yml .proto .graphql .tf .tcl .vim
 """
 _TEXT_SUFFIXES = frozenset(_TEXT.split())
-_NOT_READ_YET = frozenset({".gz", ".zst", ".bz2", ".xz", ".zip", ".tar", ".json", ".parquet", ".arrow"})
+_NOT_READ = frozenset({".bz2", ".xz", ".zip", ".7z", ".tar", ".tgz", ".arrow", ".parquet.gz", ".parquet.zst"})
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of the corpus."""
+    """A file of the corpus, or a part of a dataset."""
 
     path: str
     name: str
     """Relative to its input, with forward slashes."""
     format: Format
+    compression: Compression | None = None
+    dataset: DatasetPart | None = None
+    """What is read in place of the file (format dataset)."""
 
     @property
     def label(self) -> str:
@@ -55,7 +61,7 @@ class Input:
     """One of the config's inputs and its files, sorted by name."""
 
     name: str
-    """The last part of its folder's path, or as many as it takes to tell it from the other inputs."""
+    """The last part of its folder's path, or as many as it takes to tell it from the other inputs; a dataset's name."""
     path: str
     """As the config gives it."""
     files: tuple[SourceFile, ...]
@@ -64,30 +70,58 @@ class Input:
 def find_inputs(options: PrepareConfig) -> list[Input]:
     """The files that `options.input` names, each once, in the order of the inputs and sorted by name in each.
 
-    Of a folder: what `include` matches, or without it every file with a known suffix of text or JSONL; hidden files
+    Of a folder: what `include` matches, or without it every file with a known suffix; hidden files
     and folders, what `exclude` matches and `options.output` are left out. What a glob matches is filtered by the same
     patterns; a file that is named outright is always taken. Raises ConfigError when an input has no files.
     """
-    paths = [options.input] if isinstance(options.input, str) else options.input
-    if not paths:
-        raise ConfigError("prepare.input is an empty list: name files, folders or globs of text or JSONL")
-    names = _distinct_names([_base(path) for path in paths])
+    given = named_inputs(options)
+    if not given:
+        raise ConfigError("prepare.input is an empty list: name files, folders, globs or datasets")
+    names = _distinct_names([_base(_path_of(source)) for source in given])
     output = os.path.realpath(os.path.expanduser(options.output))
-    taken: set[str] = set()
+    taken: set[object] = set()
     inputs = []
-    for path, name in zip(paths, names, strict=True):
+    for source, name in zip(given, names, strict=True):
         files = []
-        for file in _files_of(path, options, output):
-            real = os.path.realpath(file.path)
+        for file in _files_of(source, options, output):
+            real = file.dataset or os.path.realpath(file.path)
             if real not in taken:
                 taken.add(real)
                 files.append(file)
+        path = source if isinstance(source, str) else _described(source)
         inputs.append(Input(name=name, path=path, files=tuple(files)))
     return inputs
 
 
+def named_inputs(options: PrepareConfig) -> list[str | DatasetInput]:
+    """The entries of `input`, with a section for every dataset."""
+    given = options.input if isinstance(options.input, list) else [options.input]
+    return [
+        DatasetInput(path=source) if isinstance(source, str) and _is_dataset(source) else source for source in given
+    ]
+
+
+def _is_dataset(path: str) -> bool:
+    return path.startswith(HUB) or is_saved_dataset(os.path.expanduser(path))
+
+
+def _path_of(source: str | DatasetInput) -> str:
+    return source if isinstance(source, str) else source.path
+
+
+def _described(source: DatasetInput) -> str:
+    return ", ".join(str(part) for part in _parts_of(source))
+
+
+def _parts_of(source: DatasetInput) -> list[DatasetPart]:
+    configs: list[str | None] = list(source.configs) or [None]
+    return [DatasetPart(source.path, config, source.split, source.revision) for config in configs]
+
+
 def size_of(file: SourceFile) -> int:
-    """Bytes of the file on disk; 0 when it cannot be told."""
+    """Bytes of the file on disk; 0 when it cannot be told. Raises ConfigError for a dataset that cannot be had."""
+    if file.dataset is not None:
+        return size_of_dataset(file.dataset)
     try:
         return os.stat(file.path).st_size
     except OSError:
@@ -101,12 +135,22 @@ def total_size(inputs: Sequence[Input]) -> int:
 
 def inputs_are_here(options: PrepareConfig) -> bool:
     """Whether every input names something on this machine."""
-    paths = [options.input] if isinstance(options.input, str) else options.input
-    return all(os.path.lexists(os.path.expanduser(path)) or _glob(path) for path in paths)
+    paths = [_path_of(source) for source in named_inputs(options)]
+    return all(path.startswith(HUB) or os.path.lexists(os.path.expanduser(path)) or _glob(path) for path in paths)
 
 
-def _files_of(path: str, options: PrepareConfig, output: str) -> list[SourceFile]:
-    expanded = os.path.expanduser(path)
+def _files_of(source: str | DatasetInput, options: PrepareConfig, output: str) -> list[SourceFile]:
+    if isinstance(source, DatasetInput):
+        if not source.path.startswith(HUB) and not os.path.isdir(os.path.expanduser(source.path)):
+            raise ConfigError(
+                f"prepare.input: {source.path}: no such folder (looked in {os.getcwd()}); "
+                f"for a dataset on the Hub write {HUB}{source.path}"
+            )
+        return [
+            SourceFile(os.path.expanduser(source.path), part.config or "", "dataset", dataset=part)
+            for part in _parts_of(source)
+        ]
+    path, expanded = source, os.path.expanduser(source)
     if os.path.isdir(expanded):
         return _files_of_folder(path, Path(expanded), options, output)
     if os.path.lexists(expanded):
@@ -128,16 +172,16 @@ def _files_of_folder(path: str, folder: Path, options: PrepareConfig, output: st
     files: list[SourceFile] = []
     left_out: Counter[str] = Counter()
     for name in _walk(folder, options, output):
-        suffix = PurePosixPath(name).suffix.lower()
-        if options.include or suffix in _TEXT_SUFFIXES or suffix in _JSONL_SUFFIXES:
+        suffix, compression = _suffixes(name)
+        if options.include or suffix in _TEXT_SUFFIXES or suffix in _ROW_FORMATS:
             files.append(_source_file(str(folder / name), name))
         else:
-            left_out[suffix or "no suffix"] += 1
+            left_out[(suffix or "no suffix") + (compression or "")] += 1
     kinds = ", ".join(f"{suffix} ({count})" for suffix, count in left_out.most_common(5))
     if not files:
         others = f"; it has files of other kinds: {kinds}: name the wanted ones in prepare.include" if kinds else ""
         raise ConfigError(
-            f"prepare.input: {path}: no text or JSONL files in this folder{_patterns_said(options)}{others}"
+            f"prepare.input: {path}: no files of text or rows in this folder{_patterns_said(options)}{others}"
         )
     if kinds:
         logger.info("%s: left out %d files of other kinds: %s", path, left_out.total(), kinds)
@@ -173,12 +217,23 @@ def _raise_unreadable(error: OSError) -> None:
 
 
 def _source_file(path: str, name: str) -> SourceFile:
-    suffix = PurePosixPath(name).suffix.lower()
-    if suffix in _NOT_READ_YET:
+    suffix, compression = _suffixes(name)
+    full = suffix + (compression or "")
+    if suffix in _NOT_READ or full in _NOT_READ:
         raise ConfigError(
-            f"prepare.input: {path}: {suffix} files are not read; give text or JSONL (.jsonl, .ndjson) instead"
+            f"prepare.input: {path}: {full} files are not read; give text, JSONL, JSON or Parquet (the first three may "
+            "be .gz or .zst), or leave them out with prepare.exclude"
         )
-    return SourceFile(path=path, name=name, format="jsonl" if suffix in _JSONL_SUFFIXES else "text")
+    format_ = _ROW_FORMATS.get(suffix, "text")
+    return SourceFile(path, name, format_, _COMPRESSIONS[compression] if compression else None)
+
+
+def _suffixes(name: str) -> tuple[str, str | None]:
+    """The suffix that says what a file holds, and the one that says how it is packed."""
+    path = PurePosixPath(name.lower())
+    if path.suffix in _COMPRESSIONS:
+        return PurePosixPath(path.stem).suffix, path.suffix
+    return path.suffix, None
 
 
 def _is_wanted(name: str, options: PrepareConfig) -> bool:
@@ -206,7 +261,12 @@ def _glob(path: str) -> list[str]:
 
 
 def _base(path: str) -> str:
-    """The folder that names are relative to: the folder itself, a file's folder, a glob's part without wildcards."""
+    """The folder that names are relative to: the folder itself, a file's folder, a glob's part without wildcards.
+
+    A name on the Hub stands for itself.
+    """
+    if path.startswith(HUB):
+        return path
     expanded = os.path.expanduser(path)
     if os.path.isdir(expanded):
         return os.path.abspath(expanded)
@@ -220,6 +280,9 @@ def _distinct_names(folders: list[str]) -> list[str]:
     """For each folder the shortest end of its path that no other folder in the list has."""
     names = []
     for folder in folders:
+        if folder.startswith(HUB):
+            names.append(folder.removeprefix(HUB))
+            continue
         parts = PurePosixPath(folder.replace(os.sep, "/")).parts
         others = [PurePosixPath(other.replace(os.sep, "/")).parts for other in folders if other != folder]
         depth = next(d for d in range(1, len(parts) + 1) if all(parts[-d:] != other[-d:] for other in others))

@@ -1,7 +1,7 @@
 """The output folder: one process at a time makes it, and it changes from old to new as a whole.
 
 data/.stdlib.lock       held (flock) by the process that prepares; stays, empty, afterwards
-data/.stdlib.partial/   what is being made; left by a killed process, cleared by the next
+data/.stdlib.partial/   what is being made; left by a killed process, and the next goes on with it (`journal`)
 data/.stdlib.old/       the folder that is being replaced, for the moment between two renames
 data/stdlib/            always complete
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from llmtrain.config.errors import ConfigError, RunError
 from llmtrain.data.manifest import MANIFEST_NAME
+from llmtrain.testing.faults import reach
 
 logger = logging.getLogger("llmtrain.prepare")
 
@@ -61,18 +62,18 @@ def output_lock(output: Path) -> Iterator[None]:
 
 @contextmanager
 def staged_output(output: Path) -> Iterator[Path]:
-    """A new, empty folder that takes the place of `output` when the block ends well, and vanishes when it does not.
+    """A folder that takes the place of `output` when the block ends well.
 
+    It holds what a process left in it that was killed, or whose disk was full. After any other error it vanishes.
     Call it under `output_lock`. Raises ConfigError when `output` holds files that were not made by `prepare`, or cannot
     be written or replaced; RunError when the disk fills up.
     """
     partial, old = _sibling(output, "partial"), _sibling(output, "old")
     try:
         _refuse_foreign_files(output)
-        for leftover in (partial, old):
-            if leftover.exists():
-                shutil.rmtree(leftover)
-        partial.mkdir()
+        if old.exists():
+            shutil.rmtree(old)
+        partial.mkdir(exist_ok=True)
     except OSError as error:
         raise _unwritable(output, error) from error
     try:
@@ -82,12 +83,12 @@ def staged_output(output: Path) -> Iterator[Path]:
                 _sync(os.path.join(folder, name))
             _sync(folder)
         _replace(output, partial=partial, old=old)
-    except OSError as error:
-        if error.errno not in _WRITE_ERRORS:
+    except Exception as error:
+        if not isinstance(error, OSError) or error.errno not in _DISK_ERRORS:
+            shutil.rmtree(partial, ignore_errors=True)
+        if not isinstance(error, OSError) or error.errno not in _WRITE_ERRORS:
             raise
         raise _unwritable(output, error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _sibling(output: Path, kind: str) -> Path:
@@ -97,6 +98,7 @@ def _sibling(output: Path, kind: str) -> Path:
 def _replace(output: Path, *, partial: Path, old: Path) -> None:
     if output.exists():
         output.rename(old)
+        reach("old-moved")
     partial.rename(output)
     _sync(output.parent)
     shutil.rmtree(old, ignore_errors=True)
@@ -131,5 +133,8 @@ def _sync(path: str | os.PathLike[str]) -> None:
 def _unwritable(output: Path, error: OSError) -> ConfigError | RunError:
     what = f"{output} cannot be written ({error.filename or output}: {error.strerror or error})"
     if error.errno in _DISK_ERRORS:
-        return RunError(f"{what}; what was there before is as it was. Make room, or name another prepare.output")
+        return RunError(
+            f"{what}; what was there before is as it was. Make room and start again, which goes on from here, or name "
+            "another prepare.output"
+        )
     return ConfigError(f"prepare.output: {what}; name another folder")

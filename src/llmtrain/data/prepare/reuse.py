@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmtrain._version import __version__
 from llmtrain.config.data import PrepareConfig, TokensConfig
 from llmtrain.config.errors import ConfigError
 from llmtrain.data.manifest import InputRecord, Manifest, find_manifest
-from llmtrain.data.prepare.inputs import find_inputs, inputs_are_here
-from llmtrain.data.prepare.selection import fingerprint
+from llmtrain.data.prepare.adapters import load_adapter
+from llmtrain.data.prepare.inputs import Input, find_inputs, inputs_are_here
+from llmtrain.data.prepare.selection import Corpus, fingerprint
 from llmtrain.data.prepare.vocabulary import vocabulary_options
 from llmtrain.data.tokenizers import folder_fingerprint, load_tokenizer
 
@@ -72,8 +75,26 @@ def recorded_options(options: PrepareConfig) -> dict[str, Any]:
     Without `output` and `num_workers`, which do not, and `input`, which is recorded file by file.
     """
     recorded = options.model_dump(mode="json", exclude={"input", "output", "num_workers"})
+    if (source := load_adapter(options.adapter).source_sha256) is not None:
+        recorded["adapter_sha256"] = source
     recorded["tokenizer"] |= vocabulary_options(options.tokenizer)
     return recorded
+
+
+def making_of(corpus: Corpus, options: PrepareConfig) -> dict[str, Any]:
+    """All that decides what the shards will be; a preparation that was cut off may go on when this is the same."""
+    digest = hashlib.sha256()
+    for array in (corpus.hashes, corpus.fates, corpus.subset):
+        digest.update(array.tobytes())
+    path = options.tokenizer.path
+    return {
+        "tool_version": __version__,
+        "options": recorded_options(options),
+        "inputs": [record.model_dump(mode="json") for record in corpus.inputs],
+        "subsets": corpus.subsets,
+        "documents": digest.hexdigest(),
+        "tokenizer": folder_fingerprint(path) if path else None,
+    }
 
 
 def differences(manifest: Manifest, *, folder: Path, options: PrepareConfig, num_workers: int) -> list[str]:
@@ -95,7 +116,8 @@ def differences(manifest: Manifest, *, folder: Path, options: PrepareConfig, num
     if load_tokenizer(folder / manifest.tokenizer.path).sha256 != manifest.tokenizer.sha256:
         found.append(f"the tokenizer in {folder / manifest.tokenizer.path} was changed afterwards")
     if not found and inputs_are_here(options):
-        found = _changed_inputs(manifest.inputs, fingerprint(find_inputs(options), num_workers=num_workers))
+        inputs = find_inputs(options)
+        found = _changed_inputs(manifest.inputs, inputs, fingerprint(inputs, num_workers=num_workers))
     return found
 
 
@@ -120,12 +142,17 @@ def _changed(was: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list
     return changed
 
 
-def _changed_inputs(was: tuple[InputRecord, ...], now: tuple[InputRecord, ...]) -> list[str]:
+def _changed_inputs(
+    was: tuple[InputRecord, ...], inputs: Sequence[Input], now: tuple[InputRecord | None, ...]
+) -> list[str]:
     if len(was) != len(now):
         return [f"prepare.input was {len(was)} inputs, and is {len(now)}"]
     found = []
-    for old, new in zip(was, now, strict=True):
-        if old.sha256 != new.sha256:
+    for old, source, new in zip(was, inputs, now, strict=True):
+        if new is None:
+            if old.path != source.path:
+                found.append(f"prepare.input was {old.path}, and is {source.path}")
+        elif old.sha256 != new.sha256:
             found.append(
                 f"the files of the input {new.path} have changed: {old.files} files of {old.bytes:,} bytes then, "
                 f"{new.files} of {new.bytes:,} now"

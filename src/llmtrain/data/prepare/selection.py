@@ -1,15 +1,16 @@
 """Which documents stay, and which of them are held out.
 
-    units ─ scan ─→ Corpus (hash, size and fate of each document) ─ select ─→ fates: train, val, or why left out
+    reader ─ scan ─→ Corpus (hash, size and fate of each document) ─ select ─→ fates: train, val, or why left out
 
 A document's hash alone decides whether it is held out, so neither order nor the other documents matter, and a text
-that occurs twice cannot be on both sides. No text is kept here but a small sample: 25 bytes for each document are.
+that occurs twice cannot be on both sides. No text is kept here but a small sample: 27 bytes for each document are.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -20,8 +21,8 @@ from numpy.typing import NDArray
 from llmtrain.config.data import PrepareConfig
 from llmtrain.config.errors import ConfigError, RunError
 from llmtrain.data.manifest import Counts, InputRecord
-from llmtrain.data.prepare.documents import Unit, UnitContent, file_hash, hash_file, read_unit
-from llmtrain.data.prepare.inputs import Input, total_size
+from llmtrain.data.prepare.documents import CorpusReader, Document, Piece, Unit, UnitContent, file_hash, hash_file
+from llmtrain.data.prepare.inputs import Input, SourceFile, total_size
 from llmtrain.data.prepare.parallel import ordered_map
 
 logger = logging.getLogger("llmtrain.prepare")
@@ -31,8 +32,10 @@ _SAMPLE_BYTES = (1 << 20, 1 << 24)
 _SAMPLE_LENGTH = 1 << 18
 """Characters of one text that are kept."""
 
+_MOST_SUBSETS = 1000
+
 _NAMED_ERRORS = 20
-"""Bad files and lines that are named one by one; all are counted."""
+"""Bad files and rows that are named one by one; all are counted."""
 
 
 class Fate(IntEnum):
@@ -51,26 +54,22 @@ class ScannedUnit:
     """A unit, and what its first reading told."""
 
     unit: Unit
-    block_hashes: tuple[tuple[bytes, ...], ...]
     first_document: int
     num_documents: int
-    first_line: int
-    """Lines of the file before the unit (JSONL)."""
+    first_row: int
+    """Rows of the file before the unit; of JSONL, lines."""
 
-    def reread(self) -> UnitContent:
-        """Read it again. Raises RunError when a file is not what it was."""
-        content = read_unit(self.unit)
-        if content.block_hashes != self.block_hashes or len(content.documents) != self.num_documents:
-            names = ", ".join(file.path for file in self.unit.files[:3])
-            more = f" and {len(self.unit.files) - 3} more" if len(self.unit.files) > 3 else ""
-            raise RunError(f"one of {names}{more} changed while it was read: run prepare again")
-        return content
+    @property
+    def span(self) -> slice:
+        """Its documents in the arrays of the corpus."""
+        return slice(self.first_document, self.first_document + self.num_documents)
 
 
 @dataclass(frozen=True)
 class Corpus:
     """All documents in reading order, without their text. Arrays have one entry (row) for each document."""
 
+    reader: CorpusReader
     units: list[ScannedUnit]
     hashes: NDArray[np.uint64]
     """[documents, 2]: the first 128 bits of the sha256 of the text."""
@@ -78,8 +77,12 @@ class Corpus:
     """Of the text in UTF-8."""
     fates: NDArray[np.uint8]
     """Fate of each; after `scan`, TRAIN stands for every document with a text that is long enough."""
+    subset: NDArray[np.int16]
+    """Index in `subsets`."""
+    subsets: list[str]
+    """Names of the subsets, as folders have them, by their first document; an empty one stands for none."""
     errors: list[str]
-    """The bad files and lines, each with its place; as many as are named."""
+    """The bad files and rows, each with its place; as many as are named."""
     inputs: tuple[InputRecord, ...]
     sample: list[str] = field(repr=False)
     """Beginnings of some texts, by hash, from all over the corpus: a fiftieth of it in the limits of _SAMPLE_BYTES."""
@@ -103,6 +106,24 @@ class Corpus:
         """UTF-8 bytes of the documents for training and held out."""
         return int(self.num_bytes[self.fates <= Fate.VAL].sum())
 
+    def pieces_with(self, chosen: NDArray[np.bool_]) -> Iterator[tuple[ScannedUnit, Piece]]:
+        """The units that hold chosen documents, to be read again. Raises RunError when a file is not what it was."""
+        pieces = self.reader.pieces()
+        for unit in self.units:
+            piece = next(pieces, None)
+            if piece is None or piece.unit != unit.unit:
+                raise _changed(unit)
+            if chosen[unit.span].any():
+                yield unit, piece
+
+    def reread(self, unit: ScannedUnit, piece: Piece) -> list[Document]:
+        """The documents of a unit, again. Raises RunError when they are not what they were."""
+        documents = self.reader.read(piece).documents
+        hashes, _ = _hashes_and_sizes(documents)
+        if not np.array_equal(hashes, self.hashes[unit.span]):
+            raise _changed(unit)
+        return documents
+
 
 @dataclass(frozen=True)
 class _Scan:
@@ -113,43 +134,43 @@ class _Scan:
     sample: list[str]
 
 
-def scan(
-    inputs: Sequence[Input],
-    units: Sequence[Unit],
-    *,
-    options: PrepareConfig,
-    num_workers: int,
-    advance: Callable[[int], None],
-) -> Corpus:
+def scan(reader: CorpusReader, *, options: PrepareConfig, num_workers: int, advance: Callable[[int], None]) -> Corpus:
     """Read everything once. `advance` is called with the bytes of each unit.
 
-    Raises ConfigError at the first bad file or line when `options.on_error` is fail, and when there is no document.
+    Raises ConfigError at the first bad file or row when `options.on_error` is fail, and when there is no document.
     """
-    scanned: list[ScannedUnit] = []
+    log = _ErrorLog(options.on_error)
+    units: list[ScannedUnit] = []
     scans: list[_Scan] = []
-    errors: list[str] = []
-    block_hashes: dict[str, list[bytes]] = {}
-    num_documents = num_errors = first_line = 0
+    subset_arrays: list[NDArray[np.int16]] = []
+    subsets: dict[str, int] = {}
+    hashes: dict[SourceFile, list[bytes]] = {}
     sample: list[str] = []
-    sample_left = _sample_size(total_size(inputs))
-    share = min(1.0, sample_left / max(1, total_size(inputs)))
-    results = ordered_map(lambda unit: _scan_unit(unit, options.min_length, share), units, num_workers=num_workers)
-    for unit, result in zip(units, results, strict=True):
-        first_line = 0 if unit.start == 0 else first_line
-        for error in _located_errors(result.content, first_line=first_line):
-            if options.on_error == "fail":
-                raise ConfigError(f"{error}; repair it, or leave such ones out with prepare.on_error: skip")
-            num_errors += 1
-            if num_errors <= _NAMED_ERRORS:
-                errors.append(error)
-                logger.warning("left out: %s", error)
+    num_bytes = total_size(reader.inputs)
+    sample_left = _sample_size(num_bytes)
+    share = min(1.0, sample_left / max(1, num_bytes))
+    first_document = lines_before = 0
+    in_order = ordered_map(
+        lambda piece: (piece.unit, _scan_piece(reader, piece, options.min_length, share)),
+        reader.pieces(),
+        num_workers=num_workers,
+    )
+    for unit, result in in_order:
+        lines_before = 0 if unit.start == 0 else lines_before
+        documents = result.content.documents
+        for document in documents:
+            if document.error is not None:
+                log.add(document, lines_before=lines_before)
         for file, of_file in zip(unit.files, result.content.block_hashes, strict=True):
-            block_hashes.setdefault(file.path, []).extend(of_file)
-        size = len(result.content.documents)
-        scanned.append(ScannedUnit(unit, result.content.block_hashes, num_documents, size, first_line))
-        num_documents += size
-        first_line += result.content.num_lines
-        result.content.documents.clear()  # their texts
+            hashes.setdefault(file, []).extend(of_file)
+            if file.dataset is not None and file.dataset.is_remote:
+                hashes[file].append(result.hashes.tobytes())
+        first_row = lines_before if unit.files[0].format == "jsonl" else unit.start
+        units.append(ScannedUnit(unit, first_document, len(documents), first_row))
+        subset_arrays.append(_numbered(documents, subsets))
+        first_document += len(documents)
+        lines_before += result.content.num_lines
+        documents.clear()  # their texts
         for text in result.sample:
             if sample_left > 0:
                 sample.append(text)
@@ -157,27 +178,36 @@ def scan(
         result.sample.clear()
         scans.append(result)
         advance(result.content.num_bytes)
-    if num_errors > len(errors):
-        logger.warning("left out: %d more bad files and lines", num_errors - len(errors))
-    if not num_documents:
+    log.close()
+    if not first_document:
         raise ConfigError("prepare.input: there is no document in the files: all are empty")
     return Corpus(
-        units=scanned,
+        reader=reader,
+        units=units,
         hashes=np.concatenate([result.hashes for result in scans]),
         num_bytes=np.concatenate([result.num_bytes for result in scans]),
         fates=np.concatenate([result.fates for result in scans]),
-        errors=errors,
+        subset=np.concatenate(subset_arrays),
+        subsets=list(subsets),
+        errors=log.named,
         inputs=tuple(
-            _input_record(source, [file_hash(block_hashes[file.path]) for file in source.files]) for source in inputs
+            _input_record(source, [_scanned_hash(file, hashes[file]) for file in source.files])
+            for source in reader.inputs
         ),
         sample=sample,
     )
 
 
-def fingerprint(inputs: Sequence[Input], *, num_workers: int) -> tuple[InputRecord, ...]:
-    """What `scan` records of the inputs, from the files as they are now, without looking into them."""
+def fingerprint(inputs: Sequence[Input], *, num_workers: int) -> tuple[InputRecord | None, ...]:
+    """What `scan` records of the inputs, from the files as they are now, without looking into them.
+
+    None for a dataset on the Hub, of which that is not known.
+    """
     return tuple(
-        _input_record(source, list(ordered_map(hash_file, source.files, num_workers=num_workers))) for source in inputs
+        None
+        if any(file.dataset is not None and file.dataset.is_remote for file in source.files)
+        else _input_record(source, list(ordered_map(hash_file, source.files, num_workers=num_workers)))
+        for source in inputs
     )
 
 
@@ -231,21 +261,45 @@ def _sample_size(num_bytes: int) -> int:
     return min(most, max(least, num_bytes // 50))
 
 
-def _scan_unit(unit: Unit, min_length: int, sample_share: float) -> _Scan:
-    content = read_unit(unit)
-    num_documents = len(content.documents)
+def _scan_piece(reader: CorpusReader, piece: Piece, min_length: int, sample_share: float) -> _Scan:
+    content = reader.read(piece)
+    documents = content.documents
+    hashes, num_bytes = _hashes_and_sizes(documents)
+    fates = np.array([_first_fate(document.text, document.error, min_length) for document in documents], np.uint8)
+    sampled = (hashes[:, 1] * 2.0**-64 <= sample_share) & (fates == Fate.TRAIN)
+    sample = [documents[index].text[:_SAMPLE_LENGTH] for index in np.flatnonzero(sampled)]
+    return _Scan(content, hashes, num_bytes, fates, sample)
+
+
+def _hashes_and_sizes(documents: Sequence[Document]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     digests = bytearray()
-    num_bytes = np.zeros(num_documents, np.int64)
-    fates = np.empty(num_documents, np.uint8)
-    for index, document in enumerate(content.documents):
+    num_bytes = np.zeros(len(documents), np.int64)
+    for index, document in enumerate(documents):
         data = document.text.encode()
         digests += hashlib.sha256(data).digest()[:16]
         num_bytes[index] = len(data)
-        fates[index] = _first_fate(document.text, document.error, min_length)
-    hashes = np.frombuffer(bytes(digests), ">u8").astype(np.uint64).reshape(num_documents, 2)
-    sampled = (hashes[:, 1] * 2.0**-64 <= sample_share) & (fates == Fate.TRAIN)
-    sample = [content.documents[index].text[:_SAMPLE_LENGTH] for index in np.flatnonzero(sampled)]
-    return _Scan(content, hashes, num_bytes, fates, sample)
+    return np.frombuffer(bytes(digests), ">u8").astype(np.uint64).reshape(len(documents), 2), num_bytes
+
+
+def _numbered(documents: Sequence[Document], subsets: dict[str, int]) -> NDArray[np.int16]:
+    """The number of each document's subset; new ones are added to `subsets`."""
+    numbers = [subsets.setdefault(_folder_name(document.subset), len(subsets)) for document in documents]
+    if len(subsets) > _MOST_SUBSETS:
+        raise ConfigError(
+            f"prepare.adapter: it gives more than {_MOST_SUBSETS} subsets, each of which would have a folder: "
+            f"{', '.join(list(subsets)[-3:])}, …: let it give fewer, or none"
+        )
+    return np.array(numbers, np.int16)
+
+
+def _folder_name(subset: str | None) -> str:
+    return re.sub(r"[^\w.+-]+", "-", subset).strip("-.") if subset else ""
+
+
+def _changed(unit: ScannedUnit) -> RunError:
+    names = ", ".join(str(file.dataset or file.path) for file in unit.unit.files[:3])
+    more = f" and {len(unit.unit.files) - 3} more" if len(unit.unit.files) > 3 else ""
+    return RunError(f"one of {names}{more} changed while it was read: run prepare again")
 
 
 def _first_fate(text: str, error: str | None, min_length: int) -> Fate:
@@ -265,11 +319,31 @@ def _repeated(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
     return repeated
 
 
-def _located_errors(content: UnitContent, *, first_line: int) -> Iterator[str]:
-    for document in content.documents:
-        if document.error is not None:
-            line = "" if document.line is None else f":{first_line + document.line}"
-            yield f"{document.file.path}{line}: {document.error}"
+class _ErrorLog:
+    """The bad files and rows: the first one ends the preparation, or all are counted and some are named."""
+
+    def __init__(self, on_error: str) -> None:
+        self.named: list[str] = []
+        self._on_error = on_error
+        self._count = 0
+
+    def add(self, document: Document, *, lines_before: int) -> None:
+        line = "" if document.line is None else f":{lines_before + document.line}"
+        error = f"{document.file.dataset or document.file.path}{line}: {document.error}"
+        if self._on_error == "fail":
+            raise ConfigError(f"{error}; repair it, or leave such ones out with prepare.on_error: skip")
+        self._count += 1
+        if self._count <= _NAMED_ERRORS:
+            self.named.append(error)
+            logger.warning("left out: %s", error)
+
+    def close(self) -> None:
+        if self._count > len(self.named):
+            logger.warning("left out: %d more bad files and rows", self._count - len(self.named))
+
+
+def _scanned_hash(file: SourceFile, found: list[bytes]) -> bytes:
+    return hash_file(file) if file.dataset is not None and not file.dataset.is_remote else file_hash(found)
 
 
 def _input_record(source: Input, file_hashes: Sequence[bytes]) -> InputRecord:

@@ -1,4 +1,4 @@
-"""Writing one split: documents go in one by one, Parquet shards and their record come out.
+"""Writing a folder of shards: documents go in one by one, Parquet files and their record come out.
 
 Where row groups and shards end depends on the documents alone, so the same documents give the same bytes.
 Reading shards is `data.shards`; the format is in docs/data-format.md.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +17,32 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from llmtrain.data.manifest import RowGroup, Shard, Split
+from llmtrain.testing.faults import reach
 
 ROW_GROUP_TOKENS = 1 << 20
 """A row group ends before the document that would make it longer; a document that is longer has one of its own."""
 
 
 class ShardWriter:
-    """Writes <folder>/<split>/shard_00000.parquet and on."""
+    """Writes <folder>/<name>/shard_00000.parquet and on, from the first that is not written yet.
+
+    `name` is the split, or the split and the subset. `on_shard` is called with every shard that is whole and on disk.
+    """
 
     def __init__(
-        self, folder: Path, *, split: str, dtype: np.dtype[np.unsignedinteger], shard_size: int, keep_text: bool
+        self,
+        folder: Path,
+        *,
+        name: str,
+        dtype: np.dtype[np.unsignedinteger],
+        shard_size: int,
+        keep_text: bool,
+        written: Sequence[Shard] = (),
+        on_shard: Callable[[Shard], None] = lambda shard: None,
     ) -> None:
         self._folder = folder
-        self._split = split
+        self._name = name
+        self._on_shard = on_shard
         self._shard_size = shard_size
         self._row_group_size = min(ROW_GROUP_TOKENS, shard_size)
         fields = [
@@ -40,10 +54,15 @@ class ShardWriter:
             fields.insert(2, pa.field("text", pa.string(), nullable=False))
         self._schema = pa.schema(fields)
         self._dtype = dtype
-        self._shards: list[Shard] = []
+        self._shards = list(written)
         self._row_groups: list[RowGroup] = []
         self._parquet: pq.ParquetWriter | None = None
         self._clear_row_group()
+
+    @property
+    def num_written(self) -> int:
+        """Documents in whole shards. The next one begins a shard, as it would have without a stop between them."""
+        return sum(shard.rows for shard in self._shards)
 
     def add(self, source: str, *, tokens: NDArray[np.unsignedinteger], num_bytes: int, text: str) -> None:
         """Append a document: its tokens with the end token, and the UTF-8 bytes of its text."""
@@ -104,11 +123,12 @@ class ShardWriter:
 
     @property
     def _shard_path(self) -> str:
-        return f"{self._split}/shard_{len(self._shards):05d}.parquet"
+        return f"{self._name}/shard_{len(self._shards):05d}.parquet"
 
     def _open_shard(self) -> pq.ParquetWriter:
         path = self._folder / self._shard_path
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        reach("shard-begun", path=self._shard_path)
         return pq.ParquetWriter(
             path,
             self._schema,
@@ -125,18 +145,18 @@ class ShardWriter:
         path = self._folder / self._shard_path
         digest, size = _sync_and_hash(path)
         groups = tuple(self._row_groups)
-        self._shards.append(
-            Shard(
-                path=self._shard_path,
-                size=size,
-                sha256=digest,
-                rows=sum(group.documents for group in groups),
-                tokens=sum(group.tokens for group in groups),
-                bytes=sum(group.bytes for group in groups),
-                row_groups=groups,
-            )
+        shard = Shard(
+            path=self._shard_path,
+            size=size,
+            sha256=digest,
+            rows=sum(group.documents for group in groups),
+            tokens=sum(group.tokens for group in groups),
+            bytes=sum(group.bytes for group in groups),
+            row_groups=groups,
         )
+        self._shards.append(shard)
         self._row_groups = []
+        self._on_shard(shard)
 
 
 def _sync_and_hash(path: Path) -> tuple[str, int]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 from llmtrain.config.data import TokenizerConfig
 from llmtrain.data.manifest import TokenizerRecord
 from llmtrain.data.prepare.encode import texts_of
+from llmtrain.data.prepare.journal import Journal
 from llmtrain.data.prepare.progress import ProgressCall, Stage
 from llmtrain.data.prepare.selection import Corpus, training_sample
 from llmtrain.data.tokenizers import (
@@ -20,6 +22,7 @@ from llmtrain.data.tokenizers import (
     train_bpe,
     train_characters,
 )
+from llmtrain.testing.faults import reach
 
 logger = logging.getLogger("llmtrain.prepare")
 
@@ -43,13 +46,32 @@ def vocabulary_options(options: TokenizerConfig) -> dict[str, Any]:
 
 
 def make_tokenizer(
-    options: TokenizerConfig, *, corpus: Corpus, folder: Path, num_workers: int, report: ProgressCall
+    options: TokenizerConfig, *, corpus: Corpus, folder: Path, journal: Journal, num_workers: int, report: ProgressCall
 ) -> tuple[Tokenizer, TokenizerRecord]:
     """Train or fetch the tokenizer, save it into <folder>/tokenizer, and return it as loaded from there.
 
-    Raises ConfigError when an existing tokenizer cannot be had or has no end token.
+    One that the journal has is taken as it is. Raises ConfigError when an existing tokenizer cannot be had or has no
+    end token.
     """
     target = folder / TOKENIZER_FOLDER
+    record = journal.tokenizer()
+    if record is None:
+        record = _make(options, corpus=corpus, target=target, num_workers=num_workers, report=report)
+        _sync_files(target)
+        reach("tokenizer-saved")
+        journal.add_tokenizer(record)
+    tokenizer = load_tokenizer(target)
+    with library_threads(num_workers > 1):
+        if tokenizer.speed_up(corpus.sample):
+            logger.info("tokenizer: encoding by its faster form, which gave the same tokens for a sample of the text")
+        else:
+            logger.info("tokenizer: encoding by the tokenizers library; it has no faster form with the same tokens")
+    return tokenizer, record
+
+
+def _make(
+    options: TokenizerConfig, *, corpus: Corpus, target: Path, num_workers: int, report: ProgressCall
+) -> TokenizerRecord:
     trained_documents = trained_bytes = source = None
     if options.kind == "hf":
         assert options.path is not None, "the schema requires it"
@@ -65,12 +87,9 @@ def make_tokenizer(
             train(texts, **vocabulary_options(options)).save(target)
         stage.log(f"trained on {trained_documents:,} documents")
     tokenizer = load_tokenizer(target)
-    with library_threads(num_workers > 1):
-        if tokenizer.speed_up(corpus.sample):
-            logger.info("tokenizer: encoding by its faster form, which gave the same tokens for a sample of the text")
     if options.kind == "bpe" and tokenizer.vocab_size < (options.vocab_size or DEFAULT_VOCAB_SIZE):
         logger.warning("tokenizer: the text has pairs for a vocabulary of %d tokens only", tokenizer.vocab_size)
-    record = TokenizerRecord(
+    return TokenizerRecord(
         kind=options.kind,
         path=TOKENIZER_FOLDER,
         sha256=tokenizer.sha256,
@@ -80,4 +99,9 @@ def make_tokenizer(
         trained_documents=trained_documents,
         trained_bytes=trained_bytes,
     )
-    return tokenizer, record
+
+
+def _sync_files(folder: Path) -> None:
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())

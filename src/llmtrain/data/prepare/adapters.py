@@ -1,0 +1,203 @@
+"""Adapters: what in a row of a data set is the text of a document, and what it is called.
+
+    row (a mapping of its fields) ─ adapter ─→ id, text, subset
+
+One small function for each data set that has its own idea of a row, the user's own by import path, and `default`, which
+takes the field that is found (or named by `text_column`). Where rows come from is `documents`.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+from llmtrain.config.errors import ConfigError
+
+Row = Mapping[str, Any]
+
+
+class Found(NamedTuple):
+    """What an adapter gives. One of the user's own may give a plain tuple, a text alone, or None for no document."""
+
+    id: str | None
+    """In `source` of data sets; the number of the row when None."""
+    text: str
+    subset: str | None = None
+    """Its documents go into a folder of this name."""
+
+
+class BadRowError(Exception):
+    """A row that gives no text; the message says why."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter, ready to use."""
+
+    name: str
+    function: Callable[[Row], object] | None
+    """None: the text is in a column that is found for each file, or named."""
+    columns: tuple[str, ...] | None
+    """The fields that it looks at, where they are known: no others need be read."""
+    source_sha256: str | None = None
+    """Of the function's source, for one of the user's own."""
+
+    def columns_to_read(self, text_column: str) -> tuple[str, ...] | None:
+        """All that it looks at in a file whose text is in `text_column`; None: any field."""
+        return (text_column, "id") if self.function is None else self.columns
+
+    def read(self, row: object, *, text_column: str) -> Found:
+        """What is in a row. Raises BadRowError when it is not what the adapter expects."""
+        if not isinstance(row, Mapping):
+            raise BadRowError(f"is {type(row).__name__}, not an object with fields")
+        if self.function is None:
+            found: object = _by_column(row, text_column)
+        else:
+            try:
+                found = self.function(row)
+            except KeyError as error:
+                raise BadRowError(_no_field(str(error.args[0]), row) + f" (adapter {self.name})") from error
+            except Exception as error:
+                if isinstance(error, BadRowError):
+                    raise
+                raise BadRowError(f"adapter {self.name} failed ({type(error).__name__}: {error})") from error
+        return _checked(found, self.name)
+
+
+def load_adapter(name: str) -> Adapter:
+    """An adapter by its name, or by import path (`package.module:function`). Raises ConfigError when there is none."""
+    if name == "default":
+        return Adapter(name, None, None)
+    if name in _ADAPTERS:
+        return Adapter(name, *_ADAPTERS[name])
+    known = ", ".join(["default", *_ADAPTERS])
+    module_name, colon, function_name = name.partition(":")
+    if not colon:
+        close = get_close_matches(name, ["default", *_ADAPTERS], n=1)
+        hint = f"; did you mean {close[0]}?" if close else "."
+        raise ConfigError(
+            f"prepare.adapter: there is no adapter {name!r}{hint} There are {known}, "
+            "and your own as package.module:function"
+        )
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # the program's script has its own folder there, and not the user's
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ConfigError(
+            f"prepare.adapter: {module_name} cannot be imported ({type(error).__name__}: {error})"
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ConfigError(f"prepare.adapter: {module_name} has no function {function_name!r}")
+    try:
+        source = inspect.getsource(function)
+    except (OSError, TypeError):
+        source = ""  # not written in Python
+    return Adapter(name, function, None, hashlib.sha256(source.encode()).hexdigest())
+
+
+def _by_column(row: Row, column: str) -> Found:
+    if column not in row:
+        raise BadRowError(_no_field(column, row))
+    text = row[column]
+    if not isinstance(text, str):
+        raise BadRowError(f"field {column!r} is {type(text).__name__}, not text")
+    identity = row.get("id")
+    return Found(str(identity) if isinstance(identity, str | int) else None, text)
+
+
+def _checked(found: object, name: str) -> Found:
+    if found is None:
+        return Found(None, "")
+    if isinstance(found, str):
+        found = Found(None, found)
+    if not isinstance(found, tuple) or len(found) not in (2, 3):
+        raise BadRowError(f"adapter {name} gave {type(found).__name__}, not (id, text) or (id, text, subset)")
+    identity, text, subset = (*found, None)[:3]
+    if not isinstance(text, str):
+        raise BadRowError(f"the text is {type(text).__name__}, not a string (adapter {name})")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadRowError("the text holds half of a surrogate pair, which is no valid Unicode") from None
+    return Found(None if identity is None else str(identity), text, None if subset is None else str(subset))
+
+
+def _no_field(column: str, row: Row) -> str:
+    return f"has no field {column!r}, only {', '.join(map(repr, row)) or 'none'}"
+
+
+# -- data sets ---------------------------------------------------------------------------------------------------------
+
+
+def _plain(row: Row) -> Found:
+    return Found(None, row["text"])
+
+
+def _wikipedia(row: Row) -> Found:
+    """wikimedia/wikipedia: the text does not begin with the title, which is a part of the article."""
+    return Found(str(row["id"]), f"{row['title']}\n\n{row['text']}")
+
+
+def _fineweb(row: Row) -> Found:
+    """HuggingFaceFW/fineweb, fineweb-edu, fineweb-2."""
+    return Found(row["id"], row["text"])
+
+
+def _c4(row: Row) -> Found:
+    """allenai/c4: pages are known by their address."""
+    return Found(row["url"], row["text"])
+
+
+def _refinedweb(row: Row) -> Found:
+    """tiiuae/falcon-refinedweb."""
+    return Found(row["url"], row["content"])
+
+
+def _pile(row: Row) -> Found:
+    """EleutherAI/pile and its like: `meta` says of which of the Pile's parts a document is."""
+    return Found(None, row["text"], _fields_of(row["meta"]).get("pile_set_name"))
+
+
+def _redpajama(row: Row) -> Found:
+    """togethercomputer/RedPajama-Data-1T (and SlimPajama) and, where there is `raw_content`, RedPajama-Data-V2."""
+    if "raw_content" in row:
+        return Found(row.get("doc_id"), row["raw_content"])
+    meta = _fields_of(row.get("meta"))
+    identity = next((meta[name] for name in ("arxiv_id", "url", "path", "title") if meta.get(name)), None)
+    return Found(identity, row["text"], row.get("red_pajama_subset") or meta.get("redpajama_set_name"))
+
+
+def _fields_of(meta: object) -> Mapping[str, Any]:
+    """`meta` is an object in some copies of these data sets, and the text of one (JSON or Python) in others."""
+    if isinstance(meta, str):
+        text = meta
+        try:
+            meta = json.loads(text)
+        except ValueError:
+            try:
+                meta = ast.literal_eval(text)  # literals alone: runs nothing
+            except (ValueError, SyntaxError):
+                return {}
+    return meta if isinstance(meta, Mapping) else {}
+
+
+_ADAPTERS: dict[str, tuple[Callable[[Row], Found], tuple[str, ...]]] = {
+    "plain": (_plain, ("text",)),
+    "wikipedia": (_wikipedia, ("id", "title", "text")),
+    "fineweb": (_fineweb, ("id", "text")),
+    "c4": (_c4, ("url", "text")),
+    "redpajama": (_redpajama, ("text", "meta", "red_pajama_subset", "raw_content", "doc_id")),
+    "pile": (_pile, ("text", "meta")),
+    "refinedweb": (_refinedweb, ("url", "content")),
+}
