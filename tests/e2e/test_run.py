@@ -11,6 +11,7 @@ import torch
 from llmtrain.cli.app import run
 from llmtrain.config.errors import Preempted
 from llmtrain.config.load import load_config
+from llmtrain.data.tokens import open_training_data
 from llmtrain.recipes.train import train
 from llmtrain.testing.tiny_run import tiny_config, weight_hash, write_config
 from llmtrain.tracking.sinks import read_metrics
@@ -167,14 +168,19 @@ def whole_compiled() -> dict[str, str]:
     return {}
 
 
+SHORT_EPOCH = ["trainer.micro_batch_size=500", "trainer.grad_accum_steps=2"]
+"""The seventh step crosses the epoch's edge."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("step", "workers"), [(1, 2), (7, 0), (11, 2)])
+@pytest.mark.parametrize(("step", "workers"), [(1, 2), (6, 2), (7, 0), (11, 2)])
 def test_a_compiled_run_on_two_threads_resumes_bit_identically(
     step: int, workers: int, config_file: Path, whole_compiled: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    overrides = ["trainer.compile=true", "trainer.precision=bf16-mixed", "trainer.max_steps=12"]
+    overrides = [*SHORT_EPOCH, "trainer.compile=true", "trainer.precision=bf16-mixed", "trainer.max_steps=12"]
+    assert 6000 < open_training_data(load_config(str(config_file)).config.data, seed=7).items_per_epoch < 7000
     try:
         if not whole_compiled:
             whole = train(load_config(str(config_file), [*overrides, "output.run_id=whole"]))
