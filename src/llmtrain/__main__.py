@@ -8,8 +8,11 @@ import sys
 def main() -> None:
     """Runs the command line in sys.argv and exits with its code."""
     from llmtrain.cli.app import run
+    from llmtrain.distributed.launch import leave_exit_code
 
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    leave_exit_code(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -39,3 +39,12 @@ class Hang(RunError):
 
     exit_code = 76
     kind = "hang"
+
+
+class WorkersFailed(RunError):
+    """The processes that were started for a run ended badly; they have said why."""
+
+    def __init__(self, message: str, *, exit_code: int, kind: str) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.kind = kind

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import re
 import shutil
 import sysconfig
 import warnings
@@ -36,6 +37,9 @@ with warnings.catch_warnings():
 
 log = logging.getLogger("llmtrain.device")
 T = TypeVar("T")
+
+_LOST_PEER = re.compile("gloo.*(closed by peer|reset by peer|timed out|broken pipe)|NCCL", re.IGNORECASE | re.DOTALL)
+"""gloo throws plain runtime errors, whose text names its own source file."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def resolve(
         )
     if strategy == "ddp" and world_size == 1 and "WORLD_SIZE" not in os.environ:
         raise ConfigError(
-            "distributed.strategy is ddp, but this is one process: start it as "
+            "distributed.strategy is ddp, but this is one process: add --nproc N, start it as "
             "`torchrun --nproc-per-node N -m llmtrain train …`, or set distributed.strategy=auto"
         )
     backend = distributed.backend
@@ -163,6 +167,11 @@ def _precision(resolved: Resolved) -> dict[str, Any]:
     plugin = MixedPrecision("16-mixed", device=resolved.device.partition(":")[0])
     plugin.scaler = None
     return {"plugins": plugin}
+
+
+def is_lost_peer(error: Exception) -> bool:
+    """Whether a collective failed because another process is gone or does not answer."""
+    return isinstance(error, torch.distributed.DistError) or bool(_LOST_PEER.search(str(error)))
 
 
 class Engine:

@@ -19,6 +19,7 @@ from torch import Tensor
 from llmtrain.config.errors import Preempted
 from llmtrain.config.load import LoadedConfig, to_yaml
 from llmtrain.contracts import Batch
+from llmtrain.distributed.engine import is_lost_peer
 from llmtrain.evaluation.loss import evaluate_loss
 from llmtrain.models.folder import write_model_folder
 from llmtrain.recipes.job import Job, set_up
@@ -44,7 +45,8 @@ def train(
     """Train what `loaded` describes, or go on with the run that `resume` names; returns the summary.
 
     Without `loaded` the run's own config is used, with `overrides`. `dry_run` computes five forward steps and writes
-    nothing. Raises Preempted after a stop signal, WillFailAgain at a loss that is no number, ConfigError at a mistake.
+    nothing. Raises Preempted after a stop signal or when another process is gone, WillFailAgain at a loss that is no
+    number, ConfigError at a mistake.
     """
     with StopSignal() as stop:
         try:
@@ -54,6 +56,10 @@ def train(
             raise Preempted("stopped before the first step: nothing is lost, start it again") from None
         try:
             return _dry_run(job) if dry_run else _run(job, stop)
+        except RuntimeError as error:
+            if job.engine.world_size == 1 or not is_lost_peer(error):
+                raise
+            raise Preempted(f"another process of the run is gone ({str(error).splitlines()[0]}): resume it") from error
         finally:
             job.engine.close()
 

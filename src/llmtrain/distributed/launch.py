@@ -1,0 +1,115 @@
+"""Starts the processes of a run on this machine through torchrun, and gives one exit code for all of them.
+
+    llmtrain train CONFIG --nproc 4 ─▶ torchrun ─▶ 4 × llmtrain train CONFIG
+                                                     └─ each leaves its exit code in a folder
+
+torchrun ends with 1 whatever its workers ended with; the contract of exit codes (2, 42, 75, …) is kept by that folder.
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmtrain.config.errors import ConfigError
+
+EXIT_FOLDER = "LLMTRAIN_EXIT_FOLDER"
+"""Environment variable: where a worker leaves its exit code."""
+
+SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+SHUTDOWN_SECONDS = 600
+"""torchrun kills a worker so long after it told it to stop; its own 30 s are too short for a large checkpoint."""
+
+STRONGEST_FIRST = (2, 42, 1, 76, 75)
+"""One worker's word for all: a mistake, then what will fail again, then a failure that others only followed."""
+
+
+@dataclass(frozen=True)
+class Gang:
+    """The processes of one run."""
+
+    nproc: int
+    """On this machine."""
+    nnodes: int = 1
+    node_rank: int | None = None
+    """This machine's number; None: the rendezvous gives one."""
+    rendezvous: str | None = None
+    """HOST:PORT of the first machine."""
+
+
+def launch(gang: Gang, arguments: Sequence[str], *, capture: bool) -> tuple[int, str]:
+    """Run `llmtrain *arguments` in the gang's processes; the exit code for all, and rank 0's stdout if `capture`.
+
+    A stop signal to this process goes to all of them. Raises ConfigError for a gang that cannot be.
+    """
+    with tempfile.TemporaryDirectory(prefix="llmtrain-") as folder:
+        environment = {**os.environ, EXIT_FOLDER: folder}
+        environment.setdefault(SHUTDOWN_TIMEOUT, str(SHUTDOWN_SECONDS))
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // gang.nproc)))
+        command = [*_torchrun(gang), "-m", "llmtrain", *arguments]
+        pipe = subprocess.PIPE if capture else None
+        torchrun = subprocess.Popen(command, env=environment, stdout=pipe, text=True, start_new_session=True)
+        with torchrun, _signals_go_to(torchrun):
+            output, _ = torchrun.communicate()
+        codes = [int(path.read_text()) for path in Path(folder).iterdir()]
+    return _one_code(codes, expected=gang.nproc, torchrun=torchrun.returncode), output or ""
+
+
+def leave_exit_code(code: int) -> None:
+    """Tell the launcher, if there is one, how this worker ends."""
+    folder = os.environ.get(EXIT_FOLDER)
+    if folder and Path(folder).is_dir():
+        Path(folder, os.environ.get("RANK", "0")).write_text(str(code))
+
+
+def _torchrun(gang: Gang) -> list[str]:
+    if "RANK" in os.environ:
+        raise ConfigError(
+            "--nproc starts processes, but this is one that torchrun started already: leave one of them out"
+        )
+    start = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={gang.nproc}", f"--nnodes={gang.nnodes}"]
+    if gang.nnodes == 1:
+        return [*start, "--standalone"]
+    if gang.rendezvous is None:
+        address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "29500")
+        if address is None:
+            raise ConfigError("--nnodes over 1 needs --rendezvous HOST:PORT of the first machine, or MASTER_ADDR")
+        rendezvous = f"{address}:{port}"
+    else:
+        rendezvous = gang.rendezvous
+    if gang.node_rank is None:
+        return [*start, "--rdzv-backend=c10d", f"--rdzv-endpoint={rendezvous}", "--rdzv-id=llmtrain"]
+    host, _, port = rendezvous.rpartition(":")
+    return [*start, f"--node-rank={gang.node_rank}", f"--master-addr={host}", f"--master-port={port}"]
+
+
+def _one_code(codes: Sequence[int], *, expected: int, torchrun: int) -> int:
+    """The strongest of the workers' codes. A worker that left none was killed, so the run can be tried again."""
+    if not codes:
+        return 75 if torchrun < 0 else 1  # torchrun was killed, or could not start them
+    killed = [75] * (expected - len(codes))
+    failed = [code for code in (*codes, *killed) if code]
+    return next((code for code in STRONGEST_FIRST if code in failed), failed[0] if failed else 0)
+
+
+@contextmanager
+def _signals_go_to(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Pass stop signals on; torchrun tells its workers of SIGTERM."""
+
+    def forward(number: int, frame: object) -> None:
+        process.send_signal(signal.SIGTERM)
+
+    previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,86 @@
+"""`train --nproc N`: the same run as under torchrun, and one exit code for all that keeps the contract."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+from llmtrain.config.load import load_config
+from llmtrain.recipes.train import train
+from llmtrain.testing.tiny_run import weight_hash
+from llmtrain.tracking.sinks import read_metrics
+
+pytestmark = pytest.mark.slow
+
+KEYS = ["trainer.max_steps=12", "model.dropout=0", "trainer.micro_batch_size=2"]
+
+
+def start(*arguments: str, faults: str = "") -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "llmtrain", "train", *arguments, "--nproc", "2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, text=True, env={**os.environ, "LLMTRAIN_FAULTS": faults}, **pipes)  # type: ignore[call-overload, no-any-return]
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=200)
+    return process.returncode, out, err
+
+
+def wait_for(path: Path) -> None:
+    for _ in range(1200):
+        if path.exists():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{path} did not appear")
+
+
+def test_two_processes_train_as_one_and_print_one_document(config_file: Path) -> None:
+    keys = [*KEYS, "trainer.save_every_steps=6"]
+    one = train(load_config(str(config_file), [*keys, "trainer.micro_batch_size=4", "output.run_id=one"]))
+    code, out, err = finish(start(str(config_file), *keys, "output.run_id=two", "--json"))
+    assert code == 0, err
+    two = json.loads(out)
+    assert (two["world_size"], two["tokens"]) == (2, one["tokens"])
+    assert two["last_loss"] == pytest.approx(one["last_loss"], abs=1e-5)
+    assert "OMP_NUM_THREADS" not in err, "torchrun's own warning is no news"
+
+
+def test_a_mistake_is_2_and_one_document(config_file: Path) -> None:
+    code, out, err = finish(start(str(config_file), "trainer.global_batch_size=20", "--json"))
+    assert code == 2, err
+    assert json.loads(out)["error"]["exit_code"] == 2
+    assert "make it" in json.loads(out)["error"]["message"]
+
+
+def test_sigterm_to_the_launcher_saves_once_and_ends_with_75_and_the_run_goes_on(config_file: Path) -> None:
+    whole, *_ = [finish(start(str(config_file), *KEYS, "output.run_id=whole"))]
+    assert whole[0] == 0, whole[2]
+    process = start(str(config_file), *KEYS, "output.run_id=stopped", faults="sleep@step:0.3")
+    run = config_file.parent / "runs" / "stopped"
+    wait_for(run / "metrics.jsonl")
+    time.sleep(1.0)
+    process.send_signal(signal.SIGTERM)
+    code, _, err = finish(process)
+    assert code == 75, err
+    assert 0 < len(read_metrics(run / "metrics.jsonl")) < 12
+    code, _, err = finish(start(f"--resume={run}"))
+    assert code == 0, err
+    assert weight_hash(run) == weight_hash(config_file.parent / "runs" / "whole")
+
+
+def test_a_killed_process_makes_the_others_end_and_the_code_is_75(config_file: Path) -> None:
+    process = start(str(config_file), *KEYS, "output.run_id=lost", faults="sleep@step:0.2")
+    wait_for(config_file.parent / "runs" / "lost" / "metrics.jsonl")
+    workers = psutil.Process(process.pid).children(recursive=True)
+    victim = next(worker for worker in workers if worker.environ().get("RANK") == "1")
+    victim.send_signal(signal.SIGKILL)
+    code, _, err = finish(process)
+    assert code == 75, err
