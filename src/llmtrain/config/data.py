@@ -25,6 +25,8 @@ class TokensConfig(Section):
         "Training shards: a folder, file, glob, or a list of them, with weights or without."
     )
     val: str | list[str] | None = opt(None, "Validation shards.")
+    tokenizer: str | None = opt(None, "Folder or Hub id of the tokenizer, for shards that have no manifest.")
+    cache_dir: str = opt("~/.cache/llmtrain", "For what is kept of shards without a manifest.")
     seq_len: int = opt(1024, "Tokens that the model predicts in one window.", ge=1)
     mask_documents: bool = opt(True, "Documents in one window cannot attend to each other.")
     shuffle_chunks: int = opt(8, "Chunks of about a million tokens that are open, and mixed, at the same time.", ge=1)

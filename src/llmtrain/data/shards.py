@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from llmtrain.config.errors import ConfigError
 from llmtrain.data.order import Ints, SourceOrder
 
-TOKENS_COLUMN = "tokens"
+TOKENS_COLUMNS = ("tokens", "input_ids")
+"""The column that holds the tokens: ours, or as other tools call it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +76,10 @@ class TokenStream:
         remedy = "the shard is damaged or was changed; make the shards again with `llmtrain prepare CONFIG`"
         try:
             with pq.ParquetFile(path) as file:
-                column = file.read_row_group(row_group, columns=[TOKENS_COLUMN], use_threads=False).column(0)
+                name = next(name for name in TOKENS_COLUMNS if name in file.schema_arrow.names)
+                column = file.read_row_group(row_group, columns=[name], use_threads=False).column(0)
                 tokens: NDArray[Any] = column.combine_chunks().flatten().to_numpy(zero_copy_only=True)
-        except (OSError, pa.ArrowException, IndexError) as error:
+        except (OSError, pa.ArrowException, IndexError, StopIteration) as error:
             raise ConfigError(f"{path}: row group {row_group} cannot be read ({error}): {remedy}") from error
         if len(tokens) != expected:
             raise ConfigError(

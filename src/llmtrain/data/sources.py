@@ -1,22 +1,27 @@
 """From the paths in a config to checked token shards: which files make a source, and are they what `prepare` wrote.
 
 A shard is read only if a manifest knows it and its size is the one that was written; a folder has to hold all the
-shards that its manifest names and no others, so that what an earlier run left behind never mixes in. Reading tokens is
-shards.py's.
+shards that its manifest names and no others, so that what an earlier run left behind never mixes in. Shards that no
+manifest covers, as other tools write them, are read when the config names the tokenizer that made them. Reading tokens
+is shards.py's.
 """
 
 from __future__ import annotations
 
 import glob
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 from llmtrain.config.errors import ConfigError
-from llmtrain.data.manifest import Manifest, Shard, TokenizerRecord, find_manifest, read_manifest
+from llmtrain.data.footers import read_footers
+from llmtrain.data.manifest import SPLITS, Manifest, Shard, TokenizerRecord, find_manifest, read_manifest
 from llmtrain.data.shards import TokenStream
+from llmtrain.data.tokenizers import Tokenizer, load_hf_tokenizer, load_tokenizer
 
 PREPARE = "`llmtrain prepare CONFIG`"
 
@@ -28,26 +33,75 @@ class ShardSource:
     name: str
     """For messages: the paths as they were given."""
     stream: TokenStream
-    num_bytes: int
-    """UTF-8 bytes of the text that the tokens were made from."""
+    num_bytes: int | None
+    """UTF-8 bytes of the text that the tokens were made from; None where it is not known."""
     tokenizer: TokenizerRecord
     tokenizer_folder: Path
     content_sha256: str
     """Of the shards' hashes, in their order."""
 
 
-def open_source(paths: str | Sequence[str], *, key: str) -> ShardSource:
+@dataclass(frozen=True)
+class GivenTokenizer:
+    """The tokenizer of shards that have no manifest, which the config names."""
+
+    record: TokenizerRecord
+    folder: Path
+    cache_dir: Path
+    """For the index of these shards, where it cannot lie beside them."""
+
+
+def open_given_tokenizer(name_or_path: str, *, cache_dir: str) -> GivenTokenizer:
+    """The tokenizer in a folder, or of the Hub (of which a copy is kept in `cache_dir`).
+
+    Raises ConfigError when there is none, or it has no end token.
+    """
+    cache = Path(os.path.abspath(os.path.expanduser(cache_dir)))
+    folder = Path(os.path.abspath(os.path.expanduser(name_or_path)))
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = load_tokenizer(folder)
+    else:
+        tokenizer = load_hf_tokenizer(name_or_path)
+        folder = _keep(tokenizer, cache)
+    record = TokenizerRecord(
+        kind="hf", path=str(folder), sha256=tokenizer.sha256, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id
+    )
+    return GivenTokenizer(record, folder, cache)
+
+
+def _keep(tokenizer: Tokenizer, cache: Path) -> Path:
+    """Save the tokenizer in the cache, whole or not at all; where that cannot be written, in a temporary folder."""
+    folder = cache / "tokenizers" / tokenizer.sha256[:32]
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent))
+    except OSError:
+        temporary = Path(tempfile.mkdtemp(prefix="llmtrain-tokenizer-"))
+        tokenizer.save(temporary)
+        return temporary
+    tokenizer.save(temporary)
+    try:
+        temporary.rename(folder)
+    except OSError:  # another process was first
+        shutil.rmtree(temporary)
+    return folder
+
+
+def open_source(paths: str | Sequence[str], *, key: str, given: GivenTokenizer | None = None) -> ShardSource:
     """The shards at `paths`: folders (recursive), files or globs. `key` is the config's, for messages.
 
-    Raises ConfigError when there are no shards, or they are not those that a manifest describes, or they were made with
-    different tokenizers, or hold fewer than two tokens.
+    Shards that no manifest covers are those of the `given` tokenizer. Raises ConfigError when there are no shards, or
+    they are not those that a manifest describes, or they were made with different tokenizers, or hold fewer than two
+    tokens.
     """
     paths = [os.path.expanduser(path) for path in ([paths] if isinstance(paths, str) else paths)]
     found: dict[Path, Shard] = {}
     tokenizers: list[tuple[str, TokenizerRecord, Path]] = []
     for path in paths:
-        for folder, manifest, shards in _shards_at(path, key=key):
-            tokenizers.append((path, manifest.tokenizer, folder / manifest.tokenizer.path))
+        for folder, tokenizer, shards in _shards_at(path, key=key, given=given):
+            tokenizers.append((path, tokenizer, folder / tokenizer.path))
             for shard in shards:
                 file = folder / shard.path
                 if file in found:
@@ -56,6 +110,8 @@ def open_source(paths: str | Sequence[str], *, key: str) -> ShardSource:
                 found[file] = shard
     name = ", ".join(paths)
     first_path, tokenizer, tokenizer_folder = tokenizers[0]
+    if given is not None and (given.record.vocab_size, given.record.eos_id) != (tokenizer.vocab_size, tokenizer.eos_id):
+        check_same_tokenizer(tokenizer, given.record, names=(first_path, f"data.tokenizer ({given.folder})"), key=key)
     for path, other, _ in tokenizers[1:]:
         check_same_tokenizer(tokenizer, other, names=(first_path, path), key=key)
     stream = TokenStream.of([(file, [group.tokens for group in shard.row_groups]) for file, shard in found.items()])
@@ -64,7 +120,9 @@ def open_source(paths: str | Sequence[str], *, key: str) -> ShardSource:
     return ShardSource(
         name=name,
         stream=stream,
-        num_bytes=sum(shard.bytes for shard in found.values()),
+        num_bytes=None
+        if any(shard.tokens and not shard.bytes for shard in found.values())
+        else sum(shard.bytes for shard in found.values()),
         tokenizer=tokenizer,
         tokenizer_folder=tokenizer_folder,
         content_sha256=sha256(" ".join(shard.sha256 for shard in found.values()).encode()).hexdigest(),
@@ -80,27 +138,36 @@ def check_same_tokenizer(one: TokenizerRecord, other: TokenizerRecord, *, names:
         )
 
 
-def _shards_at(path: str, *, key: str) -> Iterator[tuple[Path, Manifest, list[Shard]]]:
-    """For each manifest that covers `path`: its folder, itself, and those of its shards that `path` names."""
+def _shards_at(
+    path: str, *, key: str, given: GivenTokenizer | None
+) -> Iterator[tuple[Path, TokenizerRecord, list[Shard]]]:
+    """For each manifest that covers `path`: its folder, its tokenizer, and those of its shards that `path` names.
+
+    Then the same of the shards without a manifest.
+    """
     named = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) and not os.path.exists(path) else [path]
     folders = [Path(os.path.abspath(entry)) for entry in named if os.path.isdir(entry)]
     files = {Path(os.path.abspath(entry)) for entry in named if entry.endswith(".parquet") and os.path.isfile(entry)}
     for folder in folders:
         files.update(folder.rglob("*.parquet"))
     owners = {folder: find_manifest(folder) for folder in {*folders, *(file.parent for file in files)}}
-    without = next((file for file in sorted(files) if owners[file.parent] is None), None)
-    if without is not None:
+    bare = sorted(file for file in files if owners[file.parent] is None)
+    if bare and given is None:
         raise ConfigError(
-            f"{key}: {without} belongs to no manifest.json, so it is no complete output of `llmtrain prepare`: "
-            f"make the shards with {PREPARE}"
+            f"{key}: {bare[0]} belongs to no manifest.json, so it is no complete output of `llmtrain prepare`: "
+            f"make the shards with {PREPARE}, or name the tokenizer that made them in data.tokenizer"
         )
-    chosen: list[tuple[Path, Manifest, list[Shard]]] = []
+    chosen: list[tuple[Path, TokenizerRecord, list[Shard]]] = []
     for owner in sorted({owner for owner in owners.values() if owner is not None}):
         manifest = read_manifest(owner)
         shards = _chosen_shards(owner, manifest, path=path, folders=folders, files=files, key=key)
         _check_strangers(owner, manifest, [file for file in files if owners[file.parent] == owner])
         if shards:
-            chosen.append((owner, manifest, shards))
+            chosen.append((owner, manifest.tokenizer, shards))
+    if bare and given is not None:
+        _check_one_split(path, folders, bare, key=key)
+        shards = read_footers(bare, vocab_size=given.record.vocab_size, key=key, cache_dir=given.cache_dir)
+        chosen.append((given.folder, given.record, shards))  # their paths are whole, and so is the tokenizer's
     if not chosen:
         raise ConfigError(f"{key}: there are no token shards at {path}: make them with {PREPARE}, or correct the path")
     yield from chosen
@@ -124,6 +191,17 @@ def _chosen_shards(
             f"name one of them, such as {os.path.join(path, key.rsplit('.', 1)[-1])}"
         )
     return chosen
+
+
+def _check_one_split(path: str, folders: list[Path], files: list[Path], *, key: str) -> None:
+    """Raise ConfigError when a folder holds a training and a validation split, as far as its folders' names tell."""
+    for folder in folders:
+        below = {file.relative_to(folder).parts[0] for file in files if folder in file.parents}
+        if below >= set(SPLITS):
+            raise ConfigError(
+                f"{key}: {path} holds the splits train and val, which must not be mixed: "
+                f"name one of them, such as {os.path.join(path, key.rsplit('.', 1)[-1])}"
+            )
 
 
 def _check_strangers(owner: Path, manifest: Manifest, files: list[Path]) -> None:

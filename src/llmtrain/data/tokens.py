@@ -23,7 +23,13 @@ from llmtrain.data.loader import read_ahead
 from llmtrain.data.order import block_quotas
 from llmtrain.data.rows import EvaluationPlan, RowFormat, Rows, TrainingPlan, WindowSource
 from llmtrain.data.shards import ShardWindows
-from llmtrain.data.sources import ShardSource, check_same_tokenizer, open_source
+from llmtrain.data.sources import (
+    GivenTokenizer,
+    ShardSource,
+    check_same_tokenizer,
+    open_given_tokenizer,
+    open_source,
+)
 from llmtrain.data.synthetic import SyntheticWindows
 
 
@@ -190,7 +196,7 @@ def open_validation_data(config: DataConfig, *, seed: int, training: TokenData |
     else:
         if config.val is None:
             return None
-        shards = open_source(config.val, key="data.val")
+        shards = open_source(config.val, key="data.val", given=_given_tokenizer(config))
         source, facts = ShardWindows(shards.stream, config.seq_len), _shard_facts([shards])
     if training is not None and training.facts.tokenizer_sha256 != facts.tokenizer_sha256:
         raise ConfigError(
@@ -215,26 +221,32 @@ def to_batches(rows: Rows, micro_batch_size: int) -> list[Batch]:
 def _training_shards(config: TokensConfig) -> tuple[list[ShardSource], list[float] | None]:
     """The sources of a mixture with their weights, or all that is named as one."""
     paths = [config.train] if isinstance(config.train, str) else config.train
+    given = _given_tokenizer(config)
     weighted = [source for source in paths if isinstance(source, WeightedSource)]
     if not weighted:
-        return [open_source([path for path in paths if isinstance(path, str)], key="data.train")], None
+        return [open_source([path for path in paths if isinstance(path, str)], key="data.train", given=given)], None
     weights = [source.weight for source in weighted]
     block_quotas(weights)  # raises for a weight that is too small
-    sources = [open_source(source.path, key="data.train") for source in weighted]
+    sources = [open_source(source.path, key="data.train", given=given) for source in weighted]
     first = sources[0]
     for other in sources[1:]:
         check_same_tokenizer(first.tokenizer, other.tokenizer, names=(first.name, other.name), key="data.train")
     return sources, weights
 
 
+def _given_tokenizer(config: TokensConfig) -> GivenTokenizer | None:
+    return open_given_tokenizer(config.tokenizer, cache_dir=config.cache_dir) if config.tokenizer else None
+
+
 def _shard_facts(sources: Sequence[ShardSource]) -> DataFacts:
     first = sources[0]
+    num_bytes = [source.num_bytes for source in sources]
     return DataFacts(
         name=", ".join(source.name for source in sources),
         vocab_size=first.tokenizer.vocab_size,
         eos_id=first.tokenizer.eos_id,
         num_tokens=sum(source.stream.num_tokens for source in sources),
-        num_bytes=sum(source.num_bytes for source in sources),
+        num_bytes=None if None in num_bytes else sum(filter(None, num_bytes)),
         tokenizer=first.tokenizer_folder,
         tokenizer_sha256=first.tokenizer.sha256,
         content_sha256=sha256(" ".join(source.content_sha256 for source in sources).encode()).hexdigest(),
