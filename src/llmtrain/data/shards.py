@@ -66,6 +66,11 @@ class TokenStream:
         """The row group that holds each of the tokens."""
         return np.searchsorted(self.token_start, token, side="right") - 1
 
+    def token(self, number: int) -> int:
+        """One token by its number in the stream. Decodes a row group: for looking, not for reading."""
+        index = int(self.find(number))
+        return int(self.decode(index)[number - int(self.token_start[index])])
+
     def decode(self, index: int) -> NDArray[Any]:
         """All tokens of a row group, as the unsigned integers of the file.
 

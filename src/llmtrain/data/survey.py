@@ -1,0 +1,151 @@
+"""Looking at token shards: how long documents are, where they come from, which tokens occur, what windows cut.
+
+    stream ─ row groups, evenly spaced where there are many ─▶ Survey
+           └ the first documents ─▶ Document
+
+Reading for training is shards.py's; printing is the caller's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from llmtrain.config.errors import ConfigError
+from llmtrain.data.order import Ints
+from llmtrain.data.shards import TOKENS_COLUMN, TokenStream
+
+MAX_ROW_GROUPS = 64
+"""Row groups that a survey reads, about as many million tokens: seconds, whatever the size of the data."""
+SOURCE_COLUMN = "source"
+UNKNOWN_SOURCE = "(not recorded)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A row of a shard."""
+
+    source: str
+    tokens: NDArray[Any]
+    """With the end token."""
+
+
+@dataclass(kw_only=True)
+class Survey:
+    """What was found in the row groups that were read."""
+
+    num_row_groups: int
+    num_row_groups_read: int
+    token_counts: Ints
+    """[vocab_size] how often each token occurs."""
+    lengths: Ints = field(default_factory=lambda: _zeros(0))
+    """[documents] tokens of each, end token counted."""
+    documents_by_source: Counter[str] = field(default_factory=Counter)
+    """By what `source` names before its first colon: an input, or a data set with split and subset."""
+    tokens_by_source: Counter[str] = field(default_factory=Counter)
+    num_cut: int = 0
+    """Documents that no window holds whole."""
+    num_without_end: int = 0
+    """Documents whose last token is not the end token."""
+    foreign_ids: set[int] = field(default_factory=set)
+    """Ids that the vocabulary does not have."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all row groups were read, so that the figures are no estimates."""
+        return self.num_row_groups_read == self.num_row_groups
+
+    def quantile(self, share: float) -> int:
+        """The length that this share of the documents does not exceed."""
+        return int(np.quantile(self.lengths, share, method="inverted_cdf"))
+
+    def histogram(self) -> list[tuple[int, int, int, int]]:
+        """(from, to, documents, their tokens) for lengths in powers of two, from the shortest to the longest."""
+        powers = np.floor(np.log2(np.maximum(self.lengths, 1))).astype(int)
+        rows = []
+        for power in range(int(powers.min()), int(powers.max()) + 1):
+            here = self.lengths[powers == power]
+            rows.append((2**power, 2 ** (power + 1) - 1, len(here), int(here.sum())))
+        return rows
+
+
+def survey(
+    streams: Sequence[TokenStream],
+    *,
+    vocab_size: int,
+    eos_id: int | None,
+    seq_len: int,
+    max_row_groups: int = MAX_ROW_GROUPS,
+) -> Survey:
+    """Read all row groups of the streams, or `max_row_groups` of them evenly spaced, and count.
+
+    Raises ConfigError when a file cannot be read.
+    """
+    row_groups = [(stream, index) for stream in streams for index in range(stream.num_row_groups)]
+    num_read = min(len(row_groups), max_row_groups)
+    found = Survey(num_row_groups=len(row_groups), num_row_groups_read=num_read, token_counts=_zeros(vocab_size))
+    lengths = [_zeros(0)]
+    for stream, index in (row_groups[place * len(row_groups) // num_read] for place in range(num_read)):
+        sources, tokens, ends = _read(stream, index)
+        begins = np.concatenate([_zeros(1), ends[:-1]])
+        lengths.append(ends - begins)
+        counts = np.bincount(tokens, minlength=vocab_size)
+        found.foreign_ids |= set((vocab_size + np.flatnonzero(counts[vocab_size:])).tolist())
+        found.token_counts += counts[:vocab_size]
+        first = int(stream.token_start[index])
+        # Window w holds the tokens from w·seq_len up to (w + 1)·seq_len, both.
+        found.num_cut += int((first + ends - 1 > ((first + begins) // seq_len + 1) * seq_len).sum())
+        ends_well = (ends > begins) & (tokens[np.maximum(ends, 1) - 1] == eos_id)
+        found.num_without_end += 0 if eos_id is None else int((~ends_well).sum())
+        for source, length in zip(sources, lengths[-1].tolist(), strict=True):
+            name = source.partition(":")[0]
+            found.documents_by_source[name] += 1
+            found.tokens_by_source[name] += length
+    found.lengths = np.concatenate(lengths)
+    return found
+
+
+def _zeros(size: int) -> Ints:
+    return np.zeros(size, dtype=np.int64)
+
+
+def count_documents(stream: TokenStream) -> int:
+    """Documents of a stream, from the files' footers. Raises ConfigError when a file cannot be read."""
+    total = 0
+    for path in stream.paths:
+        try:
+            total += pq.read_metadata(path).num_rows
+        except (OSError, pa.ArrowException) as error:
+            raise ConfigError(f"{path} cannot be read ({error})") from error
+    return total
+
+
+def iter_documents(stream: TokenStream) -> Iterator[Document]:
+    """The documents of a stream in reading order, a row group in memory at a time."""
+    for index in range(stream.num_row_groups):
+        sources, tokens, ends = _read(stream, index)
+        begin = 0
+        for source, end in zip(sources, ends.tolist(), strict=True):
+            yield Document(source=source, tokens=tokens[begin:end])
+            begin = end
+
+
+def _read(stream: TokenStream, index: int) -> tuple[list[str], NDArray[Any], Ints]:
+    """Of a row group: each document's source, all tokens one after the other, and where each document ends."""
+    tokens = stream.decode(index)  # which checks that they are as many as they should be
+    path, row_group = stream.paths[stream.shard[index]], int(stream.row_group[index])
+    with pq.ParquetFile(path) as file:
+        names = [name for name in (SOURCE_COLUMN, TOKENS_COLUMN) if name in file.schema_arrow.names]
+        table = file.read_row_group(row_group, columns=names, use_threads=False)
+    offsets = table.column(TOKENS_COLUMN).combine_chunks().offsets.to_numpy()
+    sources = (
+        table.column(SOURCE_COLUMN).to_pylist() if SOURCE_COLUMN in names else [UNKNOWN_SOURCE] * (len(offsets) - 1)
+    )
+    return sources, tokens, (offsets[1:] - offsets[0]).astype(np.int64)
