@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.data.order import Ints
-from llmtrain.data.shards import TOKENS_COLUMN, TokenStream
+from llmtrain.data.shards import TOKENS_COLUMNS, TokenStream
 
 MAX_ROW_GROUPS = 64
 """Row groups that a survey reads, about as many million tokens: seconds, whatever the size of the data."""
@@ -139,13 +140,13 @@ def iter_documents(stream: TokenStream) -> Iterator[Document]:
 
 def _read(stream: TokenStream, index: int) -> tuple[list[str], NDArray[Any], Ints]:
     """Of a row group: each document's source, all tokens one after the other, and where each document ends."""
-    tokens = stream.decode(index)  # which checks that they are as many as they should be
+    tokens = stream.decode(index).astype(np.int64)  # which checks that they are as many as they should be
     path, row_group = stream.paths[stream.shard[index]], int(stream.row_group[index])
     with pq.ParquetFile(path) as file:
-        names = [name for name in (SOURCE_COLUMN, TOKENS_COLUMN) if name in file.schema_arrow.names]
+        present = file.schema_arrow.names
+        column = next(name for name in TOKENS_COLUMNS if name in present)
+        names = [name for name in (SOURCE_COLUMN, column) if name in present]
         table = file.read_row_group(row_group, columns=names, use_threads=False)
-    offsets = table.column(TOKENS_COLUMN).combine_chunks().offsets.to_numpy()
-    sources = (
-        table.column(SOURCE_COLUMN).to_pylist() if SOURCE_COLUMN in names else [UNKNOWN_SOURCE] * (len(offsets) - 1)
-    )
-    return sources, tokens, (offsets[1:] - offsets[0]).astype(np.int64)
+    lengths = pc.list_value_length(table.column(column)).fill_null(0).to_numpy()
+    sources = table.column(SOURCE_COLUMN).to_pylist() if SOURCE_COLUMN in names else [UNKNOWN_SOURCE] * len(lengths)
+    return sources, tokens, np.cumsum(lengths, dtype=np.int64)
