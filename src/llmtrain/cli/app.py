@@ -17,7 +17,7 @@ from typing import Any
 
 import typer
 
-from llmtrain.cli import config, inspect, model, prepare, train
+from llmtrain.cli import config, inspect, model, prepare, smoke, train
 from llmtrain.cli.output import Outcome, drop_stdout, json_document
 from llmtrain.config.errors import ConfigError, Preempted, RunError
 
@@ -39,6 +39,7 @@ prepare.add_to(app)
 inspect.add_to(app)
 train.add_to(app)
 model.add_to(app)
+smoke.add_to(app)
 config.add_to(app)
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from json import loads
 from typing import Annotated, Any
 
 import typer
 
 from llmtrain.cli.options import ConfigOption, ConfigWord, Json, Overrides, read_words
 from llmtrain.cli.output import Outcome, table
-from llmtrain.config.errors import ConfigError, RunError, WorkersFailed
-from llmtrain.distributed.launch import Gang, launch
+from llmtrain.cli.workers import NodeRank, NumNodes, NumProcesses, Rendezvous, gang_of, run_in
 
 NEWEST = "latest"
 ROWS = (
@@ -49,19 +47,10 @@ def train(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Five forward steps; no run is written.")] = False,
-    nproc: Annotated[
-        int | None,
-        typer.Option("--nproc", metavar="N", min=1, help="Start as many processes on this machine, by torchrun."),
-    ] = None,
-    nnodes: Annotated[int, typer.Option("--nnodes", metavar="N", min=1, help="Machines; with --nproc on each.")] = 1,
-    node_rank: Annotated[
-        int | None,
-        typer.Option("--node-rank", metavar="I", min=0, help="This machine's number; agreed on when not given."),
-    ] = None,
-    rendezvous: Annotated[
-        str | None,
-        typer.Option("--rendezvous", metavar="HOST:PORT", help="The first machine; MASTER_ADDR when not given."),
-    ] = None,
+    nproc: NumProcesses = None,
+    nnodes: NumNodes = 1,
+    node_rank: NodeRank = None,
+    rendezvous: Rendezvous = None,
     json: Json = False,
 ) -> Outcome:
     """Train a model, from its start or resumed.
@@ -73,28 +62,15 @@ def train(
 
     ref, values = read_words(word, overrides, config, required=resume is None)
     loaded = load_config(ref, values) if ref is not None else None
-    if nproc is not None:
+    gang = gang_of(nproc, nnodes=nnodes, node_rank=node_rank, rendezvous=rendezvous)
+    if gang:
         options = [f"--resume={resume}"] if resume is not None else []
         options += ["--dry-run"] if dry_run else []
-        gang = Gang(nproc=nproc, nnodes=nnodes, node_rank=node_rank, rendezvous=rendezvous)
-        return _start(gang, ["train", *([ref] if ref else []), *values, *options], as_json=json)
-    if nnodes > 1 or node_rank is not None or rendezvous is not None:
-        raise ConfigError("--nnodes, --node-rank and --rendezvous go with --nproc N, which starts the processes")
+        return run_in(gang, ["train", *([ref] if ref else []), *values, *options], as_json=json)
     from llmtrain.recipes.train import train as recipe
 
     result = recipe(loaded, resume=resume, overrides=values, dry_run=dry_run)
     return Outcome(result, _dry_run(result) if dry_run else table(result, ROWS))
-
-
-def _start(gang: Gang, arguments: Sequence[str], *, as_json: bool) -> Outcome:
-    """Trains in processes of their own, whose first one prints what this one would."""
-    code, output = launch(gang, [*arguments, *(["--json"] if as_json else [])], capture=as_json)
-    document = loads(output) if output.strip() else {}
-    if code:
-        error = document.get("error", {})
-        message = error.get("message", f"the processes ended with {code}; what they said stands above")
-        raise WorkersFailed(message, exit_code=code, kind=error.get("kind", RunError.kind))
-    return Outcome(document, "")
 
 
 def _dry_run(result: Mapping[str, Any]) -> str:

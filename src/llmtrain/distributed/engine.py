@@ -259,6 +259,14 @@ class Engine:
         torch.distributed.all_reduce(tensor)
         return [float(value) for value in tensor.tolist()]
 
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value (small, plain), in the order of the ranks, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[T | None] = [None] * self.world_size
+        torch.distributed.all_gather_object(values, value)
+        return cast(list[T], values)
+
     def from_main(self, make: Callable[[], T]) -> T:
         """What `make` gives on rank 0, on every rank; only there is it called."""
         return cast(T, self._fabric.broadcast(make() if self.is_main else None, src=0))
