@@ -28,6 +28,7 @@ print(code, *sorted({name.partition(".")[0] for name in sys.modules}), file=sys.
         ["print-config", "quickstart", "--json"],
         ["print-config", "--schema"],
         ["list-configs"],
+        ["runs", "--root-dir", "."],
         ["version"],
     ],
 )

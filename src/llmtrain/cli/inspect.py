@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import typer
 
 from llmtrain.cli.options import ConfigOption, Json, Overrides, read_words
-from llmtrain.cli.output import Outcome, table
+from llmtrain.cli.output import Outcome, columns, table
 
 BAR_WIDTH = 40
 INDENT = "    │ "
@@ -78,10 +78,10 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
     yield from _lengths(result["lengths"])
     yield "\nsources"
     rows = [(row["source"], f"{row['documents']:,}", f"{row['tokens']:,}", row["share"]) for row in result["sources"]]
-    yield from _columns(("", "documents", "tokens", "share"), [(*row[:3], f"{row[3]:.1%}") for row in rows])
+    yield from columns(("", "documents", "tokens", "share"), [(*row[:3], f"{row[3]:.1%}") for row in rows])
     if result["mixture"]:
         yield "\nmixture"
-        yield from _columns(
+        yield from columns(
             ("", "tokens", "share of items", "passes an epoch"),
             [
                 (row["path"], f"{row['tokens']:,}", f"{row['share']:.2%}", f"{row['passes_an_epoch']:.3g}")
@@ -138,11 +138,3 @@ def _indented(text: str) -> str:
     """Lines behind a bar. What a terminal would obey (escape sequences, carriage returns) is written out."""
     shown = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
     return "\n".join(INDENT + line for line in shown.split("\n"))
-
-
-def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """The first column to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    for row in [head, *rows]:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        yield "  " + "  ".join(cells).rstrip()

@@ -30,6 +30,19 @@ def table(result: Mapping[str, Any], rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"{label:<{width}}  {value}" for label, value in shown)
 
 
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]], *, with_head: bool = True) -> list[str]:
+    """Aligned lines: the first column to the left, the others to the right, two blanks before each.
+
+    `head` is of the same width whether it is shown or not, so that several tables stand below each other.
+    """
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    lines = []
+    for row in [head, *rows] if with_head else rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        lines.append(f"  {'  '.join(cells)}".rstrip())
+    return lines
+
+
 def drop_stdout() -> int:
     """The reader of stdout went away (`| head`): that is no error worth words, and the flush at exit must not fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -18,8 +18,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-
 from llmtrain._version import __version__
 from llmtrain.tracking.redaction import redact
 
@@ -124,6 +122,8 @@ def _as_dict(state: GitState | None) -> dict[str, Any] | None:
 
 
 def _versions() -> dict[str, str | None]:
+    import torch  # here, since who only lists runs needs none
+
     versions: dict[str, str | None] = {"llmtrain": __version__, "python": platform.python_version()}
     for package in _RECORDED_PACKAGES:
         try:
@@ -134,6 +134,8 @@ def _versions() -> dict[str, str | None]:
 
 
 def _hardware() -> dict[str, Any]:
+    import torch
+
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return {
         "platform": platform.platform(),
