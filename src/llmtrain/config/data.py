@@ -7,14 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from llmtrain.config.base import Section, key, opt
-
-
-class WeightedSource(Section):
-    path: str = key("A folder of shards, a .parquet file, or a glob.")
-    weight: float = key("Share of the items that come from here, relative to the other weights.", gt=0)
-
-
-Source = str | WeightedSource
+from llmtrain.config.sources import Source, check_sources
 
 
 class TokensConfig(Section):
@@ -34,11 +27,7 @@ class TokensConfig(Section):
 
     @model_validator(mode="after")
     def _all_weighted_or_none(self) -> TokensConfig:
-        if isinstance(self.train, list):
-            if not self.train:
-                raise ValueError("train is an empty list")
-            if len({isinstance(source, WeightedSource) for source in self.train}) == 2:
-                raise ValueError("some of train's sources have a weight and some have none: give all or none a weight")
+        check_sources(self.train)
         return self
 
 

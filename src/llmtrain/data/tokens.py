@@ -16,8 +16,9 @@ from typing import Literal
 
 import torch
 
-from llmtrain.config.data import DataConfig, SyntheticConfig, TokensConfig, WeightedSource
+from llmtrain.config.data import DataConfig, SyntheticConfig, TokensConfig
 from llmtrain.config.errors import ConfigError
+from llmtrain.config.sources import WeightedSource
 from llmtrain.contracts import Batch
 from llmtrain.data.loader import read_ahead
 from llmtrain.data.order import block_quotas

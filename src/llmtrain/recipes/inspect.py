@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from llmtrain.config.data import TokensConfig, WeightedSource
+from llmtrain.config.data import TokensConfig
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.load import LoadedConfig
+from llmtrain.config.sources import WeightedSource
 from llmtrain.contracts import IGNORE_INDEX
 from llmtrain.data.manifest import MANIFEST_NAME
 from llmtrain.data.prepare.reuse import named_sources

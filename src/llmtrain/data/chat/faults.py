@@ -1,0 +1,51 @@
+"""What is wrong with a row, by `file:line`: collected, so that one run of a command shows all of it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from llmtrain.config.errors import ConfigError
+
+MAX_SHOWN = 20
+"""Faults that a message lists; the others are counted."""
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong with a row, or with a file."""
+
+    source: str
+    """`file:line`, or the file."""
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.message}"
+
+
+class RowError(ValueError):
+    """What is wrong with a row, raised where it is found; the place is added by whoever knows it."""
+
+
+class Faults:
+    """The first faults, and how many there are."""
+
+    def __init__(self, *, max_kept: int = 1000) -> None:
+        self._max_kept = max_kept
+        self.kept: list[Fault] = []
+        self.count = 0
+
+    def add(self, fault: Fault) -> None:
+        """Count a fault, and keep it if there are not too many already."""
+        self.count += 1
+        if len(self.kept) < self._max_kept:
+            self.kept.append(fault)
+
+    def lines(self, limit: int = MAX_SHOWN) -> list[str]:
+        """The first `limit` faults, one a line, and how many more there are."""
+        shown = [str(fault) for fault in self.kept[:limit]]
+        more = self.count - len(shown)
+        return [*shown, f"… and {more:,} more"] if more else shown
+
+    def raise_if_any(self, advice: str = "") -> None:
+        """Raise ConfigError with `lines` and the advice, if there is a fault."""
+        if self.count:
+            raise ConfigError("\n".join([*self.lines(), *([advice] if advice else [])]))

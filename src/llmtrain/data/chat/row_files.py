@@ -1,0 +1,179 @@
+"""From the paths in a config to what rows are read from: files of known kinds, and Hugging Face datasets.
+
+    "rows.jsonl"  "more/*.csv"  "folder"  "s3://bucket/x.parquet"   ─→ RowFile, with its format and how to open it
+    "folder of save_to_disk"    "owner/name@config:split"           ─→ RowDataset
+
+Reading them is `rows`.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import IO, Any, cast
+
+from llmtrain.config.errors import ConfigError
+
+FORMATS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+}
+"""By suffix, before a `.gz` if there is one."""
+
+KINDS = (
+    "a .jsonl, .json, .csv or .parquet file, a folder or glob of these, or a Hugging Face dataset (owner/name:split)"
+)
+
+_HUB_NAME = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+?)(?:@(?P<config>[\w.-]+))?(?::(?P<split>[\w.\-\[\]%:]+))?")
+_TRAIN_NAME = re.compile(r"\btrain(ing)?\b")
+_HELD_OUT_NAME = re.compile(r"\b(val|valid|validation|dev|test|eval)\b")
+
+
+@dataclass(frozen=True)
+class RowFile:
+    """A file of rows."""
+
+    name: str
+    """As messages show it."""
+    format: str
+    """jsonl, json, csv or parquet."""
+    open: Callable[[], IO[bytes]]
+
+
+@dataclass(frozen=True)
+class RowDataset:
+    """A Hugging Face dataset: one split, already on the disk and mapped into memory."""
+
+    name: str
+    dataset: Any
+
+
+def find_rows(paths: str | Sequence[str], *, key: str, default_split: str = "train") -> list[RowFile | RowDataset]:
+    """What there is at `paths`, in their order. `key` is the config's, for messages.
+
+    `default_split` is taken of a dataset with several splits where the path names none (`owner/name:split`, or the
+    split's own folder). Raises ConfigError where there is nothing to read, or a folder mixes splits.
+    """
+    found: list[RowFile | RowDataset] = []
+    for path in [paths] if isinstance(paths, str) else paths:
+        found += _rows_at(os.path.expanduser(path), key, default_split)
+    [(twice, count)] = Counter(source.name for source in found).most_common(1)
+    if count > 1:
+        raise ConfigError(f"{key}: {twice} is named twice; its rows would come twice in an epoch")
+    return found
+
+
+def _rows_at(path: str, key: str, default_split: str) -> Sequence[RowFile | RowDataset]:
+    if "://" in path:
+        return _remote_files(path, key)
+    if os.path.isfile(path):
+        return [_local_file(path, key)]
+    if os.path.isdir(path):
+        if any(os.path.exists(os.path.join(path, name)) for name in ("dataset_dict.json", "state.json")):
+            return [_saved_dataset(path, key, default_split)]
+        inside = sorted(glob.glob(os.path.join(glob.escape(path), "**", "*"), recursive=True))
+        return _known_files(path, [file for file in inside if os.path.isfile(file)], key)
+    if glob.has_magic(path) and "@" not in path:
+        return _known_files(path, sorted(filter(os.path.isfile, glob.glob(path, recursive=True))), key)
+    return [_hub_dataset(path, key, default_split)]
+
+
+def _known_files(path: str, files: Iterable[str], key: str) -> list[RowFile]:
+    files = list(files)
+    known = [file for file in files if _format_of(file)]
+    if not known:
+        others = f"; it has {os.path.basename(files[0])}, which is of no such kind" if files else ""
+        raise ConfigError(f"{key}: there are no rows at {path}{others}: give {KINDS}")
+    if os.path.isdir(path):
+        names = [os.path.relpath(file, path).replace("_", " ") for file in known]
+        train = next((file for file, name in zip(known, names, strict=True) if _TRAIN_NAME.search(name)), None)
+        held_out = next((file for file, name in zip(known, names, strict=True) if _HELD_OUT_NAME.search(name)), None)
+        if train and held_out:
+            raise ConfigError(f"{key}: {path} holds {train} and {held_out}, which must not be mixed: name one of them")
+    return [_local_file(file, key) for file in known]
+
+
+def _local_file(path: str, key: str) -> RowFile:
+    return RowFile(path, _checked_format(path, key), lambda: _decompressed(open(path, "rb"), path))
+
+
+def _remote_files(path: str, key: str) -> list[RowFile]:
+    import fsspec
+
+    try:
+        filesystem, inner = fsspec.core.url_to_fs(path)
+        names = sorted(filesystem.glob(inner)) if glob.has_magic(inner) else [inner]
+        missing = not names or not filesystem.isfile(names[0])
+    except ImportError as error:
+        raise ConfigError(f"{key}: {path} needs a package that is not installed ({error})") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{key}: {path} cannot be read ({error})") from error
+    if missing:
+        raise ConfigError(f"{key}: there are no rows at {path}: give {KINDS}")
+
+    def opener(name: str) -> Callable[[], IO[bytes]]:
+        return lambda: _decompressed(filesystem.open(name, "rb"), name)
+
+    shown = [filesystem.unstrip_protocol(name) for name in names]
+    return [RowFile(url, _checked_format(url, key), opener(name)) for url, name in zip(shown, names, strict=True)]
+
+
+def _decompressed(stream: IO[bytes], name: str) -> IO[bytes]:
+    return cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if name.endswith(".gz") else stream
+
+
+def _format_of(name: str) -> str | None:
+    return FORMATS.get(PurePosixPath(name.lower().removesuffix(".gz")).suffix)
+
+
+def _checked_format(name: str, key: str) -> str:
+    found = _format_of(name)
+    if found is None:
+        raise ConfigError(f"{key}: {name} is of no known kind: give {KINDS}, and name it so")
+    return found
+
+
+def _saved_dataset(path: str, key: str, default_split: str) -> RowDataset:
+    import datasets
+
+    try:
+        found = datasets.load_from_disk(path)
+    except Exception as error:  # whatever a broken folder makes the library raise
+        raise ConfigError(f"{key}: {path} is no dataset that can be read ({_first_line(error)})") from error
+    if isinstance(found, datasets.DatasetDict):
+        if default_split not in found:
+            raise ConfigError(f"{key}: {path} has the splits {', '.join(found)}: name the folder of one of them")
+        return RowDataset(os.path.join(path, default_split), found[default_split])
+    return RowDataset(path, found)
+
+
+def _hub_dataset(path: str, key: str, default_split: str) -> RowDataset:
+    named = _HUB_NAME.fullmatch(path)
+    looks_like_path = os.path.isdir(os.path.dirname(path)) or re.search(r"\.[A-Za-z]\w*$", path)
+    if named is None or looks_like_path:
+        raise ConfigError(f"{key}: {path}: no such file (looked in {os.getcwd()}): give {KINDS}")
+    import datasets
+
+    split = named["split"] or default_split
+    try:
+        dataset = datasets.load_dataset(named["name"], named["config"], split=split)
+    except Exception as error:  # network, permissions, unknown names: many types, some of other packages
+        raise ConfigError(
+            f"{key}: {path}: no such file here, and no dataset of that name with a split {split!r} can be had from "
+            f"the Hub ({_first_line(error)})"
+        ) from error
+    return RowDataset(f"{named['name']}:{split}", dataset)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
