@@ -21,6 +21,7 @@ import pytest
 from llmtrain.config.errors import ConfigError, Preempted
 from llmtrain.config.load import load_config
 from llmtrain.data.tokens import TokenData, open_training_data
+from llmtrain.recipes.prepare import ensure_shards
 from llmtrain.recipes.train import train
 from llmtrain.testing.tiny_run import weight_hash
 from llmtrain.tracking.metrics import TRAIN_LOSS
@@ -58,7 +59,7 @@ BIG_STEPS = ["trainer.micro_batch_size=256", "model.num_layers=1", "model.d_mode
 
 def steps_per_epoch(config_file: Path) -> int:
     config = load_config(str(config_file)).config
-    return -(-open_training_data(config.data, seed=7).items_per_epoch // 256)
+    return -(-open_training_data(ensure_shards(config), seed=7).items_per_epoch // 256)
 
 
 @pytest.fixture(scope="module")

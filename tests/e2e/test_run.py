@@ -12,6 +12,7 @@ from llmtrain.cli.app import run
 from llmtrain.config.errors import Preempted
 from llmtrain.config.load import load_config
 from llmtrain.data.tokens import open_training_data
+from llmtrain.recipes.prepare import ensure_shards
 from llmtrain.recipes.train import train
 from llmtrain.testing.tiny_run import tiny_config, weight_hash, write_config
 from llmtrain.tracking.sinks import read_metrics
@@ -180,7 +181,8 @@ def test_a_compiled_run_on_two_threads_resumes_bit_identically(
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     overrides = [*SHORT_EPOCH, "trainer.compile=true", "trainer.precision=bf16-mixed", "trainer.max_steps=12"]
-    assert 6000 < open_training_data(load_config(str(config_file)).config.data, seed=7).items_per_epoch < 7000
+    shards = ensure_shards(load_config(str(config_file)).config)
+    assert 6000 < open_training_data(shards, seed=7).items_per_epoch < 7000
     try:
         if not whole_compiled:
             whole = train(load_config(str(config_file), [*overrides, "output.run_id=whole"]))

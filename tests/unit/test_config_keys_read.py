@@ -78,6 +78,10 @@ class Reads(ast.NodeVisitor):
 def named_in(annotation: ast.AST | None) -> set[str]:
     names = {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)} if annotation else set()
     if "DataConfig" in names:
+        names |= {"TokensConfig", "SyntheticConfig", "CorpusConfig", "HuggingFaceConfig"}
+    if "TextData" in names:
+        names |= {"CorpusConfig", "HuggingFaceConfig"}
+    if "ReadyData" in names:
         names |= {"TokensConfig", "SyntheticConfig"}
     return names & SECTIONS.keys()
 

@@ -14,6 +14,7 @@ from llmtrain.contracts import IGNORE_INDEX
 from llmtrain.data.tokenizers import Tokenizer, train_bpe
 from llmtrain.data.tokens import open_training_data
 from llmtrain.recipes.inspect import inspect
+from llmtrain.recipes.prepare import ensure_shards
 from llmtrain.testing.tiny_run import write_config
 from llmtrain.testing.token_shards import write_token_shards
 
@@ -53,7 +54,7 @@ def printed(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 def test_items_are_those_of_the_run(config_file: Path, tokenizer: Tokenizer) -> None:
     loaded = load_config(str(config_file))
     result = inspect(loaded, num_items=6)
-    data = open_training_data(loaded.config.data, seed=5)
+    data = open_training_data(ensure_shards(loaded.config), seed=5)
     batches = data.batches(start_item=0, batch_size=1, end_item=6, micro_batch_size=1)
     for item, (batch,) in zip(result["items"], batches, strict=True):
         supervised = int((batch["labels"] != IGNORE_INDEX).sum())

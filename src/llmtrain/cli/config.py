@@ -80,7 +80,7 @@ def version(json: Json = False) -> Outcome:
 def summarise(config: Config) -> list[str]:
     """In two lines, what a run of this config would do."""
     model, data, trainer = config.model, config.data, config.trainer
-    source = "random tokens" if data.name == "synthetic" else _sources(data.train)
+    source = "random tokens" if data.name == "synthetic" else _sources(getattr(data, "path", data.train))
     if trainer.max_epochs is not None:
         length = f"{trainer.max_epochs:g} epochs"
     elif trainer.max_tokens is not None:

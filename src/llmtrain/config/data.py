@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from llmtrain.config.base import Section, key, opt
 from llmtrain.config.sources import Source, check_sources
+
+
+class TokenizerConfig(Section):
+    kind: Literal["hf", "bpe", "char"] = opt(
+        "bpe", "hf: one that exists (path); bpe: byte-level BPE trained on the text; char: the text's characters."
+    )
+    path: str | None = opt(None, "Folder or Hub id of an existing tokenizer (kind hf).")
+    vocab_size: int | None = opt(
+        None, "Vocabulary: for bpe 8192 when not given; for char the most frequent stay, all when not given.", ge=3
+    )
+    min_frequency: int | None = opt(
+        None, "A pair (bpe; 2 when not given) or character (char; 1) seen less often is left out.", ge=1
+    )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> TokenizerConfig:
+        if self.kind == "hf" and self.path is None:
+            raise ValueError("kind hf needs path: the folder or Hub id of a tokenizer")
+        for name in ("vocab_size", "min_frequency"):
+            if self.kind == "hf" and getattr(self, name) is not None:
+                raise ValueError(f"{name} is for a tokenizer that is trained (kind bpe or char); remove it")
+        if self.kind == "bpe" and self.vocab_size is not None and self.vocab_size < 257:
+            raise ValueError(f"vocab_size is {self.vocab_size}, but 256 bytes and the end token are 257: raise it")
+        if self.kind != "hf" and self.path is not None:
+            raise ValueError(f"path is for an existing tokenizer (kind hf), but kind is {self.kind}")
+        return self
 
 
 class TokensConfig(Section):
@@ -42,33 +68,57 @@ class SyntheticConfig(Section):
     num_workers: int = opt(0, "Processes that read ahead; 0 reads in the training process.", ge=0)
 
 
-DataConfig = Annotated[TokensConfig | SyntheticConfig, Field(discriminator="name")]
+class _TextConfig(Section):
+    """What `corpus` and `huggingface` have in common."""
 
-
-class TokenizerConfig(Section):
-    kind: Literal["hf", "bpe", "char"] = opt(
-        "bpe", "hf: one that exists (path); bpe: byte-level BPE trained on the text; char: the text's characters."
+    val_fraction: float | None = opt(
+        None,
+        "Share of the documents that is held out, by their hash; 0.01 when neither it nor val is given.",
+        ge=0,
+        lt=1,
     )
-    path: str | None = opt(None, "Folder or Hub id of an existing tokenizer (kind hf).")
-    vocab_size: int | None = opt(
-        None, "Vocabulary: for bpe 8192 when not given; for char the most frequent stay, all when not given.", ge=3
-    )
-    min_frequency: int | None = opt(
-        None, "A pair (bpe; 2 when not given) or character (char; 1) seen less often is left out.", ge=1
-    )
+    adapter: str = opt("default", "How a row becomes a document, as in prepare.adapter.")
+    text_column: str | None = opt(None, "Field of a row that holds the text; found by its name when not given.")
+    on_error: Literal["fail", "skip"] = opt("fail", "What to do with a bad row or an unreadable file.")
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    cache_dir: str = opt("~/.cache/llmtrain", "Shards are made here, once for the same text, tokenizer and options.")
+    seq_len: int = opt(1024, "Tokens that the model predicts in one window.", ge=1)
+    mask_documents: bool = opt(True, "Documents in one window cannot attend to each other.")
+    shuffle_chunks: int = opt(8, "Chunks of about a million tokens that are open, and mixed, at the same time.", ge=1)
+    num_workers: int = opt(0, "Processes that read ahead; 0 reads in the training process.", ge=0)
 
     @model_validator(mode="after")
-    def _one_kind(self) -> TokenizerConfig:
-        if self.kind == "hf" and self.path is None:
-            raise ValueError("kind hf needs path: the folder or Hub id of a tokenizer")
-        for name in ("vocab_size", "min_frequency"):
-            if self.kind == "hf" and getattr(self, name) is not None:
-                raise ValueError(f"{name} is for a tokenizer that is trained (kind bpe or char); remove it")
-        if self.kind == "bpe" and self.vocab_size is not None and self.vocab_size < 257:
-            raise ValueError(f"vocab_size is {self.vocab_size}, but 256 bytes and the end token are 257: raise it")
-        if self.kind != "hf" and self.path is not None:
-            raise ValueError(f"path is for an existing tokenizer (kind hf), but kind is {self.kind}")
+    def _one_of_each(self) -> Self:
+        if self.val_fraction is not None and getattr(self, "val", None) is not None:
+            raise ValueError("val names the validation text, so nothing is held out: remove val or val_fraction")
+        if self.text_column is not None and self.adapter != "default":
+            raise ValueError(f"text_column is for the default adapter, but adapter is {self.adapter}: remove one")
         return self
+
+
+class CorpusConfig(_TextConfig):
+    """Text, tokenised as needed: `train` makes the shards by itself."""
+
+    name: Literal["corpus"] = opt("corpus", "Text, tokenised as needed.")
+    train: str | list[str] = key("Training text: files, folders, globs, as in prepare.input.")
+    val: str | list[str] | None = opt(None, "Validation text, where it is not held out from the training text.")
+
+
+class HuggingFaceConfig(_TextConfig):
+    """A Hugging Face dataset, tokenised as needed: `train` makes the shards by itself."""
+
+    name: Literal["huggingface"] = opt("huggingface", "A Hugging Face dataset, tokenised as needed.")
+    path: str = key("hf://NAME on the Hub, or a folder: one that save_to_disk wrote, or one of data files.")
+    configs: list[str] = opt([], "Its configurations; else the default one.")
+    revision: str | None = opt(None, "Branch, tag or commit on the Hub.")
+    train: str = opt("train", "Split to train on, or slices of splits: train[:90%].")
+    val: str | None = opt(None, "Split to validate on, where it is not held out from the training split.")
+
+
+DataConfig = Annotated[TokensConfig | CorpusConfig | HuggingFaceConfig | SyntheticConfig, Field(discriminator="name")]
+
+ReadyData = TokensConfig | SyntheticConfig
+"""Data that can be read as it is; `ensure_shards` makes it of the others."""
 
 
 class DatasetInput(Section):

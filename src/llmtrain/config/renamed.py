@@ -72,8 +72,6 @@ RENAMED: dict[str, Renamed] = {
     "dataset_pattern": _now("prepare.include", note="a list of patterns"),
     "dataset_name": _HUB_DATA,
     "dataset_config": _HUB_DATA,
-    "data.text_column": _now("prepare.text_column"),
-    "data.cache_dir": _now("prepare.output", note="the folder of the shards"),
     "data_format": _absent("chat and prompt/completion data are"),
     "data_source": _absent("lakeFS is"),
     "max_length": _now("data.seq_len"),

@@ -248,6 +248,8 @@ def load_hf_tokenizer(name_or_path: str) -> Tokenizer:
 
     where = f"tokenizer {name_or_path!r}"
     is_folder = os.path.isdir(name_or_path)
+    if is_folder and _is_ours(Path(name_or_path)):
+        return load_tokenizer(name_or_path)
     if not is_folder and (os.path.isabs(name_or_path) or name_or_path.startswith(".") or name_or_path.count("/") > 1):
         raise ConfigError(f"{where}: no such folder")
     try:
@@ -352,6 +354,16 @@ def _writer_of_new(serialized: str, **special_tokens: str) -> Callable[[Path], N
             (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     return write
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether we trained it: what transformers would load is then just what its tokenizer.json says."""
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    ours = {"tokenizer_class", "eos_token", "unk_token", "add_prefix_space", "clean_up_tokenization_spaces"}
+    return isinstance(config, dict) and config.keys() <= ours and (folder / "tokenizer.json").is_file()
 
 
 def _copy_files(source: Path, target: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 
-from llmtrain.config.data import DataConfig, SyntheticConfig, TokensConfig
+from llmtrain.config.data import ReadyData, SyntheticConfig, TokensConfig
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.sources import WeightedSource
 from llmtrain.contracts import Batch
@@ -159,7 +159,7 @@ class ValidationData:
                 yield to_batches(rows, batch_size)[0]
 
 
-def open_training_data(config: DataConfig, *, seed: int, rank: int = 0, world_size: int = 1) -> TokenData:
+def open_training_data(config: ReadyData, *, seed: int, rank: int = 0, world_size: int = 1) -> TokenData:
     """The training data of `config`, for one rank. Raises ConfigError for what cannot be read."""
     weights: list[float] | None = None
     sources: list[WindowSource]
@@ -183,7 +183,7 @@ def open_training_data(config: DataConfig, *, seed: int, rank: int = 0, world_si
     )
 
 
-def open_validation_data(config: DataConfig, *, seed: int, training: TokenData | None = None) -> ValidationData | None:
+def open_validation_data(config: ReadyData, *, seed: int, training: TokenData | None = None) -> ValidationData | None:
     """The validation data of `config`, or None where it names none.
 
     Raises ConfigError for what cannot be read, and where its tokenizer is not that of `training`.
@@ -275,6 +275,6 @@ def _synthetic_facts(windows: SyntheticWindows) -> DataFacts:
     )
 
 
-def _row_format(config: DataConfig, facts: DataFacts) -> RowFormat:
+def _row_format(config: ReadyData, facts: DataFacts) -> RowFormat:
     apart = isinstance(config, TokensConfig) and config.mask_documents
     return RowFormat(seq_len=config.seq_len, pad_id=facts.eos_id or 0, end_id=facts.eos_id if apart else None)

@@ -42,8 +42,8 @@ def evaluate(
     trainer = config.trainer.model_copy(update={"compile": False})  # a compile takes longer than most evaluations
     engine = Engine(resolve(config.run, trainer, config.distributed), distributed=config.distributed)
     with engine.main_first():
-        ensure_shards(config)
-    validation = open_validation_data(config.data, seed=config.run.seed)
+        data_config = ensure_shards(config)
+    validation = open_validation_data(data_config, seed=config.run.seed)
     if validation is None:
         raise ConfigError(f"{folder} names no validation data: name some with --data")
     if validation.facts.vocab_size > vocab_size:

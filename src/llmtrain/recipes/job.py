@@ -84,9 +84,9 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
     setup_logging(config.logging, run_folder=None, rank=engine.rank)
 
     with engine.main_first():
-        ensure_shards(config)
-    data = open_training_data(config.data, seed=config.run.seed, rank=engine.rank, world_size=engine.world_size)
-    validation = open_validation_data(config.data, seed=config.run.seed, training=data)
+        ready = ensure_shards(config)
+    data = open_training_data(ready, seed=config.run.seed, rank=engine.rank, world_size=engine.world_size)
+    validation = open_validation_data(ready, seed=config.run.seed, training=data)
     vocab_size = _vocab_size(config.model.vocab_size, needed=data.facts.vocab_size)
     identity = identity_of(
         config.model,

@@ -13,12 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain._version import __version__
-from llmtrain.config.data import PrepareConfig, TokensConfig
+from llmtrain.config.data import PrepareConfig, ReadyData, SyntheticConfig, TokensConfig
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.schema import Config
 from llmtrain.data.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
 from llmtrain.data.prepare.documents import open_corpus
 from llmtrain.data.prepare.encode import token_dtype, write_splits
+from llmtrain.data.prepare.implied import (
+    as_tokens,
+    cache_folder,
+    in_terms_of,
+    training_preparation,
+    validation_preparation,
+)
 from llmtrain.data.prepare.inputs import find_inputs, total_size
 from llmtrain.data.prepare.journal import open_journal
 from llmtrain.data.prepare.output import output_lock, resolve_output, staged_output
@@ -32,7 +39,7 @@ from llmtrain.data.prepare.reuse import (
     refuse_differences,
 )
 from llmtrain.data.prepare.selection import scan, select
-from llmtrain.data.prepare.vocabulary import make_tokenizer
+from llmtrain.data.prepare.vocabulary import TOKENIZER_FOLDER, make_tokenizer
 from llmtrain.testing.faults import reach
 from llmtrain.tracking.logs import setup_logging
 from llmtrain.tracking.progress import Progress
@@ -54,17 +61,48 @@ def prepare(config: Config, *, progress: ProgressCall | None = None) -> dict[str
         return _make(config.prepare, output, progress=progress)
 
 
-def ensure_shards(config: Config, *, progress: ProgressCall | None = None) -> None:
-    """Prepare the shards that `config.data` names when they are missing and `config.prepare` says how.
+def ensure_shards(config: Config, *, progress: ProgressCall | None = None) -> ReadyData:
+    """The data that `config.data` names, ready to be read.
 
-    Any number of processes may call it at once: one prepares, the others wait for it. Raises ConfigError when shards
-    are missing and cannot be made, or when those in `prepare.output` were made with other options or inputs.
+    Shards that are missing are prepared when `config.prepare` says how; those of text (corpus, huggingface) are made in
+    the cache. Any number of processes may call it at once: one prepares, the others wait for it. Raises ConfigError
+    when shards are missing and cannot be made, or when those in `prepare.output` were made with other options or
+    inputs.
     """
-    if not isinstance(config.data, TokensConfig):
-        return
-    sources = named_sources(config.data)
+    data = config.data
+    if isinstance(data, TokensConfig):
+        _ensure_named(data, config.prepare, progress=progress)
+        return data
+    if isinstance(data, SyntheticConfig):
+        return data
+    if config.prepare is not None:
+        raise ConfigError(
+            f"data.name is {data.name}, which makes its shards by itself, but there is a `prepare` section too: "
+            "remove the section, or set data.name: tokens"
+        )
+    try:
+        training = _ensure_cached(training_preparation(data), progress=progress)
+        of_validation = validation_preparation(data, tokenizer=training / TOKENIZER_FOLDER)
+        validation = _ensure_cached(of_validation, progress=progress) if of_validation else None
+    except ConfigError as error:
+        raise in_terms_of(data, error) from error
+    return as_tokens(data, training=training, validation=validation)
+
+
+def _ensure_cached(options: PrepareConfig, *, progress: ProgressCall | None) -> Path:
+    """The folder of these shards in the cache. A folder that is there is whole, and its name says that it is right."""
+    folder = resolve_output(str(cache_folder(options, num_workers=resolve_num_workers(options.num_workers))))
+    if not (folder / MANIFEST_NAME).is_file():
+        with output_lock(folder):
+            if not (folder / MANIFEST_NAME).is_file():  # else another process has made them meanwhile
+                logger.info("%s: preparing the text, once", folder)
+                _make(options, folder, progress=progress)
+    return folder
+
+
+def _ensure_named(data: TokensConfig, options: PrepareConfig | None, *, progress: ProgressCall | None) -> None:
+    sources = named_sources(data)
     missing = [source for source in sources if source.is_missing()]
-    options = config.prepare
     if options is None:
         if missing:
             raise ConfigError(
