@@ -1,4 +1,4 @@
-"""The decoder computes what transformers' Llama, Qwen3 and GPT-2 compute with the same weights."""
+"""The decoder computes what transformers' Llama, Qwen3, Mistral and GPT-2 compute with the same weights."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
 
+from llmtrain.config.errors import ConfigError
 from llmtrain.contracts import IGNORE_INDEX
-from llmtrain.models.folder import read_model_folder, write_model_folder
+from llmtrain.models.folder import read_model_config, read_model_folder, write_model_folder
 from llmtrain.testing.tiny import TINY_VOCAB_SIZE, random_batch, tiny_decoder
 
 LLAMA: dict[str, Any] = {
@@ -44,12 +47,29 @@ GPT2: dict[str, Any] = {
     "eos_token_id": 0,
     "bos_token_id": None,
 }
+LINEAR = {"rope_type": "linear", "factor": 4.0}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 THEIRS = {
     "llama": (LlamaForCausalLM, LlamaConfig, LLAMA),
     "llama-gqa": (LlamaForCausalLM, LlamaConfig, LLAMA | {"num_key_value_heads": 2}),
     "llama-tied": (LlamaForCausalLM, LlamaConfig, LLAMA | {"tie_word_embeddings": True}),
     "llama-biases": (LlamaForCausalLM, LlamaConfig, LLAMA | {"attention_bias": True, "mlp_bias": True}),
     "llama-head-dim": (LlamaForCausalLM, LlamaConfig, LLAMA | {"head_dim": 16}),
+    "llama-linear": (LlamaForCausalLM, LlamaConfig, LLAMA | {"rope_parameters": LINEAR | {"rope_theta": 5000.0}}),
+    "llama-llama3": (LlamaForCausalLM, LlamaConfig, LLAMA | {"rope_parameters": LLAMA3 | {"rope_theta": 50.0}}),
+    "mistral": (MistralForCausalLM, MistralConfig, LLAMA | {"num_key_value_heads": 2, "sliding_window": 7}),
+    "mistral-causal": (MistralForCausalLM, MistralConfig, LLAMA | {"sliding_window": None}),
+    "qwen3-window": (
+        Qwen3ForCausalLM,
+        Qwen3Config,
+        LLAMA | {"head_dim": 8, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 0},
+    ),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config, LLAMA | {"head_dim": 8}),
     "qwen3-gqa-tied": (
         Qwen3ForCausalLM,
@@ -101,7 +121,12 @@ OURS: dict[str, dict[str, Any]] = {
     "llama": {"tie_embeddings": False},
     "llama-gqa-tied": {"attention": {"variant": "gqa", "num_kv_heads": 2}},
     "llama-biases": {"attention": {"bias": True}, "ffn": {"bias": True}, "positional": {"rope_base": 777.0}},
+    "llama-mqa": {"attention": {"variant": "mqa"}},
+    "llama-linear": {"positional": {"rope_scaling": LINEAR}},
+    "llama-llama3": {"positional": {"rope_base": 50.0, "rope_scaling": LLAMA3}},
+    "mistral": {"attention": {"variant": "gqa", "num_kv_heads": 2, "mask": "sliding_window", "window": 7}},
     "qwen3": {"attention": {"qk_norm": True, "head_dim": 12, "bias": True}},
+    "qwen3-window": {"attention": {"qk_norm": True, "mask": "sliding_window", "window": 9}},
     "gpt2": {
         "attention": {"bias": True},
         "positional": {"encoding": "learned"},
@@ -138,3 +163,17 @@ def test_greedy_generation_equals_transformers(tmp_path: Path) -> None:
     wanted = theirs.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, repetition_penalty=1.3)
     ours = generate(decoder, [prompt], max_new_tokens=20, sampling=Sampling(temperature=0.0, repetition_penalty=1.3))
     assert ours == [wanted[0, len(prompt) :].tolist()]
+
+
+def test_a_model_with_some_layers_windowed_is_refused_by_name(tmp_path: Path) -> None:
+    settings = LLAMA | {"head_dim": 8, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
+    Qwen3Config(**settings).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="some of the model's layers attend in a sliding window and some do not"):
+        read_model_config(tmp_path)
+
+
+def test_a_scaling_of_positions_that_is_not_here_is_refused_by_name(tmp_path: Path) -> None:
+    yarn = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4, "original_max_position_embeddings": 32}
+    LlamaConfig(**(LLAMA | {"rope_parameters": yarn})).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"scales its rotary positions \(yarn\), which is not supported"):
+        read_model_config(tmp_path)

@@ -21,33 +21,48 @@ GPT2_LIKE: dict[str, Any] = {
     "norm": {"type": "layernorm"},
 }
 
+SCALING = {"rope_type": "linear", "factor": 2.0}
+
 
 @st.composite
 def configs(draw: st.DrawFn) -> DecoderConfig:
     """Any decoder that can be configured."""
     heads = draw(st.sampled_from([1, 2, 4]))
+    attention = draw(st.sampled_from(["mha", "gqa", "mqa", "complex"]))
     kv_heads = draw(st.sampled_from([n for n in (1, 2, 4) if heads % n == 0]))
-    variant = draw(st.sampled_from(["swiglu", "mlp"]))
+    variant = draw(st.sampled_from(["swiglu", "geglu", "mlp"]))
+    mlp_activations = ["gelu", "gelu_tanh", "relu", "relu2", "silu"]
+    encoding = draw(st.sampled_from(["rope", "rope", "learned", "alibi", "sinusoidal", "none"]))
+    mask = draw(st.sampled_from(["causal", "sliding_window"]))
     return tiny_config(
         d_model=16,
         num_layers=draw(st.integers(1, 3)),
         tie_embeddings=draw(st.booleans()),
+        parallel_layers=draw(st.sampled_from([False, False, True])),
         attention={
-            "variant": "gqa",
+            "variant": attention,
             "num_heads": heads,
-            "num_kv_heads": kv_heads,
+            "num_kv_heads": kv_heads if attention in ("gqa", "complex") else None,
             "head_dim": draw(st.sampled_from([None, 6])),
             "qk_norm": draw(st.booleans()),
             "bias": draw(st.booleans()),
+            "mask": mask,
+            "window": 3 if mask == "sliding_window" else None,
         },
-        positional={"encoding": draw(st.sampled_from(["rope", "learned"]))},
+        positional={
+            "encoding": encoding,
+            "rope_scaling": SCALING if encoding == "rope" and draw(st.booleans()) else None,
+        },
         ffn={
             "variant": variant,
             "d_ff": 20,
             "bias": draw(st.booleans()),
-            "activation": draw(st.sampled_from([None, "gelu", "relu"])) if variant == "mlp" else None,
+            "activation": draw(st.sampled_from([None, *mlp_activations])) if variant == "mlp" else None,
         },
-        norm={"type": draw(st.sampled_from(["rmsnorm", "layernorm"]))},
+        norm={
+            "type": draw(st.sampled_from(["rmsnorm", "layernorm"])),
+            "placement": draw(st.sampled_from(["pre", "pre", "post", "sandwich"])),
+        },
     )
 
 
@@ -73,6 +88,9 @@ def test_a_round_trip_gives_every_bit_or_the_reason_why_there_is_none(config: De
         ({}, "llama"),
         ({"attention": {"variant": "gqa", "num_kv_heads": 2, "bias": True}, "ffn": {"bias": True}}, "llama"),
         ({"attention": {"qk_norm": True}}, "qwen3"),
+        ({"attention": {"qk_norm": True, "mask": "sliding_window", "window": 4}}, "qwen3"),
+        ({"attention": {"mask": "sliding_window", "window": 4}}, "mistral"),
+        ({"attention": {"variant": "mqa"}, "positional": {"rope_scaling": SCALING}}, "llama"),
         (GPT2_LIKE, "gpt2"),
         (GPT2_LIKE | {"tie_embeddings": False}, "gpt2"),
     ],
@@ -88,7 +106,8 @@ def test_each_architecture_finds_its_layout(changes: dict[str, Any], model_type:
     wanted = config.model_copy(update={"vocab_size": 99})
     assert Decoder(read_back, 99).state_dict().keys() == Decoder(wanted, 99).state_dict().keys()
     assert read_back.norm == wanted.norm
-    assert read_back.positional.rope_base == wanted.positional.rope_base
+    assert read_back.positional == wanted.positional
+    assert read_back.attention.window == wanted.attention.window
     assert read_back.max_seq_len == wanted.max_seq_len
 
 
@@ -98,6 +117,14 @@ def test_each_architecture_finds_its_layout(changes: dict[str, Any], model_type:
         ({"norm": {"type": "layernorm"}}, "llama: norm.type layernorm (it has rmsnorm)"),
         ({"positional": {"encoding": "learned"}}, "llama: positional.encoding learned (it has rope)"),
         ({"ffn": {"variant": "mlp"}}, "qwen3: ffn.variant mlp (it has swiglu)"),
+        ({"ffn": {"variant": "geglu"}}, "llama: ffn.variant geglu (it has swiglu)"),
+        ({"attention": {"variant": "complex"}}, "llama: attention.variant complex (it has real queries and keys)"),
+        ({"norm": {"placement": "sandwich"}}, "mistral: norm.placement sandwich (it has pre)"),
+        ({"parallel_layers": True}, "llama: parallel_layers (it has none)"),
+        (
+            {"attention": {"mask": "sliding_window", "window": 4, "bias": True}},
+            "llama: attention.mask sliding_window (it has causal)",
+        ),
         ({"attention": {"qk_norm": True}, "ffn": {"bias": True}}, "qwen3: ffn.bias (it has none)"),
         (GPT2_LIKE | {"attention": {"bias": False}}, "gpt2: no attention.bias (it has it)"),
         (

@@ -158,4 +158,4 @@ def build(attention: AttentionConfig, job):
     reads.visit(tree)
     assert {("AttentionConfig", "dropout"), ("TrainerConfig", "max_steps"), ("WeightedSource", "weight")} <= reads.found
     assert ("DecoderConfig", "dropout") not in reads.found
-    assert keys_through_properties(SECTIONS["AttentionConfig"], "kv_heads") == {"num_kv_heads", "num_heads"}
+    assert keys_through_properties(SECTIONS["AttentionConfig"], "kv_heads") == {"num_kv_heads", "num_heads", "variant"}

@@ -95,7 +95,6 @@ OLD_KEYS = {
     "wandb_run_name": "Weights & Biases is not part of this version",
     "num_workers": "data.num_workers",
     "compile_model": "trainer.compile",
-    "model.parallel_layers": "not part of this version",
     "optimizer.type": "optimizer.name",
     "optimizer.beta1": "optimizer.betas",
     "optimizer.beta2": "optimizer.betas",

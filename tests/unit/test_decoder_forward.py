@@ -11,14 +11,13 @@ import torch
 from llmtrain.config.model import DecoderConfig
 from llmtrain.contracts import IGNORE_INDEX
 from llmtrain.models.decoder.attention import (
-    AttentionInputs,
     attend,
     blocked_attention,
-    build_mask,
     explicit_attention,
     fused_attention,
 )
 from llmtrain.models.decoder.decoder import Decoder
+from llmtrain.models.decoder.mask import AttentionInputs, build_mask
 from llmtrain.testing.tiny import TINY_VOCAB_SIZE, decoder_variants, random_batch, tiny_config, tiny_decoder
 
 VARIANTS = [pytest.param(changes, id=name) for name, changes in decoder_variants().items()]

@@ -31,7 +31,24 @@ def write(folder: Path, decoder: Decoder, **more: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("changes", [{}, OWN, {"attention": {"qk_norm": True}}, {"tie_embeddings": False}], ids=str)
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    OWN,
+    {"attention": {"qk_norm": True}},
+    {"tie_embeddings": False},
+    {"attention": {"variant": "complex", "qk_norm": True}},
+    {"attention": {"variant": "complex", "num_kv_heads": 2, "mask": "sliding_window", "window": 3}},
+    {"attention": {"variant": "mqa", "mask": "sliding_window", "window": 3}},
+    {"positional": {"encoding": "alibi"}, "norm": {"placement": "sandwich"}},
+    {"positional": {"encoding": "sinusoidal"}, "norm": {"placement": "post"}},
+    {"positional": {"encoding": "none"}, "parallel_layers": True},
+    {"positional": {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}},
+    {"ffn": {"variant": "geglu", "activation": "gelu"}},
+    {"ffn": {"variant": "mlp", "activation": "relu2"}, "norm": {"type": "layernorm", "placement": "sandwich"}},
+]
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_reading_back_is_exact(changes: dict[str, Any], dtype: torch.dtype, tmp_path: Path) -> None:
     decoder = tiny_decoder(**changes, dropout=0.1, residual_scaled_init=False).to(dtype)
@@ -140,7 +157,7 @@ def test_damaged_and_absent_files_are_one_message(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"model_type": "bert"}, "model_type bert is not a decoder that can be built here"),
-        ({"rope_parameters": {"rope_type": "llama3"}}, "scales its rotary positions"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "scales its rotary positions"),
         ({"hidden_act": "gelu"}, "the model's activation is gelu"),
         ({"num_key_value_heads": 3}, "num_heads 4 is not divisible by num_kv_heads 3"),
         ({"hidden_size": None}, "d_model"),

@@ -60,7 +60,6 @@ RENAMED: dict[str, Renamed] = {
     "model_local_dir": _HUB_MODEL,
     "tokenizer_local_dir": _now("prepare.tokenizer.path", note="with prepare.tokenizer.kind: hf"),
     "local_files_only": _HUB_MODEL,
-    "parallel_layers": _absent("attention and feed-forward in parallel are"),
     "gradient_checkpointing": _CHECKPOINTING,
     "activation_checkpointing": _CHECKPOINTING,
     # Data

@@ -1,4 +1,4 @@
-"""The same weights under transformers' names: Llama, Qwen3 and GPT-2. Files are folder.py's.
+"""The same weights under transformers' names: Llama, Qwen3, Mistral and GPT-2. Files are folder.py's.
 
 A layout knows which of our configs it can hold, the `config.json` that goes with one, and a table that says for each
 tensor of theirs of which tensors of ours it is made. Everything else follows from the table, in both directions and
@@ -110,12 +110,30 @@ def _first(*reasons: str | bool | None) -> str | None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Llama and Qwen3
+# What none of them has
+
+
+def _unfit_everywhere(config: DecoderConfig) -> str | None:
+    """Features that are ours alone."""
+    return _first(
+        config.attention.variant == "complex" and "attention.variant complex (it has real queries and keys)",
+        config.norm.placement != "pre" and f"norm.placement {config.norm.placement} (it has pre)",
+        config.parallel_layers and "parallel_layers (it has none)",
+    )
+
+
+def _sliding(config: DecoderConfig) -> str | bool:
+    return config.attention.mask == "sliding_window" and "attention.mask sliding_window (it has causal)"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Llama, Qwen3 and Mistral
 
 
 def _unfit_for_llama_family(config: DecoderConfig) -> str | None:
-    """What neither Llama nor Qwen3 has."""
+    """What neither Llama, Qwen3 nor Mistral has."""
     return _first(
+        _unfit_everywhere(config),
         config.norm.type != "rmsnorm" and f"norm.type {config.norm.type} (it has rmsnorm)",
         config.positional.encoding != "rope" and f"positional.encoding {config.positional.encoding} (it has rope)",
         config.ffn.variant != "swiglu" and f"ffn.variant {config.ffn.variant} (it has swiglu)",
@@ -123,12 +141,26 @@ def _unfit_for_llama_family(config: DecoderConfig) -> str | None:
 
 
 def _unfit_for_llama(config: DecoderConfig) -> str | None:
-    return _unfit_for_llama_family(config) or _first(config.attention.qk_norm and "attention.qk_norm (it has none)")
+    return _first(
+        _unfit_for_llama_family(config),
+        config.attention.qk_norm and "attention.qk_norm (it has none)",
+        _sliding(config),
+    )
 
 
 def _unfit_for_qwen3(config: DecoderConfig) -> str | None:
-    return _unfit_for_llama_family(config) or _first(
+    return _first(
+        _unfit_for_llama_family(config),
         not config.attention.qk_norm and "no attention.qk_norm (it has it)",
+        config.ffn.bias and "ffn.bias (it has none)",
+    )
+
+
+def _unfit_for_mistral(config: DecoderConfig) -> str | None:
+    return _first(
+        _unfit_for_llama_family(config),
+        config.attention.qk_norm and "attention.qk_norm (it has none)",
+        config.attention.bias and "attention.bias (it has none)",
         config.ffn.bias and "ffn.bias (it has none)",
     )
 
@@ -156,8 +188,9 @@ def _llama_entries(config: DecoderConfig) -> list[Entry]:
 
 
 def _write_llama_config(config: DecoderConfig, vocab_size: int) -> dict[str, Any]:
-    """`rope_theta` stands twice: where transformers 5 looks for it, and where older readers do."""
-    theta = config.positional.rope_base
+    """Rotary settings stand twice: where transformers 5 looks for them, and where older readers do."""
+    theta, scaling = config.positional.rope_base, config.positional.rope_scaling
+    scaled = None if scaling is None else scaling.model_dump(mode="json", exclude_none=True)
     return {
         "vocab_size": vocab_size,
         "hidden_size": config.d_model,
@@ -170,7 +203,8 @@ def _write_llama_config(config: DecoderConfig, vocab_size: int) -> dict[str, Any
         "hidden_act": "silu",
         "rms_norm_eps": config.norm.eps,
         "rope_theta": theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+        "rope_scaling": scaled,
+        "rope_parameters": (scaled or {"rope_type": "default"}) | {"rope_theta": theta},
         "attention_bias": config.attention.bias,
         "attention_dropout": config.attention.dropout,
         "tie_word_embeddings": config.tie_embeddings,
@@ -183,18 +217,33 @@ def _write_llama_only_config(config: DecoderConfig, vocab_size: int) -> dict[str
 
 
 def _write_qwen3_config(config: DecoderConfig, vocab_size: int) -> dict[str, Any]:
-    return _write_llama_config(config, vocab_size) | {"use_sliding_window": False, "sliding_window": None}
+    window = config.attention.window
+    sliding = {"use_sliding_window": window is not None, "sliding_window": window, "max_window_layers": 0}
+    return _write_llama_config(config, vocab_size) | sliding
 
 
-def _read_llama_config(raw: Mapping[str, Any], *, qk_norm: bool = False) -> DecoderConfig:
+def _write_mistral_config(config: DecoderConfig, vocab_size: int) -> dict[str, Any]:
+    return _write_llama_config(config, vocab_size) | {"sliding_window": config.attention.window}
+
+
+def _read_rope(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The `positional` section of a config of theirs."""
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
+    if kind not in ("default", "linear", "llama3"):
         raise ConfigError(f"the model scales its rotary positions ({kind}), which is not supported")
+    keys = [] if kind == "default" else ["factor"]
+    if kind == "llama3":
+        keys += ["low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
+    return {
+        "rope_base": rope.get("rope_theta", raw.get("rope_theta", 10000.0)),
+        "rope_scaling": {"rope_type": kind} | {key: rope[key] for key in keys} if keys else None,
+    }
+
+
+def _read_llama_config(raw: Mapping[str, Any], *, qk_norm: bool = False, window: int | None = None) -> DecoderConfig:
     if raw.get("hidden_act", "silu") != "silu":
         raise ConfigError(f"the model's activation is {raw['hidden_act']}; a {raw['model_type']} has silu here")
-    if raw.get("use_sliding_window"):
-        raise ConfigError("the model attends in a sliding window, which is not supported")
     heads = raw["num_attention_heads"]
     kv_heads = raw.get("num_key_value_heads") or heads
     return DecoderConfig.model_validate(
@@ -213,8 +262,10 @@ def _read_llama_config(raw: Mapping[str, Any], *, qk_norm: bool = False) -> Deco
                 "qk_norm": qk_norm,
                 "bias": raw.get("attention_bias", False),
                 "dropout": raw.get("attention_dropout", 0.0),
+                "mask": "causal" if window is None else "sliding_window",
+                "window": window,
             },
-            "positional": {"rope_base": rope.get("rope_theta", raw.get("rope_theta", 10000.0))},
+            "positional": _read_rope(raw),
             "ffn": {"variant": "swiglu", "d_ff": raw["intermediate_size"], "bias": raw.get("mlp_bias", False)},
             "norm": {"type": "rmsnorm", "eps": raw["rms_norm_eps"]},
         }
@@ -222,7 +273,15 @@ def _read_llama_config(raw: Mapping[str, Any], *, qk_norm: bool = False) -> Deco
 
 
 def _read_qwen3_config(raw: Mapping[str, Any]) -> DecoderConfig:
-    return _read_llama_config({"head_dim": 128} | dict(raw), qk_norm=True)
+    kinds = set(raw.get("layer_types") or ())
+    window = raw.get("sliding_window") if raw.get("use_sliding_window") else None
+    if window is not None and kinds != {"sliding_attention"} and (kinds or raw.get("max_window_layers", 28) > 0):
+        raise ConfigError("some of the model's layers attend in a sliding window and some do not: not supported")
+    return _read_llama_config({"head_dim": 128} | dict(raw), qk_norm=True, window=window)
+
+
+def _read_mistral_config(raw: Mapping[str, Any]) -> DecoderConfig:
+    return _read_llama_config(raw, window=raw.get("sliding_window"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -232,6 +291,8 @@ def _read_qwen3_config(raw: Mapping[str, Any]) -> DecoderConfig:
 def _unfit_for_gpt2(config: DecoderConfig) -> str | None:
     attention, ffn, encoding = config.attention, config.ffn, config.positional.encoding
     return _first(
+        _unfit_everywhere(config),
+        _sliding(config),
         config.norm.type != "layernorm" and f"norm.type {config.norm.type} (it has layernorm)",
         encoding != "learned" and f"positional.encoding {encoding} (it has learned)",
         ffn.variant != "mlp" and f"ffn.variant {ffn.variant} (it has mlp)",
@@ -338,6 +399,14 @@ LAYOUTS = (
         entries=_llama_entries,
         write_config=_write_qwen3_config,
         read_config=_read_qwen3_config,
+    ),
+    Layout(
+        model_type="mistral",
+        architecture="MistralForCausalLM",
+        unfit=_unfit_for_mistral,
+        entries=_llama_entries,
+        write_config=_write_mistral_config,
+        read_config=_read_mistral_config,
     ),
     Layout(
         model_type="gpt2",

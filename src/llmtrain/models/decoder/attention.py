@@ -1,8 +1,9 @@
-"""Causal self-attention: projections, masks and the two ways to compute it. Norms and residuals are decoder.py's.
+"""Self-attention: projections and the two ways to compute it. Masks are mask.py's, norms and residuals decoder.py's.
 
     x ─ q, k, v projections ─ heads ─ (QK-norm) ─ (rotary) ─ (cache) ─ attend ─ output projection
 
-Shapes: b batch, t queries, s keys, h query heads, g query heads for one key/value head, n key/value heads, d head_dim.
+Shapes: b batch, t queries, s keys, h query heads, g query heads for one key/value head, n key/value heads, d head_dim,
+c the width of queries and keys: d, or 2d where they are complex. Scores are scaled by d^-½ either way.
 """
 
 from __future__ import annotations
@@ -15,108 +16,120 @@ from torch import Tensor, nn
 
 from llmtrain.config.model import DecoderConfig
 from llmtrain.models.decoder.cache import KVCache
+from llmtrain.models.decoder.mask import AttentionInputs
 from llmtrain.models.decoder.norm import RMSNorm
 from llmtrain.models.decoder.position import RotaryTables, rotate
-
-EXPLICIT_MAX_KEYS = 2048
-"""Longest rows for which the CPU computes attention explicitly; over it the memory of the scores weighs more."""
 
 QUERY_BLOCK = 128
 MAX_QUERY_BLOCKS = 4
 
 
-class AttentionInputs(NamedTuple):
-    """What all layers share, built once a forward."""
+class QueryBlock(NamedTuple):
+    """Queries start … end - 1, and the keys that they can see: first_key … end_key - 1."""
 
-    mask: Tensor | None
-    """[1 or b, 1, t, s]. Explicit: float32, added to the scores. Else bool, true where a query may look, or None, which
-    stands for plain causal attention of t queries to t keys."""
-    rope: RotaryTables | None
-    explicit: bool
-    """Compute scores, softmax and product ourselves instead of calling the fused kernel."""
+    start: int
+    end: int
+    first_key: int
+    end_key: int
 
 
-def build_mask(
-    num_queries: int, *, document_ids: Tensor | None, cache: KVCache | None, device: torch.device
-) -> tuple[Tensor | None, bool]:
-    """The mask of a forward, and whether attention is explicit, which decides the mask's form.
-
-    `document_ids` [b, s] number the documents of all keys. A query may look at keys of its own document that are not
-    after it; it may always look at itself, so that no row of scores is empty. The fused kernel's own causal mask
-    aligns the first query with the first key, which is wrong as soon as a cache holds earlier keys: it is used without
-    a cache only.
-    """
-    past = 0 if cache is None else cache.length
-    explicit = device.type == "cpu" and past + num_queries <= EXPLICIT_MAX_KEYS
-    if document_ids is None and cache is None and not explicit:
-        return None, False
-    key_slots = torch.arange(past + num_queries, device=device)
-    allowed = (key_slots <= key_slots[past:, None])[None, None]
-    if document_ids is not None:
-        allowed = allowed & (document_ids[:, past:, None] == document_ids[:, None, :])[:, None]
-    if not explicit:
-        return allowed, False
-    return torch.where(allowed, 0.0, float("-inf")), True
-
-
-def attend(q_bhtd: Tensor, k_bnsd: Tensor, v_bnsd: Tensor, inputs: AttentionInputs, *, dropout: float) -> Tensor:
+def attend(q_bhtc: Tensor, k_bnsc: Tensor, v_bnsd: Tensor, inputs: AttentionInputs, *, dropout: float) -> Tensor:
     """Attention of every query head to its key/value head, [b, t, h · d]."""
     mask = inputs.mask
     if not inputs.explicit:
-        out_bhtd = fused_attention(q_bhtd, k_bnsd, v_bnsd, mask, dropout=dropout)
+        out_bhtd = fused_attention(q_bhtc, k_bnsc, v_bnsd, mask, dropout=dropout)
         return out_bhtd.transpose(1, 2).flatten(2)
     assert mask is not None
+    slopes, window = inputs.slopes, inputs.window
     if torch.compiler.is_compiling() and dropout == 0.0:
-        return blocked_attention(q_bhtd, k_bnsd, v_bnsd, mask)
-    return explicit_attention(q_bhtd, k_bnsd, v_bnsd, mask, dropout=dropout)
+        return blocked_attention(q_bhtc, k_bnsc, v_bnsd, mask, slopes=slopes, window=window)
+    return explicit_attention(q_bhtc, k_bnsc, v_bnsd, mask, slopes=slopes, window=window, dropout=dropout)
 
 
 def fused_attention(
-    q_bhtd: Tensor, k_bnsd: Tensor, v_bnsd: Tensor, mask: Tensor | None, *, dropout: float = 0.0
+    q_bhtc: Tensor, k_bnsc: Tensor, v_bnsd: Tensor, mask: Tensor | None, *, dropout: float = 0.0
 ) -> Tensor:
-    """PyTorch's scaled_dot_product_attention, [b, h, t, d]; `mask` is bool, or None for plain causal attention."""
+    """PyTorch's scaled_dot_product_attention, [b, h, t, d]; `mask` is bool, or added, or None for causal attention."""
+    if mask is not None and mask.is_floating_point():
+        mask = mask.to(q_bhtc.dtype)
     return F.scaled_dot_product_attention(
-        q_bhtd,
-        k_bnsd,
+        q_bhtc,
+        k_bnsc,
         v_bnsd,
         attn_mask=mask,
         dropout_p=dropout,
         is_causal=mask is None,
-        enable_gqa=q_bhtd.shape[1] != k_bnsd.shape[1],
+        scale=None if q_bhtc.shape[-1] == v_bnsd.shape[-1] else v_bnsd.shape[-1] ** -0.5,
+        enable_gqa=q_bhtc.shape[1] != k_bnsc.shape[1],
     )
 
 
-def explicit_attention(q_bhtd: Tensor, k_bnsd: Tensor, v_bnsd: Tensor, mask: Tensor, *, dropout: float = 0.0) -> Tensor:
-    """Scores, float32 softmax and product, [b, t, h · d]; `mask` is added to the scores.
+def explicit_attention(
+    q_bhtc: Tensor,
+    k_bnsc: Tensor,
+    v_bnsd: Tensor,
+    mask: Tensor,
+    *,
+    slopes: Tensor | None = None,
+    window: int | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Scores, float32 softmax and product, [b, t, h · d]; `mask` is added to the scores, `slopes` [h] are ALiBi's.
 
     The queries are cut into blocks, each of which meets only the keys up to its own end: with 2 blocks a quarter of the
-    work is left out, with 4 three eighths. A masked score weighs exactly 0, so what it is never shows in a result.
+    work is left out, with 4 three eighths, and with a window more. A masked score weighs exactly 0, so what it is never
+    shows in a result.
     """
-    b, h, t, d = q_bhtd.shape
-    n, s = k_bnsd.shape[1:3]
+    b, h, t, c = q_bhtc.shape
+    n, s, d = v_bnsd.shape[1:]
     outputs = []
-    for start, end in query_blocks(t):
-        seen = s - t + end
-        q = q_bhtd[:, :, start:end].reshape(b, n, -1, d)  # [b, n, g · block, d]: no copy of keys for their group
-        scores = (q @ k_bnsd[:, :, :seen].transpose(-1, -2)).float().reshape(b, n, h // n, end - start, seen)
-        weights = torch.softmax(scores * d**-0.5 + mask[:, :, None, start:end, :seen], dim=-1).to(v_bnsd.dtype)
+    for block in query_blocks(t, s, window=window):
+        rows, keys = block.end - block.start, slice(block.first_key, block.end_key)
+        q = q_bhtc[:, :, block.start : block.end].reshape(b, n, -1, c)  # no copy of keys for the g heads of their group
+        scores = (q @ k_bnsc[:, :, keys].transpose(-1, -2)).float().reshape(b, n, h // n, rows, -1)
+        biased = _biased(scores * d**-0.5, mask, slopes, block)
+        weights = torch.softmax(biased, dim=-1).to(v_bnsd.dtype)
         if dropout > 0.0:
             weights = F.dropout(weights, dropout)
-        outputs.append((weights.flatten(2, 3) @ v_bnsd[:, :, :seen]).reshape(b, h, end - start, d))
+        outputs.append((weights.flatten(2, 3) @ v_bnsd[:, :, keys]).reshape(b, h, rows, d))
     return torch.cat(outputs, dim=2).transpose(1, 2).reshape(b, t, h * d)
 
 
-def blocked_attention(q_bhtd: Tensor, k_bnsd: Tensor, v_bnsd: Tensor, mask: Tensor) -> Tensor:
+def blocked_attention(
+    q_bhtc: Tensor,
+    k_bnsc: Tensor,
+    v_bnsd: Tensor,
+    mask: Tensor,
+    *,
+    slopes: Tensor | None = None,
+    window: int | None = None,
+) -> Tensor:
     """The same as `explicit_attention` without dropout, written for the compiler; [b, t, h · d]."""
-    out: Tensor = _BlockedAttention.apply(q_bhtd, k_bnsd, v_bnsd, mask)  # type: ignore[no-untyped-call]
+    out: Tensor = _BlockedAttention.apply(q_bhtc, k_bnsc, v_bnsd, mask, slopes, window)  # type: ignore[no-untyped-call]
     return out
 
 
-def query_blocks(num_queries: int) -> list[tuple[int, int]]:
-    """Start and end of each block of queries."""
+def query_blocks(num_queries: int, num_keys: int, *, window: int | None = None) -> list[QueryBlock]:
+    """The last `num_queries` of `num_keys` tokens in blocks, each with the keys that its queries can see."""
     num_blocks = min(MAX_QUERY_BLOCKS, max(1, num_queries // QUERY_BLOCK))
-    block = -(-num_queries // num_blocks)
-    return [(start, min(start + block, num_queries)) for start in range(0, num_queries, block)]
+    size = -(-num_queries // num_blocks)
+    past = num_keys - num_queries
+    blocks = []
+    for start in range(0, num_queries, size):
+        end = min(start + size, num_queries)
+        first_key = 0 if window is None else max(0, past + start - window + 1)
+        blocks.append(QueryBlock(start, end, first_key, past + end))
+    return blocks
+
+
+def _biased(scores_bngts: Tensor, mask: Tensor, slopes: Tensor | None, block: QueryBlock) -> Tensor:
+    """A block's scores with the mask added, and with ALiBi's bias where there are slopes."""
+    biased = scores_bngts + mask[:, :, None, block.start : block.end, block.first_key : block.end_key]
+    if slopes is None:
+        return biased
+    keys = torch.arange(block.first_key, block.end_key, device=slopes.device)
+    queries = torch.arange(block.start - block.end, 0, device=slopes.device) + block.end_key
+    return biased + slopes.reshape(*scores_bngts.shape[1:3], 1, 1) * (keys - queries[:, None])
 
 
 class _BlockedAttention(torch.autograd.Function):
@@ -130,95 +143,121 @@ class _BlockedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q_bhtd: Tensor, k_bnsd: Tensor, v_bnsd: Tensor, mask: Tensor) -> Tensor:
-        b, h, t, d = q_bhtd.shape
-        n, s = k_bnsd.shape[1:3]
-        k, v = k_bnsd.reshape(b * n, s, d), v_bnsd.reshape(b * n, s, d)
+    def forward(
+        ctx: Any,
+        q_bhtc: Tensor,
+        k_bnsc: Tensor,
+        v_bnsd: Tensor,
+        mask: Tensor,
+        slopes: Tensor | None,
+        window: int | None,
+    ) -> Tensor:
+        b, h, t, c = q_bhtc.shape
+        n, s, d = v_bnsd.shape[1:]
+        k, v = k_bnsc.reshape(b * n, s, c), v_bnsd.reshape(b * n, s, d)
         exponentials, inverse_sums, outputs = [], [], []
-        for start, end in query_blocks(t):
-            rows, seen = end - start, s - t + end
-            q = q_bhtd[:, :, start:end].reshape(b * n, -1, d)
-            scores = torch.bmm(q, k[:, :seen].contiguous().transpose(1, 2)).reshape(b, n, h // n, rows, seen)
-            biased = scores.float() * d**-0.5 + mask[:, :, None, start:end, :seen]
+        for block in query_blocks(t, s, window=window):
+            rows, keys = block.end - block.start, slice(block.first_key, block.end_key)
+            q = q_bhtc[:, :, block.start : block.end].reshape(b * n, -1, c)
+            scores = torch.bmm(q, k[:, keys].contiguous().transpose(1, 2)).reshape(b, n, h // n, rows, -1)
+            biased = _biased(scores.float() * d**-0.5, mask, slopes, block)
             exponential = (biased - biased.amax(-1, keepdim=True)).exp()
             inverse_sum = 1.0 / exponential.sum(-1, keepdim=True)
             exponential = exponential.to(v.dtype)
-            product = torch.bmm(exponential.reshape(b * n, -1, seen), v[:, :seen].contiguous())
+            product = torch.bmm(exponential.flatten(2, 3).flatten(0, 1), v[:, keys].contiguous())
             out = (product.reshape(b, n, h // n, rows, d) * inverse_sum).to(v.dtype)
             outputs.append(out.reshape(b, h, rows, d).transpose(1, 2))
             exponentials.append(exponential)
             inverse_sums.append(inverse_sum)
         out_bthd = torch.cat(outputs, dim=1)
-        ctx.save_for_backward(q_bhtd, k_bnsd, v_bnsd, out_bthd, *exponentials, *inverse_sums)
+        ctx.save_for_backward(q_bhtc, k_bnsc, v_bnsd, out_bthd, *exponentials, *inverse_sums)
+        ctx.window = window
         return out_bthd.reshape(b, t, h * d)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q_bhtd, k_bnsd, v_bnsd, out_bthd, *rest = ctx.saved_tensors
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+        q_bhtc, k_bnsc, v_bnsd, out_bthd, *rest = ctx.saved_tensors
         exponentials, inverse_sums = rest[: len(rest) // 2], rest[len(rest) // 2 :]
-        b, h, t, d = q_bhtd.shape
-        n, s = k_bnsd.shape[1:3]
+        b, h, t, c = q_bhtc.shape
+        n, s, d = v_bnsd.shape[1:]
         dtype = v_bnsd.dtype
-        k, v = k_bnsd.reshape(b * n, s, d), v_bnsd.reshape(b * n, s, d)
+        k, v = k_bnsc.reshape(b * n, s, c), v_bnsd.reshape(b * n, s, d)
         out_bhtd = out_bthd.transpose(1, 2)
         grad_bhtd = grad_outputs[0].reshape(b, t, h, d).transpose(1, 2)
-        blocks = query_blocks(t)
+        blocks = query_blocks(t, s, window=ctx.window)
         q_grads, k_grads, v_grads = [], [], []
-        for (start, end), exponential, inverse_sum in zip(blocks, exponentials, inverse_sums, strict=True):
-            rows, seen = end - start, s - t + end
-            q = q_bhtd[:, :, start:end].reshape(b * n, -1, d)
-            grad = grad_bhtd[:, :, start:end].reshape(b, n, h // n, rows, d).float() * inverse_sum
-            shift = (grad * out_bhtd[:, :, start:end].reshape(b, n, h // n, rows, d).float()).sum(-1, keepdim=True)
+        for block, exponential, inverse_sum in zip(blocks, exponentials, inverse_sums, strict=True):
+            queries, keys = slice(block.start, block.end), slice(block.first_key, block.end_key)
+            q = q_bhtc[:, :, queries].reshape(b * n, -1, c)
+            grad = grad_bhtd[:, :, queries].reshape(b, n, h // n, -1, d).float() * inverse_sum
+            shift = (grad * out_bhtd[:, :, queries].reshape(b, n, h // n, -1, d).float()).sum(-1, keepdim=True)
             grad = grad.to(dtype).reshape(b * n, -1, d)
-            weight_grad = torch.bmm(grad, v[:, :seen].contiguous().transpose(1, 2)).reshape(exponential.shape)
+            weight_grad = torch.bmm(grad, v[:, keys].contiguous().transpose(1, 2)).reshape(exponential.shape)
             score_grad = (exponential.float() * (weight_grad.float() - shift) * d**-0.5).to(dtype)
-            score_grad = score_grad.reshape(b * n, -1, seen)
-            q_grads.append(torch.bmm(score_grad, k[:, :seen].contiguous()).reshape(b, h, rows, d))
+            score_grad = score_grad.flatten(2, 3).flatten(0, 1)
+            q_grads.append(torch.bmm(score_grad, k[:, keys].contiguous()).reshape(b, h, -1, c))
             k_grads.append(torch.bmm(score_grad.transpose(1, 2), q))
-            v_grads.append(torch.bmm(exponential.reshape(b * n, -1, seen).transpose(1, 2), grad))
-        ends = [s - t + end for _, end in blocks]
-        k_grad, v_grad = (_sum_prefixes(grads, ends).reshape(k_bnsd.shape) for grads in (k_grads, v_grads))
-        return torch.cat(q_grads, dim=2), k_grad, v_grad, None
+            v_grads.append(torch.bmm(exponential.flatten(2, 3).flatten(0, 1).transpose(1, 2), grad))
+        k_grad, v_grad = (_sum_over_blocks(grads, blocks, num_keys=s) for grads in (k_grads, v_grads))
+        q_grad = torch.cat(q_grads, dim=2)
+        return q_grad, k_grad.reshape(k_bnsc.shape), v_grad.reshape(v_bnsd.shape), None, None, None
 
 
-def _sum_prefixes(grads: list[Tensor], ends: list[int]) -> Tensor:
-    """The sum of tensors [m, end, d] of growing length, each of which begins at key 0: [m, s, d]."""
+def _sum_over_blocks(grads: list[Tensor], blocks: list[QueryBlock], *, num_keys: int) -> Tensor:
+    """The sum of the blocks' tensors [m, keys of the block, …], each put where its keys are: [m, s, …]."""
+    starts = sorted({0, *(block.first_key for block in blocks), *(block.end_key for block in blocks[:-1])})
     parts = []
-    for start, end in zip([0, *ends], ends, strict=False):
-        covering = [grad[:, start:end].float() for grad, its_end in zip(grads, ends, strict=True) if its_end >= end]
-        parts.append(sum(covering[1:], start=covering[0]).to(grads[0].dtype))
+    for start, end in zip(starts, [*starts[1:], num_keys], strict=True):
+        covering = [
+            grad[:, start - block.first_key : end - block.first_key].float()
+            for grad, block in zip(grads, blocks, strict=True)
+            if block.first_key <= start and block.end_key >= end
+        ]
+        if covering:
+            parts.append(sum(covering[1:], start=covering[0]).to(grads[0].dtype))
+        else:  # keys that a cache holds and no window reaches any more
+            parts.append(grads[0].new_zeros(grads[0].shape[0], end - start, grads[0].shape[2]))
     return torch.cat(parts, dim=1)
 
 
 class Attention(nn.Module):
-    """Multi-head and grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245)."""
+    """Multi-head, grouped-query (Ainslie et al. 2023, arXiv:2305.13245), multi-query (Shazeer 2019, arXiv:1911.02150)
+    and complex attention.
+
+    Complex: a head's query and key are head_dim complex numbers, projected as their real parts followed by their
+    imaginary ones; values are real. The score Re(q · k̄) is the sum of the products of the real parts and those of the
+    imaginary parts, which is the dot product of the 2·head_dim real numbers, so nothing else changes. Rotary positions
+    multiply each complex number by e^{iθ}, which is what `rotate` does to halves, each of the head_dim numbers with a
+    frequency of its own. QK-norm divides a head's vector by the root mean square of its 2·head_dim real numbers.
+    """
 
     def __init__(self, config: DecoderConfig, *, layer: int) -> None:
         super().__init__()
         attention = config.attention
         self.layer = layer
-        self.head_dim = config.head_dim
+        self.key_dim, self.head_dim = config.key_dim, config.head_dim
         self.dropout = attention.dropout
-        q_width, kv_width = attention.num_heads * config.head_dim, attention.kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.d_model, q_width, bias=attention.bias)
-        self.k_proj = nn.Linear(config.d_model, kv_width, bias=attention.bias)
-        self.v_proj = nn.Linear(config.d_model, kv_width, bias=attention.bias)
-        self.o_proj = nn.Linear(q_width, config.d_model, bias=attention.bias)
-        self.q_norm = RMSNorm(config.head_dim, eps=config.norm.eps) if attention.qk_norm else None
-        self.k_norm = RMSNorm(config.head_dim, eps=config.norm.eps) if attention.qk_norm else None
+        num_heads, kv_heads = attention.num_heads, attention.kv_heads
+        self.q_proj = nn.Linear(config.d_model, num_heads * config.key_dim, bias=attention.bias)
+        self.k_proj = nn.Linear(config.d_model, kv_heads * config.key_dim, bias=attention.bias)
+        self.v_proj = nn.Linear(config.d_model, kv_heads * config.head_dim, bias=attention.bias)
+        self.o_proj = nn.Linear(num_heads * config.head_dim, config.d_model, bias=attention.bias)
+        self.q_norm = RMSNorm(config.key_dim, eps=config.norm.eps) if attention.qk_norm else None
+        self.k_norm = RMSNorm(config.key_dim, eps=config.norm.eps) if attention.qk_norm else None
 
     def forward(self, x: Tensor, inputs: AttentionInputs, cache: KVCache | None = None) -> Tensor:
-        q = self._heads(self.q_proj(x), norm=self.q_norm, rope=inputs.rope)
-        k = self._heads(self.k_proj(x), norm=self.k_norm, rope=inputs.rope)
-        v = self._heads(self.v_proj(x), norm=None, rope=None)
+        q = _heads(self.q_proj(x), width=self.key_dim, norm=self.q_norm, rope=inputs.rope)
+        k = _heads(self.k_proj(x), width=self.key_dim, norm=self.k_norm, rope=inputs.rope)
+        v = _heads(self.v_proj(x), width=self.head_dim, norm=None, rope=None)
         if cache is not None:
             k, v = cache.write(self.layer, k, v)
         out: Tensor = self.o_proj(attend(q, k, v, inputs, dropout=self.dropout if self.training else 0.0))
         return out
 
-    def _heads(self, x: Tensor, *, norm: RMSNorm | None, rope: RotaryTables | None) -> Tensor:
-        """[b, t, heads · d] → [b, heads, t, d], normalised and turned as asked."""
-        x_bthd = x.reshape(*x.shape[:2], -1, self.head_dim)
-        if norm is not None:
-            x_bthd = norm(x_bthd)
-        return x_bthd.transpose(1, 2) if rope is None else rotate(x_bthd, rope)
+
+def _heads(x: Tensor, *, width: int, norm: RMSNorm | None, rope: RotaryTables | None) -> Tensor:
+    """[b, t, heads · width] → [b, heads, t, width], normalised and turned as asked."""
+    x_bthd = x.reshape(*x.shape[:2], -1, width)
+    if norm is not None:
+        x_bthd = norm(x_bthd)
+    return x_bthd.transpose(1, 2) if rope is None else rotate(x_bthd, rope)

@@ -28,14 +28,15 @@ class KVCache:
         batch_size: int,
         num_kv_heads: int,
         max_len: int,
+        key_dim: int,
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
         first_slots: Tensor | None = None,
     ) -> None:
-        shape = (num_layers, batch_size, num_kv_heads, max_len, head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        shape = (num_layers, batch_size, num_kv_heads, max_len)
+        self.keys = torch.zeros(*shape, key_dim, dtype=dtype, device=device)
+        self.values = torch.zeros(*shape, head_dim, dtype=dtype, device=device)
         self.document_ids = torch.zeros(batch_size, max_len, dtype=torch.int32, device=device)
         self.first_slots = torch.zeros(batch_size, dtype=torch.int64, device=device)
         if first_slots is not None:
@@ -57,11 +58,11 @@ class KVCache:
         slots = torch.arange(self.length, self.length + num_tokens, device=self.first_slots.device)
         return (slots - self.first_slots[:, None]).clamp(min=0)
 
-    def write(self, layer: int, k_bhtd: Tensor, v_bhtd: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores the new tokens' keys and values; returns those of all tokens so far, [b, kv_heads, s, head_dim]."""
-        end = self.length + k_bhtd.shape[2]
-        self.keys[layer, :, :, self.length : end] = k_bhtd
-        self.values[layer, :, :, self.length : end] = v_bhtd
+    def write(self, layer: int, k_bntc: Tensor, v_bntd: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores the new tokens' keys and values; returns those of all tokens so far, [b, kv_heads, s, …]."""
+        end = self.length + k_bntc.shape[2]
+        self.keys[layer, :, :, self.length : end] = k_bntc
+        self.values[layer, :, :, self.length : end] = v_bntd
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
     def keep_rows(self, rows: Sequence[int]) -> None:

@@ -1,10 +1,9 @@
 """The decoder-only transformer: embeddings, blocks, final norm, output. Files beside this one hold the parts.
 
-    input_ids ─ embedding (+ learned positions) ─ block × num_layers ─ norm ─┬─ loss.py: sum of losses, no whole logits
-                                                                            └─ logits
+    input_ids ─ embedding (+ positions) ─ block × num_layers ─ norm ─┬─ loss.py: sum of losses, no whole logits
+                                                                    └─ logits
 
-A block is pre-norm: x + attention(norm(x)), then x + feed_forward(norm(x)). Training, optimizers and devices are
-elsewhere; names of other libraries for the same weights are in models/layouts.py.
+Training, optimizers and devices are elsewhere; names of other libraries for the same weights are in models/layouts.py.
 """
 
 from __future__ import annotations
@@ -15,33 +14,61 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from llmtrain.config.model import DecoderConfig
 from llmtrain.contracts import IGNORE_INDEX, Batch
-from llmtrain.models.decoder.attention import Attention, AttentionInputs, build_mask
+from llmtrain.models.decoder.attention import Attention
 from llmtrain.models.decoder.cache import KVCache
 from llmtrain.models.decoder.feed_forward import build_feed_forward
 from llmtrain.models.decoder.loss import ChunkKernels, compiled_kernels, next_token_loss
-from llmtrain.models.decoder.norm import LayerNorm, RMSNorm, build_norm
-from llmtrain.models.decoder.position import Rotary
+from llmtrain.models.decoder.mask import AttentionInputs, alibi_slopes, build_mask
+from llmtrain.models.decoder.norm import LayerNorm, Norm, RMSNorm, build_norm
+from llmtrain.models.decoder.position import Rotary, Sinusoidal
 
 
 class Block(nn.Module):
-    """One layer of the decoder, [b, t, d_model] → [b, t, d_model]."""
+    """One layer of the decoder, [b, t, d_model] → [b, t, d_model].
+
+    With f for attention, then for the feed-forward layer: pre is x + f(norm(x)); post is norm(x + f(x)), as in Vaswani
+    et al. 2017; sandwich is x + norm(f(norm(x))) (Ding et al. 2021, arXiv:2105.13290). Parallel layers take the same
+    input through the same norm and are added together, x + attention(norm(x)) + feed_forward(norm(x)), as in GPT-J and
+    PaLM (Chowdhery et al. 2022, arXiv:2204.02311); post then norms their sum once, sandwich each by itself.
+    """
 
     def __init__(self, config: DecoderConfig, *, layer: int) -> None:
         super().__init__()
+        self.placement, self.parallel = config.norm.placement, config.parallel_layers
+        sandwich = self.placement == "sandwich"
         self.attention_norm = build_norm(config.norm, width=config.d_model)
         self.attention = Attention(config, layer=layer)
-        self.feed_forward_norm = build_norm(config.norm, width=config.d_model)
+        self.attention_out_norm = build_norm(config.norm, width=config.d_model) if sandwich else None
+        self.feed_forward_norm = None if self.parallel else build_norm(config.norm, width=config.d_model)
         self.feed_forward = build_feed_forward(config)
+        self.feed_forward_out_norm = build_norm(config.norm, width=config.d_model) if sandwich else None
         self.dropout = config.dropout
 
     def forward(self, x: Tensor, inputs: AttentionInputs, cache: KVCache | None = None) -> Tensor:
-        attended = self.attention(self.attention_norm(x), inputs, cache)
-        x = x + F.dropout(attended, self.dropout, self.training)
-        out: Tensor = x + self.feed_forward(self.feed_forward_norm(x))
-        return out
+        normed = self._before(x, self.attention_norm)
+        attended = F.dropout(self.attention(normed, inputs, cache), self.dropout, self.training)
+        if self.feed_forward_norm is None:
+            fed = self._after(self.feed_forward(normed), self.feed_forward_out_norm)
+            return self._sum(x, self._after(attended, self.attention_out_norm) + fed, self.attention_norm)
+        x = self._sum(x, self._after(attended, self.attention_out_norm), self.attention_norm)
+        fed = self.feed_forward(self._before(x, self.feed_forward_norm))
+        return self._sum(x, self._after(fed, self.feed_forward_out_norm), self.feed_forward_norm)
+
+    def _before(self, x: Tensor, norm: Norm) -> Tensor:
+        """The input of a sublayer."""
+        return x if self.placement == "post" else _call(norm, x)
+
+    def _after(self, out: Tensor, norm: Norm | None) -> Tensor:
+        """The output of a sublayer."""
+        return out if norm is None else _call(norm, out)
+
+    def _sum(self, x: Tensor, out: Tensor, norm: Norm) -> Tensor:
+        """The residual with a sublayer's output added."""
+        return _call(norm, x + out) if self.placement == "post" else x + out
 
 
 class Decoder(nn.Module):
@@ -58,14 +85,15 @@ class Decoder(nn.Module):
         self.token_embedding = nn.Embedding(vocab_size, config.d_model)
         learned = config.positional.encoding == "learned"
         self.position_embedding = nn.Embedding(config.max_seq_len, config.d_model) if learned else None
-        rope = config.positional.encoding == "rope"
-        self.rotary = (
-            Rotary(config.head_dim, base=config.positional.rope_base, max_seq_len=config.max_seq_len) if rope else None
-        )
+        sinusoidal = config.positional.encoding == "sinusoidal"
+        self.sinusoidal = Sinusoidal(config.d_model, max_seq_len=config.max_seq_len) if sinusoidal else None
+        self.rotary = _rotary(config) if config.positional.encoding == "rope" else None
         self.blocks = nn.ModuleList(Block(config, layer=layer) for layer in range(config.num_layers))
-        self.final_norm = build_norm(config.norm, width=config.d_model)
+        # Post-norm blocks end in a norm already.
+        self.final_norm = None if config.norm.placement == "post" else build_norm(config.norm, width=config.d_model)
         self.output = None if config.tie_embeddings else nn.Linear(config.d_model, vocab_size, bias=False)
         self._loss_kernels: ChunkKernels | None = None
+        self._checkpointing = False
         self.reset_parameters()
 
     @torch.no_grad()
@@ -118,6 +146,7 @@ class Decoder(nn.Module):
             batch_size=batch_size,
             num_kv_heads=self.config.attention.kv_heads,
             max_len=max_len,
+            key_dim=self.config.key_dim,
             head_dim=self.config.head_dim,
             dtype=_residual_dtype(weight),
             device=weight.device,
@@ -156,10 +185,22 @@ class Decoder(nn.Module):
         """Forward and backward in the convention of PaLM (Chowdhery et al. 2022, arXiv:2204.02311, appendix B).
 
         6N + 12·L·(num_heads·head_dim)·T, where N is `num_parameters(non_embedding=True)`: recomputation is not
-        counted, and attention is counted as if it were not causal.
+        counted, and attention is counted as if it were not causal. With a sliding window T is at most the window;
+        complex queries and keys are twice as wide as their values, which makes 18 of the 12.
         """
-        width = self.config.attention.num_heads * self.config.head_dim
-        return 6 * self.num_parameters(non_embedding=True) + 12 * self.config.num_layers * width * seq_len
+        config: DecoderConfig = self.config
+        attention = config.attention
+        num_keys = min(seq_len, attention.window or seq_len)
+        width = attention.num_heads * (config.key_dim + config.head_dim)
+        return 6 * self.num_parameters(non_embedding=True) + 6 * config.num_layers * width * num_keys
+
+    def checkpoint_blocks(self) -> None:
+        """Keep only each block's input for the backward pass, which computes the block once more.
+
+        Same results and gradients, dropout included, for about a third more computation (Chen et al. 2016,
+        arXiv:1604.06174). Names of parameters stay as they are; works with and without `compile_parts`.
+        """
+        self._checkpointing = True
 
     def compile_parts(self, **options: Any) -> None:
         """Compile the blocks, which share what is compiled, and the loss; what is between them is cheap.
@@ -169,7 +210,8 @@ class Decoder(nn.Module):
         """
         for block in self.blocks:
             block.compile(**options)
-        self.final_norm.compile(**options)
+        if self.final_norm is not None:
+            self.final_norm.compile(**options)
         self._loss_kernels = compiled_kernels(**options)
 
     def _hidden(self, input_ids: Tensor, document_ids: Tensor | None, cache: KVCache | None) -> Tensor:
@@ -183,21 +225,61 @@ class Decoder(nn.Module):
             positions = cache.positions(num_tokens)
             cache.append_documents(num_tokens, document_ids)
             document_ids = cache.document_ids[:, :end]
-        mask, explicit = build_mask(num_tokens, document_ids=document_ids, cache=cache, device=input_ids.device)
-        rope = None if self.rotary is None else self.rotary(positions)
-        inputs = AttentionInputs(mask=mask, rope=rope, explicit=explicit)
+        x = self._embed(input_ids, positions)
+        inputs = self._attention_inputs(num_tokens, positions, document_ids, cache, device=input_ids.device)
+        for block in self.blocks:
+            if self._checkpointing and cache is None and torch.is_grad_enabled():
+                x = checkpoint(block, x, inputs, use_reentrant=False)
+            else:
+                x = block(x, inputs, cache)
+        if cache is not None:
+            cache.advance(num_tokens)
+        return x if self.final_norm is None else _call(self.final_norm, x)
 
+    def _embed(self, input_ids: Tensor, positions: int | Tensor) -> Tensor:
+        """[b, t, d_model]: the first residual stream.
+
+        Sinusoids are added to embeddings times sqrt(d_model), as in their paper: unscaled they would drown in them.
+        """
         x: Tensor = self.token_embedding(input_ids)
+        dtype = _residual_dtype(x)
         if self.position_embedding is not None:
             table = self.position_embedding.weight
             x = x + (table[:positions] if isinstance(positions, int) else self.position_embedding(positions))
-        x = F.dropout(x.to(_residual_dtype(x)), self.config.dropout, self.training)
-        for block in self.blocks:
-            x = block(x, inputs, cache)
-        if cache is not None:
-            cache.advance(num_tokens)
-        out: Tensor = self.final_norm(x)
-        return out
+        elif self.sinusoidal is not None:
+            x = x * math.sqrt(self.config.d_model) + self.sinusoidal(positions)
+        return F.dropout(x.to(dtype), self.config.dropout, self.training)
+
+    def _attention_inputs(
+        self,
+        num_tokens: int,
+        positions: int | Tensor,
+        document_ids: Tensor | None,
+        cache: KVCache | None,
+        *,
+        device: torch.device,
+    ) -> AttentionInputs:
+        """What all layers share in this forward."""
+        attention = self.config.attention
+        alibi = self.config.positional.encoding == "alibi"
+        slopes = alibi_slopes(attention.num_heads, device=device) if alibi else None
+        mask, explicit = build_mask(
+            num_tokens, document_ids=document_ids, cache=cache, device=device, window=attention.window, slopes=slopes
+        )
+        rope = None if self.rotary is None else self.rotary(positions)
+        return AttentionInputs(mask=mask, rope=rope, explicit=explicit, slopes=slopes, window=attention.window)
+
+
+def _call(norm: Norm, x: Tensor) -> Tensor:
+    out: Tensor = norm(x)
+    return out
+
+
+def _rotary(config: DecoderConfig) -> Rotary:
+    positional = config.positional
+    return Rotary(
+        config.key_dim, base=positional.rope_base, max_seq_len=config.max_seq_len, scaling=positional.rope_scaling
+    )
 
 
 def _check_room(num_tokens: int, *, max_seq_len: int, cache: KVCache | None) -> None:

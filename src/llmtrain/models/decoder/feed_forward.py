@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from llmtrain.config.model import DecoderConfig
 
 
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) · up(x)) (Shazeer 2020, arXiv:2002.05202).
+class GatedMLP(nn.Module):
+    """down(activation(gate(x)) · up(x)): SwiGLU with SiLU, GEGLU with GELU (Shazeer 2020, arXiv:2002.05202).
 
     Gate and up are two products, not one: the halves of a joint product are strided, and the compiled elementwise
     code around it costs a third more than what the larger product saves.
@@ -23,10 +23,11 @@ class SwiGLU(nn.Module):
         self.gate_proj = nn.Linear(config.d_model, config.d_ff, bias=config.ffn.bias)
         self.up_proj = nn.Linear(config.d_model, config.d_ff, bias=config.ffn.bias)
         self.down_proj = nn.Linear(config.d_ff, config.d_model, bias=config.ffn.bias)
+        self.activation = config.ffn.activation_name
         self.dropout = config.ffn.dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = F.silu(self.gate_proj(x)) * self.up_proj(x)
+        hidden = activate(self.gate_proj(x), self.activation) * self.up_proj(x)
         return F.dropout(self.down_proj(hidden), self.dropout, self.training)
 
 
@@ -37,7 +38,7 @@ class MLP(nn.Module):
         super().__init__()
         self.up_proj = nn.Linear(config.d_model, config.d_ff, bias=config.ffn.bias)
         self.down_proj = nn.Linear(config.d_ff, config.d_model, bias=config.ffn.bias)
-        self.activation = config.ffn.activation or "gelu_tanh"
+        self.activation = config.ffn.activation_name
         self.dropout = config.ffn.dropout
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,13 +47,15 @@ class MLP(nn.Module):
 
 
 def activate(x: Tensor, name: str) -> Tensor:
-    """The activation of that name, elementwise."""
+    """The activation of that name, elementwise; relu2 is the square of relu (So et al. 2021, arXiv:2109.08668)."""
     if name == "gelu":
         return F.gelu(x)
     if name == "gelu_tanh":
         return _gelu_tanh(x)
     if name == "relu":
         return F.relu(x)
+    if name == "relu2":
+        return F.relu(x).square()
     assert name == "silu", name
     return F.silu(x)
 
@@ -65,9 +68,9 @@ def _gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-FeedForward = SwiGLU | MLP
+FeedForward = GatedMLP | MLP
 
 
 def build_feed_forward(config: DecoderConfig) -> FeedForward:
     """The feed-forward layer that the config asks for."""
-    return (SwiGLU if config.ffn.variant == "swiglu" else MLP)(config)
+    return (MLP if config.ffn.variant == "mlp" else GatedMLP)(config)

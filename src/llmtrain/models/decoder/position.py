@@ -1,15 +1,22 @@
-"""Position encodings that act inside attention. Learned positions are an embedding, which decoder.py adds.
+"""Position encodings that are tables: rotary, which acts inside attention, and sinusoidal, which decoder.py adds.
 
 Rotary (one for the model) ── tables for the positions of this forward ──▶ rotate() in every attention layer
+
+Learned positions are an embedding in decoder.py; ALiBi is a bias, in mask.py.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from llmtrain.config.model import RopeScalingConfig
+
+SINUSOIDAL_BASE = 10000.0
 
 
 class RotaryTables(NamedTuple):
@@ -33,17 +40,23 @@ class Rotary(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, head_dim: int, *, base: float, max_seq_len: int) -> None:
+    def __init__(
+        self, head_dim: int, *, base: float, max_seq_len: int, scaling: RopeScalingConfig | None = None
+    ) -> None:
         super().__init__()
         self.head_dim = head_dim
         self.base = base
+        self.scaling = scaling
         self.max_seq_len = max_seq_len
         self._fill(torch.get_default_device())
 
     def _fill(self, device: torch.device) -> None:
         dims = torch.arange(0, self.head_dim, 2, device=device, dtype=torch.float32)
         positions = torch.arange(self.max_seq_len, device=device, dtype=torch.float32)
-        angles = positions[:, None] / self.base ** (dims / self.head_dim)
+        periods = self.base ** (dims / self.head_dim)
+        if self.scaling is not None:
+            periods = scaled_periods(periods, self.scaling)
+        angles = positions[:, None] / periods
         self.cos = angles.cos()[:, None]
         self.sin = torch.stack((-angles.sin(), angles.sin()), dim=1)
 
@@ -60,6 +73,58 @@ class Rotary(nn.Module):
         if isinstance(positions, int):
             return RotaryTables(self.cos[None, None, :positions], self.sin[None, None, :positions])
         return RotaryTables(self.cos[positions][:, None], self.sin[positions][:, None])
+
+
+def scaled_periods(periods: Tensor, scaling: RopeScalingConfig) -> Tensor:
+    """Periods (tokens per radian) for positions beyond the original length.
+
+    linear: all times `factor` (Chen et al. 2023, arXiv:2306.15595). llama3, as Llama 3.1 and transformers have it: a
+    dimension that turns fewer than `low_freq_factor` times in the original length is slowed by `factor`, one that turns
+    more than `high_freq_factor` times is left alone, and between the two the frequency goes over linearly in the number
+    of turns.
+    """
+    if scaling.rope_type == "linear":
+        return periods * scaling.factor
+    length, low, high = scaling.original_max_position_embeddings, scaling.low_freq_factor, scaling.high_freq_factor
+    assert length is not None
+    assert low is not None
+    assert high is not None
+    turns = length / (2 * math.pi * periods)
+    kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+    return periods / (kept + (1 - kept) / scaling.factor)
+
+
+class Sinusoidal(nn.Module):
+    """Sines and cosines of fixed frequencies, added to the embeddings (Vaswani et al. 2017, arXiv:1706.03762).
+
+    A table of its own for the same reasons as `Rotary`.
+    """
+
+    table: Tensor
+
+    def __init__(self, width: int, *, max_seq_len: int) -> None:
+        super().__init__()
+        self.width = width
+        self.max_seq_len = max_seq_len
+        self._fill(torch.get_default_device())
+
+    def _fill(self, device: torch.device) -> None:
+        dims = torch.arange(0, self.width, 2, device=device, dtype=torch.float32)
+        positions = torch.arange(self.max_seq_len, device=device, dtype=torch.float32)
+        angles = positions[:, None] / SINUSOIDAL_BASE ** (dims / self.width)
+        self.table = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)[:, : self.width]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Sinusoidal:
+        """Follow to the device, and to nothing else."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        device = fn(torch.empty(0, device=self.table.device)).device
+        if device != self.table.device:
+            self._fill(device)
+        return self
+
+    def forward(self, positions: Tensor | int) -> Tensor:
+        """[n, width] float32 for positions 0 … n - 1, or [b, t, width] for each row's positions [b, t]."""
+        return self.table[:positions] if isinstance(positions, int) else self.table[positions]
 
 
 def rotate(x_bthd: Tensor, tables: RotaryTables) -> Tensor:

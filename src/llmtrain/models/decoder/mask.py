@@ -1,0 +1,79 @@
+"""What a query may look at, and how far away it is: masks and ALiBi's bias, built once a forward for all layers.
+
+A mask says by slots who sees whom: a row's slots are its tokens in order, with a cache after its padding, so that a
+difference of slots is a difference of positions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from llmtrain.models.decoder.cache import KVCache
+from llmtrain.models.decoder.position import RotaryTables
+
+EXPLICIT_MAX_KEYS = 2048
+"""Longest rows for which the CPU computes attention explicitly; over it the memory of the scores weighs more."""
+
+
+class AttentionInputs(NamedTuple):
+    """What all layers share, built once a forward."""
+
+    mask: Tensor | None
+    """[1 or b, 1, t, s]. Explicit: float32, added to the scores. Else bool, true where a query may look; or None, which
+    stands for plain causal attention of t queries to t keys; or with ALiBi [1 or b, h, t, s] float32, bias included."""
+    rope: RotaryTables | None
+    explicit: bool
+    """Compute scores, softmax and product ourselves instead of calling the fused kernel."""
+    slopes: Tensor | None = None
+    """[h] float32: ALiBi's slopes, which explicit attention applies itself: a bias for each head need not be stored."""
+    window: int | None = None
+    """Keys that a query sees at most; the mask says it too, this tells which keys can be left out altogether."""
+
+
+def build_mask(
+    num_queries: int,
+    *,
+    document_ids: Tensor | None,
+    cache: KVCache | None,
+    device: torch.device,
+    window: int | None = None,
+    slopes: Tensor | None = None,
+) -> tuple[Tensor | None, bool]:
+    """The mask of a forward, and whether attention is explicit, which decides the mask's form.
+
+    `document_ids` [b, s] number the documents of all keys. A query may look at keys of its own document that are not
+    after it and, with a `window`, at most window - 1 before it; it may always look at itself, so that no row of scores
+    is empty. The fused kernel's own causal mask aligns the first query with the first key, which is wrong as soon as a
+    cache holds earlier keys: it is used without a cache only.
+    """
+    past = 0 if cache is None else cache.length
+    explicit = device.type == "cpu" and past + num_queries <= EXPLICIT_MAX_KEYS
+    if document_ids is None and cache is None and window is None and slopes is None and not explicit:
+        return None, False
+    key_slots = torch.arange(past + num_queries, device=device)
+    query_slots = key_slots[past:, None]
+    allowed = (key_slots <= query_slots)[None, None]
+    if window is not None:
+        allowed = allowed & (key_slots > query_slots - window)
+    if document_ids is not None:
+        allowed = allowed & (document_ids[:, past:, None] == document_ids[:, None, :])[:, None]
+    if explicit:
+        return torch.where(allowed, 0.0, float("-inf")), True
+    if slopes is not None:
+        return torch.where(allowed, slopes[:, None, None] * (key_slots - query_slots), float("-inf")), False
+    return allowed, False
+
+
+def alibi_slopes(num_heads: int, *, device: torch.device) -> Tensor:
+    """[h] float32: how fast each head's scores fall with distance (Press et al. 2022, arXiv:2108.12409).
+
+    For a power of two, 2^(-8/h), 2^(-16/h), … . Else, as in the authors' code, those of the power of two below, and
+    then every second one of the power of two above.
+    """
+    power = 1 << (num_heads.bit_length() - 1)
+    exponents = torch.arange(1, power + 1, device=device, dtype=torch.float32) * (8 / power)
+    between = (torch.arange(num_heads - power, device=device, dtype=torch.float32) * 2 + 1) * (4 / power)
+    return torch.exp2(-torch.cat((exponents, between)))
