@@ -1,0 +1,78 @@
+"""From raw text to a published language model, with one config file. The Python API; docs/python.md shows it in use.
+
+    import llmtrain
+
+    run = llmtrain.train("quickstart", overrides=["trainer.max_steps=50"])
+    model = llmtrain.load_model(run["run"])
+    print(model.generate("import ", max_new_tokens=32)[0].completion)
+
+Each name is imported when it is first asked for, so `import llmtrain` alone imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from llmtrain._version import __version__
+
+if TYPE_CHECKING:
+    from llmtrain.api import evaluate, load_decoder, load_model, prepare, train
+    from llmtrain.config.errors import ConfigError, Hang, Preempted, RunError, WillFailAgain, WorkersFailed
+    from llmtrain.config.load import LoadedConfig, load_config
+    from llmtrain.config.model import DecoderConfig
+    from llmtrain.config.schema import Config
+    from llmtrain.data.tokenizers import Tokenizer, load_tokenizer
+    from llmtrain.evaluation.text import Completion
+    from llmtrain.models.decoder.decoder import Decoder
+    from llmtrain.recipes.language_model import LanguageModel
+
+_HOMES = {
+    "llmtrain.api": ("evaluate", "load_decoder", "load_model", "prepare", "train"),
+    "llmtrain.config.errors": ("ConfigError", "Hang", "Preempted", "RunError", "WillFailAgain", "WorkersFailed"),
+    "llmtrain.config.load": ("LoadedConfig", "load_config"),
+    "llmtrain.config.model": ("DecoderConfig",),
+    "llmtrain.config.schema": ("Config",),
+    "llmtrain.data.tokenizers": ("Tokenizer", "load_tokenizer"),
+    "llmtrain.evaluation.text": ("Completion",),
+    "llmtrain.models.decoder.decoder": ("Decoder",),
+    "llmtrain.recipes.language_model": ("LanguageModel",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Completion",
+    "Config",
+    "ConfigError",
+    "Decoder",
+    "DecoderConfig",
+    "Hang",
+    "LanguageModel",
+    "LoadedConfig",
+    "Preempted",
+    "RunError",
+    "Tokenizer",
+    "WillFailAgain",
+    "WorkersFailed",
+    "__version__",
+    "evaluate",
+    "load_config",
+    "load_decoder",
+    "load_model",
+    "load_tokenizer",
+    "prepare",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'llmtrain' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -59,7 +59,7 @@ def write_model_folder(
         ValueError: `state_dict` has not exactly the tensors of such a decoder.
     """
     state_dict = {name: tensor.detach() for name, tensor in clean_state_dict(state_dict).items()}
-    _check_tensors(state_dict, config, vocab_size, where="the state dict")
+    check_tensors(state_dict, config, vocab_size, where="the state dict")
     layout = layout_for(config)
     tensors = state_dict if layout is None else layout.to_theirs(state_dict, config)
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
@@ -97,11 +97,18 @@ def read_model_folder(folder: Path, *, device: str | torch.device = "cpu") -> tu
     """
     config, vocab_size = read_model_config(folder)
     state_dict = read_state_dict(folder, config, vocab_size=vocab_size)
+    return decoder_with(state_dict, config, vocab_size, device=device), vocab_size
+
+
+def decoder_with(
+    state_dict: Mapping[str, Tensor], config: DecoderConfig, vocab_size: int, *, device: str | torch.device = "cpu"
+) -> Decoder:
+    """A decoder with these weights, in their dtype, without initial ones being drawn first."""
     with torch.device("meta"):
         decoder = Decoder(config, vocab_size)
     decoder.to(_common_dtype(state_dict)).to_empty(device=device)
     decoder.load_state_dict(state_dict)
-    return decoder, vocab_size
+    return decoder
 
 
 def read_model_config(folder: Path) -> tuple[DecoderConfig, int]:
@@ -142,13 +149,13 @@ def read_state_dict(folder: Path, config: DecoderConfig, *, vocab_size: int | No
             tensors = layout.to_ours(tensors, config)
         if vocab_size is None:
             vocab_size = read_model_config(folder)[1]
-        _check_tensors(tensors, config, vocab_size, where=str(folder))
+        check_tensors(tensors, config, vocab_size, where=str(folder))
     except ValueError as error:
         raise ConfigError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from error
     return tensors
 
 
-def _check_tensors(tensors: Mapping[str, Tensor], config: DecoderConfig, vocab_size: int, *, where: str) -> None:
+def check_tensors(tensors: Mapping[str, Tensor], config: DecoderConfig, vocab_size: int, *, where: str) -> None:
     """ValueError that names every tensor that is missing, too many or of the wrong shape."""
     with torch.device("meta"):
         wanted = {name: tensor.shape for name, tensor in Decoder(config, vocab_size).state_dict().items()}

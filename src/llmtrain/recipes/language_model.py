@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
+import torch
+from pydantic import ValidationError
+
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.running import RunConfig
 from llmtrain.config.training import DistributedConfig, TrainerConfig
@@ -43,7 +46,7 @@ class LanguageModel:
     model: Decoder
     """In evaluation mode, on its device."""
     tokenizer: Tokenizer | None
-    """None where the model's folder has none: it then takes and gives token ids alone."""
+    """None where there is none: `model` then takes and gives token ids, and there is no text."""
     folder: Path
 
     def generate(
@@ -101,9 +104,18 @@ def open_model(ref: str, *, root_dir: str = "runs", device: str = "auto") -> Lan
     folder = find_model(ref, Path(root_dir))
     decoder, _ = read_model_folder(folder)
     tokenizer = load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
+    return LanguageModel(model=decoder.to(device_named(device)).eval(), tokenizer=tokenizer, folder=folder)
+
+
+def device_named(name: str) -> torch.device:
+    """auto, cpu, cuda, cuda:N or mps. Raises ConfigError for what this machine has not, or what is no device."""
+    try:
+        run = RunConfig(device=name)
+    except ValidationError:
+        raise ConfigError(f"{name!r} is no device; it should be auto, cpu, cuda, cuda:N or mps") from None
     trainer, distributed = TrainerConfig(precision="32", compile=False), DistributedConfig()
-    engine = Engine(resolve(RunConfig(device=device), trainer, distributed), distributed=distributed)
-    return LanguageModel(model=decoder.to(engine.device).eval(), tokenizer=tokenizer, folder=folder)
+    device: torch.device = Engine(resolve(run, trainer, distributed), distributed=distributed).device
+    return device
 
 
 def _token_id(tokenizer: Tokenizer, token: str | int) -> int:

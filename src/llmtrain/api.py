@@ -1,0 +1,116 @@
+"""The Python API: what `import llmtrain` offers, over the same recipes that the commands call. docs/python.md shows it.
+
+`llmtrain/__init__.py` hands these names on when they are asked for, so that importing the package stays light.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from llmtrain.config.errors import ConfigError
+from llmtrain.config.load import load_config
+from llmtrain.config.model import DecoderConfig
+from llmtrain.data.tokenizers import load_tokenizer
+from llmtrain.models.folder import read_model_config
+from llmtrain.models.weights import read_decoder
+from llmtrain.recipes import evaluate as evaluation
+from llmtrain.recipes import prepare as preparation
+from llmtrain.recipes import train as training
+from llmtrain.recipes.language_model import LanguageModel, device_named, open_model
+
+AnyPath = str | os.PathLike[str]
+
+
+def train(
+    config: AnyPath | None = None, *, overrides: Sequence[str] = (), resume: str | None = None, dry_run: bool = False
+) -> dict[str, Any]:
+    """Train what a config describes, or go on with a run; returns the summary, with the run's and the model's folder.
+
+    Args:
+        config: a YAML or JSON file, or the name of a config that ships. A resumed run has its own.
+        overrides: `key=value`, as on the command line: `["trainer.max_steps=50"]`.
+        resume: a run id, run folder, checkpoint folder, or `latest`.
+        dry_run: five forward steps, and no run is written.
+
+    Raises:
+        ConfigError: a mistake in what was asked for. Preempted, WillFailAgain, RunError: how else a run may end.
+    """
+    loaded = load_config(os.fspath(config), overrides) if config is not None else None
+    return training.train(loaded, resume=resume, overrides=overrides, dry_run=dry_run)
+
+
+def prepare(config: AnyPath, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Make the token shards that a config's `prepare` section describes; returns what was made.
+
+    Raises ConfigError for a mistake in the config, bad files and lines; RunError when the disk is full.
+    """
+    return preparation.prepare(load_config(os.fspath(config), overrides).config)
+
+
+def evaluate(
+    model: AnyPath = "latest",
+    *,
+    data: Sequence[str] = (),
+    steps: int | None = None,
+    batch_size: int | None = None,
+    root_dir: str = "runs",
+) -> dict[str, Any]:
+    """Loss (nats a token), perplexity and bits per byte of a model on the shards `data`, or on its run's own.
+
+    Raises ConfigError for what is not there.
+    """
+    return evaluation.evaluate(os.fspath(model), data=data, steps=steps, batch_size=batch_size, root_dir=root_dir)
+
+
+def load_model(model: AnyPath = "latest", *, device: str = "auto", root_dir: str = "runs") -> LanguageModel:
+    """The decoder and the tokenizer of a run, a checkpoint, or a model folder; `latest` is the newest run's.
+
+    Raises ConfigError if there is none.
+    """
+    return open_model(os.fspath(model), root_dir=root_dir, device=device)
+
+
+def load_decoder(
+    config: DecoderConfig | Mapping[str, Any] | AnyPath,
+    weights: AnyPath,
+    *,
+    tokenizer: AnyPath | None = None,
+    device: str = "auto",
+) -> LanguageModel:
+    """A decoder from its config and a safetensors file, and a tokenizer from its folder.
+
+    Args:
+        config: the `model` section as an object or a mapping; a config file or the name of one that ships; or the
+            `config.json` of a model folder.
+        weights: tensors under our names or, where the config fits one, those of a layout of transformers. What
+            torch.compile and DDP put before names is taken away, and a tied output may be there or not.
+
+    Raises:
+        ConfigError: tensors are missing, too many or of another shape, all of which it names; or what was given cannot
+            be read.
+    """
+    decoder = read_decoder(_decoder_config(config), Path(weights), device=device_named(device))
+    return LanguageModel(
+        model=decoder.eval(),
+        tokenizer=load_tokenizer(tokenizer) if tokenizer is not None else None,
+        folder=Path(weights).absolute().parent,
+    )
+
+
+def _decoder_config(config: DecoderConfig | Mapping[str, Any] | AnyPath) -> DecoderConfig:
+    if isinstance(config, DecoderConfig):
+        return config
+    if isinstance(config, Mapping):
+        try:
+            return DecoderConfig.model_validate(config)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ConfigError(f"model.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    if Path(config).name == "config.json":
+        return read_model_config(Path(config).parent)[0]
+    return load_config(os.fspath(config)).config.model

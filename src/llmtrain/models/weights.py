@@ -1,0 +1,63 @@
+"""A decoder from its config and one safetensors file, whoever wrote it. Model folders are folder.py's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from llmtrain.config.errors import ConfigError
+from llmtrain.config.model import DecoderConfig
+from llmtrain.models.decoder.decoder import Decoder
+from llmtrain.models.folder import check_tensors, clean_state_dict, decoder_with
+from llmtrain.models.layouts import layout_for
+
+EMBEDDING = "token_embedding.weight"
+OUTPUT = "output.weight"
+
+
+def read_decoder(config: DecoderConfig, file: Path, *, device: str | torch.device = "cpu") -> Decoder:
+    """The decoder that `config` describes, with the weights in `file`, in their dtype and in training mode.
+
+    Tensors may have our names or those of the layout that the config fits (as a checkpoint's `model.safetensors` has),
+    with or without what torch.compile, DDP and others put before them. Where embeddings are tied, one of the two names
+    is enough, and two have to be equal. The vocabulary is that of the file.
+
+    Raises:
+        ConfigError: the file cannot be read, or has not exactly the tensors of such a decoder; it names each.
+    """
+    try:
+        tensors = clean_state_dict(load_file(file))
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such file") from None
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{file}: cannot be read as safetensors ({error})") from error
+    except ValueError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    layout = layout_for(config)
+    try:
+        if layout is not None and EMBEDDING not in tensors and layout.entries(config)[0].theirs in tensors:
+            tensors = layout.to_ours(tensors, config)
+        if config.tie_embeddings:
+            _one_of_the_tied(tensors)
+        table = tensors.get(EMBEDDING)
+        vocab_size = len(table) if table is not None and table.ndim else config.vocab_size or 1
+        if config.vocab_size not in (None, vocab_size):
+            raise ValueError(f"{EMBEDDING} has {vocab_size} rows, but the config's vocab_size is {config.vocab_size}")
+        check_tensors(tensors, config, vocab_size, where=str(file))
+    except ValueError as error:
+        raise ConfigError(str(error) if str(file) in str(error) else f"{file}: {error}") from error
+    return decoder_with(tensors, config, vocab_size, device=device)
+
+
+def _one_of_the_tied(tensors: dict[str, Tensor]) -> None:
+    """Leave a tied embedding under its one name, under whichever of the two the file has it."""
+    output = tensors.pop(OUTPUT, None)
+    if output is None:
+        return
+    if EMBEDDING in tensors and not torch.equal(tensors[EMBEDDING], output):
+        raise ValueError(f"the embeddings are tied, but {OUTPUT} differs from {EMBEDDING}")
+    tensors[EMBEDDING] = output
