@@ -95,8 +95,10 @@ def test_the_schema_is_one_json_document_with_and_without_json(capsys: pytest.Ca
 
 
 def test_list_configs_names_what_ships(capsys: pytest.CaptureFixture[str]) -> None:
-    assert printed(capsys, "list-configs").startswith("quickstart  From raw text")
-    assert json.loads(printed(capsys, "list-configs", "--json"))[0]["name"] == "quickstart"
+    lines = [line.split(maxsplit=1) for line in printed(capsys, "list-configs").splitlines()]
+    assert dict(lines)["quickstart"].startswith("From raw text")
+    shipped = json.loads(printed(capsys, "list-configs", "--json"))
+    assert [one["name"] for one in shipped] == [name for name, _ in lines]
 
 
 def test_prepare_hands_the_config_over(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,7 +39,7 @@ def _sections(path: str, field: FieldInfo, *, depth: int) -> list[str]:
 def _table(section: type[Section]) -> str:
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for name, field in section.model_fields.items():
-        cells = (f"`{name}`", _type(field), _default(field), field.description or "")
+        cells = (f"`{name}`", type_of(field), _default(field), field.description or "")
         rows.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
     return "\n".join(rows)
 
@@ -49,7 +49,8 @@ def _meaning(section: type[Section]) -> str:
     return f"{' '.join(own.split())}\n\n" if own else ""
 
 
-def _type(field: FieldInfo) -> str:
+def type_of(field: FieldInfo) -> str:
+    """What a key takes, in words."""
     limits = [
         f"{sign} {getattr(item, word)}" for item in field.metadata for word, sign in LIMITS if hasattr(item, word)
     ]
