@@ -1,0 +1,82 @@
+"""Text and spans of characters -> tokens and which of them are learned.
+
+Each text is tokenised once, as a whole, just as it is when the model is used. A token is learned when its first
+character stands in a span: one that begins before a span and reaches into it is given to the model, which never has to
+write it; one that begins in a span and reaches out of it has to be written. For a prompt with its completion, whose
+border is wherever the row has it, no token may do the former (`prompt_is_prefix`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+from tokenizers import processors
+
+from llmtrain.config.errors import ConfigError
+from llmtrain.data.chat.supervision import Rendered
+from llmtrain.data.chat.templates import ChatTemplate, adds_bos
+
+
+class Encoded(NamedTuple):
+    """A text as tokens."""
+
+    input_ids: NDArray[np.int32]
+    """[n]"""
+    supervised: NDArray[np.bool_]
+    """[n]; never the first token, which nothing predicts."""
+    prompt_is_prefix: bool
+    """Whether the tokens of the prompt alone are the first ones; True where there is no prompt."""
+    splits_token: bool
+    """Whether a span begins inside of a token, which then is not learned."""
+
+
+class ChatEncoder:
+    """Tokenises rendered rows. The tokenizer itself is not touched."""
+
+    def __init__(self, template: ChatTemplate) -> None:
+        """Raises ConfigError when the template's tokenizer has no end token."""
+        tokenizer = template.tokenizer
+        if tokenizer.eos_token_id is None:
+            raise ConfigError("the tokenizer has no end token (eos_token): the model could not learn where to stop")
+        self._template = template
+        self._backend: Any = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        # It has nothing left to do but to trim blanks off the offsets, which would hide where a token begins.
+        self._backend.post_processor = processors.Sequence([])
+        self.eos_id = int(tokenizer.eos_token_id)
+        self.bos_id = None if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
+        self._adds_bos = adds_bos(tokenizer)
+
+    def encode(self, batch: Sequence[Rendered]) -> list[Encoded]:
+        """Tokens of each text: with one BOS, if the tokenizer begins texts with it, where no template is in charge of
+        that, and with a learned end token, unless the text ends in a control token already."""
+        encodings = self._backend.encode_batch([rendered.text for rendered in batch], add_special_tokens=False)
+        with_prompt = [index for index, rendered in enumerate(batch) if rendered.prompt]
+        prompts = self._backend.encode_batch([batch[index].prompt for index in with_prompt], add_special_tokens=False)
+        prompt_ids = {index: encoding.ids for index, encoding in zip(with_prompt, prompts, strict=True)}
+        found = []
+        for index, (rendered, encoding) in enumerate(zip(batch, encodings, strict=True)):
+            ids = encoding.ids
+            given = prompt_ids.get(index, [])
+            offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+            found.append(self._encoded(rendered, ids, offsets, is_prefix=ids[: len(given)] == given))
+        return found
+
+    def _encoded(self, rendered: Rendered, ids: list[int], offsets: NDArray[np.int64], *, is_prefix: bool) -> Encoded:
+        edges = np.array(rendered.spans, np.int64).reshape(-1)  # begin, end, begin, end …: ascending
+        supervised = np.searchsorted(edges, offsets[:, 0], side="right") % 2 == 1
+        at_begin = np.searchsorted(offsets[:, 0], edges[::2], side="right") - 1
+        splits = (
+            bool(((offsets[at_begin, 0] < edges[::2]) & (edges[::2] < offsets[at_begin, 1])).any()) if ids else False
+        )
+        before = [self.bos_id] if self._adds_bos and not rendered.is_complete and ids[:1] != [self.bos_id] else []
+        has_end = ids[-1:] == [self.eos_id] or self._template.ends_in_control_token(rendered.text.rstrip())
+        after = [] if has_end else [self.eos_id]
+        mask = np.concatenate([np.zeros(len(before), np.bool_), supervised, np.ones(len(after), np.bool_)])
+        mask[:1] = False
+        return Encoded(np.array([*before, *ids, *after], np.int32), mask, is_prefix, splits)

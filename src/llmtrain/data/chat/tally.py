@@ -1,0 +1,125 @@
+"""What became of the rows: counts, and the first row of each kind, for what a run says before it starts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from llmtrain.data.chat.sample import Sample
+
+
+class ControlToken(NamedTuple):
+    """A control token in what somebody wrote."""
+
+    source: str
+    token: str
+
+
+@dataclass
+class Tally:
+    """Counts of rows, samples and tokens. Rows with faults are in `rows` alone."""
+
+    rows: int = 0
+    shapes: Counter[str] = field(default_factory=Counter)
+    """Rows without a fault, by shape."""
+    samples: int = 0
+    tokens: int = 0
+    """Of the samples, as they are trained on."""
+    supervised_tokens: int = 0
+
+    rows_cut: int = 0
+    tokens_cut: int = 0
+    supervised_tokens_cut: int = 0
+    first_cut: str | None = None
+    turns_left_out: int = 0
+    """Of the samples of one answer, those that were left out because the answer lies beyond the cut, or is too long."""
+
+    rows_dropped: int = 0
+    first_dropped: str | None = None
+
+    rows_by_turn: int = 0
+    """Rows that became a sample for each answer, since the template cannot show all answers at once."""
+    samples_by_turn: int = 0
+    first_by_turn: str | None = None
+
+    rows_with_split_tokens: int = 0
+    """Rows where a token holds the end of a header and the beginning of an answer, and is not learned."""
+    first_split_token: str | None = None
+
+    rows_with_control_tokens: int = 0
+    first_control_token: ControlToken | None = None
+
+    def count_row(self, shape: str, source: str, *, num_texts: int, control_token: str | None) -> None:
+        """Count a row that has a shape and was rendered."""
+        self.shapes[shape] += 1
+        if num_texts > 1:
+            self.rows_by_turn += 1
+            self.samples_by_turn += num_texts
+            self.first_by_turn = self.first_by_turn or source
+        if control_token is not None:
+            self.rows_with_control_tokens += 1
+            self.first_control_token = self.first_control_token or ControlToken(source, control_token)
+
+    def count_sample(self, sample: Sample) -> None:
+        """Count a sample that is trained on."""
+        self.samples += 1
+        self.tokens += len(sample.input_ids)
+        self.supervised_tokens += int(sample.supervised.sum())
+
+    def count_drop(self, source: str) -> None:
+        """Count a row that is left out for its length."""
+        self.rows_dropped += 1
+        self.first_dropped = self.first_dropped or source
+
+    def count_cut(self, source: str, *, tokens: int, supervised_tokens: int) -> None:
+        """Count a row that was cut."""
+        self.rows_cut += 1
+        self.tokens_cut += tokens
+        self.supervised_tokens_cut += supervised_tokens
+        self.first_cut = self.first_cut or source
+
+    def count_split_token(self, source: str) -> None:
+        """Count a row with a token that the template's header and an answer share."""
+        self.rows_with_split_tokens += 1
+        self.first_split_token = self.first_split_token or source
+
+    def lines(self, *, seq_len: int, truncation: str) -> list[str]:
+        """What to say before training: a sentence for each thing that happened."""
+        shapes = ", ".join(f"{shape} {count:,}" for shape, count in self.shapes.most_common())
+        share = self.supervised_tokens / max(1, self.tokens)
+        lines = [
+            f"{self.rows:,} rows ({shapes}) are {self.samples:,} samples of {self.tokens:,} tokens, "
+            f"{share:.1%} of them supervised"
+        ]
+        if self.rows_cut:
+            side = "beginnings" if truncation == "left" else "ends"
+            lines.append(
+                f"{self.rows_cut:,} rows have more than {seq_len:,} tokens: their {side} are cut off "
+                f"({self.tokens_cut:,} tokens, {self.supervised_tokens_cut:,} of them supervised; the first is "
+                f"{self.first_cut}); raise data.seq_len to keep them, or change data.truncation"
+            )
+        if self.turns_left_out:
+            lines.append(f"{self.turns_left_out:,} answers lie beyond {seq_len:,} tokens and are left out")
+        if self.rows_dropped:
+            lines.append(
+                f"{self.rows_dropped:,} rows have more than {seq_len:,} tokens and are left out (data.truncation: "
+                f"drop; the first is {self.first_dropped}); raise data.seq_len to keep them"
+            )
+        if self.rows_by_turn:
+            lines.append(
+                f"the chat template shows turns differently once others follow: {self.rows_by_turn:,} rows become "
+                f"{self.samples_by_turn:,} samples, one for each answer (the first is {self.first_by_turn})"
+            )
+        if self.rows_with_split_tokens:
+            lines.append(
+                f"{self.rows_with_split_tokens:,} rows have answers whose first token begins in the template's header, "
+                f"and is not learned (the first is {self.first_split_token}): let the header not end in a blank"
+            )
+        if self.first_control_token is not None:
+            source, token = self.first_control_token
+            lines.append(
+                f"{self.rows_with_control_tokens:,} rows hold control tokens in their text, which are read as such "
+                f"(the first is {source}, {token!r})"
+            )
+        return lines
