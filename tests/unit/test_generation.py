@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.evaluation.generation import generate
@@ -163,7 +165,7 @@ def test_temperature_sharpens_and_flattens() -> None:
 
 def test_top_k_and_top_p_leave_the_likeliest_only() -> None:
     logits = torch.tensor([0.1, 0.4, 0.2, 0.3]).log().tolist()
-    settings: dict[str, dict[str, Any]] = {
+    cases: dict[str, dict[str, Any]] = {
         "all": {},
         "k2": {"top_k": 2},
         "k9": {"top_k": 9},
@@ -172,7 +174,7 @@ def test_top_k_and_top_p_leave_the_likeliest_only() -> None:
         "p0.8": {"top_p": 0.8},
         "k2 p0.5": {"top_k": 2, "top_p": 0.5},
     }
-    drawn = {name: {choose(logits, seed=seed, **given) for seed in range(300)} for name, given in settings.items()}
+    drawn = {name: {choose(logits, seed=seed, **case) for seed in range(300)} for name, case in cases.items()}
     assert drawn == {
         "all": {0, 1, 2, 3},
         "k2": {1, 3},
@@ -182,6 +184,29 @@ def test_top_k_and_top_p_leave_the_likeliest_only() -> None:
         "p0.8": {1, 2, 3},
         "k2 p0.5": {1},  # after top_k the first has 4/7 of what is left
     }
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 99),
+    size=st.sampled_from([3, 700, 3000]),
+    spread=st.sampled_from([0.01, 1.0, 8.0]),
+    top_k=st.sampled_from([None, 1, 2, 1500, 5000]),
+    top_p=st.sampled_from([0.01, 0.4, 0.9, 0.999, 1.0]),
+)
+def test_what_is_drawn_is_what_sorting_everything_gives(
+    seed: int, size: int, spread: float, top_k: int | None, top_p: float
+) -> None:
+    logits = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * spread
+    scores, order = logits.sort(descending=True)
+    probabilities = torch.softmax(scores[:top_k], dim=0)
+    reached = probabilities.cumsum(0)
+    last = min(len(reached) - 1, int((reached < top_p).sum()))
+    drawn = torch.rand((), generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * reached[last]
+    wanted = int(order[: last + 1][min(last, int((reached[: last + 1] <= drawn).sum()))])
+    sampling = Sampling(top_k=top_k, top_p=top_p)
+    generator = torch.Generator().manual_seed(seed)
+    assert choose_token(logits, sampling=sampling, seen=[], generator=generator) == wanted
 
 
 def test_the_repetition_penalty_lowers_positive_and_negative_scores() -> None:

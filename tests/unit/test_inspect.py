@@ -86,6 +86,26 @@ def test_validation_windows_come_one_after_the_other(config_file: Path) -> None:
     assert result["items"][-1]["padding"] == result["windows"]["padding"]
 
 
+def test_text_that_is_tokenised_as_needed_is_for_inspect_too(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    for number, text in enumerate(TEXTS):
+        (tmp_path / "texts" / f"{number:02}.txt").write_text(text)
+    keys = {
+        "name": "corpus",
+        "train": str(tmp_path / "texts"),
+        "cache_dir": str(tmp_path / "cache"),
+        "tokenizer": {"kind": "char"},
+        "val_fraction": 0.2,
+        "seq_len": 16,
+    }
+    loaded = load_config(str(write_config(tmp_path / "c.yaml", {"data": keys})))
+    train, val = inspect(loaded), inspect(loaded, split="val")
+    assert train["documents"] + val["documents"] == 40
+    assert train["sources"][0]["source"] == "texts"
+    assert train["first_documents"][0]["text"].endswith("<|endoftext|>")
+    assert len(train["items"]) == 2
+
+
 def test_a_mixture_shows_each_sources_share(config_file: Path, tmp_path: Path) -> None:
     train = f"[{{path: {tmp_path}/one/train, weight: 3}}, {{path: {tmp_path}/two/train, weight: 1}}]"
     result = inspect(load_config(str(config_file), [f"data.train={train}"]), num_items=8)

@@ -162,6 +162,8 @@ def _typed_lines() -> Iterator[str]:
             try:
                 line = input("> " if asks else "")
             except (EOFError, KeyboardInterrupt):
+                if asks:
+                    print(file=sys.stderr)
                 return
             if not line:
                 return

@@ -148,5 +148,6 @@ def _read(stream: TokenStream, index: int) -> tuple[list[str], NDArray[Any], Int
         names = [name for name in (SOURCE_COLUMN, column) if name in present]
         table = file.read_row_group(row_group, columns=names, use_threads=False)
     lengths = pc.list_value_length(table.column(column)).fill_null(0).to_numpy()
-    sources = table.column(SOURCE_COLUMN).to_pylist() if SOURCE_COLUMN in names else [UNKNOWN_SOURCE] * len(lengths)
+    named = table.column(SOURCE_COLUMN).to_pylist() if SOURCE_COLUMN in names else [None] * len(lengths)
+    sources = [UNKNOWN_SOURCE if source is None else str(source) for source in named]
     return sources, tokens, np.cumsum(lengths, dtype=np.int64)

@@ -92,7 +92,7 @@ def generate(
     def choose(row: int, logits_v: Tensor) -> int | None:
         """The row's next token, to go on with; None where the row ends."""
         among = None if generated[row] else firsts[row]
-        seen = [*prompts[row], *generated[row]]
+        seen = [*prompts[row], *generated[row]] if how.repetition_penalty != 1.0 else []
         token = choose_token(logits_v, sampling=how, seen=seen, generator=generators[row], among=among)
         if token in stop_ids:
             return None

@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from llmtrain.config.data import TokensConfig
+from llmtrain.config.data import SyntheticConfig, TokensConfig
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.load import LoadedConfig
+from llmtrain.config.schema import Config
 from llmtrain.config.sources import WeightedSource
 from llmtrain.contracts import IGNORE_INDEX
 from llmtrain.data.manifest import MANIFEST_NAME
@@ -27,6 +28,7 @@ from llmtrain.data.shards import ShardWindows, TokenStream
 from llmtrain.data.survey import Survey, count_documents, iter_documents, survey
 from llmtrain.data.tokenizers import Tokenizer, load_tokenizer
 from llmtrain.data.tokens import DataFacts, open_training_data, open_validation_data
+from llmtrain.recipes.prepare import ensure_shards
 
 Split = Literal["train", "val"]
 
@@ -39,17 +41,15 @@ def inspect(
 ) -> dict[str, Any]:
     """What is in the data that a config names, or at a path of shards (without items, which only a config has).
 
-    Raises ConfigError where there are no shards, with the command that makes them.
+    Text that is tokenised as needed (data.name corpus, huggingface) is, if it was not yet. Raises ConfigError where
+    there are no shards, with the command that makes them.
     """
     if isinstance(wanted, str):
         data, seed, name, num_items = TokensConfig(train=_shards_at(wanted, split)), 0, wanted, 0
         opened: Split = "train"
     else:
         config, name, seed, opened = wanted.config, wanted.source, wanted.config.run.seed, split
-        if not isinstance(config.data, TokensConfig):
-            raise ConfigError(f"{name}: data.name is {config.data.name}; what can be inspected is token shards")
-        data = config.data
-        _refuse_missing(data, name=name, can_prepare=config.prepare is not None)
+        data = _tokens_of(config, name=name)
     shards = _open(data, opened, seed=seed, name=name)
     facts = shards.facts
     assert facts.tokenizer is not None, "shards are made from text"
@@ -160,6 +160,18 @@ def _mixture(data: TokensConfig, streams: Sequence[TokenStream], quotas: Sequenc
         }
         for source, stream, quota in zip(sources, streams, quotas, strict=True)
     ]
+
+
+def _tokens_of(config: Config, *, name: str) -> TokensConfig:
+    """The shards that the config names; those of text are made in the cache, as for a training."""
+    if isinstance(config.data, SyntheticConfig):
+        raise ConfigError(f"{name}: data.name is synthetic: its tokens are random, there is nothing to inspect")
+    if isinstance(config.data, TokensConfig):
+        _refuse_missing(config.data, name=name, can_prepare=config.prepare is not None)
+        return config.data
+    ready = ensure_shards(config)
+    assert isinstance(ready, TokensConfig)
+    return ready
 
 
 def _shards_at(path: str, split: Split) -> str:
