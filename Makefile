@@ -65,6 +65,8 @@ configs: install
 bench: install ## side by side with peers
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/saving.py
+	$(BIN)/python benchmarks/prepare.py
+	$(BIN)/python benchmarks/data.py
 
 docs: install ## the manual, in site/
 	$(BIN)/python docs/generate.py

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from llmtrain.data.fast_encoding import fast_encoder
+from llmtrain.data.fast_encoding import _NO_SPECIAL_TOKEN, fast_encoder
 from llmtrain.data.tokenizers import END_OF_TEXT, Tokenizer, train_bpe, train_characters
 
 STDLIB = Path(sysconfig.get_path("stdlib"))
@@ -77,6 +77,11 @@ def test_both_libraries_put_every_code_point_into_the_same_class(around: str) ->
         for start in range(0, len(CODE_POINTS), 512)
     ]
     assert _same(TOKENIZERS["bpe"], joined[:: 1 if around == "a%sb" else 8])
+
+
+def test_text_that_looks_like_a_special_token_is_text() -> None:
+    for name in TOKENIZERS:
+        assert _same(TOKENIZERS[name], [f"a{_NO_SPECIAL_TOKEN} b {END_OF_TEXT}{END_OF_TEXT}", _NO_SPECIAL_TOKEN])
 
 
 def test_what_the_fast_one_cannot_take_is_encoded_as_before() -> None:

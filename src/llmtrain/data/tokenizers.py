@@ -239,7 +239,6 @@ def load_hf_tokenizer(name_or_path: str) -> Tokenizer:
 
     Raises ConfigError when there is none, when it has no fast (tokenizers) form, or no end token.
     """
-    from transformers import AutoTokenizer  # takes seconds, and most runs train their own
 
     def load(*, local_files_only: bool) -> Any:
         return AutoTokenizer.from_pretrained(
@@ -250,6 +249,8 @@ def load_hf_tokenizer(name_or_path: str) -> Tokenizer:
     is_folder = os.path.isdir(name_or_path)
     if is_folder and _is_ours(Path(name_or_path)):
         return load_tokenizer(name_or_path)
+    from transformers import AutoTokenizer  # takes seconds, and most runs train their own
+
     if not is_folder and (os.path.isabs(name_or_path) or name_or_path.startswith(".") or name_or_path.count("/") > 1):
         raise ConfigError(f"{where}: no such folder")
     try:
