@@ -20,6 +20,7 @@ from llmtrain.data.chat import json_stream
 from llmtrain.data.chat.faults import Fault, Faults
 from llmtrain.data.chat.json_stream import json_values
 from llmtrain.data.chat.rows import Row, read_rows
+from llmtrain.data.prepare import hugging_face
 
 ROWS: list[dict[str, Any]] = [{"prompt": 'one,\n"two" é', "completion": " three"}, {"prompt": "a", "completion": " b"}]
 
@@ -181,7 +182,7 @@ def test_parquet_and_datasets_count_rows(tmp_path: Path) -> None:
     assert read(tmp_path / "rows.parquet") == [("rows.parquet:1", ROWS[0]), ("rows.parquet:2", ROWS[1])]
     assert read(tmp_path / "saved") == [("saved:1", ROWS[0]), ("saved:2", ROWS[1])]
     assert read(tmp_path / "splits") == [("train:1", ROWS[0])]
-    with pytest.raises(ConfigError, match="has the splits train: name the folder of one of them"):
+    with pytest.raises(ConfigError, match=r"dataset .*splits validation: Unknown split"):
         read(tmp_path / "splits", default_split="validation")
 
 
@@ -230,13 +231,22 @@ def test_a_file_named_twice_is_an_error(tmp_path: Path) -> None:
         read_rows([str(file), str(tmp_path)], key="data.train")
 
 
-def test_a_dataset_that_cannot_be_had_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object, **options: object) -> None:
-        raise ConnectionError("offline\nmore")
+def test_datasets_of_the_hub_are_named_with_configuration_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
 
-    monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(ConfigError, match=r"owner/name:test: no such file here, .* split 'test' .*\(offline\)$"):
-        read_rows("owner/name:test", key="data.train")
+    def load(name: str, config: str | None, *, split: str, revision: str | None) -> datasets.Dataset:
+        asked.append((name, config, split))
+        if name == "owner/none":
+            raise ConnectionError("offline")
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(hugging_face, "_hub_answers", lambda: True)
+    assert read("hf://owner/name@en:train[:10%]")[0] == ("name:train[:10%]:1", ROWS[0])
+    assert read("hf://name", default_split="validation")[1] == ("name:validation:2", ROWS[1])
+    assert asked == [("owner/name", "en", "train[:10%]"), ("name", None, "validation")]
+    with pytest.raises(ConfigError, match=r"^data\.train: dataset hf://owner/none train: cannot be fetched"):
+        read_rows("hf://owner/none", key="data.train")
 
 
 def test_an_empty_or_broken_file_is_a_fault(tmp_path: Path) -> None:

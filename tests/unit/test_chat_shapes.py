@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llmtrain.data.chat.faults import RowError
-from llmtrain.data.chat.shapes import Chat, Completion, Text, example_of, prompt_of
+from llmtrain.data.chat.shapes import Chat, Completion, Text, example_of
 
 USER = {"role": "user", "content": "q"}
 ANSWER = {"role": "assistant", "content": "a"}
@@ -91,14 +91,6 @@ def test_tool_turns_and_calls_are_kept_with_their_arguments_as_objects() -> None
 def test_content_in_parts_is_put_together() -> None:
     parts = [{"type": "text", "text": "q"}, {"type": "text", "text": "?"}]
     assert chat({"messages": [{"role": "user", "content": parts}, ANSWER]}).messages[0]["content"] == "q?"
-
-
-def test_equal_questions_have_equal_prompts() -> None:
-    one = example_of({"messages": [USER, ANSWER]})
-    other = example_of({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "other"}]})
-    assert prompt_of(one) == prompt_of(other) == '[["user", "q"]]'
-    assert prompt_of(Completion("p", "c")) == "p"
-    assert prompt_of(Text("t")) is None
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,12 @@ class ChatConfig(Section):
     name: Literal["chat"] = opt("chat", "Rows of conversations, prompts with completions, or text.")
     train: str | list[Source] = key(
         "Training rows: a .jsonl, .json, .csv or .parquet file, a folder of them, a glob, a Hugging Face dataset (a "
-        "folder, or owner/name:split), or a list of these, with weights or without."
+        "folder, or hf://owner/name:split), or a list of these, with weights or without."
     )
     val: str | list[str] | None = opt(None, "Validation rows.")
-    val_fraction: float = opt(0.0, "Share of the training rows that is held out instead, by their hash.", ge=0, lt=1)
+    val_fraction: float = opt(
+        0.0, "Share of the training rows that is held out instead, by the hash of their prompts.", ge=0, lt=1
+    )
     seq_len: int = opt(1024, "The longest row, in tokens; and the length of a pack.", ge=2)
     tokenizer: str | None = opt(None, "Folder or Hub id of the tokenizer; the model's when not given.")
     packing: bool = opt(True, "Put several rows into one sequence of seq_len tokens.")
@@ -35,7 +37,7 @@ class ChatConfig(Section):
     )
     text_column: str | None = opt(None, "Field with the text of rows that are nothing but text; `text` when not given.")
     on_error: Literal["fail", "skip"] = opt("fail", "Rows with faults: stop and list them, or leave them out and say.")
-    cache_dir: str | None = opt(None, "Folder for tokenised rows.")
+    cache_dir: str = opt("~/.cache/llmtrain", "Tokenised rows are kept here.")
     num_workers: int = opt(0, "Processes that read ahead; 0 reads in the training process.", ge=0)
 
     @model_validator(mode="after")

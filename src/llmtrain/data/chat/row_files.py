@@ -1,7 +1,7 @@
 """From the paths in a config to what rows are read from: files of known kinds, and Hugging Face datasets.
 
     "rows.jsonl"  "more/*.csv"  "folder"  "s3://bucket/x.parquet"   ─→ RowFile, with its format and how to open it
-    "folder of save_to_disk"    "owner/name@config:split"           ─→ RowDataset
+    "folder of save_to_disk"    "hf://owner/name@config:split"      ─→ RowDataset
 
 Reading them is `rows`.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import glob
 import gzip
+import json
 import os
 import re
 from collections import Counter
@@ -34,7 +35,7 @@ KINDS = (
     "a .jsonl, .json, .csv or .parquet file, a folder or glob of these, or a Hugging Face dataset (owner/name:split)"
 )
 
-_HUB_NAME = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+?)(?:@(?P<config>[\w.-]+))?(?::(?P<split>[\w.\-\[\]%:]+))?")
+_HUB_NAME = re.compile(r"(?P<path>hf://[\w.-]+(?:/[\w.-]+)?)(?:@(?P<config>[\w.-]+))?(?::(?P<split>.+))?")
 _TRAIN_NAME = re.compile(r"\btrain(ing)?\b")
 _HELD_OUT_NAME = re.compile(r"\b(val|valid|validation|dev|test|eval)\b")
 
@@ -61,7 +62,7 @@ class RowDataset:
 def find_rows(paths: str | Sequence[str], *, key: str, default_split: str = "train") -> list[RowFile | RowDataset]:
     """What there is at `paths`, in their order. `key` is the config's, for messages.
 
-    `default_split` is taken of a dataset with several splits where the path names none (`owner/name:split`, or the
+    `default_split` is taken of a dataset with several splits where the path names none (`hf://owner/name:split`, or the
     split's own folder). Raises ConfigError where there is nothing to read, or a folder mixes splits.
     """
     found: list[RowFile | RowDataset] = []
@@ -74,6 +75,9 @@ def find_rows(paths: str | Sequence[str], *, key: str, default_split: str = "tra
 
 
 def _rows_at(path: str, key: str, default_split: str) -> Sequence[RowFile | RowDataset]:
+    if named := _HUB_NAME.fullmatch(path):
+        split = named["split"] or default_split
+        return [_dataset(named["path"], named["config"], split, key=key, name=f"{named['path']}:{split}")]
     if "://" in path:
         return _remote_files(path, key)
     if os.path.isfile(path):
@@ -83,9 +87,9 @@ def _rows_at(path: str, key: str, default_split: str) -> Sequence[RowFile | RowD
             return [_saved_dataset(path, key, default_split)]
         inside = sorted(glob.glob(os.path.join(glob.escape(path), "**", "*"), recursive=True))
         return _known_files(path, [file for file in inside if os.path.isfile(file)], key)
-    if glob.has_magic(path) and "@" not in path:
+    if glob.has_magic(path):
         return _known_files(path, sorted(filter(os.path.isfile, glob.glob(path, recursive=True))), key)
-    return [_hub_dataset(path, key, default_split)]
+    raise ConfigError(f"{key}: {path}: no such file (looked in {os.getcwd()}): give {KINDS}")
 
 
 def _known_files(path: str, files: Iterable[str], key: str) -> list[RowFile]:
@@ -144,36 +148,21 @@ def _checked_format(name: str, key: str) -> str:
 
 
 def _saved_dataset(path: str, key: str, default_split: str) -> RowDataset:
-    import datasets
+    state = os.path.join(path, "state.json")
+    if not os.path.isfile(state):  # several splits
+        return _dataset(path, None, default_split, key=key, name=os.path.join(path, default_split))
+    try:
+        with open(state, encoding="utf-8") as stream:
+            split = json.load(stream).get("_split") or "train"
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{key}: {state} cannot be read ({error})") from error
+    return _dataset(path, None, split, key=key, name=path)
+
+
+def _dataset(path: str, config: str | None, split: str, *, key: str, name: str) -> RowDataset:
+    from llmtrain.data.prepare.hugging_face import DatasetPart, open_dataset
 
     try:
-        found = datasets.load_from_disk(path)
-    except Exception as error:  # whatever a broken folder makes the library raise
-        raise ConfigError(f"{key}: {path} is no dataset that can be read ({_first_line(error)})") from error
-    if isinstance(found, datasets.DatasetDict):
-        if default_split not in found:
-            raise ConfigError(f"{key}: {path} has the splits {', '.join(found)}: name the folder of one of them")
-        return RowDataset(os.path.join(path, default_split), found[default_split])
-    return RowDataset(path, found)
-
-
-def _hub_dataset(path: str, key: str, default_split: str) -> RowDataset:
-    named = _HUB_NAME.fullmatch(path)
-    looks_like_path = os.path.isdir(os.path.dirname(path)) or re.search(r"\.[A-Za-z]\w*$", path)
-    if named is None or looks_like_path:
-        raise ConfigError(f"{key}: {path}: no such file (looked in {os.getcwd()}): give {KINDS}")
-    import datasets
-
-    split = named["split"] or default_split
-    try:
-        dataset = datasets.load_dataset(named["name"], named["config"], split=split)
-    except Exception as error:  # network, permissions, unknown names: many types, some of other packages
-        raise ConfigError(
-            f"{key}: {path}: no such file here, and no dataset of that name with a split {split!r} can be had from "
-            f"the Hub ({_first_line(error)})"
-        ) from error
-    return RowDataset(f"{named['name']}:{split}", dataset)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        return RowDataset(name, open_dataset(DatasetPart(path, config, split, None)))
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -30,18 +30,23 @@ _BATCH_ROWS = 256
 """Rows that are tokenised in one call, by all of the library's threads."""
 
 
+Select = Callable[[Example, str], bool]
+"""Whether a row is wanted, by what it says and its place."""
+
+
 def load_samples(
-    paths: str | Sequence[str], *, key: str, template: ChatTemplate, config: ChatConfig
+    paths: str | Sequence[str], *, key: str, template: ChatTemplate, config: ChatConfig, select: Select | None = None
 ) -> tuple[list[Sample], Tally]:
     """The samples of the rows at `paths`, and what became of the rows. `key` is the config's, for messages.
 
-    Says what was cut and left out. Raises ConfigError with all faults of the rows (unless `config.on_error` leaves
-    these rows out), or when no row is left.
+    `select` is asked for each row without a fault; those that it does not want are not counted either. Says what was
+    cut and left out. Raises ConfigError with all faults of the rows (unless `config.on_error` leaves these rows out),
+    or when no row is left.
     """
     tally, faults = Tally(), Faults()
     split = "validation" if key.endswith("val") else "train"
     rows = read_rows(paths, key=key, default_split=split)
-    samples = list(samples_of(rows, template=template, config=config, tally=tally, faults=faults))
+    samples = list(samples_of(rows, template=template, config=config, tally=tally, faults=faults, select=select))
     conclude(tally, faults, key=key, config=config)
     return samples, tally
 
@@ -61,7 +66,13 @@ def conclude(tally: Tally, faults: Faults, *, key: str, config: ChatConfig) -> N
 
 
 def samples_of(
-    rows: Iterable[Row | Fault], *, template: ChatTemplate, config: ChatConfig, tally: Tally, faults: Faults
+    rows: Iterable[Row | Fault],
+    *,
+    template: ChatTemplate,
+    config: ChatConfig,
+    tally: Tally,
+    faults: Faults,
+    select: Select | None = None,
 ) -> Iterator[Sample]:
     """The samples of `rows`, in their order: none for a row with a fault, several where the template needs it.
 
@@ -71,10 +82,13 @@ def samples_of(
     encoder = ChatEncoder(template)
     row_iterator = iter(rows)
     while batch := list(itertools.islice(row_iterator, _BATCH_ROWS)):
-        outcomes = [_texts_of(row, template, config, tally) for row in batch]
+        outcomes = [_texts_of(row, template, config, tally, select) for row in batch]
         texts = [text for outcome in outcomes if not isinstance(outcome, Fault) for text in outcome]
         encoded = iter(encoder.encode(texts))
         for row, outcome in zip(batch, outcomes, strict=True):
+            if not outcome:
+                continue  # not selected
+            tally.rows += 1
             if isinstance(outcome, Fault):
                 faults.add(outcome)
                 continue
@@ -88,12 +102,15 @@ def samples_of(
                 yield sample
 
 
-def _texts_of(row: Row | Fault, template: ChatTemplate, config: ChatConfig, tally: Tally) -> list[Rendered] | Fault:
-    tally.rows += 1
+def _texts_of(
+    row: Row | Fault, template: ChatTemplate, config: ChatConfig, tally: Tally, select: Select | None
+) -> list[Rendered] | Fault:
     if isinstance(row, Fault):
         return row
     try:
         example = example_of(row.values, text_column=config.text_column)
+        if select is not None and not select(example, row.source):
+            return []
         texts = render(example, template=template, supervise=config.supervise)
     except RowError as error:
         return Fault(row.source, str(error))

@@ -97,16 +97,6 @@ def example_of(values: Mapping[str, Any], *, text_column: str | None = None) -> 
     raise RowError(_unknown_shape(values, given, text_column))
 
 
-def prompt_of(example: Example) -> str | None:
-    """What stands before the first text to learn, as one string: equal for rows that ask the same. None for text."""
-    if isinstance(example, Text):
-        return None
-    if isinstance(example, Completion):
-        return example.prompt
-    first = min(example.supervised)
-    return json.dumps([[message["role"], message["content"]] for message in example.messages[:first]])
-
-
 def _unknown_shape(values: Mapping[str, Any], given: Mapping[str, Any], text_column: str | None) -> str:
     empty = [key for key in values if key not in given and key in _KNOWN_KEYS]
     if empty:

@@ -1,0 +1,79 @@
+"""Which rows validate: held out by hash, and whether their prompts stand among the training rows.
+
+The hash is the prompt's, not the row's: rows that ask the same fall on the same side, so that a model is never
+validated on a question that it was trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from llmtrain.data.chat.shapes import Chat, Completion, Example
+
+_MAX_KEPT = 1000
+
+
+def prompt_of(example: Example) -> str:
+    """What the model is asked, word for word whatever the blanks: equal for rows that ask the same in other shapes.
+
+    Of a conversation all turns before the first that is learned; of a row of text, all of it.
+    """
+    if isinstance(example, Completion):
+        return " ".join(example.prompt.split())
+    if isinstance(example, Chat):
+        turns = example.messages[: min(example.supervised)]
+        texts = [" ".join(turn["content"].split()) for turn in turns]
+        if [turn["role"] for turn in turns] == ["user"]:
+            return texts[0]
+        return "\n".join(f"{turn['role']}: {text}" for turn, text in zip(turns, texts, strict=True))
+    return " ".join(example.text.split())
+
+
+def is_held_out(example: Example, fraction: float) -> bool:
+    """Whether the row is among the `fraction` of rows that validate. A larger fraction holds out the same and more."""
+    return int.from_bytes(_hash(example)[:8]) < fraction * 2**64
+
+
+class ValidationPrompts:
+    """The prompts of the validation rows, to be looked for among the training rows."""
+
+    def __init__(self) -> None:
+        self._sources: dict[bytes, str] = {}
+        self._met: set[bytes] = set()
+        self.num_prompts = 0
+        self.pairs: list[tuple[str, str]] = []
+        """Source of a validation row, and of the first training row with its prompt; the first thousand."""
+
+    @property
+    def num_met(self) -> int:
+        """Prompts that stand among the training rows."""
+        return len(self._met)
+
+    def add(self, example: Example, source: str) -> None:
+        """Take in a validation row; of text there is no prompt."""
+        if isinstance(example, Chat | Completion):
+            self._sources.setdefault(_hash(example), source)
+            self.num_prompts = len(self._sources)
+
+    def look_for(self, example: Example, source: str) -> None:
+        """Look whether a training row has one of the prompts."""
+        found = _hash(example)
+        if found in self._sources and found not in self._met and isinstance(example, Chat | Completion):
+            self._met.add(found)
+            if len(self.pairs) < _MAX_KEPT:
+                self.pairs.append((self._sources[found], source))
+
+    def warning(self, *, max_named: int = 5) -> str | None:
+        """One message that names rows, or None where no prompt stands on both sides."""
+        if not self._met:
+            return None
+        named = ", ".join(f"{validation} = {training}" for validation, training in self.pairs[:max_named])
+        more = f" and {self.num_met - max_named:,} more" if self.num_met > max_named else ""
+        return (
+            f"{self.num_met:,} of {self.num_prompts:,} validation prompts stand word for word in the training rows, so "
+            f"the validation loss says less than it seems: {named}{more}"
+        )
+
+
+def _hash(example: Example) -> bytes:
+    return hashlib.blake2b(prompt_of(example).encode(), digest_size=16).digest()
