@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import model_validator
 
 from llmtrain.config.base import Section, key, opt
+from llmtrain.config.presets import PresetName, with_preset
 
 
 class AttentionConfig(Section):
@@ -151,6 +153,7 @@ class DecoderConfig(Section):
     """A decoder-only transformer."""
 
     name: Literal["decoder"] = opt("decoder", "The decoder that is built here.")
+    preset: PresetName | None = opt(None, "Shape of a known model; keys that are given here win over it, at any depth.")
     vocab_size: int | None = opt(None, "From the tokenizer when not given; checked against it when given.", ge=2)
     max_seq_len: int = opt(2048, "The longest sequence that the model is made for, in tokens.", ge=1)
     d_model: int = opt(512, "Width of the residual stream.", ge=1)
@@ -166,6 +169,11 @@ class DecoderConfig(Section):
     positional: PositionalConfig = PositionalConfig()
     ffn: FeedForwardConfig = FeedForwardConfig()
     norm: NormConfig = NormConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _completed_by_the_preset(cls, values: Any) -> Any:
+        return with_preset(values) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _fits(self) -> DecoderConfig:
