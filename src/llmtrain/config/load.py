@@ -145,7 +145,7 @@ def _not_found(path: FilePath) -> str:
     shipped = list(shipped_configs())
     folder = path.parent
     beside = [str(file) for file in folder.iterdir() if file.suffix in FILE_ENDINGS] if folder.is_dir() else []
-    by_name = {FilePath(name).stem.lower(): name for name in [*beside, *shipped]}
+    by_name = {FilePath(name).stem.lower(): name for name in [*shipped, *beside]}
     close = difflib.get_close_matches(path.stem.lower(), by_name, n=3, cutoff=0.6)
     hint = f"; did you mean {' or '.join(by_name[name] for name in close)}?" if close else ""
     return f"{path}: no such file, and no config of this name ships{hint} (there are: {', '.join(shipped)})"
