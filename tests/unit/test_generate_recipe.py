@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -153,3 +155,27 @@ def test_stdin_that_is_no_text_is_said_so(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\xff"), encoding="utf-8"))
     assert run(["generate", model]) == 2
     assert capsys.readouterr().err == "error: stdin is not text in UTF-8 (byte 1)\n"
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_current_text_of_the_program_alone(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "long", max_seq_len=30_000)
+    argv = ["generate", str(tmp_path / "long"), "--interactive", "--temperature", "0", "--max-new-tokens", "25000"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "llmtrain", *argv, "--device", "cpu"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    ) as program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        program.stdin.write("x\n")
+        program.stdin.flush()
+        assert program.stdout.read(20)  # it writes
+        program.send_signal(signal.SIGINT)
+        program.stdin.close()  # as the next line, the end: the program was still there to read it
+        rest = program.stdout.read()
+    assert program.returncode == 0
+    assert rest.endswith("\n")
+    assert len(rest) < 20_000

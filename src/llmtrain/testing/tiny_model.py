@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,12 +15,15 @@ from llmtrain.testing.tiny import tiny_config
 TEXT = "def f(x):\n    return x + 1\n\n\ndef g(x):\n    return x - 1\n" * 20
 
 
-def write_tiny_model(folder: Path) -> Decoder:
-    """Writes a decoder of 2 layers that was trained on nothing, with a tokenizer of 278 tokens; returns it."""
+def write_tiny_model(folder: Path, **changes: Any) -> Decoder:
+    """Writes a decoder of 2 layers that was trained on nothing, with a tokenizer of 278 tokens; returns it.
+
+    `changes` are keys of its config.
+    """
     tokenizer = train_bpe([TEXT], vocab_size=300)
     tokenizer.save(folder.parent / f"{folder.name}-tokenizer")
     torch.manual_seed(0)
-    decoder = Decoder(tiny_config(), tokenizer.vocab_size).eval()
+    decoder = Decoder(tiny_config(**changes), tokenizer.vocab_size).eval()
     write_model_folder(
         folder,
         config=decoder.config,
