@@ -124,7 +124,7 @@ def test_a_name_on_the_hub_is_fetched_with_its_configuration_split_and_revision(
         return load(str(root), config, **options)
 
     monkeypatch.setattr(datasets, "load_dataset", from_the_hub)
-    monkeypatch.setattr(hugging_face, "_hub_answers", lambda: True)
+    monkeypatch.setattr(hugging_face, "hub_answers", lambda: True)
     source = {
         "path": "hf://wikimedia/wikipedia",
         "configs": ["20231101.fr"],

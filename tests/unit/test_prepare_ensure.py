@@ -37,7 +37,7 @@ def corpus(tmp_path: Path) -> Path:
 
 def _made(config: Config) -> bool:
     stages: list[str] = []
-    ensure_shards(config, progress=lambda stage, done, total: stages.append(stage))
+    ensure_shards(config, progress=lambda stage, done, total, speed=None: stages.append(stage))
     return bool(stages)
 
 

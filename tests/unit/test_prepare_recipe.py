@@ -171,7 +171,7 @@ def test_a_failed_prepare_leaves_the_old_shards(tmp_path: Path, monkeypatch: pyt
 def test_a_change_of_the_input_in_the_middle_is_noticed(tmp_path: Path) -> None:
     make_corpus(tmp_path)
 
-    def change(stage: str, done: int, total: int) -> None:
+    def change(stage: str, done: int, total: int, *, speed: str | None = None) -> None:
         if (stage, done) == ("tokenizer", 0):
             (tmp_path / "in" / "05.txt").write_text("something else")
 
@@ -187,7 +187,7 @@ from pathlib import Path
 from test_prepare_recipe import make_config
 from llmtrain.recipes.prepare import prepare
 
-def die(stage, done, total):
+def die(stage, done, total, speed=None):
     if stage == {stage!r}:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -237,10 +237,20 @@ def test_an_existing_tokenizer_is_copied_beside_the_shards(tmp_path: Path) -> No
         assert one == two
 
 
-def test_stages_are_reported_and_their_speed_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stages_are_reported_and_their_speed_logged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_corpus(tmp_path)
     calls: list[tuple[str, int, int]] = []
-    prepare(make_config(tmp_path), progress=lambda *call: calls.append(call))
+    speeds: list[str | None] = []
+
+    def report(stage: str, done: int, total: int, *, speed: str | None = None) -> None:
+        calls.append((stage, done, total))
+        speeds.append(speed)
+
+    monkeypatch.setattr("llmtrain.data.prepare.progress._SECONDS_BETWEEN_CALLS", 0.0)
+    prepare(make_config(tmp_path), progress=report)
+    assert any("tokens/s" in speed for speed in speeds if speed)
     for stage in ("read", "tokenizer", "encode"):
         mine = [(done, total) for name, done, total in calls if name == stage]
         assert mine[0][0] == 0

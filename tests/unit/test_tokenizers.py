@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import textwrap
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tokenizers import models, pre_tokenizers
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.data import tokenizers as ours
+from llmtrain.data.hub import hub_answers
 from llmtrain.data.tokenizers import (
     END_OF_TEXT,
     Tokenizer,
@@ -227,3 +229,23 @@ def test_the_most_frequent_characters_stay() -> None:
     assert train_characters(["aab", "bcccd"]).decode([2, 3, 4, 5]) == "abcd"
     assert train_characters(["aab", "bcccd"], min_frequency=2).vocab_size == 2 + 3
     assert train_characters(["aab", "bcccd"], vocab_size=4).decode([2, 3]) == "ac"
+
+
+def test_without_a_connection_a_name_is_one_quick_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ours, "hub_answers", lambda: False)
+    with pytest.raises(ConfigError, match=r"tokenizer 'nobody/nothing': .* no connection to the Hub"):
+        load_hf_tokenizer("nobody/nothing")
+
+
+def test_whether_the_hub_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert hub_answers()
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        assert not hub_answers()
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    assert not hub_answers()
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy")
+    assert hub_answers()

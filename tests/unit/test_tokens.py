@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llmtrain.config.data import SyntheticConfig, TokensConfig
+from llmtrain.config.sources import Source
 from llmtrain.contracts import IGNORE_INDEX, Batch, TrainingData
 from llmtrain.data.rows import document_ids
 from llmtrain.data.tokens import TokenData, ValidationData, open_training_data, open_validation_data
@@ -317,3 +318,21 @@ def test_ten_billion_tokens_are_opened_anywhere_in_less_than_a_third_of_a_second
         ) as batches:
             next(batches)
         assert time.perf_counter() - begin < 0.3
+
+
+def test_sources_without_weights_are_one_pool_in_proportion_to_their_tokens(tmp_path: Path) -> None:
+    sizes = {"large": 30_000, "small": 10_000}
+    for number, (name, size) in enumerate(sizes.items(), 1):
+        write_token_shards(tmp_path / name, {"train": cut_stream([*[number] * (size - 1), 0])})
+    paths: list[Source] = [str(tmp_path / name / "train") for name in sizes]
+    data = open_training_data(TokensConfig(train=paths, seq_len=10), seed=3)
+    assert (data.weights, data.facts.num_tokens) == (None, 40_000)
+    assert data.items_per_epoch == 4000
+    seen = [
+        int(batch["input_ids"][row, 4])
+        for (batch,) in data.batches(start_item=0, batch_size=8, end_item=4000, micro_batch_size=8)
+        for row in range(8)
+    ]
+    assert seen.count(1) == 3000
+    for begin in range(0, 4000, 1000):
+        assert 0.7 < seen[begin : begin + 1000].count(1) / 1000 < 0.8

@@ -29,6 +29,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from llmtrain.config.errors import ConfigError
 from llmtrain.contracts import TOKENIZER_FILES
 from llmtrain.data.fast_encoding import Encode, fast_encoder
+from llmtrain.data.hub import hub_answers
 
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<unk>"
@@ -259,7 +260,14 @@ def load_hf_tokenizer(name_or_path: str) -> Tokenizer:
         except (OSError, ValueError):
             if is_folder:
                 raise
+            if not hub_answers():
+                raise ConfigError(
+                    f"{where}: is neither a folder nor in the local cache, and there is no connection to the Hub: "
+                    "name the folder of a tokenizer, or try again with a connection"
+                ) from None
             found = load(local_files_only=False)
+    except ConfigError:
+        raise
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(

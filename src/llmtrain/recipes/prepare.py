@@ -153,7 +153,7 @@ def _make(options: PrepareConfig, output: Path, *, progress: ProgressCall | None
                 advance=encoding.advance,
             )
         num_tokens = sum(split.tokens for split in splits.values())
-        encoding.log(f"{num_tokens:,} tokens", tokens=num_tokens)
+        encoding.log(f"{num_tokens:,} tokens")
 
         assert counts.train + counts.val == sum(split.documents for split in splits.values())
         assert corpus.kept_bytes() == sum(split.bytes for split in splits.values())

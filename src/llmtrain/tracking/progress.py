@@ -98,10 +98,11 @@ class Progress:
         self._set_stage(text)
         return StageScope(lambda: self._set_stage(before))
 
-    def track(self, stage: str, done: int, total: int) -> None:
+    def track(self, stage: str, done: int, total: int, *, speed: str | None = None) -> None:
         """`done` of `total` of a stage's work is done; cheap enough to call for each document.
 
-        On a terminal a second bar, which goes when all is done; else a line every ten seconds.
+        On a terminal a second bar, which goes when all is done; else a line every ten seconds. `speed` is shown in
+        place of how much of the work is done in a second.
         """
         if self._quiet:
             return
@@ -115,7 +116,7 @@ class Progress:
         interval = 1 / _REDRAWS_PER_SEC if self._bar else _LINE_INTERVAL_SEC
         if now - tracked.told >= interval or (finished and (self._bar or tracked.told > tracked.began)):
             tracked.told = now
-            figures = tracked.describe(done, total, now=now)
+            figures = tracked.describe(done, total, now=now, speed=speed)
             if self._bar:
                 self._bar.move_added(stage, done, total, figures=figures)
             else:
@@ -163,12 +164,12 @@ class _Tracked:
     first: int
     told: float
 
-    def describe(self, done: int, total: int, *, now: float) -> str:
+    def describe(self, done: int, total: int, *, now: float, speed: str | None = None) -> str:
         """`1.2M/5.0M  24%  310k/s  eta 12s`."""
         parts = [f"{short_count(done)}/{short_count(total)}", f"{100 * done / max(1, total):.0f}%"]
         rate = (done - self.first) / (now - self.began) if now > self.began else 0.0
         if rate > 0:
-            parts += [f"{short_count(rate)}/s", f"eta {short_duration((total - done) / rate)}"]
+            parts += [speed or f"{short_count(rate)}/s", f"eta {short_duration((total - done) / rate)}"]
         return "  ".join(parts)
 
 

@@ -64,12 +64,12 @@ def write_splits(
     options: PrepareConfig,
     journal: Journal,
     num_workers: int,
-    advance: Callable[[int], None],
+    advance: Callable[[int, int], None],
 ) -> dict[str, Split]:
     """Encode all documents that stay and write them into `folder`; returns the splits' records by name.
 
     Shards that the journal has are kept, and their documents are not encoded again. `advance` is called with the bytes
-    of each document that is encoded.
+    and tokens of each document that is encoded.
     """
     dtype = np.dtype(token_dtype(tokenizer.vocab_size))
     written = journal.shards()
@@ -98,7 +98,7 @@ def write_splits(
                     writers[document.folder].add(
                         document.source, tokens=document.tokens, num_bytes=document.num_bytes, text=document.text
                     )
-                    advance(document.num_bytes)
+                    advance(document.num_bytes, len(document.tokens))
         parts = {name: writer.close() for name, writer in sorted(writers.items())}
     finally:
         for writer in writers.values():

@@ -6,17 +6,16 @@ The `datasets` library is imported when a config names one, and not before.
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 
 from llmtrain.config.errors import ConfigError
+from llmtrain.data.hub import hub_answers
 
 HUB = "hf://"
 
@@ -59,7 +58,7 @@ def open_dataset(part: DatasetPart) -> Any:
         if not part.is_remote and is_saved_dataset(name):
             return _slice(datasets.load_from_disk(os.path.expanduser(name)), part)
         path = name if part.is_remote else os.path.abspath(os.path.expanduser(name))
-        with nullcontext() if not part.is_remote or _hub_answers() else _offline():
+        with nullcontext() if not part.is_remote or hub_answers() else _offline():
             found = datasets.load_dataset(path, part.config, split=part.split, revision=part.revision)
     except Exception as error:  # of a dozen kinds: the library's own, those of its download and file layers
         raise ConfigError(f"dataset {part}: {_reason(error)}") from error
@@ -77,19 +76,6 @@ def size_of_dataset(part: DatasetPart) -> int:
     """Bytes of the part in memory, about."""
     data = open_dataset(part)
     return int(data.data.nbytes * len(data) / max(1, data.data.num_rows))
-
-
-def _hub_answers() -> bool:
-    """Whether there is a connection at all: without one the library would try for half a minute."""
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True
-    address = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    try:
-        port = address.port or (80 if address.scheme == "http" else 443)
-        socket.create_connection((address.hostname or "", port), timeout=5).close()
-    except OSError:
-        return False
-    return True
 
 
 @contextmanager

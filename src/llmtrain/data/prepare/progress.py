@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from typing import Protocol
 
 logger = logging.getLogger("llmtrain.prepare")
 
-ProgressCall = Callable[[str, int, int], None]
-"""Called with a stage (read, tokenizer, encode) and its bytes of text, done and in all."""
+
+class ProgressCall(Protocol):
+    """Called with a stage (read, tokenizer, encode), its bytes of text, done and in all, and how fast it is."""
+
+    def __call__(self, stage: str, done: int, total: int, *, speed: str | None = None) -> None: ...
+
 
 _SECONDS_BETWEEN_CALLS = 0.1
 
@@ -22,6 +26,7 @@ class Stage:
         self._total = total
         self._report = report
         self._done = 0
+        self._tokens = 0
         self._start = time.perf_counter()
         self._last_call = self._start
         self.seconds = 0.0
@@ -31,23 +36,25 @@ class Stage:
         self._report(self._name, 0, self._total)
         return self
 
-    def advance(self, num_bytes: int) -> None:
-        """So many more bytes are done."""
+    def advance(self, num_bytes: int, num_tokens: int = 0) -> None:
+        """So many more bytes are done, and gave so many tokens."""
         self._done += num_bytes
+        self._tokens += num_tokens
         now = time.perf_counter()
         if now - self._last_call >= _SECONDS_BETWEEN_CALLS:
             self._last_call = now
-            self._report(self._name, self._done, self._total)
+            self._report(self._name, self._done, self._total, speed=self._speed(now - self._start))
 
     def __exit__(self, error: object, *_: object) -> None:
         self.seconds = time.perf_counter() - self._start
         if error is None:
             self._report(self._name, self._total, self._total)
 
-    def log(self, what: str, *, tokens: int | None = None) -> None:
+    def log(self, what: str) -> None:
         """Say at INFO what the stage gave, and how fast it was. Call it after the block."""
-        seconds = max(self.seconds, 1e-9)
+        logger.info("%s: %s in %.1f s (%s)", self._name, what, self.seconds, self._speed(self.seconds))
+
+    def _speed(self, seconds: float) -> str:
+        seconds = max(seconds, 1e-9)
         speed = f"{self._done / 1e6 / seconds:.1f} MB/s"
-        if tokens is not None:
-            speed += f", {tokens / seconds:,.0f} tokens/s"
-        logger.info("%s: %s in %.1f s (%s)", self._name, what, self.seconds, speed)
+        return f"{speed}, {self._tokens / seconds:,.0f} tokens/s" if self._tokens else speed
