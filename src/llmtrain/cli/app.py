@@ -17,7 +17,7 @@ from typing import Any
 
 import typer
 
-from llmtrain.cli import config, inspect, model, prepare, runs, smoke, train
+from llmtrain.cli import config, inspect, machine, model, prepare, runs, smoke, train
 from llmtrain.cli.output import Outcome, drop_stdout, json_document
 from llmtrain.config.errors import ConfigError, Preempted, RunError
 
@@ -37,6 +37,7 @@ app = typer.Typer(
 )
 prepare.add_to(app)
 inspect.add_to(app)
+machine.add_to(app)
 train.add_to(app)
 model.add_to(app)
 smoke.add_to(app)

@@ -99,6 +99,13 @@ def device_peak_flops(device: torch.device, *, precision: str) -> float | None:
     peak = peak_of(torch.cuda.get_device_name(device))
     if peak is None:
         return None
+    return flops_at(peak, precision)
+
+
+def flops_at(peak: DevicePeak, precision: str) -> float | None:
+    """Dense FLOP/s at a config's `precision` of a device with this peak; None: it does not have it."""
+    import torch
+
     flops = {
         "bf16-mixed": peak.bf16,
         "bf16-true": peak.bf16,
