@@ -20,6 +20,7 @@ def memory_of(
     precision: str = "32",
     compiled: bool = False,
     on_gpu: bool = False,
+    activation_checkpointing: bool = False,
     seq_len: int = 16,
     **changes: Any,
 ) -> StepMemory:
@@ -34,6 +35,7 @@ def memory_of(
         precision=precision,
         compiled=compiled,
         on_gpu=on_gpu,
+        activation_checkpointing=activation_checkpointing,
     )
 
 
@@ -98,6 +100,12 @@ def test_compiled_parts_keep_less() -> None:
     eager, compiled = memory_of(**shape), memory_of(compiled=True, **shape)
     assert compiled.persistent == eager.persistent
     assert 0.2 < compiled.transient / eager.transient < 0.9
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_checkpointed_blocks_keep_their_inputs_alone(compiled: bool) -> None:
+    shape: dict[str, Any] = {"micro_batch_size": 4, "seq_len": 64, "num_layers": 6, "compiled": compiled}
+    assert memory_of(activation_checkpointing=True, **shape).transient < 0.5 * memory_of(**shape).transient
 
 
 def test_the_fused_attention_of_gpus_keeps_no_scores() -> None:

@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 from llmtrain.config.model import DecoderConfig
 from llmtrain.config.training import OptimizerConfig
 from llmtrain.contracts import Batch
-from llmtrain.models.decoder import attention, loss
+from llmtrain.models.decoder import loss, mask
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.training.optimizers import NamedOptimizer, build_optimizer
 
@@ -86,6 +86,7 @@ def step_memory(
     precision: str,
     compiled: bool,
     on_gpu: bool,
+    activation_checkpointing: bool = False,
 ) -> StepMemory:
     """Run two steps without storage and say what the second, which has optimizer state, needs at its peak.
 
@@ -99,6 +100,8 @@ def step_memory(
             decoder = Decoder(model, vocab_size)
         for weight in decoder.parameters():
             book.move(weight, "parameters")
+        if activation_checkpointing:
+            decoder.checkpoint_blocks()
         if compiled:
             torch._dynamo.reset()
             decoder.compile_parts(backend=_backend(book))
@@ -163,7 +166,7 @@ def _as_on(gpu: bool) -> Iterator[None]:
         yield
         return
     with (
-        mock.patch.object(attention, "EXPLICIT_MAX_KEYS", 0),
+        mock.patch.object(mask, "EXPLICIT_MAX_KEYS", 0),
         mock.patch.object(loss, "CHUNK_TOKENS_CPU", loss.CHUNK_TOKENS_GPU),
     ):
         yield
