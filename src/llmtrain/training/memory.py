@@ -46,8 +46,8 @@ TRANSIENT: frozenset[Part] = frozenset({"activations", "logits", "optimizer_temp
 
 HEAP_HOLES_EAGER = 0.43
 HEAP_HOLES_COMPILED = 0.15
-"""What glibc's heap wastes on tensors that come and go, over their size: an aligned block never fits the hole that one
-of the same size has left (glibc bug 14581). Compiled code has far fewer of them."""
+"""What the heap wastes on tensors that come and go, over their size (glibc 2.36): in a trace of addresses many did not
+go into the hole that one of their own size had just left. Compiled code has far fewer of them."""
 FIRST_STEP_BYTES = 30_000_000
 COMPILER_BYTES = 120_000_000
 """What the process grows by when it first computes (libraries' code and buffers), and when it first compiles."""
