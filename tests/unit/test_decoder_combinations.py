@@ -134,3 +134,15 @@ def test_a_window_reaches_as_far_as_it_says_and_no_further(decoder: Decoder, ids
     unreached = 2 * (WINDOW - 1) + 1
     assert torch.equal(before[:, unreached:], after[:, unreached:]) == windowed
     assert not torch.equal(before[:, unreached - 1], after[:, unreached - 1])
+
+
+@torch.inference_mode()
+def test_bfloat16_stays_near_float32(decoder: Decoder, ids: torch.Tensor) -> None:
+    """As weights and under autocast, where the fused kernel wants its bias in the dtype of the queries."""
+    exact = decoder.logits(ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed, decoded = decoder.logits(ids), in_pieces(decoder, ids, [7, 1, 4])
+    narrow = decoder.to(torch.bfloat16).logits(ids)
+    for found in (mixed, decoded, narrow):
+        assert found.dtype == torch.bfloat16
+        assert float((found.float() - exact).norm() / exact.norm()) < 0.06

@@ -15,6 +15,37 @@ from llmtrain.testing.tiny import TINY_VOCAB_SIZE, decoder_variants, random_batc
 PAIRWISE = ["mha-rope-rmsnorm-swiglu-qk_norm", "gqa-learned-layernorm-mlp", "gqa-rope-layernorm-swiglu"]
 """Each two of the parts meet in one of these; compiling all would take minutes."""
 
+WINDOW: dict[str, Any] = {"mask": "sliding_window", "window": 70}
+OTHERS: dict[str, dict[str, Any]] = {
+    "complex-rope-window-sandwich-geglu": {
+        "attention": {"variant": "complex", "num_kv_heads": 2, "qk_norm": True, **WINDOW},
+        "norm": {"placement": "sandwich"},
+        "ffn": {"variant": "geglu"},
+    },
+    "complex-alibi-causal-post-mlp": {
+        "attention": {"variant": "complex"},
+        "positional": {"encoding": "alibi"},
+        "norm": {"type": "layernorm", "placement": "post"},
+        "ffn": {"variant": "mlp", "activation": "relu2", "bias": True},
+    },
+    "mqa-alibi-window-parallel": {
+        "attention": {"variant": "mqa", **WINDOW},
+        "positional": {"encoding": "alibi"},
+        "parallel_layers": True,
+    },
+    "gqa-sinusoidal-window-post": {
+        "attention": {"variant": "gqa", "num_kv_heads": 2, **WINDOW},
+        "positional": {"encoding": "sinusoidal"},
+        "norm": {"placement": "post"},
+    },
+    "mha-none-causal-sandwich-parallel": {
+        "positional": {"encoding": "none"},
+        "norm": {"type": "layernorm", "placement": "sandwich"},
+        "parallel_layers": True,
+    },
+}
+"""The rest of the variants, each in one of these at least; 300 tokens, so that there are blocks that skip keys."""
+
 
 @pytest.fixture(autouse=True)
 def deterministic() -> Iterator[None]:
@@ -55,6 +86,16 @@ def test_compiled_equals_eager(variant: str) -> None:
     decoder, batch = fresh(**decoder_variants()[variant]), random_batch(num_documents=3, ignored_fraction=0.1)
     eager = gradients(decoder, batch)
     decoder.compile(fullgraph=True)
+    assert_all_close(gradients(decoder, batch), eager, tolerance=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", OTHERS)
+def test_blocks_of_other_variants_compiled_one_by_one_equal_eager(variant: str) -> None:
+    decoder = fresh(**OTHERS[variant], max_seq_len=300)
+    batch = random_batch(seq_len=300, num_documents=3, ignored_fraction=0.1)
+    eager = gradients(decoder, batch)
+    decoder.compile_parts(fullgraph=True)
     assert_all_close(gradients(decoder, batch), eager, tolerance=1e-4)
 
 
