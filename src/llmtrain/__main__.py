@@ -8,10 +8,12 @@ import sys
 def main() -> None:
     """Runs the command line in sys.argv and exits with its code."""
     from llmtrain.cli.app import run
-    from llmtrain.distributed.launch import leave_exit_code
+    from llmtrain.distributed.launch import fails_again, leave_exit_code
 
-    code = run(sys.argv[1:])
-    leave_exit_code(code)
+    code = fails_again()
+    if code is None:
+        code = run(sys.argv[1:])
+        leave_exit_code(code)
     sys.exit(code)
 
 

@@ -30,13 +30,13 @@ def start(*arguments: str, faults: str = "") -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=100)
     return process.returncode, out, err
 
 
-def wait_for(path: Path) -> None:
+def wait_for(path: Path, *, num_bytes: int = 1) -> None:
     for _ in range(1200):
-        if path.exists():
+        if path.exists() and path.stat().st_size >= num_bytes:
             return
         time.sleep(0.05)
     raise AssertionError(f"{path} did not appear")
@@ -65,8 +65,7 @@ def test_sigterm_to_the_launcher_saves_once_and_ends_with_75_and_the_run_goes_on
     assert whole[0] == 0, whole[2]
     process = start(str(config_file), *KEYS, "output.run_id=stopped", faults="sleep@step:0.3")
     run = config_file.parent / "runs" / "stopped"
-    wait_for(run / "metrics.jsonl")
-    time.sleep(1.0)
+    wait_for(run / "metrics.jsonl", num_bytes=300)
     process.send_signal(signal.SIGTERM)
     code, _, err = finish(process)
     assert code == 75, err
@@ -84,3 +83,30 @@ def test_a_killed_process_makes_the_others_end_and_the_code_is_75(config_file: P
     victim.send_signal(signal.SIGKILL)
     code, _, err = finish(process)
     assert code == 75, err
+
+
+def test_the_gang_starts_again_and_ends_as_if_nothing_had_happened(config_file: Path) -> None:
+    code, _, err = finish(start(str(config_file), *KEYS, "output.run_id=whole"))
+    assert code == 0, err
+    saves = ["trainer.save_every_steps=4", "output.run_id=again", "--max-restarts=2", "--json"]
+    once = "kill@step:step=9:rank=1:restart=0, kill@step:step=11:rank=0:restart=1"
+    code, out, err = finish(start(str(config_file), *KEYS, *saves, faults=once))
+    assert code == 0, err
+    assert json.loads(out)["resumed_from_step"] == 8
+    assert weight_hash(config_file.parent / "runs" / "again") == weight_hash(config_file.parent / "runs" / "whole")
+    assert not (config_file.parent / "runs" / "again" / "attempts.json").exists()
+
+
+def test_restarts_that_do_not_get_on_end_with_42(config_file: Path) -> None:
+    saves = ["trainer.save_every_steps=4", "output.run_id=loop", "--max-restarts=9"]
+    code, _, err = finish(start(str(config_file), *KEYS, *saves, faults="kill@step:step=6:rank=1"))
+    assert code == 42, err
+    assert "started 3 times from step_000004" in err
+
+
+def test_a_mistake_is_not_tried_again(config_file: Path) -> None:
+    began = time.monotonic()
+    code, _, err = finish(start(str(config_file), "trainer.global_batch_size=20", "--max-restarts=9"))
+    assert code == 2, err
+    assert err.count("error: trainer.global_batch_size 20") == 2, "once on each rank"
+    assert time.monotonic() - began < 60

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llmtrain.cli.options import ConfigOption, ConfigWord, Json, Overrides, read_words
 from llmtrain.cli.output import Outcome, table
-from llmtrain.cli.workers import NodeRank, NumNodes, NumProcesses, Rendezvous, gang_of, run_in
+from llmtrain.cli.workers import MaxRestarts, NodeRank, NumNodes, NumProcesses, Rendezvous, gang_of, run_in
+from llmtrain.config.errors import ConfigError
+
+if TYPE_CHECKING:
+    from llmtrain.config.schema import Config
 
 NEWEST = "latest"
+AUTO = "auto"
 ROWS = (
     ("run", "run"),
     ("model", "model"),
@@ -42,7 +48,8 @@ def train(
         typer.Option(
             "--resume",
             metavar="[RUN]",
-            help="Go on with a run: its id, its folder or one of its checkpoints; the newest run when none is named.",
+            help="Go on with a run: its id, its folder or one of its checkpoints; the newest run when none is named; "
+            "auto: output.run_id if it was started already, else start it.",
             show_default=False,
         ),
     ] = None,
@@ -51,6 +58,7 @@ def train(
     nnodes: NumNodes = 1,
     node_rank: NodeRank = None,
     rendezvous: Rendezvous = None,
+    max_restarts: MaxRestarts = 0,
     json: Json = False,
 ) -> Outcome:
     """Train a model, from its start or resumed.
@@ -62,8 +70,15 @@ def train(
 
     ref, values = read_words(word, overrides, config, required=resume is None)
     loaded = load_config(ref, values) if ref is not None else None
-    gang = gang_of(nproc, nnodes=nnodes, node_rank=node_rank, rendezvous=rendezvous)
+    gang = gang_of(nproc, nnodes=nnodes, node_rank=node_rank, rendezvous=rendezvous, max_restarts=max_restarts)
     if gang:
+        if max_restarts and resume is None and loaded is not None and not dry_run:
+            # Started again, the processes go on with the run that the first ones began; so its name is made here.
+            resume, output = AUTO, loaded.config.output
+            if output.run_id is None:
+                values = [*values, f"output.run_id={_new_run_id(loaded.config)}"]
+            elif (Path(output.root_dir) / output.run_id).exists():
+                raise ConfigError(f"the run {output.run_id} exists already: go on with it by --resume {AUTO}")
         options = [f"--resume={resume}"] if resume is not None else []
         options += ["--dry-run"] if dry_run else []
         return run_in(gang, ["train", *([ref] if ref else []), *values, *options], as_json=json)
@@ -71,6 +86,12 @@ def train(
 
     result = recipe(loaded, resume=resume, overrides=values, dry_run=dry_run)
     return Outcome(result, _dry_run(result) if dry_run else table(result, ROWS))
+
+
+def _new_run_id(config: Config) -> str:
+    from llmtrain.training.runs import make_run_id
+
+    return make_run_id(config.run)
 
 
 def _dry_run(result: Mapping[str, Any]) -> str:

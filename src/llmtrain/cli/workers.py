@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from json import loads
-from typing import Annotated
+from json import JSONDecoder
+from typing import Annotated, Any
 
 import typer
 
@@ -23,23 +23,40 @@ NodeRank = Annotated[
 Rendezvous = Annotated[
     str | None, typer.Option("--rendezvous", metavar="HOST:PORT", help="The first machine; MASTER_ADDR when not given.")
 ]
+MaxRestarts = Annotated[
+    int, typer.Option("--max-restarts", metavar="N", min=0, help="Start all again, as often, when a process fails.")
+]
 
 
-def gang_of(nproc: int | None, *, nnodes: int, node_rank: int | None, rendezvous: str | None) -> Gang | None:
+def gang_of(
+    nproc: int | None, *, nnodes: int, node_rank: int | None, rendezvous: str | None, max_restarts: int = 0
+) -> Gang | None:
     """The processes that were asked for, or None for this one alone. Raises ConfigError for half a wish."""
     if nproc is not None:
-        return Gang(nproc=nproc, nnodes=nnodes, node_rank=node_rank, rendezvous=rendezvous)
-    if nnodes > 1 or node_rank is not None or rendezvous is not None:
-        raise ConfigError("--nnodes, --node-rank and --rendezvous go with --nproc N, which starts the processes")
+        return Gang(nproc, nnodes=nnodes, node_rank=node_rank, rendezvous=rendezvous, max_restarts=max_restarts)
+    if nnodes > 1 or node_rank is not None or rendezvous is not None or max_restarts:
+        raise ConfigError(
+            "--nnodes, --node-rank, --rendezvous and --max-restarts go with --nproc N, which starts the processes"
+        )
     return None
 
 
 def run_in(gang: Gang, arguments: Sequence[str], *, as_json: bool) -> Outcome:
     """Run a command line in the gang; its first process prints what this one would. Raises WorkersFailed."""
     code, output = launch(gang, [*arguments, *(["--json"] if as_json else [])], capture=as_json)
-    document = loads(output) if output.strip() else {}
+    document = _last_document(output)
     if code:
         error = document.get("error", {})
         message = error.get("message", f"the processes ended with {code}; what they said stands above")
         raise WorkersFailed(message, exit_code=code, kind=error.get("kind", RunError.kind))
     return Outcome(document, "")
+
+
+def _last_document(output: str) -> dict[str, Any]:
+    """The last of the JSON documents that the starts of the first process printed, one each."""
+    document: dict[str, Any] = {}
+    rest = output.strip()
+    while rest:
+        document, end = JSONDecoder().raw_decode(rest)
+        rest = rest[end:].lstrip()
+    return document

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,9 @@ EXIT_FOLDER = "LLMTRAIN_EXIT_FOLDER"
 SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 SHUTDOWN_SECONDS = 600
 """torchrun kills a worker so long after it told it to stop; its own 30 s are too short for a large checkpoint."""
+
+OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""Otherwise processes that are started again find the addresses of the dead ones in torchrun's own store, and wait."""
 
 STRONGEST_FIRST = (2, 42, 1, 76, 75)
 """One worker's word for all: a mistake, then what will fail again, then a failure that others only followed."""
@@ -43,6 +46,8 @@ class Gang:
     """This machine's number; None: the rendezvous gives one."""
     rendezvous: str | None = None
     """HOST:PORT of the first machine."""
+    max_restarts: int = 0
+    """How often all processes are started again when one fails."""
 
 
 def launch(gang: Gang, arguments: Sequence[str], *, capture: bool) -> tuple[int, str]:
@@ -53,21 +58,49 @@ def launch(gang: Gang, arguments: Sequence[str], *, capture: bool) -> tuple[int,
     with tempfile.TemporaryDirectory(prefix="llmtrain-") as folder:
         environment = {**os.environ, EXIT_FOLDER: folder}
         environment.setdefault(SHUTDOWN_TIMEOUT, str(SHUTDOWN_SECONDS))
+        environment.setdefault(OWN_STORE, "1")
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // gang.nproc)))
         command = [*_torchrun(gang), "-m", "llmtrain", *arguments]
         pipe = subprocess.PIPE if capture else None
         torchrun = subprocess.Popen(command, env=environment, stdout=pipe, text=True, start_new_session=True)
         with torchrun, _signals_go_to(torchrun):
             output, _ = torchrun.communicate()
-        codes = [int(path.read_text()) for path in Path(folder).iterdir()]
+        codes = _codes_in(Path(folder))
     return _one_code(codes, expected=gang.nproc, torchrun=torchrun.returncode), output or ""
 
 
 def leave_exit_code(code: int) -> None:
     """Tell the launcher, if there is one, how this worker ends."""
+    if folder := _exit_folder():
+        (folder / os.environ.get("RANK", "0")).write_text(str(code))
+
+
+def fails_again() -> int | None:
+    """The exit code of this worker if torchrun started it again though a worker ended with what will fail again.
+
+    What an earlier start left is forgotten otherwise.
+    """
+    folder = _exit_folder()
+    if folder is None or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return None
+    codes = _codes_in(folder)
+    hopeless = next((code for code in STRONGEST_FIRST[:2] if code in codes), None)
+    if hopeless is None:
+        (folder / os.environ.get("RANK", "0")).unlink(missing_ok=True)
+    return hopeless
+
+
+def _exit_folder() -> Path | None:
     folder = os.environ.get(EXIT_FOLDER)
-    if folder and Path(folder).is_dir():
-        Path(folder, os.environ.get("RANK", "0")).write_text(str(code))
+    return Path(folder) if folder and Path(folder).is_dir() else None
+
+
+def _codes_in(folder: Path) -> list[int]:
+    codes = []
+    for path in folder.iterdir():
+        with suppress(OSError, ValueError):  # another worker writes or removes its own at this moment
+            codes.append(int(path.read_text()))
+    return codes
 
 
 def _torchrun(gang: Gang) -> list[str]:
@@ -76,6 +109,7 @@ def _torchrun(gang: Gang) -> list[str]:
             "--nproc starts processes, but this is one that torchrun started already: leave one of them out"
         )
     start = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={gang.nproc}", f"--nnodes={gang.nnodes}"]
+    start.append(f"--max-restarts={gang.max_restarts}")
     if gang.nnodes == 1:
         return [*start, "--standalone"]
     if gang.rendezvous is None:

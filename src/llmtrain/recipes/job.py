@@ -26,10 +26,21 @@ from llmtrain.training.checkpoint import load_optimizer, load_state, newest_good
 from llmtrain.training.non_finite import StepFigures, leave_out
 from llmtrain.training.optimizers import NamedOptimizer, build_optimizer
 from llmtrain.training.plan import Schedule, make_schedule
-from llmtrain.training.resume import Identity, Origin, checkpoint_of, find_origin, identity_of, refuse_another_run
+from llmtrain.training.resume import (
+    Identity,
+    Origin,
+    checkpoint_of,
+    find_origin,
+    find_origin_if_any,
+    identity_of,
+    refuse_another_run,
+)
 from llmtrain.training.state import LossScale, RunState, seed_step
 
 log = logging.getLogger("llmtrain.train")
+
+AUTO = "auto"
+"""What `resume` may be instead of a run: go on with output.run_id if it was started already, else start it."""
 
 
 @dataclass
@@ -49,7 +60,9 @@ class Job:
     state: RunState
     origin: Origin | None
     resumed_step: int | None
-    """The step of the checkpoint that this process goes on from, if it does."""
+    """The step that this process goes on from, if it does."""
+    checkpoint: Path | None
+    """Where this process started from."""
     passed_over: list[str]
     """What is wrong with each checkpoint that is newer than the one that the run goes on from."""
     as_written: str | None
@@ -130,7 +143,8 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
         schedule=schedule,
         state=state,
         origin=origin,
-        resumed_step=state.step if checkpoint else None,
+        resumed_step=state.step if origin else None,
+        checkpoint=checkpoint,
         passed_over=passed_over,
         as_written=loaded.as_written if loaded else None,
     )
@@ -146,6 +160,8 @@ def _config_and_origin(
         if loaded is None:
             raise ConfigError("train needs a CONFIG, or --resume to go on with a run")
         return loaded.config, None
+    if loaded is not None and resume == AUTO:
+        return loaded.config, find_origin_if_any(loaded.config.output.run_id, Path(loaded.config.output.root_dir))
     if loaded is not None:
         return loaded.config, find_origin(resume, Path(loaded.config.output.root_dir))
     given = dict(override.split("=", 1) for override in overrides if "=" in override)

@@ -28,6 +28,7 @@ from llmtrain.tracking.progress import Progress
 from llmtrain.tracking.sink_group import start_sinks
 from llmtrain.tracking.summary import ParameterCount
 from llmtrain.tracking.system import device_peak_flops, peak_memory_bytes
+from llmtrain.training.attempts import count_restart, forget_restarts, refuse_crash_loop
 from llmtrain.training.checkpoint import CheckpointStore, Snapshot
 from llmtrain.training.loop import fit
 from llmtrain.training.non_finite import RollBack
@@ -68,6 +69,8 @@ def _run(job: Job, stop: StopSignal) -> dict[str, Any]:
     config, engine = job.config, job.engine
     run = engine.from_main(lambda: job.origin.run if job.origin else _new_run(job))
     with locked(run) if engine.is_main else nullcontext():
+        if job.origin:
+            refuse_crash_loop(engine.from_main(lambda: count_restart(run, checkpoint=job.checkpoint)))
         if engine.is_main:  # under the lock: a second process that would go on with this run changes nothing of it
             (run / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         setup_logging(config.logging, run_folder=run, rank=engine.rank)
@@ -128,6 +131,8 @@ def _train_in(run: Path, job: Job, stop: StopSignal) -> dict[str, Any]:
                 with report.spent("saving"):
                     store.wait()
             outcome = "finished" if finished else "preempted"
+            if engine.is_main:
+                forget_restarts(run)
         finally:
             summary = report.summary(
                 state,

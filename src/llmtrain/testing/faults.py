@@ -9,7 +9,8 @@ Each wish is ACTION@POINT, followed by options behind colons:
     raise           raises FaultInjected; with the name of an errno (`raise@temp-made:EROFS`) that OSError instead
     sleep           waits as many seconds as its first option says (`sleep@before-latest:0.5`)
     a whole number  only the so-manieth time that the point is reached (for `sleep` it follows the seconds)
-    NAME=VALUE      only where the caller of `reach` gave that detail (`kill@after-rename:step=500`)
+    NAME=VALUE      only where the caller of `reach` gave that detail (`kill@after-rename:step=500`); `rank` and
+                    `restart` (how often torchrun started the processes again) are there at every point
 
 Without a number a wish comes true each time. The points of a checkpoint's save are listed in docs/checkpoints.md. This
 module imports nothing else of llmtrain, so anything may call it; unless the variable is set a call costs a microsecond.
@@ -52,12 +53,17 @@ def reach(point: str, **context: object) -> None:
     wishes = os.environ.get(VARIABLE)
     if not wishes:
         return
+    context = {**_process(), **context}
     for index, fault in enumerate(_parse(wishes)):
         if fault.point != point or any(str(context.get(name)) != value for name, value in fault.details.items()):
             continue
         _times_met[wishes, index] += 1
         if fault.nth is None or fault.nth == _times_met[wishes, index]:
             _come_true(fault)
+
+
+def _process() -> dict[str, object]:
+    return {"rank": os.environ.get("RANK", "0"), "restart": os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")}
 
 
 def forget() -> None:

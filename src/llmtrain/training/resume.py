@@ -5,6 +5,7 @@ Finding the folder is in `runs`, judging a checkpoint in `checkpoint`.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.model import DecoderConfig
 from llmtrain.training.checkpoint import CheckpointError, newest_good, verify
-from llmtrain.training.runs import find_run
+from llmtrain.training.runs import find_run, is_run
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Origin:
     """The one that the user named; None: the newest good one."""
     resolved: Mapping[str, Any]
     """Every `auto` as the run's start decided it."""
+    or_anew: bool = False
+    """Whether it begins anew, in its folder, where it has no checkpoint yet."""
 
 
 def find_origin(ref: str, root: Path) -> Origin:
@@ -38,8 +41,23 @@ def find_origin(ref: str, root: Path) -> Origin:
         raise ConfigError(f"{run / 'meta.json'} is damaged ({error}), so {run.name} cannot be resumed") from None
 
 
-def checkpoint_of(origin: Origin) -> tuple[Path, list[str]]:
-    """The verified checkpoint to go on from, and what is wrong with newer ones. Raises ConfigError if there is none."""
+def find_origin_if_any(run_id: str | None, root: Path) -> Origin | None:
+    """The run of this id, to go on with if it was started already; for `--resume auto`.
+
+    Raises ConfigError without an id: a run that is made anew at each start would never be found again.
+    """
+    if run_id is None:
+        raise ConfigError("--resume auto needs output.run_id: the run that is to be gone on with, or started")
+    if not is_run(root / run_id):
+        return None
+    return dataclasses.replace(find_origin(run_id, root), or_anew=True)
+
+
+def checkpoint_of(origin: Origin) -> tuple[Path | None, list[str]]:
+    """The verified checkpoint to go on from, and what is wrong with newer ones.
+
+    Raises ConfigError if there is none and the run may not begin anew.
+    """
     try:
         if origin.checkpoint is not None:
             verify(origin.checkpoint)
@@ -47,6 +65,8 @@ def checkpoint_of(origin: Origin) -> tuple[Path, list[str]]:
         found = newest_good(origin.run / "checkpoints")
     except CheckpointError as error:
         raise ConfigError(f"cannot resume: {error}") from error
+    if found is None and origin.or_anew:
+        return None, []
     if found is None:
         raise ConfigError(f"{origin.run} has no checkpoint yet, so there is nothing to resume: start the run anew")
     return found

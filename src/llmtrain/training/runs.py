@@ -41,14 +41,20 @@ def start_run(
     `resolved`: every `auto` of the config as this start decided it. `as_written`: the text of the config's file, which
     is kept, with secrets redacted; overrides are in meta.json's argv.
     """
-    now, git = datetime.now(UTC), code_git_state()
-    run_id = output.run_id or new_run_id(about.name, now=now, git_sha=git.sha if git else None)
+    now = datetime.now(UTC)
+    run_id = output.run_id or make_run_id(about)
     run = create_run(Path(output.root_dir), run_id)
     meta = {"run_id": run_id, "notes": about.notes, "tags": about.tags, "resolved": dict(resolved)}
     write_json(run / "meta.json", {**meta, **run_metadata(sys.argv, now=now)})
     if as_written is not None:
         (run / AS_WRITTEN).write_text(redact_config(as_written), encoding="utf-8")
     return run
+
+
+def make_run_id(about: RunConfig) -> str:
+    """The id of a run that starts now."""
+    git = code_git_state()
+    return new_run_id(about.name, now=datetime.now(UTC), git_sha=git.sha if git else None)
 
 
 def create_run(root: Path, run_id: str) -> Path:
