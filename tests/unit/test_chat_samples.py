@@ -134,6 +134,16 @@ def test_control_tokens_in_what_somebody_wrote_are_said() -> None:
     )
 
 
+def test_turns_that_the_template_does_not_show_are_said() -> None:
+    user_only = CHATML.replace("for message in messages", "for message in messages if message['role'] != 'system'")
+    template = ChatTemplate(tiny_chat_tokenizer(user_only))
+    turns = [{"role": role, "content": role} for role in ("system", "user", "assistant")]
+    _, tally, _ = samples([{"messages": turns[1:]}, {"messages": turns}], template=template)
+    assert tally.lines(seq_len=1024, truncation="right")[1] == (
+        "1 rows have turns of the system or user that the chat template does not show (the first is rows.jsonl:2)"
+    )
+
+
 @given(
     rows=st.lists(st.tuples(st.text("ab é", max_size=12), st.text("cd ", min_size=1, max_size=12)), max_size=8),
     seq_len=st.integers(2, 20),

@@ -103,6 +103,14 @@ MISTRAL_SEVERAL = [
     "<s>[INST] Be kind.\n\nWhat? [/INST]« It is.</s>»",
     "<s>[INST] What? [/INST] It is.</s>[INST] Be kind.\n\nWho? [/INST]« The user.</s>»",
 ]
+QWEN3_TAGGED_SEVERAL = (
+    "<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n«It is.<|im_end|>»\n"
+    "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n«The user.<|im_end|>»\n"
+)
+PHI3_SEVERAL = (
+    "<|user|>\nWhat?<|im_end|>\n<|assistant|>\n«It is.<|im_end|>»\n"
+    "<|user|>\nWho?<|im_end|>\n<|assistant|>\n«The user.<|im_end|>\n</s>»"
+)
 HEADED_SEVERAL = (
     "<|system|>\nBe kind.</s>\n<|user|>\nWhat?</s>\n<|assistant|>\n«It is.</s>»\n"
     "<|user|>\nWho?</s>\n<|assistant|>\n«The user.</s>»\n"
@@ -130,6 +138,11 @@ PLAIN_SEVERAL = (
         ("MISTRAL", ONE, ["<s>[INST] What? [/INST]« It is.</s>»"]),
         ("MISTRAL", SEVERAL[1:], ["<s>[INST] What? [/INST]« It is.</s>»[INST] Who? [/INST]« The user.</s>»"]),
         ("MISTRAL", SEVERAL, MISTRAL_SEVERAL),
+        ("MISTRAL_ASKED", SEVERAL, MISTRAL_SEVERAL),
+        ("MISTRAL_ASKED_TAGGED", SEVERAL, MISTRAL_SEVERAL),
+        ("MISTRAL_ASKED_TAGGED", ONE, ["<s>[INST] What? [/INST]« It is.</s>»"]),
+        ("QWEN3_TAGGED", SEVERAL[1:], [QWEN3_TAGGED_SEVERAL]),
+        ("PHI3", SEVERAL[1:], [PHI3_SEVERAL]),
         ("HEADED", SEVERAL, [HEADED_SEVERAL]),
         ("OPENED", SEVERAL[1:], ["<|user|>What?<|assistant|>«It is.</s>»<|user|>Who?<|assistant|>«The user.</s>»"]),
         (None, SEVERAL, [PLAIN_SEVERAL]),
@@ -196,6 +209,15 @@ def test_tool_calls_are_learned_and_tool_results_are_not() -> None:
             "<|im_start|>tool\n3<|im_end|>\n<|im_start|>assistant\n«It is.<|im_end|>»\n"
         )
     ]
+
+
+def test_arguments_are_text_for_templates_that_put_them_into_the_text_as_they_are() -> None:
+    function = {"name": "add", "arguments": {"a": 1}}
+    call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
+    [found] = learned({"messages": [ASK, call]}, "CALLS_AS_TEXT")
+    assert found[1] == ('<tool_call>add{"a": 1}</tool_call><|im_end|>', True)
+    [found] = learned({"messages": [ASK, call]}, "CHATML")
+    assert found[1] == ('<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call><|im_end|>', True)
 
 
 def test_the_plain_template_shows_tools_and_calls() -> None:
@@ -390,6 +412,7 @@ def test_the_tokenizer_that_is_given_stays_as_it_is() -> None:
     assert tokenizer.backend_tokenizer.to_str() == before
 
 
+KINDS = ["CHATML", "CHATML_TAGGED", "LLAMA3", "QWEN3", "GEMMA", "MISTRAL", "MISTRAL_ASKED", "HEADED", None]
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(lambda text: text.strip())
 
 
@@ -397,7 +420,7 @@ words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=1
 @given(
     answers=st.lists(words, min_size=1, max_size=4),
     questions=st.lists(words, min_size=4, max_size=4),
-    kind=st.sampled_from(["CHATML", "CHATML_TAGGED", "LLAMA3", "QWEN3", "GEMMA", "MISTRAL", "HEADED", None]),
+    kind=st.sampled_from(KINDS),
     system=st.none() | words,
 )
 def test_learned_tokens_are_the_answers_and_what_is_before_them_is_the_prompt(

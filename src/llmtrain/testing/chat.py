@@ -113,6 +113,47 @@ MISTRAL = """\
 {%- endfor %}"""
 """System text stands in the last question; there is no header, and nothing that asks for an answer."""
 
+MISTRAL_ASKED = """\
+{{- bos_token }}
+{%- for message in messages %}
+    {%- if message["role"] == "user" %}
+        {%- set system = messages[0]["content"] + "\\n\\n" if loop.last and messages[0]["role"] == "system" else "" %}
+        {{- "[INST] " + system + message["content"] + " [/INST]" }}
+    {%- elif message["role"] == "assistant" %}
+        {{- " " + message["content"] + eos_token }}
+    {%- endif %}
+{%- endfor %}"""
+"""System text stands in the last question while nothing follows it, and nowhere in a whole conversation."""
+
+MISTRAL_ASKED_TAGGED = MISTRAL_ASKED.replace(
+    '{{- " " + message["content"] + eos_token }}',
+    '{%- generation %}{{- " " + message["content"] + eos_token }}{% endgeneration %}',
+)
+
+QWEN3_TAGGED = """\
+{%- for message in messages %}
+    {%- if message["role"] == "assistant" %}
+        {% generation %}
+        {{- "<|im_start|>assistant\\n<think>\\n" + (message["reasoning_content"] or "") + "\\n</think>\\n\\n" }}
+        {{- message["content"] + "<|im_end|>\\n" }}
+        {%- endgeneration %}
+    {%- else %}
+        {{- "<|im_start|>" + message["role"] + "\\n" + message["content"] + "<|im_end|>\\n" }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ "<|im_start|>assistant\\n" }}{% endif %}"""
+"""Generation tags around the header and the end, and a block of reasoning in each answer."""
+
+PHI3 = """\
+{%- for message in messages %}{{ "<|" + message["role"] + "|>\\n" + message["content"] + "<|im_end|>\\n" }}{% endfor %}
+{%- if add_generation_prompt %}{{ "<|assistant|>\\n" }}{% else %}{{ eos_token }}{% endif %}"""
+"""An end token after the last turn, unless an answer is asked for."""
+
+CALLS_AS_TEXT = CHATML.replace(
+    '(call["function"] | tojson)', 'call["function"]["name"] + call["function"]["arguments"]'
+)
+"""Arguments of calls are put into the text as they are."""
+
 HEADED = """\
 {%- for message in messages %}
     {{- "<|" + message["role"] + "|>\\n" + message["content"] + eos_token + "\\n" }}

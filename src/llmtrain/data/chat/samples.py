@@ -114,8 +114,16 @@ def _texts_of(
         texts = render(example, template=template, supervise=config.supervise)
     except RowError as error:
         return Fault(row.source, str(error))
+    if isinstance(example, Chat) and _hides_turn(example, texts[-1].text):
+        tally.count_hidden_turn(row.source)
     tally.count_row(example.shape, row.source, num_texts=len(texts), control_token=_control_token(example, template))
     return texts
+
+
+def _hides_turn(chat: Chat, text: str) -> bool:
+    """Whether a turn of the system or user up to the last answer is missing in what the template made of it all."""
+    shown = chat.messages[: max(chat.supervised)]
+    return any(turn["role"] in ("system", "user") and turn["content"].strip() not in text for turn in shown)
 
 
 def _control_token(example: Example, template: ChatTemplate) -> str | None:

@@ -26,7 +26,7 @@ from llmtrain.data.chat.templates import ChatTemplate
 Span = tuple[int, int]
 """Characters [begin, end)."""
 
-_EMPTY_THINKING = re.compile(r"\s*<think>\s*</think>\s*")
+_EMPTY_THINKING = re.compile(r"\s*<think>\s*</think>\n{0,2}")
 
 
 class Rendered(NamedTuple):
@@ -75,8 +75,11 @@ def _render_chat(chat: Chat, template: ChatTemplate, supervise: str) -> list[Ren
 
 
 def _by_tags(chat: Chat, answers: Sequence[int], template: ChatTemplate) -> Rendered | None:
-    """By generation tags. None when there is not one span for each of the assistant's turns, but not all are wanted."""
+    """By generation tags. None when there is not one span for each of the assistant's turns, but not all are wanted,
+    or when the whole conversation does not show the system text."""
     text, spans = template.render_spans(chat.messages, chat.tools)
+    if any(message["content"].strip() not in text for message in chat.messages if message["role"] == "system"):
+        return None  # it is shown when an answer is asked for, and only then
     turns = [index for index, message in enumerate(chat.messages) if message["role"] == "assistant"]
     if not spans:
         raise RowError("the chat template's generation tags mark nothing in it")
@@ -104,7 +107,7 @@ def _by_prefixes(chat: Chat, answers: Sequence[int], template: ChatTemplate) -> 
     for answer in answers:
         text = whole
         if answer + 1 < len(chat.messages):
-            text = template.render(chat.messages[: answer + 1], chat.tools)
+            text = template.render(chat.messages[: answer + 1], chat.tools).removesuffix(template.closing)
         if not whole.startswith(text):
             return None
         begin = _begin_of_answer(chat, answer, text, template)
@@ -115,14 +118,23 @@ def _by_prefixes(chat: Chat, answers: Sequence[int], template: ChatTemplate) -> 
 
 
 def _one_answer(chat: Chat, answer: int, template: ChatTemplate) -> Rendered:
+    """The turns before an answer, as the model sees them when it is asked, and the answer."""
     text = template.render(chat.messages[: answer + 1], chat.tools)
     begin = _begin_of_answer(chat, answer, text, template)
-    if begin is None:
-        raise RowError(
-            f"the chat template renders the turns before turn {answer + 1} differently when it follows, so that its "
-            "tokens cannot be told from theirs: mark them in the template with {% generation %} … {% endgeneration %}"
-        )
-    return _rendered(text, [(begin, len(text))], template)
+    if begin is not None:
+        return _rendered(text, [(begin, len(text))], template)
+    # They are shown differently once the answer follows (Mistral shows the system text before the last turn alone).
+    if answer and template.around_content is not None:
+        before, after = template.around_content
+        content = chat.messages[answer]["content"]
+        for turn in (before + content + after, before + content.strip() + after):
+            if content and text.endswith(turn):
+                prompt = template.render(chat.messages[:answer], chat.tools, add_generation_prompt=True)
+                return _rendered(prompt + turn, [(len(prompt), len(prompt + turn))], template)
+    raise RowError(
+        f"the chat template shows the turns before turn {answer + 1} differently once it follows, and its tokens "
+        "cannot be told from theirs: mark them in the template with {% generation %} … {% endgeneration %}"
+    )
 
 
 def _begin_of_answer(chat: Chat, answer: int, text: str, template: ChatTemplate) -> int | None:
@@ -139,15 +151,13 @@ def _begin_of_answer(chat: Chat, answer: int, text: str, template: ChatTemplate)
         begin = len(prompt)
     else:
         # The prompt may open what this answer does not have (a block of reasoning): it begins where they part.
-        base = len(template.render(chat.messages[:answer], chat.tools))
+        base = len(template.render(chat.messages[:answer], chat.tools).removesuffix(template.closing))
         begin = _common_prefix(prompt, text)
         if begin < base:
             return None
         content = chat.messages[answer]["content"].strip()
         found = text.find(content, base) if content else -1
         begin = min(begin, found) if found >= 0 else begin
-    if template.header and text.startswith(template.header, begin):  # the prompt did not write it
-        begin += len(template.header)
     return begin
 
 
@@ -159,6 +169,10 @@ def _common_prefix(one: str, other: str) -> int:
 def _rendered(text: str, spans: Sequence[Span], template: ChatTemplate) -> Rendered:
     trimmed = []
     for begin, end in spans:
+        if template.header and text.startswith(
+            template.header, begin
+        ):  # it was not in the prompt, or is inside of a tag
+            begin += len(template.header)
         empty = _EMPTY_THINKING.match(text, begin, end)
         begin = empty.end() if empty else begin
         stripped = text[:end].rstrip()

@@ -47,6 +47,10 @@ class Tally:
     """Rows where a token holds the end of a header and the beginning of an answer, and is not learned."""
     first_split_token: str | None = None
 
+    rows_with_hidden_turns: int = 0
+    """Rows with a turn of the system or user that the template does not show."""
+    first_hidden_turn: str | None = None
+
     rows_with_control_tokens: int = 0
     first_control_token: ControlToken | None = None
 
@@ -79,6 +83,11 @@ class Tally:
         self.supervised_tokens_cut += supervised_tokens
         self.first_cut = self.first_cut or source
 
+    def count_hidden_turn(self, source: str) -> None:
+        """Count a row with a turn that the chat template leaves out."""
+        self.rows_with_hidden_turns += 1
+        self.first_hidden_turn = self.first_hidden_turn or source
+
     def count_split_token(self, source: str) -> None:
         """Count a row with a token that the template's header and an answer share."""
         self.rows_with_split_tokens += 1
@@ -110,6 +119,11 @@ class Tally:
             lines.append(
                 f"the chat template shows turns differently once others follow: {self.rows_by_turn:,} rows become "
                 f"{self.samples_by_turn:,} samples, one for each answer (the first is {self.first_by_turn})"
+            )
+        if self.rows_with_hidden_turns:
+            lines.append(
+                f"{self.rows_with_hidden_turns:,} rows have turns of the system or user that the chat template does "
+                f"not show (the first is {self.first_hidden_turn})"
             )
         if self.rows_with_split_tokens:
             lines.append(

@@ -6,6 +6,7 @@ part of the text is learned is `supervision`'s.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Sequence
@@ -66,6 +67,10 @@ class ChatTemplate:
     """Whether the template can write the header alone, to ask for an answer."""
     end_of_turn: str
     """The control token that ends an assistant's turn; empty if there is none."""
+    around_content: tuple[str, str] | None
+    """What the template writes before an answer's content, after what asks for the answer, and after it."""
+    closing: str
+    """What ends a text that asks for no answer, whatever its last turn is (Phi-3's end token); mostly empty."""
 
     def __init__(self, tokenizer: Any, *, file: str | None = None) -> None:
         """`tokenizer` is a PreTrainedTokenizerFast; `file` holds a Jinja template that goes before its own.
@@ -110,8 +115,9 @@ class ChatTemplate:
         text = self._text_with_tools if tools else self.text
         if "strftime_now" in text:
             text = _FIXED_DATE + text
-        try:
-            texts, spans = render_jinja_template(
+
+        def rendered(messages: Sequence[Message]) -> tuple[list[str], list[list[tuple[int, int]]]]:
+            found: tuple[list[str], list[list[tuple[int, int]]]] = render_jinja_template(
                 conversations=[list(messages)],
                 tools=list(tools) if tools else None,
                 chat_template=text,
@@ -119,6 +125,15 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self._special_tokens,
             )
+            return found
+
+        try:
+            try:
+                texts, spans = rendered(messages)
+            except TypeError:  # some templates put a call's arguments into the text as they are
+                if not any("tool_calls" in message for message in messages):
+                    raise
+                texts, spans = rendered([_with_arguments_as_text(message) for message in messages])
         except TemplateSyntaxError as error:
             raise ConfigError(f"{self.origin}:{error.lineno}: is no Jinja template ({error.message})") from error
         except (TemplateError, TypeError, ValueError) as error:
@@ -128,6 +143,7 @@ class ChatTemplate:
     def _probe(self) -> None:
         """Find out how the template writes an assistant's turn, by a small conversation."""
         self.header, self.has_generation_prompt, self.end_of_turn = "", False, ""
+        self.around_content, self.closing = None, ""
         question = [{"role": "user", "content": "?"}]
         try:
             base = self.render(question, None)
@@ -135,16 +151,21 @@ class ChatTemplate:
             full = self.render([*question, {"role": "assistant", "content": _MARK}], None)
         except RowError:
             return  # each row will say what the template does not take
-        begin = full.find(_MARK)
-        tail = full[begin + len(_MARK) :].lstrip()
-        end = self._control_token.match(tail)
-        self.end_of_turn = end[0] if end else ""
         self.has_generation_prompt = prompt != base
+        eos = str(self.tokenizer.eos_token)
+        if base.endswith(eos) and not prompt.startswith(base) and prompt.startswith(base.removesuffix(eos)):
+            base, self.closing = base.removesuffix(eos), eos
+        begin = full.find(_MARK)
+        tail = full[begin + len(_MARK) :]
+        end = self._control_token.match(tail.lstrip())
+        self.end_of_turn = end[0] if end else ""
         if not (prompt.startswith(base) and full.startswith(base)) or begin < 0:
             return
         # A blank at the end of a header that is never written alone goes with the first word, as vocabularies have it.
         header = prompt[len(base) :] if self.has_generation_prompt else full[len(base) : begin].rstrip(" ")
         self.header = header if header.strip() else ""
+        if full.startswith(prompt):
+            self.around_content = full[len(prompt) : begin], tail
 
 
 def _find_template(tokenizer: Any, file: str | None) -> tuple[str, str, str]:
@@ -169,6 +190,19 @@ def _find_template(tokenizer: Any, file: str | None) -> tuple[str, str, str]:
         )
     text = tokenizer.get_chat_template()
     return text, tokenizer.get_chat_template(tools=[{}]), "the tokenizer's chat template"
+
+
+def _with_arguments_as_text(message: Message) -> Message:
+    if "tool_calls" not in message:
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        function = call.get("function", call)
+        arguments = function.get("arguments")
+        if isinstance(arguments, dict):
+            function = {**function, "arguments": json.dumps(arguments, ensure_ascii=False)}
+        calls.append({**call, "function": function} if "function" in call else function)
+    return {**message, "tool_calls": calls}
 
 
 def adds_bos(tokenizer: Any) -> bool:
