@@ -241,7 +241,7 @@ def test_datasets_of_the_hub_are_named_with_configuration_and_split(monkeypatch:
         return datasets.Dataset.from_list(ROWS)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    monkeypatch.setattr(hugging_face, "_hub_answers", lambda: True)
+    monkeypatch.setattr(hugging_face, "hub_answers", lambda: True)
     assert read("hf://owner/name@en:train[:10%]")[0] == ("name:train[:10%]:1", ROWS[0])
     assert read("hf://name", default_split="validation")[1] == ("name:validation:2", ROWS[1])
     assert asked == [("owner/name", "en", "train[:10%]"), ("name", None, "validation")]
