@@ -211,3 +211,10 @@ def test_a_run_on_a_file_system_without_renames_and_links_can_be_found_resumed_a
     assert model == mounted / "checkpoints" / "step_000030" / "model" == find_model(str(mounted / "model"), Path())
     for file in ("model.safetensors", "config.json"):
         assert (model / file).read_bytes() == (whole / "model" / file).read_bytes()
+
+
+def test_activation_checkpointing_trains_to_the_same_weights(config_file: Path) -> None:
+    """With dropout, whose random numbers are drawn again in the backward pass."""
+    kept = run_with(config_file, "trainer.max_steps=6", run_id="kept")
+    again = run_with(config_file, "trainer.max_steps=6", "trainer.activation_checkpointing=true", run_id="again")
+    assert weight_hash(Path(kept["run"])) == weight_hash(Path(again["run"]))

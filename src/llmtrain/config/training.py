@@ -39,6 +39,9 @@ class TrainerConfig(Section):
     save_every_epochs: int | None = opt(None, "Save at the end of every so many epochs as well.", ge=1)
     save_every_seconds: float | None = opt(None, "Save when the last time was so long ago as well.", gt=0)
     keep_last: int = opt(3, "Newest checkpoints that are kept; the best one is kept besides.", ge=1)
+    activation_checkpointing: bool = opt(
+        False, "Keep only each block's input for the backward pass and compute the rest again: less memory, more time."
+    )
     early_stopping: EarlyStoppingConfig | None = opt(None, "Stop when the validation loss falls no more.")
     non_finite: Literal["stop", "skip", "rollback"] = opt(
         "stop",

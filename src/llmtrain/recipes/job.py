@@ -129,6 +129,8 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
 
     seed_step(config.run.seed, -1, rank=0)  # every rank builds the same weights
     decoder = Decoder(config.model, vocab_size)
+    if config.trainer.activation_checkpointing:
+        decoder.checkpoint_blocks()
     if resolved.compile:
         decoder.compile_parts()
     job = Job(
