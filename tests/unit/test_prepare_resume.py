@@ -14,10 +14,13 @@ import pytest
 from ruamel.yaml import YAML
 
 from llmtrain.config.load import load_config
+from llmtrain.data.prepare.selection import scan
+from llmtrain.recipes import prepare as recipe
 from llmtrain.recipes.prepare import prepare
 from llmtrain.testing.faults import VARIABLE
 
 POINTS = [
+    "scan-saved",
     "corpus-read",
     "tokenizer-saved",
     "shard-begun",
@@ -146,3 +149,34 @@ def test_what_was_done_counts_only_where_it_is_still_right(tmp_path: Path, chang
     (tmp_path / "out").rename(tmp_path / "first")
     _prepare(config)
     assert _hashes(tmp_path / "out") == made
+
+
+def test_a_corpus_is_read_once_and_again_when_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _make_corpus(tmp_path)
+    config = _write_config(tmp_path)
+    scans: list[int] = []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        scans.append(1)
+        return scan(*args, **options)
+
+    monkeypatch.setattr(recipe, "scan", counted)
+    _prepare(config)
+    expected = _hashes(tmp_path / "out")
+    for point in ("scan-saved", "shard-noted:2"):
+        _killed_at(config, point)
+    assert len(scans) == 1
+    _prepare(config)
+    assert len(scans) == 1
+    assert _hashes(tmp_path / "out") == expected
+    _killed_at(config, "scan-saved")
+    os.utime(tmp_path / "in" / "2.jsonl", (1, 1))
+    _prepare(config)
+    assert len(scans) == 2
+    assert _hashes(tmp_path / "out") == expected
+    _killed_at(config, "scan-saved")
+    saved = tmp_path / ".out.partial" / "scan.npz"
+    saved.write_bytes(saved.read_bytes()[:-100])
+    _prepare(config)
+    assert len(scans) == 3
+    assert _hashes(tmp_path / "out") == expected

@@ -38,6 +38,7 @@ from llmtrain.data.prepare.reuse import (
     recorded_options,
     refuse_differences,
 )
+from llmtrain.data.prepare.scan_file import SCAN_NAME, load_scan, save_scan
 from llmtrain.data.prepare.selection import scan, select
 from llmtrain.data.prepare.vocabulary import TOKENIZER_FOLDER, make_tokenizer
 from llmtrain.testing.faults import reach
@@ -131,13 +132,16 @@ def _make(options: PrepareConfig, output: Path, *, progress: ProgressCall | None
         inputs = find_inputs(options)
         reader = open_corpus(inputs, options)
         with Stage("read", total=total_size(inputs), report=report) as reading:
-            read = scan(reader, options=options, num_workers=num_workers, advance=reading.advance)
+            read = load_scan(folder, reader, options=options)
+            if read is None:
+                read = scan(reader, options=options, num_workers=num_workers, advance=reading.advance)
+                save_scan(folder, read, options=options)
         corpus = select(read, options)
         counts = corpus.counts()
         reading.log(", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.model_dump().items()))
 
         reach("corpus-read")
-        journal = open_journal(folder, key=making_of(corpus, options))
+        journal = open_journal(folder, key=making_of(corpus, options), keep=SCAN_NAME)
         tokenizer, tokenizer_record = make_tokenizer(
             options.tokenizer, corpus=corpus, folder=folder, journal=journal, num_workers=num_workers, report=report
         )
@@ -169,6 +173,7 @@ def _make(options: PrepareConfig, output: Path, *, progress: ProgressCall | None
         write_manifest(folder, manifest)
         reach("manifest-written")
         journal.remove()
+        (folder / SCAN_NAME).unlink()
     return _result(manifest, output, errors=corpus.errors, seconds=time.perf_counter() - began)
 
 

@@ -70,22 +70,22 @@ class Journal:
         self._entries.append(entry)
 
 
-def open_journal(folder: Path, *, key: object) -> Journal:
+def open_journal(folder: Path, *, key: object, keep: str) -> Journal:
     """The journal in `folder` when it is that of `key`, with all else removed; a new one in the emptied folder if not.
 
-    `key` is anything that JSON can hold.
+    `key` is anything that JSON can hold; the file `keep` stays in any case.
     """
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     entries = _read(folder / _NAME)
     if not entries or entries[0].get("key") != digest:
-        _clear(folder, keep=set())
+        _clear(folder, keep={keep})
         journal = Journal(folder, [])
         journal._append({"key": digest})
         return journal
     entries = _whole(folder, entries)
     shards = {entry["shard"]["path"] for entry in entries if "shard" in entry}
     tokenizers = {entry["tokenizer"]["path"] for entry in entries if "tokenizer" in entry}
-    _clear(folder, keep={_NAME, *shards, *tokenizers})
+    _clear(folder, keep={_NAME, keep, *shards, *tokenizers})
     (folder / _NAME).write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
     logger.info("%s: going on where a preparation was cut off, with %d shards done", folder, len(shards))
     return Journal(folder, entries)

@@ -48,7 +48,7 @@ class Stage:
     def __exit__(self, error: object, *_: object) -> None:
         self.seconds = time.perf_counter() - self._start
         if error is None:
-            self._report(self._name, self._total, self._total)
+            self._report(self._name, self._total, self._total, speed=self._speed(self.seconds))
 
     def log(self, what: str) -> None:
         """Say at INFO what the stage gave, and how fast it was. Call it after the block."""

@@ -1,0 +1,124 @@
+"""What the first reading of a corpus told, kept beside the shards in the making: one that was killed reads but once.
+
+    <partial>/scan.npz      arrays over documents and units, and the rest as JSON
+
+It counts as long as every file has the size and the time of its last change that it had, and the options and the
+version of llmtrain are the same. Text that changed behind that is noticed when it is encoded, as any change is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmtrain._version import __version__
+from llmtrain.config.data import PrepareConfig
+from llmtrain.data.manifest import InputRecord
+from llmtrain.data.prepare.documents import CorpusReader, Unit
+from llmtrain.data.prepare.hugging_face import open_dataset
+from llmtrain.data.prepare.inputs import SourceFile
+from llmtrain.data.prepare.selection import Corpus, ScannedUnit
+from llmtrain.testing.faults import reach
+
+SCAN_NAME = "scan.npz"
+
+_ARRAYS = ("hashes", "num_bytes", "fates", "subset")
+
+
+def save_scan(folder: Path, corpus: Corpus, *, options: PrepareConfig) -> None:
+    """Write what `scan` gave into `folder`; it appears whole or not at all."""
+    numbers = {file: number for number, (_, file) in enumerate(_files(corpus.reader))}
+    units = [
+        (
+            numbers[unit.unit.files[0]],
+            len(unit.unit.files),
+            unit.unit.start,
+            unit.first_document,
+            unit.num_documents,
+            unit.first_row,
+        )
+        for unit in corpus.units
+    ]
+    rest = {
+        "key": _key(corpus.reader, options),
+        "subsets": corpus.subsets,
+        "errors": corpus.errors,
+        "inputs": [record.model_dump(mode="json") for record in corpus.inputs],
+        "sample": corpus.sample,
+    }
+    temporary = folder / f"{SCAN_NAME}.tmp"
+    with temporary.open("wb") as file:
+        np.savez(
+            file,
+            units=np.array(units, np.int64).reshape(len(units), 6),
+            rest=np.frombuffer(json.dumps(rest).encode(), np.uint8),
+            **{name: getattr(corpus, name) for name in _ARRAYS},
+        )
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / SCAN_NAME)
+    reach("scan-saved")
+
+
+def load_scan(folder: Path, reader: CorpusReader, *, options: PrepareConfig) -> Corpus | None:
+    """What `scan` would give, if `folder` holds it for the same files and options; None if not."""
+    try:
+        with np.load(folder / SCAN_NAME, allow_pickle=False) as saved:
+            arrays = {name: saved[name] for name in saved.files}
+        rest: dict[str, Any] = json.loads(arrays.pop("rest").tobytes())
+        rows = arrays.pop("units").tolist()
+        if rest["key"] != _key(reader, options):
+            return None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None  # none, or a damaged one: the corpus is read again
+    files = list(_files(reader))
+    units = []
+    for first, count, start, first_document, num_documents, first_row in rows:
+        name = files[first][0]
+        unit = Unit(name, tuple(file for _, file in files[first : first + count]), start)
+        units.append(ScannedUnit(unit, first_document, num_documents, first_row))
+    return Corpus(
+        reader=reader,
+        units=units,
+        subsets=rest["subsets"],
+        errors=rest["errors"],
+        inputs=tuple(InputRecord.model_validate(record) for record in rest["inputs"]),
+        sample=rest["sample"],
+        **arrays,
+    )
+
+
+def _files(reader: CorpusReader) -> Iterator[tuple[str, SourceFile]]:
+    """Every file in reading order, with the name of its input. The files of a unit follow one another."""
+    for source in reader.inputs:
+        for file in source.files:
+            yield source.name, file
+
+
+def _key(reader: CorpusReader, options: PrepareConfig) -> Any:
+    """What has to be the same, as JSON has it."""
+    wanted = options.model_dump(mode="json", include={"adapter", "text_column", "min_length", "on_error"})
+    files = [[name, file.path, file.name, *_state(file)] for name, file in _files(reader)]
+    key = [__version__, wanted, reader.adapter.source_sha256, files]
+    return json.loads(json.dumps(key, ensure_ascii=True))
+
+
+def _state(file: SourceFile) -> list[Any]:
+    if file.dataset is not None and file.dataset.is_remote:
+        return [str(file.dataset), open_dataset(file.dataset)._fingerprint]
+    paths = [Path(file.path)] if file.dataset is None else sorted(Path(file.path).rglob("*"))
+    found: list[Any] = [str(file.dataset)]
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError:
+            found.append(None)
+        else:
+            found.append([str(path), status.st_size, status.st_mtime_ns])
+    return found
