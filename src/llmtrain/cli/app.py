@@ -78,7 +78,7 @@ def run(argv: Sequence[str]) -> int:
             return drop_stdout()
         traceback.print_exc()
         return _fail(f"{type(error).__name__}: {error}", kind="bug", code=1, as_json=as_json)
-    return _print(json_document(outcome.document) if as_json else outcome.text)
+    return _print(json_document(outcome.document) if as_json else outcome.text) or outcome.exit_code
 
 
 def _call(argv: Sequence[str]) -> Outcome:

@@ -14,6 +14,7 @@ from llmtrain.cli.output import Outcome, columns
 def add_to(app: typer.Typer) -> None:
     """Adds this file's verbs to the program."""
     app.command("plan")(plan)
+    app.command("doctor")(doctor)
 
 
 def plan(
@@ -37,6 +38,59 @@ def plan(
 
     document = {"config": loaded.source, **recipe(loaded.config, device=device, num_ranks=nproc)}
     return Outcome(document, _plan_text(document))
+
+
+def doctor(
+    root_dir: Annotated[str, typer.Option("--root-dir", metavar="DIR", help="Folder of all runs.")] = "runs",
+    json: Json = False,
+) -> Outcome:
+    """Say what this machine has for training, and what is in the way of it."""
+    from llmtrain.config.errors import RunError
+
+    try:
+        from llmtrain.recipes.doctor import doctor as recipe
+    except ModuleNotFoundError as error:
+        raise RunError(f"{error.name} is not installed: pip install -r requirements.txt") from None
+    document = recipe(root_dir)
+    return Outcome(document, _doctor_text(document), exit_code=0 if document["can_train"] else 1)
+
+
+def _doctor_text(document: Mapping[str, Any]) -> str:
+    runs, versions, secrets = document["runs"], document["versions"], document["secrets"]
+    gpus = [
+        f"{gpu['name']}, {_size(gpu['memory_bytes'])}, capability {'.'.join(map(str, gpu['capability']))}, "
+        f"{'bf16' if gpu['bf16'] else 'no bf16'}"
+        for gpu in document["gpus"]
+    ]
+    rows = [
+        ("system", document["system"] + (" (WSL)" if document["is_wsl"] else "")),
+        ("processor", f"{document['cpu']}, {document['cores']} cores, {document['threads']} threads in use"),
+        ("bf16 on it", "native" if document["bf16_on_cpu"] else "no"),
+        ("memory", _size(document["memory_bytes"])),
+        *(("GPU", gpu) for gpu in gpus or ["none" if not document["mps"] else "mps"]),
+        (
+            "torch.compile",
+            "off: " + document["missing_for_compile"] if document["missing_for_compile"] else "has its compiler",
+        ),
+        ("runs", f"{runs['path']}, {_size(runs['free_bytes'])} free, {_lacks(runs)}"),
+        ("Hugging Face cache", f"{document['cache']}, {_size(document['cache_free_bytes'])} free"),
+        ("tokens", ", ".join(f"{name} {'set' if there else 'not set'}" for name, there in secrets.items())),
+        ("versions", ", ".join(f"{name} {number}" for name, number in versions.items() if number)),
+        ("not installed", ", ".join(name for name, number in versions.items() if not number) or "nothing"),
+        *((name, value) for name, value in document["environment"].items()),
+    ]
+    width = max(len(label) for label, _ in rows)
+    lines = [f"{label:<{width}}  {value}" for label, value in rows]
+    for finding in document["findings"]:
+        mark = "✗" if finding["severity"] == "fatal" else "!"
+        lines += ["", f"{mark} {finding['what']}", f"  → {finding['fix']}"]
+    return "\n".join([*lines, "", "It can train." if document["can_train"] else "It cannot train."])
+
+
+def _lacks(runs: Mapping[str, Any]) -> str:
+    if not runs["writable"]:
+        return "cannot be written"
+    return f"lacks {', '.join(runs['lacks'])}" if runs["lacks"] else "renames, links and fsync of folders work"
 
 
 def _plan_text(document: Mapping[str, Any]) -> str:

@@ -16,6 +16,8 @@ class Outcome(NamedTuple):
 
     document: Any
     text: str
+    exit_code: int = 0
+    """1 where what was asked for was done, and the answer is no."""
 
 
 def json_document(document: Any) -> str:

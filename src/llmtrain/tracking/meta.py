@@ -33,7 +33,7 @@ RECORDED_ENVIRONMENT: Final = (
     *("PYTHONHASHSEED", "TOKENIZERS_PARALLELISM", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"),
     *("SLURM_JOB_ID", "SLURM_JOB_NUM_NODES", "SLURM_NODEID"),
 )
-_RECORDED_PACKAGES: Final = (
+RECORDED_PACKAGES: Final = (
     *("torch", "lightning", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "tensorboard"),
 )
 _GIT_TIMEOUT_SEC: Final = 10
@@ -80,8 +80,8 @@ def run_metadata(
         "working_folder": str(folder),
         "git": {"code": _as_dict(code_git_state()), "working_folder": _as_dict(git_state(folder))},
         "environment": {name: redact(environ[name]) for name in RECORDED_ENVIRONMENT if name in environ},
-        "versions": _versions(),
-        "hardware": _hardware(),
+        "versions": installed_versions(),
+        "hardware": hardware(),
         "hostname": socket.gethostname(),
     }
 
@@ -121,11 +121,12 @@ def _as_dict(state: GitState | None) -> dict[str, Any] | None:
     return None if state is None else asdict(state)
 
 
-def _versions() -> dict[str, str | None]:
+def installed_versions() -> dict[str, str | None]:
+    """Of Python, this package and those it is made of; None: not installed."""
     import torch  # here, since who only lists runs needs none
 
     versions: dict[str, str | None] = {"llmtrain": __version__, "python": platform.python_version()}
-    for package in _RECORDED_PACKAGES:
+    for package in RECORDED_PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
@@ -133,7 +134,8 @@ def _versions() -> dict[str, str | None]:
     return versions | {"cuda": torch.version.cuda}
 
 
-def _hardware() -> dict[str, Any]:
+def hardware() -> dict[str, Any]:
+    """Platform, processor, cores, memory in bytes, and GPUs."""
     import torch
 
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]

@@ -84,7 +84,7 @@ class Shelf:
 
         Before, find out what the file system cannot do, and say so.
         """
-        self._renames, lacks = _probe(self.folder)
+        self._renames, lacks = probe_folder(self.folder)
         if lacks:
             how = "named by files, as there are no links" if self._renames else "written in place, the manifest last"
             log.warning(
@@ -232,7 +232,7 @@ class Shelf:
                 sync(self.folder)
 
 
-def _probe(checkpoints: Path) -> tuple[bool, list[str]]:
+def probe_folder(checkpoints: Path) -> tuple[bool, list[str]]:
     """Whether folders can be renamed here, and what the file system lacks, as people say it."""
     before, after = (work_path(checkpoints, kind, "probe") for kind in ("temp", "trash"))
     link = work_path(checkpoints, "link", "probe")
