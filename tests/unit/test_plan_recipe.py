@@ -73,6 +73,13 @@ def test_parts_of_the_memory_add_up(tiny: str) -> None:
     assert memory["fits"] is True
 
 
+def test_activation_checkpointing_shows_in_the_memory(tiny: str) -> None:
+    deep = ("model.num_layers=12", "data.seq_len=64")
+    plain, less = (planned(tiny, *deep, f"trainer.activation_checkpointing={on}") for on in ("false", "true"))
+    assert less["memory"]["parts"]["activations"] < 0.4 * plain["memory"]["parts"]["activations"]
+    assert less["layout"]["activation_checkpointing"] is True
+
+
 def test_the_time_is_tokens_over_speed(tiny: str) -> None:
     found = planned(tiny, "trainer.max_steps=10", device="h100", num_ranks=4)
     when = found["time"]

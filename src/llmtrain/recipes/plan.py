@@ -107,6 +107,7 @@ def plan(config: Config, *, device: str | None = None, num_ranks: int | None = N
         precision=target.precision,
         compiled=target.compiled,
         on_gpu=target.on_gpu,
+        activation_checkpointing=config.trainer.activation_checkpointing,
     )
     on_top = overhead(
         step,
@@ -146,6 +147,7 @@ def plan(config: Config, *, device: str | None = None, num_ranks: int | None = N
             "seq_len": seq_len,
             "precision": target.precision,
             "compile": target.compiled,
+            "activation_checkpointing": config.trainer.activation_checkpointing,
         },
         "memory": {
             "peak_bytes": peak_bytes,

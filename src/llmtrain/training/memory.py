@@ -86,7 +86,7 @@ def step_memory(
     precision: str,
     compiled: bool,
     on_gpu: bool,
-    activation_checkpointing: bool = False,
+    activation_checkpointing: bool,
 ) -> StepMemory:
     """Run two steps without storage and say what the second, which has optimizer state, needs at its peak.
 
