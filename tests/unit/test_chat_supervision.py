@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from llmtrain.config.chat import ChatConfig
 from llmtrain.config.errors import ConfigError
@@ -410,6 +414,47 @@ def test_the_tokenizer_that_is_given_stays_as_it_is() -> None:
     before = tokenizer.backend_tokenizer.to_str()
     encode({"text": "Hello"}, ChatTemplate(tokenizer))
     assert tokenizer.backend_tokenizer.to_str() == before
+
+
+def _sentencepiece() -> Any:
+    """As Llama 2's: blanks become ▁, a ▁ goes before each text, unknown characters become bytes."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"WhatIis.?[]/NST", "▁I", "▁It"]
+    vocab = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    merges = [("▁", "I"), ("▁I", "t")]
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", byte_fallback=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def _word_level() -> Any:
+    """Blanks are in no token."""
+    words = ["<unk>", "<s>", "</s>", "It", "is", ".", "What", "?", "[", "]", "/", "INST"]
+    vocab = {word: index for index, word in enumerate(words)}
+    backend = tokenizers.Tokenizer(models.WordLevel(vocab=vocab, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize(
+    ("make", "answer"),
+    [
+        (_sentencepiece, ["▁It", "▁", "i", "s", "▁", "<0xC3>", "<0xA9>", ".", "</s>"]),
+        (_word_level, ["It", "is", "<unk>", ".", "</s>"]),
+    ],
+)
+def test_masks_are_right_for_tokenizers_of_other_kinds(make: Callable[[], Any], answer: list[str]) -> None:
+    tokenizer = make()
+    tokenizer.chat_template = kinds.MISTRAL
+    template = ChatTemplate(tokenizer)
+    turns = [ASK, {"role": "assistant", "content": "It is é."}]
+    [sample], faults = encode({"messages": [*turns, *turns]}, template)
+    assert faults == []
+    pieces = tokenizer.convert_ids_to_tokens(sample.input_ids.tolist())
+    assert [piece for piece, kept in zip(pieces, sample.supervised, strict=True) if kept] == answer * 2
+    [sample], faults = encode({"prompt": "What?", "completion": " It is é."}, template)
+    pieces = tokenizer.convert_ids_to_tokens(sample.input_ids.tolist())
+    assert faults == []
+    assert [piece for piece, kept in zip(pieces, sample.supervised, strict=True) if kept] == answer
 
 
 KINDS = ["CHATML", "CHATML_TAGGED", "LLAMA3", "QWEN3", "GEMMA", "MISTRAL", "MISTRAL_ASKED", "HEADED", None]
