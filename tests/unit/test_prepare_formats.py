@@ -55,6 +55,8 @@ FORMATS: dict[str, Callable[[], bytes]] = {
     "frames.jsonl.zst": lambda: _zstd(_lines(ROWS[:500])) + _zstd(_lines(ROWS[500:])),
     "array.json.gz": lambda: gzip.compress(json.dumps(ROWS).encode()),
     "array.json.zst": lambda: _zstd(json.dumps(ROWS).encode()),
+    "rows.parquet.gz": lambda: gzip.compress(_parquet(ROWS)),
+    "rows.parquet.zst": lambda: _zstd(_parquet(ROWS)),
 }
 
 
@@ -170,6 +172,7 @@ def test_json_in_blocks_of_any_size_gives_the_same_values_and_lines(
         ("a.json.gz", b"no such packing"),
         ("a.txt.zst", b"no such packing"),
         ("a.parquet", b"PAR1 no such file"),
+        ("a.parquet.gz", gzip.compress(_parquet(ROWS))[:-2000]),
     ],
 )
 def test_a_damaged_file_is_one_error_in_its_place(tmp_path: Path, name: str, data: bytes) -> None:

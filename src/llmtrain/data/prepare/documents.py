@@ -28,7 +28,7 @@ from llmtrain.config.errors import ConfigError
 from llmtrain.data.prepare.adapters import Adapter, BadRowError, load_adapter
 from llmtrain.data.prepare.hugging_face import columns_of, open_dataset
 from llmtrain.data.prepare.inputs import Input, SourceFile, size_of
-from llmtrain.data.prepare.streams import JsonValue, json_values, read_blocks, read_whole
+from llmtrain.data.prepare.streams import json_values, JsonValue, open_anywhere, read_blocks, read_whole
 
 BLOCK_BYTES = 1 << 22
 """Work is handed out, and files are hashed, in blocks of this size: a large file is read by several workers."""
@@ -355,13 +355,18 @@ def _groups_of_values(file: SourceFile) -> Iterator[tuple[list[JsonValue], int]]
 
 
 def _tables_of_parquet(file: SourceFile, wanted: tuple[str, ...] | None) -> Iterator[tuple[pa.Table, int]]:
-    with pq.ParquetFile(file.path) as parquet:
+    with open_anywhere(file) as content, pq.ParquetFile(content) as parquet:
         names = [name for name in parquet.schema_arrow.names if wanted is None or name in wanted]
         rows_left, bytes_left = parquet.metadata.num_rows, size_of(file)
         for batch in parquet.iter_batches(batch_size=PIECE_ROWS, columns=names):
             num_bytes = bytes_left * len(batch) // max(1, rows_left)
             yield pa.Table.from_batches([batch]), num_bytes
             rows_left, bytes_left = rows_left - len(batch), bytes_left - num_bytes
+
+
+def _parquet_schema(file: SourceFile) -> pa.Schema:
+    with open_anywhere(file) as content:
+        return pq.read_schema(content)
 
 
 def _tables_of_dataset(file: SourceFile, wanted: tuple[str, ...] | None) -> Iterator[tuple[pa.Table, int]]:
@@ -397,7 +402,7 @@ def _find_text_column(file: SourceFile) -> str:
     """The field with the text: by the types of the columns, or by the first row that is an object."""
     try:
         if file.format in ("parquet", "dataset"):
-            schema = columns_of(file.dataset) if file.dataset else pq.read_schema(file.path)
+            schema = columns_of(file.dataset) if file.dataset else _parquet_schema(file)
             texts = {
                 field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
             }

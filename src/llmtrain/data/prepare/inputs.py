@@ -35,7 +35,7 @@ _TEXT = """
 .bat .cmake .mk .gradle .toml .ini .cfg .conf .yaml .yml .proto .graphql .tf .tcl .vim
 """
 _TEXT_SUFFIXES = frozenset(_TEXT.split())
-_NOT_READ = frozenset({".bz2", ".xz", ".zip", ".7z", ".tar", ".tgz", ".arrow", ".parquet.gz", ".parquet.zst"})
+_NOT_READ = frozenset({".bz2", ".xz", ".zip", ".7z", ".tar", ".tgz", ".arrow"})
 
 
 @dataclass(frozen=True)
@@ -218,11 +218,10 @@ def _raise_unreadable(error: OSError) -> None:
 
 def _source_file(path: str, name: str) -> SourceFile:
     suffix, compression = _suffixes(name)
-    full = suffix + (compression or "")
-    if suffix in _NOT_READ or full in _NOT_READ:
+    if suffix in _NOT_READ:
         raise ConfigError(
-            f"prepare.input: {path}: {full} files are not read; give text, JSONL, JSON or Parquet (the first three may "
-            "be .gz or .zst), or leave them out with prepare.exclude"
+            f"prepare.input: {path}: {suffix + (compression or '')} files are not read; give text, JSONL, JSON or Parquet (also .gz or .zst), "
+            "or leave them out with prepare.exclude"
         )
     format_ = _ROW_FORMATS.get(suffix, "text")
     return SourceFile(path, name, format_, _COMPRESSIONS[compression] if compression else None)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import codecs
 import json
 import re
+import tempfile
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from contextlib import contextmanager
+from typing import IO, NamedTuple
 
 import pyarrow as pa
 
@@ -35,6 +37,23 @@ def read_blocks(file: SourceFile, *, block_bytes: int) -> Iterator[tuple[bytes, 
 def read_whole(file: SourceFile) -> bytes:
     """All of a file's content. Raises what `read_blocks` does."""
     return b"".join(block for block, _ in read_blocks(file, block_bytes=1 << 24))
+
+
+@contextmanager
+def open_anywhere(file: SourceFile) -> Iterator[IO[bytes]]:
+    """A file's content to be read at any position, as Parquet asks for: a packed one is unpacked to a temporary file.
+
+    Raises what `read_blocks` does.
+    """
+    if file.compression is None:
+        with open(file.path, "rb") as plain:
+            yield plain
+        return
+    with tempfile.TemporaryFile() as unpacked:
+        for block, _ in read_blocks(file, block_bytes=1 << 24):
+            unpacked.write(block)
+        unpacked.seek(0)
+        yield unpacked
 
 
 class JsonValue(NamedTuple):
