@@ -220,8 +220,8 @@ def _source_file(path: str, name: str) -> SourceFile:
     suffix, compression = _suffixes(name)
     if suffix in _NOT_READ:
         raise ConfigError(
-            f"prepare.input: {path}: {suffix + (compression or '')} files are not read; give text, JSONL, JSON or Parquet (also .gz or .zst), "
-            "or leave them out with prepare.exclude"
+            f"prepare.input: {path}: {suffix + (compression or '')} files are not read; give text, JSONL, JSON or "
+            "Parquet (also .gz or .zst), or leave them out with prepare.exclude"
         )
     format_ = _ROW_FORMATS.get(suffix, "text")
     return SourceFile(path, name, format_, _COMPRESSIONS[compression] if compression else None)
