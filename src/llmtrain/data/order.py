@@ -157,6 +157,48 @@ class SourceOrder:
         return self._windows[epoch, chunk]
 
 
+class Mixture:
+    """Which source each item of the endless sequence comes from, and how many items of that source come before it."""
+
+    def __init__(self, num_sources: int, *, weights: Sequence[float] | None, seed: int) -> None:
+        """Raises ConfigError when a weight is so small that its source would have no item in a block."""
+        assert num_sources == (1 if weights is None else len(weights))
+        self.num_sources = num_sources
+        self.quotas = np.array([BLOCK_ITEMS] if weights is None else block_quotas(weights))
+        self._seed = seed
+        self._blocks: dict[int, tuple[Ints, Ints]] = {}
+
+    def count_before(self, item: int) -> Ints:
+        """[num_sources] how many items of each source come before this one."""
+        block, place = divmod(item, BLOCK_ITEMS)
+        return block * self.quotas + np.bincount(self._block(block)[0][:place], minlength=self.num_sources)
+
+    def locate(self, items: Ints) -> tuple[Ints, Ints]:
+        """Source of each item, and its number among the items of that source."""
+        if self.num_sources == 1:
+            return np.zeros_like(items), items
+        blocks, places = np.divmod(items, BLOCK_ITEMS)
+        sources, numbers = np.empty_like(items), np.empty_like(items)
+        for block in _distinct(blocks):
+            here = np.flatnonzero(blocks == block)
+            block_sources, ordinals = self._block(block)
+            sources[here] = block_sources[places[here]]
+            numbers[here] = block * self.quotas[sources[here]] + ordinals[places[here]]
+        return sources, numbers
+
+    def _block(self, block: int) -> tuple[Ints, Ints]:
+        """For each item of the block its source, and how many items of that source come before it in the block."""
+        if block not in self._blocks:
+            order = permutation(BLOCK_ITEMS, "block", self._seed, block)
+            sources = np.repeat(np.arange(len(self.quotas)), self.quotas)[order]
+            ordinals = np.empty(BLOCK_ITEMS, dtype=np.int64)
+            for source, quota in enumerate(self.quotas):
+                ordinals[sources == source] = np.arange(quota)
+            _make_room(self._blocks, 2)
+            self._blocks[block] = sources, ordinals
+        return self._blocks[block]
+
+
 class ItemOrder:
     """The endless sequence of items over one source, or over several by their weights."""
 
@@ -174,53 +216,25 @@ class ItemOrder:
         Raises ConfigError when a weight is so small that its source would have no item in a block.
         """
         assert num_windows
-        assert len(num_windows) == 1 if weights is None else len(weights) == len(num_windows)
         self.sources = [
             SourceOrder(count, seq_len=seq_len, shuffle_chunks=shuffle_chunks, seed=seed, source=source)
             for source, count in enumerate(num_windows)
         ]
-        self.quotas = np.array([BLOCK_ITEMS] if weights is None else block_quotas(weights))
-        self._seed = seed
-        self._blocks: dict[int, tuple[Ints, Ints]] = {}
+        self.mixture = Mixture(len(num_windows), weights=weights, seed=seed)
 
     @property
     def items_per_epoch(self) -> int:
         """Windows of all sources together. By its weight, a source of a mixture may be through earlier, or later."""
         return sum(source.num_windows for source in self.sources)
 
-    def count_before(self, item: int) -> Ints:
-        """[num_sources] how many items of each source come before this one."""
-        block, place = divmod(item, BLOCK_ITEMS)
-        return block * self.quotas + np.bincount(self._block(block)[0][:place], minlength=len(self.sources))
-
     def locate(self, items: Ints) -> Places:
         """Where the items lie. One call costs about the same for a batch anywhere in the sequence."""
-        if len(self.sources) == 1:
-            return Places(np.zeros_like(items), *self.sources[0].locate(items))
-        blocks, places = np.divmod(items, BLOCK_ITEMS)
-        sources, numbers = np.empty_like(items), np.empty_like(items)
-        for block in _distinct(blocks):
-            here = np.flatnonzero(blocks == block)
-            block_sources, ordinals = self._block(block)
-            sources[here] = block_sources[places[here]]
-            numbers[here] = block * self.quotas[sources[here]] + ordinals[places[here]]
+        sources, numbers = self.mixture.locate(items)
         epochs, slots, windows = np.empty_like(items), np.empty_like(items), np.empty_like(items)
         for source in _distinct(sources):
             here = np.flatnonzero(sources == source)
             epochs[here], slots[here], windows[here] = self.sources[source].locate(numbers[here])
         return Places(sources, epochs, slots, windows)
-
-    def _block(self, block: int) -> tuple[Ints, Ints]:
-        """For each item of the block its source, and how many items of that source come before it in the block."""
-        if block not in self._blocks:
-            order = permutation(BLOCK_ITEMS, "block", self._seed, block)
-            sources = np.repeat(np.arange(len(self.quotas)), self.quotas)[order]
-            ordinals = np.empty(BLOCK_ITEMS, dtype=np.int64)
-            for source, quota in enumerate(self.quotas):
-                ordinals[sources == source] = np.arange(quota)
-            _make_room(self._blocks, 2)
-            self._blocks[block] = sources, ordinals
-        return self._blocks[block]
 
 
 def block_quotas(weights: Sequence[float]) -> list[int]:

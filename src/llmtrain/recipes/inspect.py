@@ -135,7 +135,7 @@ def _open(data: TokensConfig, split: Split, *, seed: int, name: str) -> _Shards:
     return _Shards(
         facts=training.facts,
         streams=streams,
-        mixture=_mixture(data, streams, order.quotas.tolist()) if training.weights else None,
+        mixture=_mixture(data, streams, order.mixture.quotas.tolist()) if training.weights else None,
         num_items=training.items_per_epoch,
         rows_of_item=plan.open(),
         place_of_item=place_of_item,
