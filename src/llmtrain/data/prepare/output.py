@@ -35,8 +35,10 @@ def resolve_output(output: str) -> Path:
 
 
 @contextmanager
-def output_lock(output: Path) -> Iterator[None]:
+def output_lock(output: Path, *, key: str = "prepare.output") -> Iterator[None]:
     """Hold the lock of `output`; waits while another process holds it. Raises ConfigError when it cannot be written.
+
+    `key` is the config's, for messages.
 
     The system lets go of the lock when its holder dies, however it dies.
     """
@@ -45,7 +47,7 @@ def output_lock(output: Path) -> Iterator[None]:
         output.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        raise _unwritable(output, error) from error
+        raise _unwritable(output, error, key) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -61,21 +63,21 @@ def output_lock(output: Path) -> Iterator[None]:
 
 
 @contextmanager
-def staged_output(output: Path) -> Iterator[Path]:
+def staged_output(output: Path, *, key: str = "prepare.output", made_by_us: re.Pattern[str] = _OURS) -> Iterator[Path]:
     """A folder that takes the place of `output` when the block ends well.
 
     It holds what a process left in it that was killed, or whose disk was full. After any other error it vanishes.
-    Call it under `output_lock`. Raises ConfigError when `output` holds files that were not made by `prepare`, or cannot
-    be written or replaced; RunError when the disk fills up.
+    Call it under `output_lock`. Raises ConfigError when `output` holds files that were not made by `prepare` (that do
+    not match `made_by_us`), or cannot be written or replaced; RunError when the disk fills up.
     """
     partial, old = _sibling(output, "partial"), _sibling(output, "old")
     try:
-        _refuse_foreign_files(output)
+        _refuse_foreign_files(output, key, made_by_us)
         if old.exists():
             shutil.rmtree(old)
         partial.mkdir(exist_ok=True)
     except OSError as error:
-        raise _unwritable(output, error) from error
+        raise _unwritable(output, error, key) from error
     try:
         yield partial
         for folder, _, names in os.walk(partial):
@@ -88,7 +90,7 @@ def staged_output(output: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
         if not isinstance(error, OSError) or error.errno not in _WRITE_ERRORS:
             raise
-        raise _unwritable(output, error) from error
+        raise _unwritable(output, error, key) from error
 
 
 def _sibling(output: Path, kind: str) -> Path:
@@ -104,20 +106,20 @@ def _replace(output: Path, *, partial: Path, old: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _refuse_foreign_files(output: Path) -> None:
+def _refuse_foreign_files(output: Path, key: str, made_by_us: re.Pattern[str]) -> None:
     if not output.exists():
         return
     if not output.is_dir():
-        raise ConfigError(f"prepare.output: {output}: is a file; name a folder")
+        raise ConfigError(f"{key}: {output}: is a file; name a folder")
     if os.path.ismount(output):
-        raise ConfigError(f"prepare.output: {output}: is a mount point and cannot be replaced; name a folder inside it")
+        raise ConfigError(f"{key}: {output}: is a mount point and cannot be replaced; name a folder inside it")
     files = sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if not path.is_dir())
-    foreign = [name for name in files if not _OURS.fullmatch(name)]
+    foreign = [name for name in files if not made_by_us.fullmatch(name)]
     if files and MANIFEST_NAME not in files:
         foreign = files
     if foreign:
         raise ConfigError(
-            f"prepare.output: {output}: holds files that prepare did not make ({', '.join(foreign[:3])}"
+            f"{key}: {output}: holds files that prepare did not make ({', '.join(foreign[:3])}"
             f"{', …' if len(foreign) > 3 else ''}), and would be replaced as a whole: name another folder, or move them"
         )
 
@@ -130,11 +132,11 @@ def _sync(path: str | os.PathLike[str]) -> None:
         os.close(descriptor)
 
 
-def _unwritable(output: Path, error: OSError) -> ConfigError | RunError:
+def _unwritable(output: Path, error: OSError, key: str) -> ConfigError | RunError:
     what = f"{output} cannot be written ({error.filename or output}: {error.strerror or error})"
     if error.errno in _DISK_ERRORS:
         return RunError(
             f"{what}; what was there before is as it was. Make room and start again, which goes on from here, or name "
-            "another prepare.output"
+            f"another {key}"
         )
-    return ConfigError(f"prepare.output: {what}; name another folder")
+    return ConfigError(f"{key}: {what}; name another folder")
