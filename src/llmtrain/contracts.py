@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 IGNORE_INDEX = -100
 """A label that is not supervised."""
 
+PADDING_DOCUMENT = -1
+"""The document number of padding: no document has it, so nothing but padding attends to padding."""
 
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -135,7 +135,7 @@ class TrainingPlan:
             items = np.arange(first, min(first + self.batch_size, self.end_item))
             places = order.locate(items)
             share = rank_share(places, rank=self.rank, world_size=self.world_size)
-            tokens = self.format.empty(_whole_batches(len(items), self.micro_batch_size, self.world_size))
+            tokens = self.format.empty(whole_batches(len(items), self.micro_batch_size, self.world_size))
             lengths = np.zeros(len(share), dtype=np.int64)
             begin = 0
             for source, reader in enumerate(readers):  # a share is sorted by source
@@ -172,7 +172,7 @@ class EvaluationPlan:
     @property
     def num_batches(self) -> int:
         """Batches on each rank."""
-        return _whole_batches(self._num_windows, self.batch_size, self.world_size) // self.batch_size
+        return whole_batches(self._num_windows, self.batch_size, self.world_size) // self.batch_size
 
     def open(self) -> Callable[[int], Rows]:
         """The function from a batch's index to its rows."""
@@ -189,7 +189,7 @@ class EvaluationPlan:
         return rows_of_batch
 
 
-def _whole_batches(num_rows: int, batch_size: int, world_size: int) -> int:
+def whole_batches(num_rows: int, batch_size: int, world_size: int) -> int:
     """Rows of each rank, in whole batches, that hold the largest rank's share of `num_rows`."""
     largest_share = -(-num_rows // world_size)
     return -(-largest_share // batch_size) * batch_size

@@ -14,8 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-PADDING_DOCUMENT = -1
-"""The document number of padding: no document has it, so nothing but padding attends to padding."""
+from llmtrain.contracts import PADDING_DOCUMENT
 
 
 class KVCache:
