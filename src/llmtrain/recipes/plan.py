@@ -117,6 +117,8 @@ def plan(config: Config, *, device: str | None = None, num_ranks: int | None = N
         saves_on_the_way=_saves_on_the_way(schedule),
     )
     peak_bytes = step.total + sum(on_top.values())
+    if config.trainer.activation_checkpointing and not target.on_gpu and not target.compiled:
+        assumed.append("memory: with activation checkpointing, not compiled, a run needed a third more than predicted")
     count, flops_per_token = ParameterCount.of(decoder), decoder.flops_per_token(seq_len)
     steps = None if schedule.total_steps > ENDLESS // schedule.batch_size // 2 else schedule.total_steps
     tokens = None if steps is None else schedule.end_item * seq_len
@@ -196,7 +198,10 @@ def _gpu(config: Config, name: str, *, memory_bytes: int, assumed: list[str]) ->
     if flops is None:
         assumed.append(f"no time: the peak of {name} in {precision} is not known")
     else:
-        assumed.append(f"time: {share:.0%} of the {flops / 1e12:.0f} TFLOP/s that {name} has at best in {precision}")
+        assumed.append(
+            f"time: {share:.0%} of the {flops / 1e12:.0f} TFLOP/s that {name} has at best in {precision}; "
+            "a small model or batch reaches less"
+        )
     return Target(
         name=name, on_gpu=True, precision=precision, compiled=compiled, memory_bytes=memory_bytes, flops=flops
     )
