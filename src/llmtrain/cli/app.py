@@ -20,6 +20,7 @@ import typer
 from llmtrain.cli import config, inspect, machine, model, prepare, runs, smoke, train
 from llmtrain.cli.output import Outcome, drop_stdout, json_document
 from llmtrain.config.errors import ConfigError, Preempted, RunError
+from llmtrain.models.hub import use_older_names
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """What Typer raises for a command line that it cannot read; it exports only this subclass."""
@@ -59,6 +60,7 @@ def run(argv: Sequence[str]) -> int:
     if sys.platform == "win32":
         print("error: llmtrain runs on Linux and macOS; on Windows, run it inside WSL2", file=sys.stderr)
         return 2
+    use_older_names()
     argv = ["--help"] if not argv else ["version", *argv[1:]] if argv[0] == "--version" else train.name_resume(argv)
     is_help = "--help" in argv or "-h" in argv
     as_json = "--json" in argv and not is_help
