@@ -1,0 +1,287 @@
+"""A causal model of transformers, wrapped to meet `llmtrain.contracts.Model`.
+
+    batch ─ positions that restart at each document ─ base model ─ hidden states of supervised tokens ─ head_loss
+
+Logits exist for supervised tokens only. Rows of a pack do not see each other: on the first packed batch the model is
+tried with two documents in one row, on the device and backend it trains on, and what leaks is refused. Loading is in
+`huggingface_load`, adapters in `lora`, the loss in `head_loss`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmtrain.config.errors import ConfigError
+from llmtrain.contracts import IGNORE_INDEX, Batch
+from llmtrain.models.decoder.loss import ChunkKernels, compiled_kernels
+from llmtrain.models.head_loss import Head
+
+Packing = Literal["positions", "flat", "mask"]
+"""How documents of one row are kept apart: by position_ids that restart, of which transformers makes a mask; by these
+in one long row, since flash attention reads them there alone; or by a mask that is made here."""
+
+
+class HuggingFaceModel(nn.Module):
+    """`network`, a model of transformers or a PeftModel around one. Parameters have its names, under `network.`."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+        self._loss_kernels: ChunkKernels | None = None
+        self._packing: Packing | None = None
+        self._head_is_known: bool | None = None
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The sum of the supervised tokens' losses in nats (float32 scalar), and their number (int64 scalar)."""
+        input_ids, labels, document_ids = batch["input_ids"], batch["labels"], batch.get("document_ids")
+        supervised = (labels != IGNORE_INDEX).flatten().nonzero()[:, 0]
+        labels_n = labels.flatten()[supervised]
+        num_tokens = torch.tensor(labels_n.numel(), device=labels.device)
+        if self._knows_head(input_ids):
+            hidden_nd = self.hidden(input_ids, document_ids).flatten(0, 1)[supervised]
+            if not labels_n.numel():
+                return self._head().logits(hidden_nd).float().sum(), num_tokens  # 0, and gradients of 0 for DDP
+            return self._head().loss(hidden_nd, labels_n, kernels=self._loss_kernels), num_tokens
+        with self._head_sees_only(supervised):
+            logits = self._outputs(self.network, input_ids, document_ids).logits.flatten(0, -2)
+        if not labels_n.numel():
+            return logits.float().sum(), num_tokens
+        return F.cross_entropy(logits.float(), labels_n, reduction="sum"), num_tokens
+
+    def logits(self, input_ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
+        """[b, t, vocab] scores of the token after each position."""
+        logits: Tensor = self._outputs(self.network, input_ids, document_ids).logits
+        return logits.view(*input_ids.shape, -1)
+
+    def hidden(self, input_ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
+        """[b, t, d] after the final norm: what the output layer gets."""
+        outputs = self._outputs(self._base, input_ids, document_ids)
+        hidden: Tensor = outputs.last_hidden_state if hasattr(outputs, "last_hidden_state") else outputs[0]
+        return hidden.view(*input_ids.shape, -1)
+
+    @property
+    def causal_lm(self) -> Any:
+        """The model of transformers, without peft's wrapper."""
+        return self.network.get_base_model() if hasattr(self.network, "get_base_model") else self.network
+
+    @property
+    def vocab_size(self) -> int:
+        """Scores per position."""
+        return int(self._text_config.vocab_size)
+
+    @property
+    def max_seq_len(self) -> int | None:
+        """The longest sequence that the model was made for; None where it has no such limit."""
+        return getattr(self._text_config, "max_position_embeddings", None)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        parameter: Tensor = next(self.network.parameters())
+        return parameter.device
+
+    def num_parameters(self, *, trainable: bool = False) -> int:
+        """Parameters, tied ones once; weights in 4 bits count as many as they stand for."""
+        return sum(_numel(p) for p in self.network.parameters() if p.requires_grad or not trainable)
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """Forward and backward in the convention of PaLM (arXiv:2204.02311, appendix B), recomputation not counted.
+
+        6 per trainable parameter; 4 per frozen one, whose own gradient is not computed; tables that are only looked up
+        count nothing. Of the experts of a mixture, those that a token goes through. 12·L·width·T for attention.
+        """
+        config = self._text_config
+        causal_lm = self.causal_lm
+        tables = [module for module in causal_lm.modules() if isinstance(module, nn.Embedding)]
+        looked_up = {id(table.weight) for table in tables} - {
+            id(getattr(causal_lm.get_output_embeddings(), "weight", 0))
+        }
+        experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
+        share = (getattr(config, "num_experts_per_tok", None) or experts) / experts
+        total = 0.0
+        for name, parameter in self.network.named_parameters():
+            if id(parameter) not in looked_up:
+                per_weight = 6 if parameter.requires_grad else 4
+                total += per_weight * _numel(parameter) * (share if ".experts." in name else 1.0)
+        heads = config.num_attention_heads
+        width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+        return int(total) + 12 * int(config.num_hidden_layers) * int(width) * seq_len
+
+    def checkpoint_blocks(self) -> None:
+        """Keep only each block's input for the backward pass, and compute the rest again there."""
+        if not self.causal_lm.supports_gradient_checkpointing:
+            raise ConfigError(
+                f"trainer.activation_checkpointing: {type(self.causal_lm).__name__} does not have it; set it to false"
+            )
+        self.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def compile_parts(self, **options: Any) -> None:
+        """Compile the blocks, which share what is compiled, and the loss. Names of parameters stay as they are."""
+        for block in self._blocks():
+            block.compile(**options)
+        self._loss_kernels = compiled_kernels(**options)
+
+    # -- the parts of the network --------------------------------------------------------------------------------------
+
+    @property
+    def _base(self) -> Any:
+        """The model without its output layer."""
+        return getattr(self.causal_lm, self.causal_lm.base_model_prefix)
+
+    @property
+    def _text_config(self) -> Any:
+        return self.causal_lm.config.get_text_config()
+
+    def _blocks(self) -> list[nn.Module]:
+        num_layers = self._text_config.num_hidden_layers
+        for module in self._base.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == num_layers:
+                return list(module)
+        raise ConfigError(f"trainer.compile: no blocks found in {type(self.causal_lm).__name__}; set it to false")
+
+    def _head(self) -> Head:
+        """The output layer, with what the families do to logits: Gemma caps, Cohere multiplies, Granite divides."""
+        config = self._text_config
+        scale = float(getattr(config, "logit_scale", None) or 1.0)
+        if config.model_type.startswith("granite"):
+            scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+        linear = self.causal_lm.get_output_embeddings()
+        return Head(linear, scale=scale, softcap=getattr(config, "final_logit_softcapping", None))
+
+    @torch.no_grad()
+    def _knows_head(self, input_ids: Tensor) -> bool:
+        """Whether `_head` gives this model's own logits, which is tried once. If not, its own forward is used."""
+        if self._head_is_known is None:
+            few = input_ids[:1, :4]
+            with self._evaluating():
+                theirs = self.logits(few).float()
+                ours = self._head().logits(self.hidden(few)).float()
+            self._head_is_known = bool(_error(ours, theirs) < _tolerance(self.device, self._base))
+        return self._head_is_known
+
+    @contextmanager
+    def _head_sees_only(self, positions: Tensor) -> Iterator[None]:
+        """In this block the output layer gets the hidden states of these positions of the flattened batch alone."""
+        head = self.causal_lm.get_output_embeddings()
+
+        def gather(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (args[0].flatten(0, 1)[positions][None], *args[1:])
+
+        handle = head.register_forward_pre_hook(gather)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Dropout is off in this block."""
+        training = [module for module in self.network.modules() if module.training]
+        self.network.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+    # -- documents in one row ------------------------------------------------------------------------------------------
+
+    def _outputs(self, module: Any, input_ids: Tensor, document_ids: Tensor | None) -> Any:
+        if document_ids is None or not _several(document_ids):
+            return module(input_ids=input_ids, use_cache=False)
+        if self._packing is None:
+            self._packing = self._find_packing(input_ids)
+        return self._packed(module, input_ids, document_ids, packing=self._packing)
+
+    def _packed(self, module: Any, input_ids: Tensor, document_ids: Tensor, *, packing: Packing) -> Any:
+        positions = restarting_positions(document_ids)
+        if packing == "flat":
+            input_ids, positions = input_ids.reshape(1, -1), positions.reshape(1, -1)
+        mask = None
+        if packing == "mask":
+            allowed = block_causal(document_ids)
+            dtype = next(p.dtype for p in self._base.parameters() if p.is_floating_point())
+            mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+            mask = mask.masked_fill(~allowed, torch.finfo(dtype).min)
+        return module(input_ids=input_ids, position_ids=positions, attention_mask=mask, use_cache=False)
+
+    @torch.no_grad()
+    def _find_packing(self, input_ids: Tensor) -> Packing:
+        """The first way under which a document in a pack gives what it gives alone. ConfigError if there is none."""
+        causal_lm, config = self.causal_lm, self._text_config
+        kind, attention = type(causal_lm).__name__, config._attn_implementation
+        layers = set(getattr(config, "layer_types", None) or [])
+        recurrent = getattr(causal_lm, "_is_stateful", False) or any("attention" not in layer for layer in layers)
+        if recurrent or any("linear" in layer for layer in layers):
+            raise _cannot_pack(kind, "its state is carried from one row of a pack into the next")
+        ways: list[Packing] = ["flat"] if "flash" in str(attention) else ["positions"]
+        if "position_ids" not in inspect.signature(self._base.forward).parameters:
+            raise _cannot_pack(kind, "its positions cannot restart within a row")
+        if attention in ("eager", "sdpa") and not getattr(config, "sliding_window", None) and len(layers) < 2:
+            ways.append("mask")
+        for way in ways:
+            with self._evaluating():
+                if self._keeps_apart(input_ids, way):
+                    return way
+        raise _cannot_pack(kind, f"with attention {attention} its rows of a pack see each other")
+
+    def _keeps_apart(self, input_ids: Tensor, packing: Packing) -> bool:
+        """Two rows of two documents each: the second's hidden states are those that it has alone, whatever the first.
+
+        The rows differ, so that leaks across the batch show, and documents of the same tokens follow each other.
+        """
+        vocab_size, device = self.vocab_size, input_ids.device
+        first, other, second = (torch.arange(start, start + 6, device=device) % vocab_size for start in (3, 11, 29))
+        rows = torch.stack([torch.cat([first, second]), torch.cat([other, second])])
+        documents = torch.tensor([0] * 6 + [1] * 6, device=device).expand(2, -1)
+        hidden = self._packed(self._base, rows, documents, packing=packing)
+        hidden = getattr(hidden, "last_hidden_state", hidden).reshape(2, 12, -1)
+        alone = self._base(input_ids=second[None], use_cache=False)
+        alone = getattr(alone, "last_hidden_state", alone).reshape(6, -1)
+        tolerance = _tolerance(self.device, self._base)
+        return bool(_error(hidden[0, 6:], hidden[1, 6:]) < tolerance and _error(hidden[0, 6:], alone) < 4 * tolerance)
+
+
+def restarting_positions(document_ids: Tensor) -> Tensor:
+    """[b, t] int64: for each token how many of its document came before it, in its row."""
+    index = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
+    begins = torch.ones_like(document_ids, dtype=torch.bool)
+    begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    return index - torch.where(begins, index, 0).cummax(dim=1).values
+
+
+def block_causal(document_ids: Tensor) -> Tensor:
+    """[b, 1, t, t] bool: whether the query of the row may see the key of the column."""
+    same = document_ids[:, None, :, None] == document_ids[:, None, None, :]
+    return same.tril()
+
+
+def _several(document_ids: Tensor) -> bool:
+    return bool((document_ids[:, 1:] != document_ids[:, :-1]).any())
+
+
+def _error(found: Tensor, wanted: Tensor) -> Tensor:
+    """The largest difference, relative to the largest value."""
+    return (found - wanted).abs().max().float() / wanted.abs().max().float().clamp(min=1e-6)
+
+
+def _tolerance(device: torch.device, module: nn.Module) -> float:
+    """For `_error`, of what is computed in float32 or in 16 bits."""
+    narrow = any(p.dtype in (torch.bfloat16, torch.float16) for p in module.parameters())
+    return 0.02 if narrow or torch.is_autocast_enabled(device.type) else 1e-4
+
+
+def _numel(parameter: Tensor) -> int:
+    state = getattr(parameter, "quant_state", None)
+    return int(state.shape.numel()) if state is not None else parameter.numel()
+
+
+def _cannot_pack(kind: str, why: str) -> ConfigError:
+    return ConfigError(f"data.packing: {kind} cannot train on packed rows, since {why}: set data.packing=false")
