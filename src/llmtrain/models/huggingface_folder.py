@@ -1,0 +1,81 @@
+"""A checkpoint's `model/` of a HuggingFaceModel: what peft loads as it is (adapter), or transformers (whole model).
+
+Either way with tokenizer, chat template and generation config. Atomic writes and hashes are the checkpoint store's.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from llmtrain.config.errors import ConfigError
+from llmtrain.contracts import TOKENIZER_FILES
+from llmtrain.models.hub import missing_files
+from llmtrain.models.huggingface import HuggingFaceModel
+from llmtrain.models.lora import read_adapter, trainable_state_dict, write_adapter
+
+
+def checkpoint_tensors(model: HuggingFaceModel) -> dict[str, Tensor]:
+    """What a checkpoint holds, by the network's own names: of an adapter its trainable tensors, else everything.
+
+    Tied weights stand under each of their names.
+    """
+    return trainable_state_dict(model.network) if is_adapter(model) else dict(model.network.state_dict())
+
+
+def is_adapter(model: HuggingFaceModel) -> bool:
+    """Whether the base model is frozen, and adapters are trained."""
+    return hasattr(model.network, "peft_config")
+
+
+def write_huggingface_folder(
+    folder: Path, *, model: HuggingFaceModel, state_dict: Mapping[str, Tensor], tokenizer_folder: Path | None
+) -> None:
+    """Writes `state_dict`, as `checkpoint_tensors` gives it, and all that is needed to use it.
+
+    `model` tells how; its own tensors, which may be in training meanwhile, are not read. Raises ValueError if the
+    tensors are not those of such a model.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = checkpoint_tensors(model).keys()
+    if wanted != state_dict.keys():
+        raise ValueError(f"tensors differ from the model's: {', '.join(sorted(wanted ^ state_dict.keys()))}")
+    if is_adapter(model):
+        write_adapter(folder, model.network, state_dict)
+        if model.causal_lm.generation_config is not None:
+            model.causal_lm.generation_config.save_pretrained(folder)
+    else:
+        tensors = {name: tensor.detach() for name, tensor in state_dict.items()}
+        model.network.save_pretrained(folder, state_dict=tensors)
+    if tokenizer_folder is not None:
+        for name in TOKENIZER_FILES:
+            if (tokenizer_folder / name).exists():
+                shutil.copyfile(tokenizer_folder / name, folder / name)
+
+
+@torch.no_grad()
+def read_huggingface_folder(folder: Path, model: HuggingFaceModel) -> None:
+    """Take over what `write_huggingface_folder` wrote, exactly. Raises ConfigError if it is not of such a model."""
+    if is_adapter(model):
+        read_adapter(folder, model.network)
+        return
+    if missing := missing_files(folder, weights=True):
+        raise ConfigError(f"{folder} lacks {', '.join(missing)}")
+    network = model.network
+    dtype = next(network.parameters()).dtype
+    try:
+        stored, found = type(network).from_pretrained(
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(f"{folder} cannot be read: {str(error).strip().partition(chr(10))[0]}") from error
+    if faults := sorted({*found["missing_keys"], *found["unexpected_keys"], *map(str, found["mismatched_keys"])}):
+        raise ConfigError(f"{folder} is of another model: {', '.join(faults)}")
+    tensors = stored.state_dict()
+    for name, tensor in network.state_dict().items():
+        tensor.copy_(tensors[name])

@@ -1,0 +1,188 @@
+"""From a config to a `HuggingFaceModel`: fetch, build or load, quantize, add adapters.
+
+Weights that are trained are float32, and computed in bfloat16 under bf16-mixed: that is, with float32 master weights
+and moments in the optimizer, in full fine-tuning as with LoRA. Frozen weights need no master, and are bfloat16.
+"""
+
+from __future__ import annotations
+
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.utils import logging as transformers_logging
+
+from llmtrain.config.errors import ConfigError
+from llmtrain.config.huggingface import HuggingFaceConfig
+from llmtrain.models.hub import fetch_model, fetch_tokenizer
+from llmtrain.models.huggingface import HuggingFaceModel
+from llmtrain.models.lora import add_lora
+
+log = logging.getLogger("llmtrain.model")
+
+
+def fetch(config: HuggingFaceConfig) -> tuple[Path, Path]:
+    """The folders of model and tokenizer, fetched from the Hub if need be: by one rank, before the others.
+
+    Raises ConfigError or RunError as `hub.fetch_model` does.
+    """
+    model = fetch_model(
+        config.path,
+        revision=config.revision,
+        local_files_only=config.local_files_only,
+        weights=config.init == "pretrained",
+        code=config.trust_remote_code,
+    )
+    own = config.tokenizer is None
+    return model, model if own else fetch_tokenizer(str(config.tokenizer), local_files_only=config.local_files_only)
+
+
+def build_huggingface(config: HuggingFaceConfig, folder: Path, *, seed: int, precision: str) -> HuggingFaceModel:
+    """The model in `folder` as `config` wants it. `precision` is the resolved one of the trainer.
+
+    Raises ConfigError: the folder holds no causal model that transformers knows, tensors are missing or of the wrong
+    shape, a LoRA target matches nothing, or this machine cannot quantize.
+    """
+    check_quantization(config.quantization)
+    transformers_logging.disable_progress_bar()
+    network = _random(config, folder, seed=seed) if config.init == "random" else _pretrained(config, folder, precision)
+    _check_generation_config(network, folder)
+    if config.lora is None:
+        return HuggingFaceModel(network)
+    if config.quantization != "none":
+        _ready_for_quantized_training(network)
+    local = Path(config.path).expanduser()
+    base = str(local.resolve()) if local.is_dir() else config.path
+    torch.manual_seed(seed)
+    tuned = add_lora(network, config.lora, base=base)
+    tuned.peft_config["default"].revision = config.revision
+    return HuggingFaceModel(tuned)
+
+
+def weights_dtype(config: HuggingFaceConfig, *, precision: str) -> torch.dtype:
+    """What the weights of the base model are kept in."""
+    if config.dtype != "auto":
+        return torch.float32 if config.dtype == "float32" else torch.bfloat16
+    if precision == "bf16-true":
+        return torch.bfloat16
+    frozen = config.lora is not None
+    return torch.bfloat16 if frozen and precision == "bf16-mixed" else torch.float32
+
+
+def check_quantization(quantization: str) -> None:
+    """ConfigError where this machine cannot hold weights in 4 or 8 bits."""
+    if quantization == "none":
+        return
+    if not torch.cuda.is_available():
+        raise ConfigError(f"model.quantization {quantization} needs a CUDA GPU, and there is none here: set it to none")
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"model.quantization {quantization} needs bitsandbytes: `pip install 'llmtrain[bnb]'`, or set it to none"
+        )
+
+
+def quantization_config(quantization: str) -> Any:
+    """What transformers is told: nf4 with double quantization (QLoRA, arXiv:2305.14314), int8, or None."""
+    if quantization == "nf4":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    return BitsAndBytesConfig(load_in_8bit=True) if quantization == "int8" else None
+
+
+def _random(config: HuggingFaceConfig, folder: Path, *, seed: int) -> Any:
+    described = _describe(config, folder)
+    torch.manual_seed(seed)
+    try:
+        return AutoModelForCausalLM.from_config(
+            described,
+            dtype=torch.bfloat16 if config.dtype == "bfloat16" else torch.float32,
+            attn_implementation=config.attn_implementation,
+            trust_remote_code=config.trust_remote_code,
+        )
+    except (ValueError, ImportError, KeyError) as error:
+        raise _cannot_build(config, error) from error
+
+
+def _pretrained(config: HuggingFaceConfig, folder: Path, precision: str) -> Any:
+    options: dict[str, Any] = {}
+    if config.quantization != "none":
+        options = {
+            "quantization_config": quantization_config(config.quantization),
+            "device_map": {"": torch.cuda.current_device()},
+        }
+    described = _describe(config, folder)
+    try:
+        network, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=described,
+            dtype=weights_dtype(config, precision=precision),
+            attn_implementation=config.attn_implementation,
+            trust_remote_code=config.trust_remote_code,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    except (ValueError, ImportError, KeyError, OSError, RuntimeError) as error:
+        raise _cannot_build(config, error) from error
+    if missing := sorted(found["missing_keys"]):
+        raise ConfigError(
+            f"model.path {config.path}: the weights lack {_some(missing)}, which would be drawn at random: "
+            "is this a causal language model, and complete?"
+        )
+    if wrong := sorted(str(key[0] if isinstance(key, tuple) else key) for key in found["mismatched_keys"]):
+        raise ConfigError(f"model.path {config.path}: tensors of the wrong shape: {_some(wrong)}")
+    if unused := sorted(found["unexpected_keys"]):
+        log.warning("%s: tensors that the model does not use: %s", config.path, _some(unused))
+    return network
+
+
+def _describe(config: HuggingFaceConfig, folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code, local_files_only=True)
+    except (ValueError, KeyError, OSError) as error:
+        raise _cannot_build(config, error) from error
+
+
+def _cannot_build(config: HuggingFaceConfig, error: Exception) -> ConfigError:
+    first = str(error).strip().partition("\n")[0]
+    advice = ""
+    if "trust_remote_code" in str(error):
+        advice = ". If you trust that code: model.trust_remote_code=true with a commit as model.revision"
+    return ConfigError(f"model.path {config.path} cannot be built: {first}{advice}")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
+def _check_generation_config(network: Any, folder: Path) -> None:
+    """What cannot be saved is found now and not after the training: many published ones sample without do_sample."""
+    settings = network.generation_config
+    if settings is None:
+        return
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        settings.do_sample = True
+        try:
+            settings.validate(strict=True)
+        except ValueError as error:
+            first = str(error).strip().partition("\n")[0]
+            raise ConfigError(f"{folder / 'generation_config.json'} is not valid, correct it: {first}") from error
+
+
+def _ready_for_quantized_training(network: nn.Module) -> None:
+    """Norms in float32 and everything frozen, as peft's prepare_model_for_kbit_training, less its checkpointing."""
+    from peft import prepare_model_for_kbit_training
+
+    prepare_model_for_kbit_training(network, use_gradient_checkpointing=False)
