@@ -9,12 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset, load_from_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.data.chat.cache import ensure_samples, open_samples, samples_folder, write_samples
+from llmtrain.data.chat.key import samples_key
+from llmtrain.data.chat.row_files import RowDataset, find_rows
 from llmtrain.data.chat.sample import Sample
+from llmtrain.data.chat.templates import ChatTemplate
+from llmtrain.testing.chat import CHATML, QWEN3, tiny_chat_tokenizer
 
 KEY = {"rows": "a", "tokenizer": "b", "template": "c", "options": "d"}
 
@@ -141,3 +146,37 @@ def test_of_many_processes_one_makes_the_samples(tmp_path: Path) -> None:
         process.join(timeout=60)
     assert [process.exitcode for process in processes] == [0] * 4
     assert (tmp_path / "made").read_text() == "x"
+
+
+# -- the key -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_key_names_what_has_changed(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a"}\n')
+
+    def key(template: ChatTemplate, **options: object) -> dict[str, str]:
+        return samples_key(find_rows(str(rows), key="data.train"), template=template, options=options)
+
+    def changed(other: dict[str, str]) -> list[str]:
+        return [name for name in before if before[name] != other[name]]
+
+    template = ChatTemplate(tiny_chat_tokenizer(CHATML))
+    before = key(template, seq_len=8)
+    assert key(ChatTemplate(tiny_chat_tokenizer(CHATML)), seq_len=8) == before
+    assert before.keys() == {"rows", "tokenizer", "template", "options", "version of llmtrain"}
+    assert changed(key(template, seq_len=9)) == ["options"]
+    assert changed(key(ChatTemplate(tiny_chat_tokenizer(QWEN3)), seq_len=8)) == ["template"]
+    assert changed(key(ChatTemplate(tiny_chat_tokenizer(CHATML, adds_bos=True)), seq_len=8)) == ["tokenizer"]
+    rows.write_text('{"text": "b"}\n')
+    assert changed(key(template, seq_len=8)) == ["rows"]
+
+
+def test_the_key_of_a_dataset_changes_with_it(tmp_path: Path) -> None:
+    template = ChatTemplate(tiny_chat_tokenizer(CHATML))
+    keys = []
+    for number, text in enumerate(["a", "a", "b"]):
+        Dataset.from_dict({"text": [text]}).save_to_disk(tmp_path / str(number))
+        source = RowDataset("rows", load_from_disk(tmp_path / str(number)))
+        keys.append(samples_key([source], template=template, options={})["rows"])
+    assert keys[0] == keys[1] != keys[2]

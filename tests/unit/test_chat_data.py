@@ -20,14 +20,14 @@ from hypothesis import strategies as st
 
 from llmtrain.config.running import RunConfig
 from llmtrain.config.training import DistributedConfig, TrainerConfig
-from llmtrain.contracts import IGNORE_INDEX, PADDING_DOCUMENT, Batch, TrainingData
+from llmtrain.contracts import IGNORE_INDEX, PADDING_DOCUMENT, Batch, Model, TrainingData
 from llmtrain.data.chat.batches import ChatFormat
 from llmtrain.data.chat.cache import SampleStore, write_samples
 from llmtrain.data.chat.data import ChatData, ChatValidation, chat_facts
 from llmtrain.data.chat.sample import Sample
 from llmtrain.distributed.engine import Engine, resolve
-from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.testing.tiny import TINY_VOCAB_SIZE, tiny_decoder
+from llmtrain.testing.tiny_huggingface import tiny_huggingface
 from llmtrain.training.step import agree, compute_gradients
 
 SEQ_LEN = 48
@@ -278,7 +278,7 @@ def test_a_part_of_the_validation_is_the_same_for_any_number_of_ranks(store: Sam
 # -- losses ------------------------------------------------------------------------------------------------------------
 
 
-def loss_of(model: Decoder, steps: Sequence[Sequence[Batch]]) -> tuple[float, int]:
+def loss_of(model: Model, steps: Sequence[Sequence[Batch]]) -> tuple[float, int]:
     with torch.no_grad():
         results = [model(batch) for step in steps for batch in step]
     return sum(float(loss) for loss, _ in results), sum(int(count) for _, count in results)
@@ -299,6 +299,21 @@ def test_the_loss_with_packing_equals_the_loss_without(store: SampleStore, encod
     together = make_data(store, format=make_format(mask_documents=False))
     seen = loss_of(model, take(together, 0, together.items_per_epoch, batch=4, micro=4))
     assert abs(seen[0] / seen[1] - alone[0] / alone[1]) > 1e-3
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_a_model_of_transformers_has_the_same_loss_with_packing(
+    store: SampleStore, family: str, attention: str
+) -> None:
+    model = tiny_huggingface(family, attention=attention)
+    packs, rows = make_data(store), make_data(store, packing=False)
+    packed = loss_of(model, take(packs, 0, packs.items_per_epoch, batch=4, micro=4))
+    alone = loss_of(model, take(rows, 0, NUM_ROWS, batch=1, micro=1))
+    single = loss_of(model, take(rows, 0, NUM_ROWS, batch=10, micro=10))
+    assert packed[1] == single[1] == alone[1]
+    assert packed[0] / packed[1] == pytest.approx(alone[0] / alone[1], abs=1e-5)
+    assert single[0] / single[1] == pytest.approx(alone[0] / alone[1], abs=1e-5)
 
 
 @pytest.fixture(scope="module")
