@@ -160,6 +160,21 @@ def test_adapters_are_float32_on_a_base_in_bfloat16(tmp_path: Path) -> None:
     assert all(grad is not None and grad.dtype == torch.float32 for grad in grads)
 
 
+@pytest.mark.slow
+def test_lora_compiled_and_with_activation_checkpointing_gives_the_same_gradients(tmp_path: Path) -> None:
+    folder, batch, grads = write_tiny_folder(tmp_path), random_batch(VOCAB_SIZE, num_documents=3), []
+    for changed in (False, True):
+        model = tuned(folder).train()
+        if changed:
+            model.checkpoint_blocks()
+            model.compile_parts()
+        model(batch)[0].backward()
+        grads.append([p.grad for p in model.parameters() if p.requires_grad])
+        names = list(checkpoint_tensors(model))
+    assert not any("_orig_mod" in name for name in names)
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-4)
+
+
 # -- the decoder that is built here ------------------------------------------------------------------------------------
 
 

@@ -235,3 +235,44 @@ def test_of_a_mixture_of_experts_only_those_in_use_are_counted() -> None:
     rest = model.num_parameters() - experts - VOCAB_SIZE * 32
     assert experts == 2 * 4 * 3 * 32 * 48
     assert model.flops_per_token(16) == 6 * (rest + experts // 2) + 12 * 2 * 32 * 16
+
+
+def test_the_first_step_under_autocast_has_the_gradients_of_the_second() -> None:
+    model, batch, grads = tiny_huggingface("llama"), packed_batch(), []
+    for _ in range(2):  # in the first one the model is tried without gradients
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss_sum, _ = model(batch)
+        loss_sum.backward()
+        grads.append([parameter.grad for parameter in model.parameters()])
+    assert all(isinstance(grad, Tensor) and grad.dtype == torch.float32 for grad in grads[0])
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+def test_in_bfloat16_rotary_frequencies_stay_exact() -> None:
+    model, exact = tiny_huggingface("llama"), tiny_huggingface("llama").state_dict()
+    frequencies = model._base.rotary_emb.inv_freq.clone()
+    model.to(torch.bfloat16)
+    assert torch.equal(model._base.rotary_emb.inv_freq, frequencies)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model.state_dict().keys() == exact.keys()
+    loss_sum, _ = model(packed_batch())
+    assert loss_sum.dtype == torch.float32
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_it_trains_through_the_step_of_the_loop_in_any_split(family: str) -> None:
+    batch, grads = packed_batch(batch_size=4), []
+    num_tokens = int((batch["labels"] != IGNORE_INDEX).sum())
+    for rows in (4, 1):
+        model = tiny_huggingface(family).train()
+        for first in range(0, 4, rows):
+            some = slice(first, first + rows)
+            part = Batch(
+                input_ids=batch["input_ids"][some],
+                labels=batch["labels"][some],
+                document_ids=batch["document_ids"][some],
+            )
+            (model(part)[0] / num_tokens).backward()
+        grads.append([parameter.grad for parameter in model.parameters()])
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-6)

@@ -36,14 +36,16 @@ class Head:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[…, d] → […, vocab]."""
-        logits: Tensor = self.linear(hidden.to(_weight_dtype(self.linear, hidden))) * self.scale
+        logits: Tensor = self.linear(hidden.to(_weight_dtype(self.linear, hidden)))
+        logits = logits if self.scale == 1.0 else logits * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def loss(self, hidden_nd: Tensor, labels_n: Tensor, *, kernels: ChunkKernels | None = None) -> Tensor:
         """The sum of -log softmax(logits)[label], float32 scalar; every label is a token."""
         parameters = [parameter for parameter in self.linear.parameters() if parameter.requires_grad]
         if self.is_plain and parameters:
-            return next_token_loss(hidden_nd * self.scale, parameters[0], labels_n, kernels=kernels)
+            hidden_nd = hidden_nd if self.scale == 1.0 else hidden_nd * self.scale
+            return next_token_loss(hidden_nd, parameters[0], labels_n, kernels=kernels)
         wants_grad = torch.is_grad_enabled() and (hidden_nd.requires_grad or bool(parameters))
         device = hidden_nd.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_nd.dtype
