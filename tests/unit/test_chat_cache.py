@@ -121,6 +121,16 @@ def test_a_failure_while_writing_leaves_what_was_there(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [".samples.lock", "samples"]
 
 
+def test_what_a_killed_process_left_is_written_over(tmp_path: Path) -> None:
+    left = tmp_path / ".samples.partial"
+    left.mkdir()
+    for name in ("input_ids.bin", "supervised.bin", "starts.bin", "sources.txt", "manifest.json"):
+        (left / name).write_bytes(b"left" * 1000)
+    store = write_samples(tmp_path / "samples", make_samples([3, 4]), key=KEY)
+    assert np.array_equal(store[1].input_ids, make_samples([3, 4])[1].input_ids)
+    assert not left.exists()
+
+
 def test_a_folder_with_files_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(ConfigError, match=r"data\.cache_dir.*thesis\.txt"):

@@ -285,10 +285,21 @@ def loss_of(model: Model, steps: Sequence[Sequence[Batch]]) -> tuple[float, int]
 
 
 @pytest.mark.parametrize("encoding", ["rope", "alibi", "none"])
-@pytest.mark.parametrize("variant", ["mha", "gqa", "mqa"])
-def test_the_loss_with_packing_equals_the_loss_without(store: SampleStore, encoding: str, variant: str) -> None:
-    heads = {"num_kv_heads": 2} if variant == "gqa" else {}
-    model = tiny_decoder(attention={"variant": variant, **heads}, positional={"encoding": encoding})
+@pytest.mark.parametrize(
+    "attention",
+    [
+        {"variant": "mha"},
+        {"variant": "gqa", "num_kv_heads": 2},
+        {"variant": "mqa"},
+        {"variant": "complex"},
+        {"variant": "mha", "mask": "sliding_window", "window": 5},
+    ],
+    ids=["mha", "gqa", "mqa", "complex", "window"],
+)
+def test_the_loss_with_packing_equals_the_loss_without(
+    store: SampleStore, encoding: str, attention: dict[str, Any]
+) -> None:
+    model = tiny_decoder(attention=attention, positional={"encoding": encoding})
     packs, rows = make_data(store), make_data(store, packing=False)
     packed = loss_of(model, take(packs, 0, packs.items_per_epoch, batch=4, micro=4))
     single = loss_of(model, take(rows, 0, NUM_ROWS, batch=10, micro=10))
