@@ -11,7 +11,13 @@ from typing import Any, NoReturn
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    IncompleteSnapshotError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from llmtrain.config.errors import ConfigError, RunError
 from llmtrain.models.hub import fetch_model, fetch_tokenizer, missing_files, use_older_names
@@ -77,6 +83,19 @@ def test_without_a_network_one_line_says_so(monkeypatch: pytest.MonkeyPatch, tmp
         answer(monkeypatch, error)
         with pytest.raises(ConfigError, match=r"neither a folder nor in the cache .*Hub cannot be reached"):
             fetch("owner/name")
+
+
+def test_of_a_download_that_was_cut_off_the_missing_files_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def snapshot_download(*_: Any, **__: Any) -> NoReturn:
+        raise IncompleteSnapshotError("text of the library", snapshot_path=str(tmp_path))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"owner/name: .* lacks model.safetensors"):
+        fetch("owner/name", local_files_only=True)
+    assert fetch("owner/name", local_files_only=True, weights=False) == tmp_path
 
 
 @pytest.mark.parametrize("by_variable", [True, False])

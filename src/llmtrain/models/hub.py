@@ -105,6 +105,8 @@ def _from_cache(path: str, *, revision: str | None, patterns: list[str], why: st
     try:
         found = snapshot_download(path, revision=revision, local_files_only=True, allow_patterns=patterns)
     except LocalEntryNotFoundError as error:
+        if part := getattr(error, "snapshot_path", None):  # some files are there: which are not, our caller says
+            return Path(str(part))
         at = f" at revision {revision}" if revision else ""
         raise ConfigError(
             f"model.path {path}{at} is neither a folder nor in the cache {constants.HF_HUB_CACHE}, and {why}: "
