@@ -113,4 +113,4 @@ def _decoder_config(config: DecoderConfig | Mapping[str, Any] | AnyPath) -> Deco
             raise ConfigError(f"model.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     if Path(config).name == "config.json":
         return read_model_config(Path(config).parent)[0]
-    return load_config(os.fspath(config)).config.model
+    return load_config(os.fspath(config)).config.decoder(wanted_by="load_decoder")

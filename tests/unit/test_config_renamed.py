@@ -18,7 +18,6 @@ DATA = "data: {name: tokens, train: shards}\n"
 # Where users of the older systems have the key, and the answer that they need. Flags stand as they were typed.
 OLD_KEYS = {
     # sections run, model, data, trainer, ddp, mlflow, logging, output
-    "model.init": "model.init_std",
     "model.block_size": "data.seq_len and model.max_seq_len",
     "model.n_layers": "model.num_layers",
     "model.n_heads": "model.attention.num_heads",

@@ -47,7 +47,7 @@ def load(tmp_path: Path, model: str, *overrides: str) -> DecoderConfig:
     again = load_config(str(resolved)).config
     assert again == config
     assert to_yaml(again) == to_yaml(config)
-    return config.model
+    return config.decoder(wanted_by="a test")
 
 
 def test_every_preset_has_a_name_in_the_schema_and_a_published_size() -> None:

@@ -21,7 +21,7 @@ from llmtrain.models.layouts import layout_for
     ],
 )
 def test_a_shipped_config_has_the_size_that_it_says(name: str, vocab_size: int, parameters: int) -> None:
-    config = load_config(name).config.model
+    config = load_config(name).config.decoder(wanted_by="a test")
     with torch.device("meta"):
         assert Decoder(config, vocab_size).num_parameters() == parameters
 
@@ -29,7 +29,7 @@ def test_a_shipped_config_has_the_size_that_it_says(name: str, vocab_size: int, 
 def test_shipped_configs_are_what_transformers_loads_where_they_can_be() -> None:
     found = {}
     for name in ("small", "medium", "gpt2-small", "complex-attention"):
-        layout = layout_for(load_config(name).config.model)
+        layout = layout_for(load_config(name).config.decoder(wanted_by="a test"))
         found[name] = layout and layout.model_type
     assert found == {"small": "qwen3", "medium": "llama", "gpt2-small": "gpt2", "complex-attention": None}
 

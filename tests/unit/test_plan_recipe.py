@@ -41,7 +41,7 @@ def planned(ref: str, *overrides: str, **options: Any) -> dict[str, Any]:
 
 
 def test_counts_are_those_of_the_model(tiny: str) -> None:
-    model = Decoder(load_config(tiny).config.model, 300)
+    model = Decoder(load_config(tiny).config.decoder(wanted_by="a test"), 300)
     found = planned(tiny)
     assert found["parameters"]["total"] == found["parameters"]["trainable"] == model.num_parameters()
     assert found["parameters"]["non_embedding"] == model.num_parameters(non_embedding=True)

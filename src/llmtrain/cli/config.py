@@ -12,7 +12,7 @@ from llmtrain.cli.options import ConfigOption, ConfigWord, Json, Overrides, read
 from llmtrain.cli.output import Outcome
 
 if TYPE_CHECKING:
-    from llmtrain.config.schema import Config
+    from llmtrain.config.schema import Config, ModelConfig
 
 
 def add_to(app: typer.Typer) -> None:
@@ -93,10 +93,16 @@ def summarise(config: Config) -> list[str]:
         else f"{trainer.micro_batch_size * (trainer.grad_accum_steps or 1)} (on each device)"
     )
     return [
-        f"model: {model.name}, {model.num_layers} layers, {model.d_model} wide",
+        f"model: {model.name}, {_size(model)}",
         f"training: {length} of {batch} × {data.seq_len} tokens from {source}, "
         f"{config.optimizer.name} at {config.optimizer.lr:g}, {config.scheduler.name} schedule",
     ]
+
+
+def _size(model: ModelConfig) -> str:
+    if model.name == "decoder":
+        return f"{model.num_layers} layers, {model.d_model} wide"
+    return f"{model.path}, {f'LoRA of rank {model.lora.r}' if model.lora else 'all weights'}"
 
 
 def _sources(train: object) -> str:

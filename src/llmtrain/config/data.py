@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from llmtrain.config.base import Section, key, opt
+from llmtrain.config.chat import ChatConfig
 from llmtrain.config.sources import Source, check_sources
 
 
@@ -115,7 +116,9 @@ class HuggingFaceConfig(_TextConfig):
     val: str | None = opt(None, "Split to validate on, where it is not held out from the training split.")
 
 
-DataConfig = Annotated[TokensConfig | CorpusConfig | HuggingFaceConfig | SyntheticConfig, Field(discriminator="name")]
+DataConfig = Annotated[
+    TokensConfig | CorpusConfig | HuggingFaceConfig | ChatConfig | SyntheticConfig, Field(discriminator="name")
+]
 
 ReadyData = TokensConfig | SyntheticConfig
 """Data that can be read as it is; `ensure_shards` makes it of the others."""

@@ -13,7 +13,17 @@ from pydantic_core import ErrorDetails
 from llmtrain.config.base import Section
 from llmtrain.config.renamed import SECTION_AS_VALUE, look_up
 from llmtrain.config.tree import Fault, Tree
-from llmtrain.config.walk import Path, child, dotted, field_at, leaf_types, sections_at, variants_by_name, walk
+from llmtrain.config.walk import (
+    Path,
+    child,
+    dotted,
+    field_at,
+    leaf_types,
+    sections_at,
+    variant_of,
+    variants_by_name,
+    walk,
+)
 
 LIMITS = {"greater_than": ">", "greater_than_equal": "≥", "less_than": "<", "less_than_equal": "≤"}
 EXPECTED = {
@@ -222,7 +232,8 @@ def _other_variant(path: Path, tree: Tree, root: type[Section], *, instead_of: s
         return None
     owners = " or ".join(owner for owner, section in variants.items() if meant in section.model_fields)
     below = dotted((*path[:-1], "name"))
-    about = f"a key of {below}: {owners}, but {below} is {_value_at((*path[:-1], 'name'), tree)}"
+    assert field is not None
+    about = f"a key of {below}: {owners}, but {below} is {variant_of(field, _value_at(path[:-1], tree))}"
     return about if meant == name else f"unknown key; did you mean {dotted((*path[:-1], meant))}? It is {about}"
 
 

@@ -55,7 +55,6 @@ RENAMED: dict[str, Renamed] = {
     "num_attention_heads": _now("model.attention.num_heads"),
     "hidden_size": _now("model.d_model"),
     "model.d_ff": _now("model.ffn.d_ff"),
-    "model.init": _now("model.init_std", note="a model is always trained from scratch in this version"),
     "model_name": _now("model.name", note="a model of Hugging Face is not part of this version"),
     "model_local_dir": _HUB_MODEL,
     "tokenizer_local_dir": _now("prepare.tokenizer.path", note="with prepare.tokenizer.kind: hf"),

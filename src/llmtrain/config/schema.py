@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from llmtrain.config.base import Section, opt
 from llmtrain.config.data import DataConfig, PrepareConfig
+from llmtrain.config.errors import ConfigError
+from llmtrain.config.huggingface import HuggingFaceConfig
 from llmtrain.config.model import DecoderConfig
 from llmtrain.config.running import LoggingConfig, OutputConfig, RunConfig, TrackingConfig
 from llmtrain.config.training import DistributedConfig, OptimizerConfig, SchedulerConfig, TrainerConfig
+
+ModelConfig = Annotated[DecoderConfig | HuggingFaceConfig, Field(discriminator="name")]
 
 
 class Config(Section):
@@ -18,7 +22,7 @@ class Config(Section):
 
     schema_version: Literal[1] = opt(1, "Version of this schema.")
     run: RunConfig = RunConfig()
-    model: DecoderConfig = DecoderConfig()
+    model: ModelConfig = DecoderConfig()
     data: DataConfig = Field(description="Which tokens the run reads, by `name`.")
     prepare: PrepareConfig | None = opt(None, "How missing shards are made.")
     trainer: TrainerConfig = TrainerConfig()
@@ -29,11 +33,24 @@ class Config(Section):
     logging: LoggingConfig = LoggingConfig()
     output: OutputConfig = OutputConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _model_is_a_decoder_unless_named(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("model"), dict) and "name" not in values["model"]:
+            return {**values, "model": {"name": "decoder", **values["model"]}}
+        return values
+
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
-        if self.data.seq_len > self.model.max_seq_len:
+        if isinstance(self.model, DecoderConfig) and self.data.seq_len > self.model.max_seq_len:
             raise ValueError(
                 f"data.seq_len {self.data.seq_len} is over model.max_seq_len {self.model.max_seq_len}: "
                 "lower the first or raise the second"
             )
         return self
+
+    def decoder(self, *, wanted_by: str) -> DecoderConfig:
+        """`model`, where it is the decoder that is built here. Raises ConfigError where it is another."""
+        if not isinstance(self.model, DecoderConfig):
+            raise ConfigError(f"{wanted_by} knows model.name: decoder alone, and this config's is {self.model.name}")
+        return self.model

@@ -58,6 +58,14 @@ def variants_by_name(field: FieldInfo) -> dict[str, type[Section]]:
     }
 
 
+def variant_of(field: FieldInfo, values: Any) -> str | None:
+    """The `name` that a section of several variants has: the one that is given, else its default's, if it has one."""
+    name = values.get("name") if isinstance(values, dict) else None
+    if name is None and isinstance(field.default, Section):
+        name = getattr(field.default, "name", None)
+    return name if isinstance(name, str) else None
+
+
 def walk(root: type[Section], prefix: tuple[str, ...] = ()) -> Iterator[Key]:
     """Every key of the schema, depth first, in the order of the schema; a key of two variants comes twice."""
     for name, field in root.model_fields.items():
@@ -77,8 +85,7 @@ def sections_at(root: type[Section], path: Path, values: Any) -> list[type[Secti
         fields = [section.model_fields[part] for section in sections if part in section.model_fields]
         sections = []
         for field in fields:
-            name = values.get("name") if isinstance(values, dict) else None
-            chosen = variants_by_name(field).get(name) if isinstance(name, str) else None
+            chosen = variants_by_name(field).get(variant_of(field, values) or "")
             sections += [chosen] if chosen else sections_in(field.annotation)
     return sections
 

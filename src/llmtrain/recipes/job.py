@@ -12,15 +12,18 @@ from pathlib import Path
 
 from torch import nn
 
+from llmtrain.config.chat import ChatConfig
 from llmtrain.config.errors import ConfigError
+from llmtrain.config.huggingface import HuggingFaceConfig
 from llmtrain.config.load import LoadedConfig, load_config
+from llmtrain.config.model import DecoderConfig
 from llmtrain.config.running import OutputConfig
 from llmtrain.config.schema import Config
+from llmtrain.data.chat.data import ChatData, ChatValidation
 from llmtrain.data.tokens import TokenData, ValidationData, open_training_data, open_validation_data
 from llmtrain.distributed.engine import Engine, resolve
-from llmtrain.models.decoder.decoder import Decoder
-from llmtrain.models.folder import read_state_dict
 from llmtrain.recipes.prepare import ensure_shards
+from llmtrain.recipes.trained import Trained, build_decoder, build_huggingface
 from llmtrain.tracking.logs import setup_logging
 from llmtrain.training.checkpoint import load_optimizer, load_state, newest_good
 from llmtrain.training.non_finite import StepFigures, leave_out
@@ -49,12 +52,12 @@ class Job:
 
     config: Config
     engine: Engine
-    data: TokenData
-    validation: ValidationData | None
+    data: TokenData | ChatData
+    validation: ValidationData | ChatValidation | None
     identity: Identity
-    decoder: Decoder
+    trained: Trained
     model: nn.Module
-    """The decoder as the engine wraps it: this is what is called."""
+    """Its module as the engine wraps it: this is what is called."""
     optimizer: NamedOptimizer
     schedule: Schedule
     state: RunState
@@ -68,9 +71,15 @@ class Job:
     as_written: str | None
     """The text of the config's file; None where a run goes on with its own."""
 
+    def rows_of(self, items: range) -> list[str]:
+        """`file:line` of the rows of some items, where items are made of rows."""
+        if not isinstance(self.data, ChatData):
+            return []
+        return [source for item in items for source in self.data.sources_of(item)]
+
     def load_tensors(self, checkpoint: Path) -> None:
         """Take over the weights and the optimizer's state of a verified checkpoint."""
-        self.decoder.load_state_dict(read_state_dict(checkpoint / "model", self.config.model))
+        self.trained.read(checkpoint / "model")
         self.optimizer.load_state_tensors(load_optimizer(checkpoint))
 
     def take_back(self, run: Path, found: StepFigures) -> None:
@@ -96,17 +105,32 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
     engine = Engine(resolved, distributed=config.distributed, deterministic=config.run.deterministic)
     setup_logging(config.logging, run_folder=None, rank=engine.rank)
 
-    with engine.main_first():
-        ready = ensure_shards(config)
-    data = open_training_data(ready, seed=config.run.seed, rank=engine.rank, world_size=engine.world_size)
-    validation = open_validation_data(ready, seed=config.run.seed, training=data)
-    vocab_size = _vocab_size(config.model.vocab_size, needed=data.facts.vocab_size)
+    model_folder, tokenizer_folder = _fetch(config, engine)
+    data, validation, chat_template = _open_data(config, engine, tokenizer_folder=tokenizer_folder)
+    seed_step(config.run.seed, -1, rank=0)  # every rank builds the same weights
+    if isinstance(config.model, HuggingFaceConfig):
+        assert model_folder is not None
+        assert tokenizer_folder is not None
+        trained = build_huggingface(
+            config.model,
+            model_folder,
+            needed_vocab=data.facts.vocab_size,
+            seq_len=config.data.seq_len,
+            tokenizer_folder=tokenizer_folder,
+            chat_template=chat_template,
+            seed=config.run.seed,
+            precision=resolved.precision,
+        )
+    else:
+        trained = build_decoder(
+            config.model,
+            needed_vocab=data.facts.vocab_size,
+            tokenizer_folder=data.facts.tokenizer,
+            eos_id=data.facts.eos_id,
+            packs_rows=isinstance(config.data, ChatConfig) and config.data.packing,
+        )
     identity = identity_of(
-        config.model,
-        vocab_size=vocab_size,
-        seed=config.run.seed,
-        seq_len=config.data.seq_len,
-        fingerprint=data.fingerprint,
+        trained.described, seed=config.run.seed, seq_len=config.data.seq_len, fingerprint=data.fingerprint
     )
 
     checkpoint, passed_over = engine.from_main(lambda: checkpoint_of(origin) if origin else (None, []))
@@ -127,21 +151,19 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
         world_size=engine.world_size,
     )
 
-    seed_step(config.run.seed, -1, rank=0)  # every rank builds the same weights
-    decoder = Decoder(config.model, vocab_size)
     if config.trainer.activation_checkpointing:
-        decoder.checkpoint_blocks()
+        trained.module.checkpoint_blocks()
     if resolved.compile:
-        decoder.compile_parts()
+        trained.module.compile_parts()
     job = Job(
         config=config,
         engine=engine,
         data=data,
         validation=validation,
         identity=identity,
-        decoder=decoder,
-        model=engine.setup(decoder),
-        optimizer=build_optimizer(config.optimizer, decoder),
+        trained=trained,
+        model=engine.setup(trained.module),
+        optimizer=build_optimizer(config.optimizer, trained.module),
         schedule=schedule,
         state=state,
         origin=origin,
@@ -171,10 +193,34 @@ def _config_and_origin(
     return load_config(str(origin.run / "config.yaml"), overrides).config, origin
 
 
-def _vocab_size(wanted: int | None, *, needed: int) -> int:
-    if wanted is not None and wanted < needed:
-        raise ConfigError(
-            f"model.vocab_size is {wanted}, but the tokenizer has {needed} tokens: remove the key, or make it {needed} "
-            "or more"
-        )
-    return wanted or needed
+def _fetch(config: Config, engine: Engine) -> tuple[Path | None, Path | None]:
+    """The folders of a model of transformers and of its tokenizer, fetched once, by one rank; None for the decoder."""
+    named = config.data.tokenizer if isinstance(config.data, ChatConfig) else None
+    if isinstance(config.model, DecoderConfig):
+        if isinstance(config.data, ChatConfig) and named is None:
+            raise ConfigError("data.tokenizer: the decoder has no tokenizer of its own; name a folder or a Hub id")
+        if named is None:
+            return None, None
+    from llmtrain.models.hub import fetch_tokenizer
+    from llmtrain.models.huggingface_load import fetch
+
+    model, local_only = config.model, getattr(config.model, "local_files_only", False)
+    with engine.main_first():
+        found = fetch(model) if isinstance(model, HuggingFaceConfig) else (None, None)
+        return found[0], fetch_tokenizer(named, local_files_only=local_only) if named else found[1]
+
+
+def _open_data(
+    config: Config, engine: Engine, *, tokenizer_folder: Path | None
+) -> tuple[TokenData | ChatData, ValidationData | ChatValidation | None, str | None]:
+    """Training and validation data, made first where the config says how; and the chat template, if there is one."""
+    if isinstance(config.data, ChatConfig):
+        from llmtrain.recipes.chat_data import open_rows
+
+        assert tokenizer_folder is not None
+        rows = open_rows(config.data, tokenizer_folder=tokenizer_folder, seed=config.run.seed, engine=engine)
+        return rows.training, rows.validation, rows.template.text
+    with engine.main_first():
+        ready = ensure_shards(config)
+    data = open_training_data(ready, seed=config.run.seed, rank=engine.rank, world_size=engine.world_size)
+    return data, open_validation_data(ready, seed=config.run.seed, training=data), None

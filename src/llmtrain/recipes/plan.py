@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from llmtrain.config.chat import ChatConfig
 from llmtrain.config.data import SyntheticConfig, TokensConfig
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.schema import Config
@@ -88,16 +89,16 @@ def plan(config: Config, *, device: str | None = None, num_ranks: int | None = N
     world_size = num_ranks or int(os.environ.get("WORLD_SIZE", "1"))
     assumed: list[str] = []
     target = _target(config, device or "this", assumed)
-    data = _data(config, assumed)
+    model, data = config.decoder(wanted_by="plan"), _data(config, assumed)
     vocab_size = _vocab_size(config, data, assumed)
     with torch.device("meta"):
-        decoder = Decoder(config.model, vocab_size)
+        decoder = Decoder(model, vocab_size)
     schedule = _schedule(config, data, world_size=world_size, assumed=assumed)
 
     seq_len, micro = config.data.seq_len, config.trainer.micro_batch_size
     num_micro_batches = schedule.batch_size // (micro * world_size)
     step = step_memory(
-        config.model,
+        model,
         vocab_size=vocab_size,
         optimizer=config.optimizer,
         micro_batch_size=micro,
@@ -269,14 +270,15 @@ def _data(config: Config, assumed: list[str]) -> TokenData | None:
 
 
 def _vocab_size(config: Config, data: TokenData | None, assumed: list[str]) -> int:
-    if config.model.vocab_size is not None:
-        return config.model.vocab_size
+    wanted = config.decoder(wanted_by="plan").vocab_size
+    if wanted is not None:
+        return wanted
     if data is not None:
         return data.facts.vocab_size
     if isinstance(config.data, TokensConfig):
         tokenizer = config.prepare.tokenizer if config.prepare else None
     else:
-        tokenizer = None if isinstance(config.data, SyntheticConfig) else config.data.tokenizer
+        tokenizer = None if isinstance(config.data, SyntheticConfig | ChatConfig) else config.data.tokenizer
     if tokenizer is not None and tokenizer.kind == "bpe":
         size = tokenizer.vocab_size or DEFAULT_VOCAB_SIZE
         assumed.append(f"a vocabulary of {size:,}: as many as the tokenizer is asked to have")

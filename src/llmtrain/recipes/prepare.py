@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain._version import __version__
+from llmtrain.config.chat import ChatConfig
 from llmtrain.config.data import PrepareConfig, ReadyData, SyntheticConfig, TokensConfig
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.schema import Config
@@ -76,6 +77,8 @@ def ensure_shards(config: Config, *, progress: ProgressCall | None = None) -> Re
         return data
     if isinstance(data, SyntheticConfig):
         return data
+    if isinstance(data, ChatConfig):
+        raise ConfigError("data.name is chat, whose rows are no token shards: `llmtrain train` reads them as they are")
     if config.prepare is not None:
         raise ConfigError(
             f"data.name is {data.name}, which makes its shards by itself, but there is a `prepare` section too: "

@@ -7,21 +7,18 @@ job is made of is in `job`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
-
-from llmtrain.config.errors import Preempted
+from llmtrain.config.errors import Preempted, WillFailAgain
 from llmtrain.config.load import LoadedConfig, to_yaml
 from llmtrain.contracts import Batch
 from llmtrain.distributed.engine import is_lost_peer
 from llmtrain.evaluation.loss import evaluate_loss
-from llmtrain.models.folder import write_model_folder
 from llmtrain.recipes.job import Job, set_up
 from llmtrain.tracking.logs import setup_logging
 from llmtrain.tracking.progress import Progress
@@ -31,13 +28,14 @@ from llmtrain.tracking.system import device_peak_flops, peak_memory_bytes
 from llmtrain.training.attempts import count_restart, forget_restarts, refuse_crash_loop
 from llmtrain.training.checkpoint import CheckpointStore, Snapshot
 from llmtrain.training.loop import fit
-from llmtrain.training.non_finite import RollBack
+from llmtrain.training.non_finite import NonFinite, RollBack
 from llmtrain.training.report import Reporter
 from llmtrain.training.runs import link_model, locked, start_run
 from llmtrain.training.signals import StopRequested, StopSignal
 from llmtrain.training.state import RunState
 
 DRY_RUN_STEPS = 5
+MAX_ROWS_NAMED = 20
 
 
 def train(
@@ -80,6 +78,12 @@ def _run(job: Job, stop: StopSignal) -> dict[str, Any]:
                 return _train_in(run, job, stop)
             except RollBack as request:
                 job.take_back(run, request.found)
+            except NonFinite as error:
+                rows = job.rows_of(error.found.items)
+                if not rows:
+                    raise
+                more = f" and {len(rows) - MAX_ROWS_NAMED} more" if len(rows) > MAX_ROWS_NAMED else ""
+                raise WillFailAgain(f"{error}. Its rows: {', '.join(rows[:MAX_ROWS_NAMED])}{more}") from error
 
 
 def _new_run(job: Job) -> Path:
@@ -105,7 +109,7 @@ def _train_in(run: Path, job: Job, stop: StopSignal) -> dict[str, Any]:
             sinks=sinks,
             progress=progress,
             items_per_epoch=job.data.items_per_epoch,
-            flops_per_token=job.decoder.flops_per_token(config.data.seq_len),
+            flops_per_token=job.trained.module.flops_per_token(config.data.seq_len),
             peak_flops=device_peak_flops(engine.device, precision=engine.resolved.precision),
             num_devices=engine.world_size,
             log_batches=config.logging.log_batches,
@@ -137,7 +141,7 @@ def _train_in(run: Path, job: Job, stop: StopSignal) -> dict[str, Any]:
             summary = report.summary(
                 state,
                 outcome,
-                parameters=ParameterCount.of(job.decoder),
+                parameters=ParameterCount.of(job.trained.module),
                 peak_memory_bytes=peak_memory_bytes(engine.device),
                 resumed_step=job.resumed_step,
             )
@@ -211,27 +215,17 @@ def _save(job: Job, store: CheckpointStore | None, state: RunState, best: bool, 
         "random_numbers": {"seed": job.config.run.seed, "drawn_from": ["seed", "step", "rank"]},
     }
     snapshot = Snapshot(
-        step=state.step, state=saved, model=job.decoder.state_dict(), optimizer=job.optimizer.state_tensors()
+        step=state.step, state=saved, model=job.trained.tensors(), optimizer=job.optimizer.state_tensors()
     )
     store.save(snapshot, best=best, final=final)
 
 
 def _open_store(job: Job, run: Path) -> CheckpointStore:
-    def write_model(folder: Path, weights: Mapping[str, Tensor]) -> None:
-        write_model_folder(
-            folder,
-            config=job.config.model,
-            vocab_size=job.decoder.vocab_size,
-            state_dict=weights,
-            tokenizer_folder=job.data.facts.tokenizer,
-            eos_id=job.data.facts.eos_id,
-        )
-
     return CheckpointStore(
         run / "checkpoints",
         keep_last=job.config.trainer.keep_last,
         config_yaml=to_yaml(job.config),
-        write_model=write_model,
+        write_model=job.trained.write,
         resumed_step=job.resumed_step,
     )
 
@@ -240,7 +234,12 @@ def _open_store(job: Job, run: Path) -> CheckpointStore:
 
 
 def _describe(job: Job, run: Path) -> None:
-    config, resolved, schedule, size = job.config, job.engine.resolved, job.schedule, ParameterCount.of(job.decoder)
+    config, resolved, schedule, size = (
+        job.config,
+        job.engine.resolved,
+        job.schedule,
+        ParameterCount.of(job.trained.module),
+    )
     processes = f"{job.engine.world_size} processes ({resolved.strategy})" if job.engine.world_size > 1 else "1 process"
     compiled = "compiled (the first step takes a minute)" if resolved.compile else "not compiled"
     epochs = schedule.end_item / job.data.items_per_epoch

@@ -61,7 +61,7 @@ WITHOUT_SDPA = frozenset({"gemma2", "gpt-j"})
 def tiny_network(family: str, *, attention: str = "eager", **changes: Any) -> Any:
     """A model of 2 layers, 32 wide, with 64 tokens and the weights of seed 0, in evaluation mode, without dropout."""
     kind, settings = FAMILIES[family]
-    config = getattr(transformers, kind)(**settings, **changes)
+    config = getattr(transformers, kind)(**{**settings, **changes})
     for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout", "attention_dropout", "hidden_dropout"):
         if getattr(config, name, None):
             setattr(config, name, 0.0)

@@ -40,6 +40,14 @@ class StepFigures(NamedTuple):
         )
 
 
+class NonFinite(WillFailAgain):
+    """The run stops at a step."""
+
+    def __init__(self, found: StepFigures, advice: str) -> None:
+        super().__init__(f"{found}{advice}")
+        self.found = found
+
+
 class RollBack(Exception):
     """Asks for the last checkpoint. Raised on every rank alike; the step that it tells of changed nothing."""
 
@@ -66,16 +74,18 @@ def may_update(found: StepFigures, state: RunState, *, policy: Policy) -> bool:
     if policy == "rollback":
         raise RollBack(found)
     if policy == "stop":
-        raise WillFailAgain(
-            f"{found}. The weights were not updated, and the last checkpoint is good. Lower optimizer.lr, lengthen "
-            "scheduler.warmup_steps, or look at those items; trainer.non_finite=skip or rollback goes on without them"
+        raise NonFinite(
+            found,
+            ". The weights were not updated, and the last checkpoint is good. Lower optimizer.lr, lengthen "
+            "scheduler.warmup_steps, or look at those items; trainer.non_finite=skip or rollback goes on without them",
         )
     state.skipped_steps += 1
     state.skipped_in_a_row += 1
     if state.skipped_in_a_row == MAX_IN_A_ROW:
-        raise WillFailAgain(
-            f"{found}, as in the {MAX_IN_A_ROW - 1} steps before it, which were skipped. It is not the data: lower "
-            "optimizer.lr or lengthen scheduler.warmup_steps, and start again from an earlier checkpoint"
+        raise NonFinite(
+            found,
+            f", as in the {MAX_IN_A_ROW - 1} steps before it, which were skipped. It is not the data: lower "
+            "optimizer.lr or lengthen scheduler.warmup_steps, and start again from an earlier checkpoint",
         )
     log.warning("%s. The update is skipped", found)
     return False

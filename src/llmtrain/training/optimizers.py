@@ -85,13 +85,16 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> NamedOptimizer
 
     Matrices inside `blocks` decay, and take Muon if it is chosen; embeddings, the output projection, norms and biases
     take AdamW then, where only the output projection decays. Muon's update has the root mean square of AdamW's (Liu et
-    al. 2025, "Muon is Scalable for LLM Training"), so one learning rate serves both.
+    al. 2025, "Muon is Scalable for LLM Training"), so one learning rate serves both. Raises ConfigError if Muon is to
+    train nothing.
     """
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
     embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     hidden = [p for p, name in names.items() if p.ndim == 2 and "blocks." in name]
     decayed = [p for p, name in names.items() if p.ndim == 2 and "blocks." not in name and p not in embeddings]
     plain = [p for p in names if p.ndim != 2 or p in embeddings]
+    if config.name == "muon" and not hidden:
+        raise ConfigError("optimizer.name is muon, but no matrix of the decoder's blocks is trained: take adamw")
     if config.name != "muon":
         decayed, hidden = hidden + decayed, []
     optimizers: list[torch.optim.Optimizer] = []

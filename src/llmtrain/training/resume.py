@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.config.errors import ConfigError
-from llmtrain.config.model import DecoderConfig
 from llmtrain.training.checkpoint import CheckpointError, newest_good, verify
 from llmtrain.training.runs import find_run, is_run
 
@@ -76,10 +75,10 @@ Identity = Mapping[str, Mapping[str, Any]]
 """What must not change while a run goes on: values by section (model, data), then key."""
 
 
-def identity_of(model: DecoderConfig, *, vocab_size: int, seed: int, seq_len: int, fingerprint: str) -> Identity:
+def identity_of(model: Mapping[str, Any], *, seed: int, seq_len: int, fingerprint: str) -> Identity:
     """With another model the tensors differ; with another seed, length or data the items do."""
     return {
-        "model": {**model.model_dump(mode="json"), "vocab_size": vocab_size},
+        "model": dict(model),
         "data": {"seed": seed, "seq_len": seq_len, "fingerprint": fingerprint},
     }
 
