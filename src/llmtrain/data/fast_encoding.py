@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import tiktoken
 from numpy.typing import NDArray
 
 Encode = Callable[[str], NDArray[np.uint32]]
@@ -66,6 +65,10 @@ def _pattern(pre_tokenizer: dict[str, Any] | None) -> str | None:
 def _tiktoken(model: dict[str, Any], pattern: str) -> Encode | None:
     """Ranks are the order of the merges, which need not be that of the ids: a table leads from one to the other."""
     vocab: dict[str, int] = model["vocab"]
+    try:
+        import tiktoken
+    except ImportError:  # on a machine without a package index: slower, and the same ids
+        return None
     byte_of = _bytes_by_character()
     if any(character not in vocab for character in byte_of):
         return None
