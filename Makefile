@@ -5,15 +5,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(or $(shell command -v uv 2>/dev/null),$(VENV)-uv/bin/uv)
 RUN := $(BIN)/llmtrain
-LOCK_OPTIONS := --no-emit-index-url --no-annotate --no-header --python-version 3.11 --constraint constraints.txt
+LOCK := compile -q --universal --no-emit-index-url --no-annotate --no-header --python-version 3.11 --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv install demo test test-slow nightly check lint format types imports configs bench docs lock clean
+.PHONY: help setup venv install develop demo test test-slow nightly check lint format types imports configs bench docs lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: install ## the environment, complete
+setup: develop ## the environment, complete
 
 venv: $(BIN)/python ## an empty environment
 
@@ -26,58 +26,65 @@ $(VENV)-uv/bin/uv:
 
 install: $(VENV)/.installed ## the exact versions of requirements.lock, and llmtrain itself
 
+develop: $(VENV)/.developed ## what the tests and all extras need as well (requirements-dev.lock)
+
 $(VENV)/.installed: requirements.lock pyproject.toml | $(BIN)/python $(UV)
 	$(UV) pip install -q --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
 	$(UV) pip install -q --python $(BIN)/python --no-deps -e .
 	@touch $@
 
+$(VENV)/.developed: requirements-dev.lock $(VENV)/.installed
+	$(UV) pip install -q --compile-bytecode --python $(BIN)/python --require-hashes -r requirements-dev.lock
+	@touch $@
+
 demo: install ## prepare, train, evaluate and generate: 8 minutes on two cores
 	@$(BIN)/python -m llmtrain.recipes.demo
 
-test: install ## the tests, without the slow ones
+test: develop ## the tests, without the slow ones
 	$(BIN)/python -m pytest -m "not slow and not nightly"
 
-test-slow: install ## the slow tests
+test-slow: develop ## the slow tests
 	$(BIN)/python -m pytest -m "slow and not nightly"
 
-nightly: install ## what takes hours
+nightly: develop ## what takes hours
 	$(BIN)/python -m pytest -m nightly
 
 check: lint types imports configs ## all that needs no test run
 
-lint: install
+lint: develop
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-format: install ## let ruff put the code in order
+format: develop ## let ruff put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: install
+types: develop
 	$(BIN)/mypy
 
-imports: install
+imports: develop
 	$(BIN)/lint-imports
 
 configs: install
 	@for config in src/llmtrain/configs/*.yaml; do $(RUN) validate "$$config" || exit 1; done
 
-bench: install ## side by side with peers
+bench: develop ## side by side with peers
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/saving.py
 	$(BIN)/python benchmarks/prepare.py
 	$(BIN)/python benchmarks/data.py
 
-docs: install ## the manual, in site/
+docs: develop ## the manual, in site/
 	$(BIN)/python docs/generate.py
 	$(BIN)/mkdocs build --strict
 
-lock: | $(UV) ## work out requirements.lock and requirements.txt anew
-	$(UV) pip compile -q --universal --generate-hashes $(LOCK_OPTIONS) --group dev pyproject.toml -o requirements.lock
+lock: | $(UV) ## work out the lock files and requirements.txt anew
+	$(UV) pip $(LOCK) --generate-hashes --group dev --all-extras pyproject.toml -o requirements-dev.lock
+	$(UV) pip $(LOCK) --generate-hashes --constraint requirements-dev.lock pyproject.toml -o requirements.lock
 	echo '# The plain way, pip install -r requirements.txt: llmtrain, and what it needs in the versions of requirements.lock.' \
 		> requirements.txt
 	echo '--editable .' >> requirements.txt
-	$(UV) pip compile -q --universal $(LOCK_OPTIONS) pyproject.toml | sed '/^--/d' >> requirements.txt
+	sed -n 's/^\([a-z0-9._-]*==.*[^ \\]\) *\\$$/\1/p' requirements.lock >> requirements.txt
 
 clean: ## remove what was made, but no run and no data
 	rm -rf $(VENV) $(VENV)-uv site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
