@@ -16,9 +16,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from llmtrain.config.errors import ConfigError
-from llmtrain.data.chat import json_stream
 from llmtrain.data.chat.faults import Fault, Faults
-from llmtrain.data.chat.json_stream import json_values
 from llmtrain.data.chat.rows import Row, read_rows
 from llmtrain.data.prepare import hugging_face
 
@@ -90,10 +88,10 @@ def test_a_json_file_with_one_conversation_is_one_row(tmp_path: Path) -> None:
     ("text", "line", "message"),
     [
         ('[{"a": 1},\n {"a" 2}]', 2, "is no JSON (Expecting ':' delimiter)"),
-        ('[{"a": 1}\n {"a": 2}]', 2, "expected , or ] after a row, not '{'"),
+        ('[{"a": 1}\n {"a": 2}]', 2, "is no JSON (expected , or ] after a value, not '{')"),
         ('[{"a": 1},\n', 2, "is no JSON (Expecting value)"),
-        ('[{"a": 1}\n', 2, "the array has no end"),
-        ('[{"a": 1}]\n\nx', 3, "there is more text after the end of the array"),
+        ('[{"a": 1}\n', 2, "is no JSON (the array has no end)"),
+        ('[{"a": 1}]\n\nx', 3, "is no JSON (there is more after the end of the array)"),
     ],
 )
 def test_a_fault_in_a_json_file_names_its_line(tmp_path: Path, text: str, line: int, message: str) -> None:
@@ -102,43 +100,6 @@ def test_a_fault_in_a_json_file_names_its_line(tmp_path: Path, text: str, line: 
     found = read(file)
     assert found[-1] == (f"rows.json:{line}", f"{message}; what comes after it is not read")
     assert len([item for item in found if isinstance(item[1], str)]) == 1
-
-
-json_objects = st.dictionaries(
-    st.text(max_size=3),
-    st.recursive(
-        st.none() | st.integers() | st.text(max_size=5) | st.floats(allow_nan=False),
-        lambda inner: st.lists(inner, max_size=3),
-        max_leaves=6,
-    ),
-    max_size=3,
-)
-
-
-@given(
-    rows=st.lists(json_objects | st.integers(), max_size=6),
-    chunk=st.integers(1, 40),
-    indent=st.none() | st.just(1),
-    as_array=st.booleans(),
-)
-def test_json_values_do_not_depend_on_where_the_file_is_cut(
-    rows: list[Any], chunk: int, indent: int | None, as_array: bool, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    file = tmp_path_factory.mktemp("json") / "rows.json"
-    texts = [json.dumps(row, indent=indent) for row in rows]
-    file.write_text(json.dumps(rows, indent=indent) if as_array else "\n".join(texts))
-    whole = json_stream._CHUNK
-    try:
-        json_stream._CHUNK = chunk
-        with open(file) as stream:
-            found = list(json_values(stream))
-    finally:
-        json_stream._CHUNK = whole
-    assert [value for _, value in found] == rows
-    if not as_array:
-        assert [line for line, _ in found] == [
-            1 + sum(text.count("\n") + 1 for text in texts[:i]) for i in range(len(rows))
-        ]
 
 
 def test_csv_rows_carry_the_line_on_which_they_begin(tmp_path: Path) -> None:

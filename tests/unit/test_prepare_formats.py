@@ -11,15 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from llmtrain.config.data import PrepareConfig
 from llmtrain.config.errors import ConfigError
 from llmtrain.data.prepare import documents
 from llmtrain.data.prepare.documents import Document, open_corpus
 from llmtrain.data.prepare.inputs import find_inputs
-from llmtrain.data.prepare.streams import json_values
 
 ROWS = [{"id": f"n{n}", "text": f"document {n}\n\u2028 é 汉字 " + "x" * (n % 7)} for n in range(1000)]
 TEXTS = [row["text"] for row in ROWS]
@@ -110,11 +107,21 @@ def test_a_json_file_of_nothing_has_no_documents(tmp_path: Path, content: str) -
 @pytest.mark.parametrize(
     ("content", "texts", "line", "message"),
     [
-        ('[{"text": "a"},\n {"text": \n nope}]', ["a"], 2, "is no JSON (Expecting value, in line 3)"),
-        ('[{"text": "a"},\n\n', ["a"], 3, "is no JSON (the file ends inside of the array)"),
-        ('[{"text": "a"}]\n{"text": "b"}', ["a"], 2, "is no JSON (there is more after the end of the array)"),
-        ('{"text": "a"}\n{"text": nope}\n{"text": "c"}', ["a", "c"], 2, "is no JSON (Expecting value, in line 2)"),
-        ('{"text": "a"}\n{"text": "', ["a"], 2, "is no JSON (Unterminated string starting at, in line 2)"),
+        (
+            '[{"text": "a"},\n {"text": \n nope}]',
+            ["a"],
+            3,
+            "is no JSON (Expecting value); what comes after it is not read",
+        ),
+        ('[{"text": "a"},\n\n', ["a"], 3, "is no JSON (Expecting value); what comes after it is not read"),
+        (
+            '[{"text": "a"}]\n{"text": "b"}',
+            ["a"],
+            2,
+            "is no JSON (there is more after the end of the array); what comes after it is not read",
+        ),
+        ('{"text": "a"}\n{"text": nope}\n{"text": "c"}', ["a", "c"], 2, "is no JSON (Expecting value)"),
+        ('{"text": "a"}\n{"text": "', ["a"], 2, "is no JSON (Unterminated string starting at)"),
         ('[{"text": "a"},\n7]', ["a"], 2, "is int, not an object with fields"),
         ('[{"text": "a"},\n{"body": "b"}]', ["a"], 2, "has no field 'text', only 'body'"),
     ],
@@ -131,37 +138,6 @@ def test_what_is_wrong_in_a_json_file_is_named_with_its_line(
 def test_json_that_is_no_utf8_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b'{"text": "a"}\n{"text": "caf\xe9"}\n')
     assert "is not UTF-8 text (byte 0xe9" in str([document.error for _, document in _read(tmp_path / "a.json")])
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=5,
-)
-
-
-@settings(deadline=None)
-@given(
-    values=st.lists(st.dictionaries(st.text(), JSON, max_size=3), max_size=8),
-    size=st.integers(1, 40),
-    indent=st.sampled_from([None, 2]),
-    as_array=st.booleans(),
-    escaped=st.booleans(),
-)
-def test_json_in_blocks_of_any_size_gives_the_same_values_and_lines(
-    values: list[Any], size: int, indent: int | None, as_array: bool, escaped: bool
-) -> None:
-    if as_array:
-        text = json.dumps(values, indent=indent, ensure_ascii=escaped)
-    else:
-        text = "\n".join(json.dumps(value, indent=indent, ensure_ascii=escaped) for value in values)
-    data = text.encode("utf-8", "surrogatepass")
-    found = list(json_values(data[start : start + size] for start in range(0, len(data), size)))
-    assert [value.error for value in found] == [None] * len(values)
-    assert [value.value for value in found] == values
-    if values and not as_array:
-        before = [json.dumps(value, indent=indent, ensure_ascii=escaped).count("\n") + 1 for value in values]
-        assert [value.line for value in found] == [1 + sum(before[:index]) for index in range(len(values))]
 
 
 @pytest.mark.parametrize(

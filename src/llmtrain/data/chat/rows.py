@@ -11,12 +11,15 @@ import io
 import json
 import zlib
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import IO, Any, NamedTuple
 
 from llmtrain.data.chat.faults import Fault
-from llmtrain.data.chat.json_stream import BadJsonError, json_values
 from llmtrain.data.chat.row_files import RowDataset, RowFile, find_rows
+from llmtrain.data.json_values import JsonValue, json_values
 
+_BLOCK_BYTES = 1 << 20
+"""Of a JSON file, read at a time."""
 _BATCH_ROWS = 512
 """Rows of a columnar file that are made into objects at a time."""
 
@@ -99,32 +102,30 @@ def _read_jsonl(stream: IO[bytes], name: str) -> Iterator[Row | Fault]:
                 return
             yield Fault(source, f"is no JSON ({error.msg} at character {error.pos + 1})")
         except RecursionError:
-            yield Fault(source, "is no JSON that can be read (nested too deeply)")
+            yield Fault(source, "is no JSON (nested too deeply)")
+        except ValueError as error:  # a number of more digits than Python takes
+            yield Fault(source, f"is no JSON ({str(error).partition(';')[0]})")
         else:
             yield _row(value, source)
 
 
 def _read_json(stream: IO[bytes], name: str) -> Iterator[Row | Fault]:
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig")
-    values = json_values(text)
-    try:
-        first = next(values, None)
-        if first is None:
-            return
-        second = next(values, None)
-        line, value = first
-        wrapper = _wrapper_of(value) if second is None and isinstance(value, dict) else None
-        if wrapper is not None:
-            for index, inner in enumerate(value[wrapper]):  # type: ignore[index]
-                yield _row(inner, f"{name}:{line} ({wrapper}[{index}])")
-            return
-        yield _row(value, f"{name}:{line}")
-        if second is not None:
-            yield _row(second[1], f"{name}:{second[0]}")
-        for line, value in values:
-            yield _row(value, f"{name}:{line}")
-    except BadJsonError as error:
-        yield Fault(f"{name}:{error.line}", f"{error}; what comes after it is not read")
+    values = json_values(iter(lambda: stream.read(_BLOCK_BYTES), b""))
+    first = next(values, None)
+    if first is None:
+        return
+    second = next(values, None)
+    wrapper = _wrapper_of(first.value) if second is None and isinstance(first.value, dict) else None
+    if wrapper is not None:
+        for index, inner in enumerate(first.value[wrapper]):  # type: ignore[index]
+            yield _row(inner, f"{name}:{first.line} ({wrapper}[{index}])")
+        return
+    for value in chain([first], [second] if second else [], values):
+        yield _row_of_value(value, f"{name}:{value.line}")
+
+
+def _row_of_value(value: JsonValue, source: str) -> Row | Fault:
+    return _row(value.value, source) if value.error is None else Fault(source, value.error)
 
 
 def _wrapper_of(value: dict[str, Any]) -> str | None:

@@ -25,10 +25,11 @@ import pyarrow.parquet as pq
 
 from llmtrain.config.data import PrepareConfig
 from llmtrain.config.errors import ConfigError
+from llmtrain.data.json_values import JsonValue, json_values
 from llmtrain.data.prepare.adapters import Adapter, BadRowError, load_adapter
 from llmtrain.data.prepare.hugging_face import columns_of, open_dataset
 from llmtrain.data.prepare.inputs import Input, SourceFile, size_of
-from llmtrain.data.prepare.streams import JsonValue, json_values, open_anywhere, read_blocks, read_whole
+from llmtrain.data.prepare.streams import open_anywhere, read_blocks, read_whole
 
 BLOCK_BYTES = 1 << 22
 """Work is handed out, and files are hashed, in blocks of this size: a large file is read by several workers."""
