@@ -48,6 +48,25 @@ def test_value_and_gradients_equal_plain_cross_entropy() -> None:
 
 
 @pytest.mark.usefixtures("chunk_tokens")
+def test_a_frozen_weight_gets_no_gradient_and_changes_nothing_else() -> None:
+    hidden, weight, labels = inputs()
+    loss, hidden_grad, _ = value_and_gradients(hidden, weight, labels, chunked=True)
+    again = hidden.clone().requires_grad_()
+    with_frozen = next_token_loss(again, weight, labels)
+    torch.autograd.backward(with_frozen)
+    assert torch.equal(with_frozen.detach(), loss)
+    assert again.grad is not None
+    assert torch.equal(again.grad, hidden_grad)
+    assert weight.grad is None
+
+
+def test_a_large_vocabulary_has_fewer_tokens_in_a_chunk() -> None:
+    assert loss_module.chunk_tokens(8192, device="cpu") == 1024
+    assert loss_module.chunk_tokens(151_936, device="cpu") * 151_936 * 4 <= 128 * 2**20
+    assert loss_module.chunk_tokens(151_936, device="cuda") * 151_936 * 4 <= 512 * 2**20
+
+
+@pytest.mark.usefixtures("chunk_tokens")
 def test_gradients_are_right_to_float64() -> None:
     hidden, weight, labels = inputs(20, width=5, vocab_size=11)
     doubles = hidden.double().requires_grad_(), weight.double().requires_grad_()

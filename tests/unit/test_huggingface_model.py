@@ -12,8 +12,9 @@ from torch import Tensor
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.contracts import IGNORE_INDEX, Batch
-from llmtrain.models import head_loss
-from llmtrain.models.huggingface import HuggingFaceModel, block_causal, restarting_positions
+from llmtrain.models.decoder import loss
+from llmtrain.models.decoder.position import restarting_positions
+from llmtrain.models.huggingface import HuggingFaceModel, block_causal
 from llmtrain.testing.tiny import random_batch
 from llmtrain.testing.tiny_huggingface import FAMILIES, VOCAB_SIZE, WITHOUT_SDPA, tiny_huggingface
 
@@ -103,7 +104,7 @@ def test_logits_of_tokens_that_are_not_supervised_are_never_made(family: str, kn
 
 
 def test_the_loss_goes_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head_loss, "CHUNK_ELEMENTS", 16 * VOCAB_SIZE)
+    monkeypatch.setattr(loss, "CHUNK_LOGITS_CPU", 16 * VOCAB_SIZE)
     for family in ("gemma2", "phi"):
         model, batch = tiny_huggingface(family), packed_batch(batch_size=3)
         expected = reference_loss(model.logits(batch["input_ids"], batch["document_ids"]), batch["labels"])

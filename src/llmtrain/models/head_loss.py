@@ -1,24 +1,21 @@
-"""The loss over a model's output layer where that is more, or less, than one trainable matrix.
+"""The loss over a model's output layer where that is more than one matrix.
 
-models/decoder/loss.py has the fast form: a plain trainable weight. Here are the others: a head that is frozen (then its
-gradient, as large as the head, is never made), has a bias or adapters, or whose logits are capped (Gemma 2). As there,
-chunks of tokens have their gradients computed right after their loss, and the backward pass proper only scales them.
+models/decoder/loss.py has the fast form: a plain weight, trained or frozen. Here are the others: a head with a bias or
+adapters, or whose logits are capped (Gemma 2). As there, chunks of tokens have their gradients computed right after
+their loss, and the backward pass proper only scales them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmtrain.models.decoder.loss import ChunkKernels, next_token_loss
-
-CHUNK_ELEMENTS = 2**25
-"""Logits in one chunk: 128 MiB in float32, whatever the vocabulary."""
+from llmtrain.models.decoder.loss import ChunkKernels, chunk_tokens, next_token_loss
 
 
 @dataclass(frozen=True)
@@ -42,10 +39,11 @@ class Head:
 
     def loss(self, hidden_nd: Tensor, labels_n: Tensor, *, kernels: ChunkKernels | None = None) -> Tensor:
         """The sum of -log softmax(logits)[label], float32 scalar; every label is a token."""
-        parameters = [parameter for parameter in self.linear.parameters() if parameter.requires_grad]
-        if self.is_plain and parameters:
+        if self.is_plain:
+            hidden_nd = hidden_nd.to(_weight_dtype(self.linear, hidden_nd))
             hidden_nd = hidden_nd if self.scale == 1.0 else hidden_nd * self.scale
-            return next_token_loss(hidden_nd, parameters[0], labels_n, kernels=kernels)
+            return next_token_loss(hidden_nd, cast(Tensor, self.linear.weight), labels_n, kernels=kernels)
+        parameters = [parameter for parameter in self.linear.parameters() if parameter.requires_grad]
         wants_grad = torch.is_grad_enabled() and (hidden_nd.requires_grad or bool(parameters))
         device = hidden_nd.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_nd.dtype
@@ -54,7 +52,7 @@ class Head:
         if wants_grad:
             loss: Tensor = _LossAndGradients.apply(hidden_nd, labels_n, self._chunk_loss, *parameters)  # type: ignore[no-untyped-call]
             return loss
-        size = chunk_tokens(labels_n, self.linear)
+        size = _chunk_size(self.linear, hidden_nd)
         chunks = zip(torch.split(hidden_nd, size), torch.split(labels_n, size), strict=True)
         return torch.stack([self._chunk_loss(hidden, labels) for hidden, labels in chunks]).sum()
 
@@ -62,10 +60,9 @@ class Head:
         return F.cross_entropy(self.logits(hidden_nd).float(), labels_n, reduction="sum")
 
 
-def chunk_tokens(labels_n: Tensor, linear: nn.Module) -> int:
-    """Tokens in a chunk, so that its logits stay small."""
+def _chunk_size(linear: nn.Module, hidden_nd: Tensor) -> int:
     vocab_size = getattr(linear, "out_features", None) or max(p.shape[0] for p in linear.parameters())
-    return max(16, min(CHUNK_ELEMENTS // int(vocab_size), max(1, labels_n.numel())))
+    return chunk_tokens(int(vocab_size), device=hidden_nd.device.type)
 
 
 class _LossAndGradients(torch.autograd.Function):
@@ -75,7 +72,7 @@ class _LossAndGradients(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_nd: Tensor, labels_n: Tensor, chunk_loss: Callable[[Tensor, Tensor], Tensor], *params: Tensor
     ) -> Tensor:
-        size = chunk_tokens(labels_n, chunk_loss.__self__.linear)  # type: ignore[attr-defined]
+        size = _chunk_size(chunk_loss.__self__.linear, hidden_nd)  # type: ignore[attr-defined]
         losses, hidden_grads = [], []
         grads = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in params]
         for chunk, labels in zip(torch.split(hidden_nd, size), torch.split(labels_n, size), strict=True):

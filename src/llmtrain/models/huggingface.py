@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from llmtrain.config.errors import ConfigError
 from llmtrain.contracts import IGNORE_INDEX, Batch
 from llmtrain.models.decoder.loss import ChunkKernels, compiled_kernels
+from llmtrain.models.decoder.position import restarting_positions
 from llmtrain.models.head_loss import Head
 
 Packing = Literal["positions", "flat", "mask"]
@@ -271,14 +272,6 @@ class HuggingFaceModel(nn.Module):
         alone = getattr(alone, "last_hidden_state", alone).reshape(6, -1)
         tolerance = _tolerance(self.device, self._base)
         return bool(_error(hidden[0, 6:], hidden[1, 6:]) < tolerance and _error(hidden[0, 6:], alone) < 4 * tolerance)
-
-
-def restarting_positions(document_ids: Tensor) -> Tensor:
-    """[b, t] int64: for each token how many of its document came before it, in its row."""
-    index = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
-    begins = torch.ones_like(document_ids, dtype=torch.bool)
-    begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-    return index - torch.where(begins, index, 0).cummax(dim=1).values
 
 
 def block_causal(document_ids: Tensor) -> Tensor:

@@ -127,7 +127,6 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
             needed_vocab=data.facts.vocab_size,
             tokenizer_folder=data.facts.tokenizer,
             eos_id=data.facts.eos_id,
-            packs_rows=isinstance(config.data, ChatConfig) and config.data.packing,
         )
     identity = identity_of(
         trained.described, seed=config.run.seed, seq_len=config.data.seq_len, fingerprint=data.fingerprint

@@ -39,15 +39,9 @@ class Trained:
 
 
 def build_decoder(
-    config: DecoderConfig, *, needed_vocab: int, tokenizer_folder: Path | None, eos_id: int | None, packs_rows: bool
+    config: DecoderConfig, *, needed_vocab: int, tokenizer_folder: Path | None, eos_id: int | None
 ) -> Trained:
-    """A decoder with random weights. Raises ConfigError if its vocabulary is smaller than the tokenizer's, or if it is
-    to be given packs of rows and cannot tell where in its row a token stands."""
-    if packs_rows and config.positional.encoding in ("learned", "sinusoidal"):
-        raise ConfigError(
-            f"positional.encoding is {config.positional.encoding}, which counts positions from the start of a pack and "
-            "not of a row: set data.packing: false, or take rope, alibi or none"
-        )
+    """A decoder with random weights. Raises ConfigError if its vocabulary is smaller than the tokenizer's."""
     if config.vocab_size is not None and config.vocab_size < needed_vocab:
         raise ConfigError(
             f"model.vocab_size is {config.vocab_size}, but the tokenizer has {needed_vocab} tokens: remove the key, or "

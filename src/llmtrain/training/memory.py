@@ -168,6 +168,7 @@ def _as_on(gpu: bool) -> Iterator[None]:
     with (
         mock.patch.object(mask, "EXPLICIT_MAX_KEYS", 0),
         mock.patch.object(loss, "CHUNK_TOKENS_CPU", loss.CHUNK_TOKENS_GPU),
+        mock.patch.object(loss, "CHUNK_LOGITS_CPU", loss.CHUNK_LOGITS_GPU),
     ):
         yield
 

@@ -24,7 +24,7 @@ from llmtrain.models.decoder.feed_forward import build_feed_forward
 from llmtrain.models.decoder.loss import ChunkKernels, compiled_kernels, next_token_loss
 from llmtrain.models.decoder.mask import AttentionInputs, alibi_slopes, build_mask
 from llmtrain.models.decoder.norm import LayerNorm, Norm, RMSNorm, build_norm
-from llmtrain.models.decoder.position import Rotary, Sinusoidal
+from llmtrain.models.decoder.position import Rotary, Sinusoidal, restarting_positions
 
 
 class Block(nn.Module):
@@ -164,6 +164,12 @@ class Decoder(nn.Module):
         return self.token_embedding.weight.device
 
     @property
+    def _adds_positions(self) -> bool:
+        """Whether a token's embedding says where it stands: then positions restart at each document, so that it is in a
+        pack or a window what it is alone. The other encodings see distances only, which are the same either way."""
+        return self.position_embedding is not None or self.sinusoidal is not None
+
+    @property
     def output_weight(self) -> Tensor:
         """[vocab, d_model]: the output projection, or the embedding that stands in for it."""
         return self.token_embedding.weight if self.output is None else self.output.weight
@@ -225,6 +231,8 @@ class Decoder(nn.Module):
             positions = cache.positions(num_tokens)
             cache.append_documents(num_tokens, document_ids)
             document_ids = cache.document_ids[:, :end]
+        if self._adds_positions and document_ids is not None:
+            positions = restarting_positions(document_ids)[:, -num_tokens:].clamp(max=self.max_seq_len - 1)
         x = self._embed(input_ids, positions)
         inputs = self._attention_inputs(num_tokens, positions, document_ids, cache, device=input_ids.device)
         for block in self.blocks:

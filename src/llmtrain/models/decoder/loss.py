@@ -19,13 +19,16 @@ from llmtrain.contracts import IGNORE_INDEX
 
 CHUNK_TOKENS_CPU = 1024
 CHUNK_TOKENS_GPU = 8192
+CHUNK_LOGITS_CPU = 2**25
+CHUNK_LOGITS_GPU = 2**27
+"""128 and 512 MiB of float32: with a large vocabulary a chunk has fewer tokens."""
 
 
 class ChunkKernels(NamedTuple):
     """The work on one chunk. Compiled, the chunks share what is compiled, which is why they are compiled and not the
     loop over them: unrolled, each chunk would be compiled by itself."""
 
-    gradients: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+    gradients: Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor | None]]
     loss: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -58,11 +61,18 @@ def next_token_loss(
         loss: Tensor = _ChunkedLoss.apply(hidden_nd, weight_vd, labels_n, kernels)  # type: ignore[no-untyped-call]
         return loss
     weight = weight_vd.to(dtype)
-    return torch.stack([kernels.loss(hidden, weight, labels) for hidden, labels in _chunks(hidden_nd, labels_n)]).sum()
+    chunks = _chunks(hidden_nd, labels_n, vocab_size=weight.shape[0])
+    return torch.stack([kernels.loss(hidden, weight, labels) for hidden, labels in chunks]).sum()
 
 
-def _chunks(hidden_nd: Tensor, labels_n: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    size = CHUNK_TOKENS_CPU if hidden_nd.device.type == "cpu" else CHUNK_TOKENS_GPU
+def chunk_tokens(vocab_size: int, *, device: str) -> int:
+    """Tokens in a chunk, whose logits are what the loss holds at a time."""
+    tokens, logits = (CHUNK_TOKENS_CPU, CHUNK_LOGITS_CPU) if device == "cpu" else (CHUNK_TOKENS_GPU, CHUNK_LOGITS_GPU)
+    return max(16, min(tokens, logits // vocab_size))
+
+
+def _chunks(hidden_nd: Tensor, labels_n: Tensor, *, vocab_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    size = chunk_tokens(vocab_size, device=hidden_nd.device.type)
     return zip(torch.split(hidden_nd, size), torch.split(labels_n, size), strict=True)
 
 
@@ -73,9 +83,9 @@ def _chunk_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
 
 
 def _chunk_gradients(
-    hidden: Tensor, weight: Tensor, labels: Tensor, weight_grad: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The sum, the gradient of `hidden`, and `weight_grad` (float32) with this chunk's added.
+    hidden: Tensor, weight: Tensor, labels: Tensor, weight_grad: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The sum, the gradient of `hidden`, and `weight_grad` (float32; None where it is frozen) with this chunk's added.
 
     With e = exp(logits - max) and s = its sum, the gradient of the logits is e/s - onehot(label). It is kept as s times
     that, `scaled`, in the dtype of the products: e is written in the very pass that sums it, and the division by s is
@@ -95,7 +105,8 @@ def _chunk_gradients(
     scaled[rows, labels[:, 0]] = ((label_logit - peak).exp() - total)[:, 0].to(hidden.dtype)
     row_scale = torch.where(supervised, 1.0 / total, 0.0)
     hidden_grad = ((scaled @ weight) * row_scale).to(hidden.dtype)
-    weight_grad = weight_grad + (scaled.t() @ (hidden * row_scale).to(hidden.dtype)).float()
+    if weight_grad is not None:
+        weight_grad = weight_grad + (scaled.t() @ (hidden * row_scale).to(hidden.dtype)).float()
     return loss, hidden_grad, weight_grad
 
 
@@ -105,17 +116,19 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_nd: Tensor, weight_vd: Tensor, labels_n: Tensor, kernels: ChunkKernels) -> Tensor:
         weight = weight_vd.to(hidden_nd.dtype)
-        weight_grad = torch.zeros_like(weight_vd, dtype=torch.float32)
+        weight_grad = torch.zeros_like(weight_vd, dtype=torch.float32) if weight_vd.requires_grad else None
         losses, hidden_grads = [], []
-        for hidden, labels in _chunks(hidden_nd, labels_n):
+        for hidden, labels in _chunks(hidden_nd, labels_n, vocab_size=weight.shape[0]):
             loss, hidden_grad, weight_grad = kernels.gradients(hidden, weight, labels, weight_grad)
             losses.append(loss)
             hidden_grads.append(hidden_grad)
-        ctx.save_for_backward(torch.cat(hidden_grads), weight_grad.to(weight_vd.dtype))
+        ctx.save_for_backward(torch.cat(hidden_grads), None if weight_grad is None else weight_grad.to(weight_vd.dtype))
         return torch.stack(losses).sum()
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         hidden_grad, weight_grad = ctx.saved_tensors
         scale = grad_outputs[0]
-        return (hidden_grad * scale).to(hidden_grad.dtype), (weight_grad * scale).to(weight_grad.dtype), None, None
+        if weight_grad is not None:
+            weight_grad = (weight_grad * scale).to(weight_grad.dtype)
+        return (hidden_grad * scale).to(hidden_grad.dtype), weight_grad, None, None

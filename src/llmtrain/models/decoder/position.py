@@ -137,3 +137,11 @@ def rotate(x_bthd: Tensor, tables: RotaryTables) -> Tensor:
     halves = x_bthd.reshape(b, t, h, 2, d // 2).permute(0, 2, 1, 3, 4).float()
     turned = halves * tables.cos + halves.flip(-2) * tables.signed_sin
     return turned.flatten(-2).to(x_bthd.dtype)
+
+
+def restarting_positions(document_ids: Tensor) -> Tensor:
+    """[b, t] int64: for each token how many of its document came before it, in its row."""
+    index = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
+    begins = torch.ones_like(document_ids, dtype=torch.bool)
+    begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    return index - torch.where(begins, index, 0).cummax(dim=1).values
