@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from llmtrain.config.errors import ConfigError
-from llmtrain.config.huggingface import HuggingFaceConfig, LoraConfig
+from llmtrain.config.huggingface import HuggingFaceConfig
+from llmtrain.config.lora import LoraConfig
 from llmtrain.contracts import IGNORE_INDEX
 from llmtrain.models.huggingface import HuggingFaceModel
 from llmtrain.models.huggingface_folder import (

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from llmtrain.config.huggingface import HuggingFaceConfig, LoraConfig
+from llmtrain.config.huggingface import HuggingFaceConfig
+from llmtrain.config.lora import LoraConfig
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmtrain.config.errors import ConfigError
-from llmtrain.config.huggingface import HuggingFaceConfig, LoraConfig
+from llmtrain.config.huggingface import HuggingFaceConfig
+from llmtrain.config.lora import LoraConfig
 from llmtrain.models.huggingface import HuggingFaceModel
 from llmtrain.models.huggingface_folder import (
     checkpoint_tensors,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from llmtrain.config.base import Section, key, opt
+from llmtrain.config.lora import LoraConfig
 from llmtrain.config.presets import PresetName, with_preset
 
 
@@ -154,6 +155,13 @@ class DecoderConfig(Section):
 
     name: Literal["decoder"] = opt("decoder", "The decoder that is built here.")
     preset: PresetName | None = opt(None, "Shape of a known model; keys that are given here win over it, at any depth.")
+    init_from: str | None = opt(
+        None,
+        "Weights to begin with: a run, a checkpoint or a model folder. Keys that are not given are taken from there, "
+        "and those that are must agree.",
+        min_length=1,
+    )
+    lora: LoraConfig | None = opt(None, "Train adapters instead of all weights; needs init_from.")
     vocab_size: int | None = opt(None, "From the tokenizer when not given; checked against it when given.", ge=2)
     max_seq_len: int = opt(2048, "The longest sequence that the model is made for, in tokens.", ge=1)
     d_model: int = opt(512, "Width of the residual stream.", ge=1)
@@ -176,6 +184,17 @@ class DecoderConfig(Section):
         return with_preset(values) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
+    def _tunes_what_is_there(self) -> DecoderConfig:
+        if self.lora is not None and self.init_from is None:
+            raise ValueError(
+                "lora trains adapters on weights that are frozen, and these would be random: name a trained model in "
+                "init_from, or remove lora"
+            )
+        if self.lora is not None and self.lora.modules_to_save:
+            raise ValueError("lora.modules_to_save is for models of name huggingface: remove it")
+        return self
+
+    @model_validator(mode="after")
     def _fits(self) -> DecoderConfig:
         if self.attention.head_dim is None and self.d_model % self.attention.num_heads:
             raise ValueError(
@@ -185,6 +204,11 @@ class DecoderConfig(Section):
         if self.positional.encoding == "rope" and self.key_dim % 2:
             raise ValueError(f"rope turns pairs of dimensions, but the head_dim {self.head_dim} is odd")
         return self
+
+    @property
+    def knows_max_seq_len(self) -> bool:
+        """Whether max_seq_len is this model's: with init_from it may be that of the model in there."""
+        return self.init_from is None or "max_seq_len" in self.model_fields_set
 
     @property
     def head_dim(self) -> int:

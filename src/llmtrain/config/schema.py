@@ -42,9 +42,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
-        if isinstance(self.model, DecoderConfig) and self.data.seq_len > self.model.max_seq_len:
+        model = self.model
+        if isinstance(model, DecoderConfig) and model.knows_max_seq_len and self.data.seq_len > model.max_seq_len:
             raise ValueError(
-                f"data.seq_len {self.data.seq_len} is over model.max_seq_len {self.model.max_seq_len}: "
+                f"data.seq_len {self.data.seq_len} is over model.max_seq_len {model.max_seq_len}: "
                 "lower the first or raise the second"
             )
         return self

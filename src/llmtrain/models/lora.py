@@ -6,6 +6,7 @@ files are peft's. Trainable tensors are float32, whatever the frozen ones are.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +15,12 @@ from typing import Any
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model, get_peft_model_state_dict, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from llmtrain.config.errors import ConfigError
-from llmtrain.config.huggingface import LoraConfig
+from llmtrain.config.lora import LoraConfig
 
 ADAPTER_FILE = "adapter_model.safetensors"
 LINEAR_CLASSES = frozenset({"Linear", "Conv1D", "Linear4bit", "Linear8bitLt"})
@@ -45,13 +47,24 @@ def add_lora_to_decoder(decoder: nn.Module, lora: LoraConfig) -> None:
 
     Raises ConfigError if a target matches nothing, or is the output, whose weight the loss uses as it is.
     """
-    if lora.modules_to_save:
-        raise ConfigError("model.lora.modules_to_save is for models of name huggingface; remove it")
     config = _peft_config(decoder, lora, head=getattr(decoder, "output", None))
     if isinstance(getattr(decoder, "output", None), nn.Linear) and "output" in (config.target_modules or ()):
         raise ConfigError("model.lora.target_modules: the decoder's output takes no adapter; remove it from the list")
     inject_adapter_in_model(config, decoder)
     _keep_trainable_in_float32(decoder)
+
+
+@torch.no_grad()
+def merged_state_dict(network: nn.Module, adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the model without adapters, with `adapters` (copies, as of `trainable_state_dict`) merged in."""
+    whole = copy.deepcopy(network)
+    whole.load_state_dict(dict(adapters), strict=False)
+    for layer in whole.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+    return {
+        name.replace(".base_layer.", "."): tensor for name, tensor in whole.state_dict().items() if ".lora_" not in name
+    }
 
 
 def trainable_state_dict(network: nn.Module) -> dict[str, Tensor]:

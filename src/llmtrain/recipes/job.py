@@ -23,7 +23,7 @@ from llmtrain.data.chat.data import ChatData, ChatValidation
 from llmtrain.data.tokens import TokenData, ValidationData, open_training_data, open_validation_data
 from llmtrain.distributed.engine import Engine, resolve
 from llmtrain.recipes.prepare import ensure_shards
-from llmtrain.recipes.trained import Trained, build_decoder, build_huggingface
+from llmtrain.recipes.trained import Trained, architecture_of, build_decoder, build_huggingface
 from llmtrain.tracking.logs import setup_logging
 from llmtrain.training.checkpoint import load_optimizer, load_state, newest_good
 from llmtrain.training.non_finite import StepFigures, leave_out
@@ -100,6 +100,9 @@ class Job:
 def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequence[str] = ()) -> Job:
     """Build a job from a config or a checkpoint. What can be refused is refused here, before anything is written."""
     config, origin = _config_and_origin(loaded, resume=resume, overrides=overrides)
+    if isinstance(config.model, DecoderConfig):
+        model = architecture_of(config.model, root=Path(config.output.root_dir))
+        config = config.model_copy(update={"model": model})
     setup_logging(config.logging, run_folder=None, rank=0)
     resolved = resolve(config.run, config.trainer, config.distributed, previous=origin.resolved if origin else None)
     engine = Engine(resolved, distributed=config.distributed, deterministic=config.run.deterministic)
@@ -127,6 +130,7 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
             needed_vocab=data.facts.vocab_size,
             tokenizer_folder=data.facts.tokenizer,
             eos_id=data.facts.eos_id,
+            chat_template=chat_template,
         )
     identity = identity_of(
         trained.described, seed=config.run.seed, seq_len=config.data.seq_len, fingerprint=data.fingerprint
@@ -196,10 +200,11 @@ def _fetch(config: Config, engine: Engine) -> tuple[Path | None, Path | None]:
     """The folders of a model of transformers and of its tokenizer, fetched once, by one rank; None for the decoder."""
     named = config.data.tokenizer if isinstance(config.data, ChatConfig) else None
     if isinstance(config.model, DecoderConfig):
-        if isinstance(config.data, ChatConfig) and named is None:
-            raise ConfigError("data.tokenizer: the decoder has no tokenizer of its own; name a folder or a Hub id")
-        if named is None:
+        if not isinstance(config.data, ChatConfig):
             return None, None
+        named = named or config.model.init_from
+        if named is None:
+            raise ConfigError("data.tokenizer: the decoder has no tokenizer of its own; name a folder or a Hub id")
     from llmtrain.models.hub import fetch_tokenizer
     from llmtrain.models.huggingface_load import fetch
 

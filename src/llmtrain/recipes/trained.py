@@ -7,7 +7,7 @@ and read. What differs between the two kinds stands in this file alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,17 @@ from torch import Tensor
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.huggingface import HuggingFaceConfig
+from llmtrain.config.lora import LoraConfig
 from llmtrain.config.model import DecoderConfig
 from llmtrain.models.decoder.decoder import Decoder
-from llmtrain.models.folder import read_state_dict, write_model_folder
+from llmtrain.models.folder import read_model_config, read_state_dict, write_model_folder
+from llmtrain.training.runs import find_model
 
 if TYPE_CHECKING:
     from llmtrain.models.huggingface import HuggingFaceModel
+
+
+ADAPTER_FOLDER = "adapter"
 
 
 @dataclass(frozen=True)
@@ -38,35 +43,123 @@ class Trained:
     """Take them over from such a folder."""
 
 
-def build_decoder(
-    config: DecoderConfig, *, needed_vocab: int, tokenizer_folder: Path | None, eos_id: int | None
-) -> Trained:
-    """A decoder with random weights. Raises ConfigError if its vocabulary is smaller than the tokenizer's."""
-    if config.vocab_size is not None and config.vocab_size < needed_vocab:
+FREE_TO_CHANGE = frozenset(
+    f"model.{key}"
+    for key in (
+        "init_from",
+        "lora",
+        "dropout",
+        "attention.dropout",
+        "ffn.dropout",
+        "init_std",
+        "residual_scaled_init",
+    )
+)
+"""Keys of a decoder that may differ from those of the model that it begins from."""
+
+
+def architecture_of(config: DecoderConfig, *, root: Path) -> DecoderConfig:
+    """`config` itself, or with init_from the architecture that is found there, with the folder's path in it.
+
+    Raises ConfigError if there is no such model, or a key that was given contradicts it.
+    """
+    if config.init_from is None:
+        return config
+    folder = find_model(config.init_from, root)
+    found, vocab_size = read_model_config(folder)
+    values = found.model_dump(mode="json") | {"vocab_size": vocab_size, "preset": None}
+    given = config.model_dump(mode="json", exclude_unset=True) | {"preset": None}  # its keys are given by now
+    if wrong := _lay_over(values, given):
         raise ConfigError(
-            f"model.vocab_size is {config.vocab_size}, but the tokenizer has {needed_vocab} tokens: remove the key, or "
-            f"make it {needed_vocab} or more"
+            f"model.init_from: the model in {folder} is another one ({'; '.join(wrong)}): leave these keys out"
+        )
+    return DecoderConfig.model_validate(values | {"init_from": str(folder)})
+
+
+def _lay_over(values: dict[str, Any], given: Mapping[str, Any], prefix: str = "model.") -> list[str]:
+    """Put what is given and free to change over `values`; returns what else is given and differs."""
+    wrong = []
+    for key, value in given.items():
+        if isinstance(value, Mapping) and isinstance(values[key], dict):
+            wrong += _lay_over(values[key], value, f"{prefix}{key}.")
+        elif f"{prefix}{key}" in FREE_TO_CHANGE:
+            values[key] = value
+        elif values[key] != value:
+            wrong.append(f"{prefix}{key} is {values[key]} there and {value} here")
+    return wrong
+
+
+def build_decoder(
+    config: DecoderConfig,
+    *,
+    needed_vocab: int,
+    tokenizer_folder: Path | None,
+    eos_id: int | None,
+    chat_template: str | None = None,
+) -> Trained:
+    """A decoder with random weights, or with those in `init_from`, whole or with adapters. `chat_template` goes along.
+
+    Raises ConfigError if its vocabulary is smaller than the tokenizer's, or the weights do not fit.
+    """
+    if config.vocab_size is not None and config.vocab_size < needed_vocab:
+        own = f"remove the key, or make it {needed_vocab} or more"
+        raise ConfigError(
+            f"model.vocab_size is {config.vocab_size}, but the tokenizer has {needed_vocab} tokens: "
+            + (own if config.init_from is None else "name the tokenizer that the model in model.init_from has")
         )
     vocab_size = config.vocab_size or needed_vocab
     decoder = Decoder(config, vocab_size)
+    if config.init_from is not None:
+        decoder.load_state_dict(read_state_dict(Path(config.init_from), config, vocab_size=vocab_size))
 
     def write(folder: Path, weights: Mapping[str, Tensor]) -> None:
         write_model_folder(
             folder,
-            config=config,
+            config=config.model_copy(update={"init_from": None, "lora": None}),
             vocab_size=vocab_size,
             state_dict=weights,
             tokenizer_folder=tokenizer_folder,
             eos_id=eos_id,
         )
+        _write_template(folder, chat_template)
 
-    return Trained(
+    whole = Trained(
         module=decoder,
         described={**config.model_dump(mode="json"), "vocab_size": vocab_size},
         tensors=decoder.state_dict,
         write=write,
         read=lambda folder: _load(decoder, read_state_dict(folder, config)),
     )
+    return whole if config.lora is None else _with_adapters(whole, decoder, config.lora)
+
+
+def _with_adapters(whole: Trained, decoder: Decoder, lora: LoraConfig) -> Trained:
+    """`whole`, of which only adapters are trained. They lie in a checkpoint's `model/adapter` as peft writes them; in
+    `model/` itself they are merged in, so that all who read models need not know of them."""
+    from llmtrain.models.lora import (
+        add_lora_to_decoder,
+        merged_state_dict,
+        read_adapter,
+        trainable_state_dict,
+        write_adapter,
+    )
+
+    add_lora_to_decoder(decoder, lora)
+
+    def write(folder: Path, adapters: Mapping[str, Tensor]) -> None:
+        write_adapter(folder / ADAPTER_FOLDER, decoder, adapters)
+        whole.write(folder, merged_state_dict(decoder, adapters))
+
+    return replace(
+        whole,
+        tensors=lambda: trainable_state_dict(decoder),
+        write=write,
+        read=lambda folder: read_adapter(folder / ADAPTER_FOLDER, decoder),
+    )
+
+
+def _load(decoder: Decoder, weights: Mapping[str, Tensor]) -> None:
+    decoder.load_state_dict(dict(weights))
 
 
 def build_huggingface(
@@ -106,8 +199,7 @@ def build_huggingface(
 
     def write(folder: Path, weights: Mapping[str, Tensor]) -> None:
         write_huggingface_folder(folder, model=model, state_dict=weights, tokenizer_folder=tokenizer_folder)
-        if chat_template is not None:
-            (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+        _write_template(folder, chat_template)
 
     tuning = config.model_dump(mode="json", include={"name", "path", "revision", "init", "lora", "quantization"})
     return Trained(
@@ -119,5 +211,6 @@ def build_huggingface(
     )
 
 
-def _load(decoder: Decoder, weights: Mapping[str, Tensor]) -> None:
-    decoder.load_state_dict(dict(weights))
+def _write_template(folder: Path, chat_template: str | None) -> None:
+    if chat_template is not None:
+        (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")

@@ -9,6 +9,7 @@ Training, optimizers and devices are elsewhere; names of other libraries for the
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -179,26 +180,29 @@ class Decoder(nn.Module):
 
         That leaves out the position table, and the token table unless it is the output projection as well.
         """
-        total = sum(parameter.numel() for parameter in self.parameters())
-        if not non_embedding:
-            return total
-        looked_up = 0 if self.output is None else self.token_embedding.weight.numel()
-        if self.position_embedding is not None:
-            looked_up += self.position_embedding.weight.numel()
-        return total - looked_up
+        parameters = self._multiplied() if non_embedding else self.parameters()
+        return sum(parameter.numel() for parameter in parameters)
 
     def flops_per_token(self, seq_len: int) -> int:
         """Forward and backward in the convention of PaLM (Chowdhery et al. 2022, arXiv:2204.02311, appendix B).
 
         6N + 12·L·(num_heads·head_dim)·T, where N is `num_parameters(non_embedding=True)`: recomputation is not
         counted, and attention is counted as if it were not causal. With a sliding window T is at most the window;
-        complex queries and keys are twice as wide as their values, which makes 18 of the 12.
+        complex queries and keys are twice as wide as their values, which makes 18 of the 12. A frozen parameter, whose
+        own gradient is not computed, counts 4 and not 6.
         """
         config: DecoderConfig = self.config
         attention = config.attention
         num_keys = min(seq_len, attention.window or seq_len)
         width = attention.num_heads * (config.key_dim + config.head_dim)
-        return 6 * self.num_parameters(non_embedding=True) + 6 * config.num_layers * width * num_keys
+        products = sum((6 if p.requires_grad else 4) * p.numel() for p in self._multiplied())
+        return products + 6 * config.num_layers * width * num_keys
+
+    def _multiplied(self) -> Iterator[nn.Parameter]:
+        """The parameters that a token is multiplied with: all but tables that are only looked up."""
+        tables = [self.position_embedding, None if self.output is None else self.token_embedding]
+        looked_up = {id(table.weight) for table in tables if table is not None}
+        return (parameter for parameter in self.parameters() if id(parameter) not in looked_up)
 
     def checkpoint_blocks(self) -> None:
         """Keep only each block's input for the backward pass, which computes the block once more.
