@@ -1,6 +1,6 @@
 """The program: all verbs, what is printed, and which exit code an ending has.
 
-    argv ─▶ run ─▶ a verb (config.py, prepare.py, inspect.py, train.py, model.py, runs.py) ─▶ Outcome ─▶ stdout
+    argv ─▶ run ─▶ a verb (prepare.py, convert.py, train.py, …) ─▶ Outcome ─▶ stdout
                      └─ raises ─▶ one message on stderr, and an exit code
 
 No verb is written here. Nothing heavy is imported here, nor by the files of the verbs before one is called.
@@ -17,7 +17,7 @@ from typing import Any
 
 import typer
 
-from llmtrain.cli import config, inspect, machine, model, prepare, runs, smoke, train
+from llmtrain.cli import config, convert, inspect, machine, model, prepare, runs, smoke, train
 from llmtrain.cli.output import Outcome, drop_stdout, json_document
 from llmtrain.config.errors import ConfigError, Preempted, RunError
 from llmtrain.models.hub import use_older_names
@@ -38,6 +38,7 @@ app = typer.Typer(
 )
 prepare.add_to(app)
 inspect.add_to(app)
+convert.add_to(app)
 machine.add_to(app)
 train.add_to(app)
 model.add_to(app)

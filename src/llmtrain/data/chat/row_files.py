@@ -94,17 +94,22 @@ def _rows_at(path: str, key: str, default_split: str) -> Sequence[RowFile | RowD
 
 def _known_files(path: str, files: Iterable[str], key: str) -> list[RowFile]:
     files = list(files)
-    known = [file for file in files if _format_of(file)]
+    known = [file for file in files if format_of(file)]
     if not known:
         others = f"; it has {os.path.basename(files[0])}, which is of no such kind" if files else ""
         raise ConfigError(f"{key}: there are no rows at {path}{others}: give {KINDS}")
     if os.path.isdir(path):
-        names = [os.path.relpath(file, path).replace("_", " ") for file in known]
-        train = next((file for file, name in zip(known, names, strict=True) if _TRAIN_NAME.search(name)), None)
-        held_out = next((file for file, name in zip(known, names, strict=True) if _HELD_OUT_NAME.search(name)), None)
-        if train and held_out:
-            raise ConfigError(f"{key}: {path} holds {train} and {held_out}, which must not be mixed: name one of them")
+        refuse_mixed_splits(path, known, key)
     return [_local_file(file, key) for file in known]
+
+
+def refuse_mixed_splits(folder: str, files: Sequence[str], key: str) -> None:
+    """Raise ConfigError where a folder's files are of training and held out, as far as their names tell."""
+    names = [os.path.relpath(file, folder).replace("_", " ") for file in files]
+    train = next((file for file, name in zip(files, names, strict=True) if _TRAIN_NAME.search(name)), None)
+    held_out = next((file for file, name in zip(files, names, strict=True) if _HELD_OUT_NAME.search(name)), None)
+    if train and held_out:
+        raise ConfigError(f"{key}: {folder} holds {train} and {held_out}, which must not be mixed: name one of them")
 
 
 def _local_file(path: str, key: str) -> RowFile:
@@ -136,12 +141,13 @@ def _decompressed(stream: IO[bytes], name: str) -> IO[bytes]:
     return cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if name.endswith(".gz") else stream
 
 
-def _format_of(name: str) -> str | None:
+def format_of(name: str) -> str | None:
+    """The kind of rows that a file's name says it holds: jsonl, json, csv or parquet."""
     return FORMATS.get(PurePosixPath(name.lower().removesuffix(".gz")).suffix)
 
 
 def _checked_format(name: str, key: str) -> str:
-    found = _format_of(name)
+    found = format_of(name)
     if found is None:
         raise ConfigError(f"{key}: {name} is of no known kind: give {KINDS}, and name it so")
     return found

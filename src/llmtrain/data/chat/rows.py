@@ -66,7 +66,20 @@ def _rows_of_file(file: RowFile) -> Iterator[Row | Fault]:
     except UnicodeDecodeError:
         yield _first_fault_of_encoding(file)
     except (OSError, EOFError, zlib.error) as error:
-        yield Fault(file.name, f"cannot be read ({getattr(error, 'strerror', None) or error})")
+        yield _unreadable(file, error)
+
+
+def jsonl_lines(file: RowFile) -> Iterator[tuple[bytes, Row | Fault | None]]:
+    """The lines of a JSONL file as they stand there, each with the row that it is; None for a blank one."""
+    try:
+        with file.open() as stream:
+            yield from _lines_of_jsonl(stream, file.name)
+    except (OSError, EOFError, zlib.error) as error:
+        yield b"", _unreadable(file, error)
+
+
+def _unreadable(file: RowFile, error: Exception) -> Fault:
+    return Fault(file.name, f"cannot be read ({getattr(error, 'strerror', None) or error})")
 
 
 def _first_fault_of_encoding(file: RowFile) -> Fault:
@@ -81,32 +94,36 @@ def _first_fault_of_encoding(file: RowFile) -> Fault:
 
 
 def _read_jsonl(stream: IO[bytes], name: str) -> Iterator[Row | Fault]:
+    for _, row in _lines_of_jsonl(stream, name):
+        if row is not None:
+            yield row
+
+
+def _lines_of_jsonl(stream: IO[bytes], name: str) -> Iterator[tuple[bytes, Row | Fault | None]]:
     loads = json.JSONDecoder().decode
     prefix = f"{name}:"
     for number, line in enumerate(stream, 1):
-        if number == 1:
-            line = line.removeprefix(_BOM)
         source = prefix + str(number)
         try:
-            value = loads(line.decode())
+            value = loads((line if number > 1 else line.removeprefix(_BOM)).decode())
         except UnicodeDecodeError as error:
-            yield Fault(source, _not_utf8(error))
+            yield line, Fault(source, _not_utf8(error))
         except json.JSONDecodeError as error:
             text = line.strip()
             if not text:
+                yield line, None
                 continue
             if number == 1 and text in (b"{", b"["):
-                yield Fault(
-                    source, "begins JSON over several lines, where each line should be one object: name it .json"
-                )
+                several = "begins JSON over several lines, where each line should be one object: name it .json"
+                yield line, Fault(source, several)
                 return
-            yield Fault(source, f"is no JSON ({error.msg} at character {error.pos + 1})")
+            yield line, Fault(source, f"is no JSON ({error.msg} at character {error.pos + 1})")
         except RecursionError:
-            yield Fault(source, "is no JSON (nested too deeply)")
+            yield line, Fault(source, "is no JSON (nested too deeply)")
         except ValueError as error:  # a number of more digits than Python takes
-            yield Fault(source, f"is no JSON ({str(error).partition(';')[0]})")
+            yield line, Fault(source, f"is no JSON ({str(error).partition(';')[0]})")
         else:
-            yield _row(value, source)
+            yield line, _row(value, source)
 
 
 def _read_json(stream: IO[bytes], name: str) -> Iterator[Row | Fault]:
