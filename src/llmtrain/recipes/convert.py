@@ -42,7 +42,7 @@ def convert(
             write = _write_apart if apart else _write_together
             outputs = write(inputs, temporary, options, tally)
             if not tally.rows:
-                tally.skipped.raise_if_any(f"OUT: there was no row to write, so {out} is left as it was")
+                tally.skipped.raise_if_any(f"{out}: there is no row to write, so nothing was written")
     except OSError as error:
         raise RunError(f"{out} cannot be written ({error.strerror or error})") from error
     return {

@@ -75,8 +75,14 @@ def _inputs_at(path: str, split: str | None, subset: str | None, apart: bool) ->
         yield from _folder(path, split, subset, apart)
     elif path.startswith("hf://") or (_HUB_ID.fullmatch(path) and format_of(path) is None):
         name = path.removeprefix("hf://")
+        is_bare = name == path
         named = f"hf://{name}{f'@{subset}' if subset else ''}{f':{split}' if split else ''}"
-        for source in find_rows(named, key=_IN):
+        try:
+            found = find_rows(named, key=_IN)
+        except ConfigError as error:
+            taken = f"\nthere is no file or folder {path}, so it was taken for a dataset of the Hub" if is_bare else ""
+            raise ConfigError(f"{error}{taken}") from error
+        for source in found:
             yield Input(source, f"{PurePath(name).name}.jsonl")
     elif "://" in path:
         for source in find_rows(path, key=_IN):

@@ -150,25 +150,38 @@ def _converted(
 def _row_of(
     values: Mapping[str, Any], options: Options, left_out: Counter[str], *, is_table: bool
 ) -> Mapping[str, Any]:
-    row = values
-    if options.columns.given:
-        row = options.columns.chosen(values)
-    elif is_conversation(values):
-        row = {"messages": turns_of(values, left_out)}
-    elif is_table or _shape_of(values) is None:
-        row = found(values) or values
-    is_named = row is not values
+    """The row as it is written. Raises RowError where there is none."""
+    row = _named_row(values, options, left_out, is_table=is_table)
     answer = next((key for key in COMPLETION_KEYS if key in row), None)
-    if isinstance(row.get("prompt"), str) and answer and (options.as_messages or (is_named and row.get("system"))):
-        system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    has_system = row is not values and "system" in row
+    if isinstance(row.get("prompt"), str) and answer and (options.as_messages or has_system):
+        system = [{"role": "system", "content": row["system"]}] if has_system else []
         question = {"role": "user", "content": row["prompt"]}
         return {"messages": [*system, question, {"role": "assistant", "content": row[answer]}]}
     example = example_of(row)
     if not isinstance(example, Chat):
         return row
-    is_instruction = example.shape == "instruction + output"
-    is_kept = is_instruction or not (is_table or example.shape == "conversations")
-    return row if is_kept and not (is_instruction and options.as_messages) else _conversation(example)
+    if example.shape == "instruction + output":
+        return _conversation(example) if options.as_messages else row
+    return _conversation(example) if is_table or example.shape == "conversations" else row
+
+
+def _named_row(
+    values: Mapping[str, Any], options: Options, left_out: Counter[str], *, is_table: bool
+) -> Mapping[str, Any]:
+    """The row under the keys that rows have; `values` itself where it has these already."""
+    if options.columns.given:
+        row = options.columns.chosen(values)
+    elif is_conversation(values):
+        return {"messages": turns_of(values, left_out)}
+    elif is_table or _shape_of(values) is None:
+        row = found(values) or {}
+    else:
+        return values
+    row = {key: value for key, value in row.items() if value or key not in ("system", "tools")}
+    if "system" in row and "messages" in row:
+        row["conversations"] = row.pop("messages")  # the shape that takes system text from beside the turns
+    return row or values
 
 
 def _is_joined(row: Mapping[str, Any]) -> bool:
