@@ -38,3 +38,10 @@ def two_ranks() -> Iterator[RankPool]:
     """Two warm processes that talk over gloo."""
     with RankPool(2) as pool:
         yield pool
+
+
+@pytest.fixture(scope="session")
+def four_ranks() -> Iterator[RankPool]:
+    """Four of them."""
+    with RankPool(4) as pool:
+        yield pool

@@ -1,13 +1,19 @@
-"""Two ranks equal one: the same losses and weights, however the supervised tokens lie."""
+"""Two ranks equal one: the same losses and weights, however the supervised tokens lie and the parameters are cut."""
+
+import dataclasses
+import math
+from functools import partial
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
-from llmtrain.config.model import AttentionConfig, DecoderConfig
+from llmtrain.config.model import DecoderConfig
 from llmtrain.config.running import RunConfig
 from llmtrain.config.training import DistributedConfig, OptimizerConfig, TrainerConfig
 from llmtrain.contracts import IGNORE_INDEX, Batch
 from llmtrain.distributed.engine import Engine, resolve
+from llmtrain.distributed.sharding import part_of, whole
 from llmtrain.evaluation.loss import evaluate_loss
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.testing.ranks import RankFailed, RankPool
@@ -17,12 +23,17 @@ from llmtrain.training.signals import StopRequested
 from llmtrain.training.step import agree, compute_gradients, gradient_norm, update
 
 VOCAB, ROWS, LENGTH = 17, 8, 12
+MUON_TOLERANCE = 2e-3
+"""Of its losses: Muon orthogonalises in bfloat16, where a last bit of a gradient weighs 0.4 %."""
 
 
-def make_engine() -> Engine:
+def make_engine(strategy: str = "auto") -> Engine:
     distributed = DistributedConfig(timeout_sec=60)
     trainer = TrainerConfig(precision="32", compile=False)
-    return Engine(resolve(RunConfig(device="cpu"), trainer, distributed), distributed=distributed)
+    resolved = resolve(RunConfig(device="cpu"), trainer, distributed)
+    if strategy != "auto" and resolved.strategy != "single":
+        resolved = dataclasses.replace(resolved, strategy=strategy)
+    return Engine(resolved, distributed=distributed)
 
 
 def rows_of(step: int) -> Batch:
@@ -35,14 +46,26 @@ def rows_of(step: int) -> Batch:
     return {"input_ids": tokens[:, :-1].contiguous(), "labels": labels}
 
 
-def train(steps: int, micro_batch_size: int) -> tuple[list[float], float, list[torch.Tensor]]:
-    """Losses, validation loss and weights after `steps` steps on this rank's share of the rows."""
-    engine = make_engine()
-    torch.manual_seed(0)
-    config = DecoderConfig(d_model=16, num_layers=2, max_seq_len=LENGTH, attention=AttentionConfig(num_heads=2))
-    decoder = Decoder(config, VOCAB)
-    model = engine.setup(decoder)
-    optimizer = build_optimizer(OptimizerConfig(lr=0.01), decoder)
+class Result(NamedTuple):
+    """What training has left on a rank."""
+
+    losses: list[float]
+    grad_norms: list[float]
+    val_losses: list[float]
+    """Before, in the middle and after."""
+    weights: list[torch.Tensor]
+    """Whole, wherever they lay."""
+    local_numel: int
+    """Elements of weights on this rank."""
+
+
+def train(
+    strategy: str = "auto", *, steps: int = 8, micro_batch_size: int = 1, optimizer: str = "adamw", **decoder: Any
+) -> Result:
+    """Train on this rank's share of the rows."""
+    engine = make_engine(strategy)
+    model, raw = make_model(engine, **decoder)
+    chosen = build_optimizer(OptimizerConfig.model_validate({"name": optimizer, "lr": 0.01}), raw)
 
     def share(step: int) -> list[Batch]:
         batch, size = rows_of(step), ROWS // engine.world_size
@@ -53,15 +76,70 @@ def train(steps: int, micro_batch_size: int) -> tuple[list[float], float, list[t
             {"input_ids": ids[i : i + micro_batch_size], "labels": labels[i : i + micro_batch_size]} for i in starts
         ]
 
-    losses = []
+    def evaluate() -> float:
+        return evaluate_loss(model, share(99), engine=engine, tokens_per_byte=None).loss
+
+    losses, norms, val_losses = [], [], [evaluate()]
     for step in range(steps):
         num_tokens, _ = agree(share(step), engine=engine, stop_requested=False)
         loss_sum = compute_gradients(model, share(step), engine=engine, num_tokens=num_tokens)
-        update(optimizer, grad_norm=gradient_norm(optimizer), max_grad_norm=1.0)
-        optimizer.zero_grad()
+        norms.append(gradient_norm(chosen))
+        update(chosen, grad_norm=norms[-1], max_grad_norm=1.0)
+        chosen.zero_grad()
         losses.append(loss_sum / num_tokens)
-    result = evaluate_loss(model, share(99), engine=engine, tokens_per_byte=None)
-    return losses, result.loss, [parameter.detach().clone() for parameter in decoder.parameters()]
+        if step == steps // 2:
+            val_losses.append(evaluate())
+    val_losses.append(evaluate())
+    weights = [whole(parameter.detach()).clone() for parameter in raw.parameters()]
+    return Result(losses, norms, val_losses, weights, sum(part_of(p).local.numel() for p in raw.parameters()))
+
+
+def make_model(engine: Engine, *, checkpointing: bool = False, **keys: Any) -> tuple[torch.nn.Module, Decoder]:
+    torch.manual_seed(0)
+    keys = {"d_model": 18, "num_layers": 2, "max_seq_len": LENGTH, "attention": {"num_heads": 3}} | keys
+    decoder = Decoder(DecoderConfig.model_validate(keys), VOCAB)
+    if checkpointing:
+        decoder.checkpoint_blocks()
+    return engine.setup(decoder), decoder
+
+
+def reductions_of_four_micro_batches() -> int:
+    engine = make_engine("fsdp")
+    model, _ = make_model(engine)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        compute_gradients(model, [rows_of(step) for step in range(4)], engine=engine, num_tokens=1)
+    return sum(event.count for event in profiler.key_averages() if event.key == "c10d::_reduce_scatter_base_")
+
+
+def logits_after_training() -> tuple[torch.Tensor, torch.Tensor]:
+    """What the wrapped model's `logits` gives, twice, with a training step between."""
+    engine = make_engine("fsdp")
+    model, raw = make_model(engine)
+    optimizer = build_optimizer(OptimizerConfig(lr=0.01), raw)
+    ids = rows_of(0)["input_ids"]
+    with torch.no_grad():
+        before = model.logits(ids)  # type: ignore[operator]
+    compute_gradients(model, [rows_of(0)], engine=engine, num_tokens=1)
+    update(optimizer, grad_norm=1.0, max_grad_norm=None)
+    with torch.no_grad():
+        after = model.logits(ids)  # type: ignore[operator]
+        loss_sum, _ = model(rows_of(0))
+    scores = torch.log_softmax(after, -1)
+    labels = rows_of(0)["labels"]
+    again = -scores.gather(2, labels.clamp(min=0)[..., None])[..., 0][labels != IGNORE_INDEX].sum()
+    torch.testing.assert_close(loss_sum, again, atol=1e-4, rtol=0)
+    return before, after
+
+
+def norm_with_nan_on_rank_1(strategy: str) -> tuple[float, float]:
+    """Loss and gradient norm that each rank sees when the first weight is NaN in rank 1's forward pass alone."""
+    engine = make_engine(strategy)
+    model, raw = make_model(engine)
+    optimizer = build_optimizer(OptimizerConfig(lr=0.01), raw)
+    if engine.rank == 1:
+        raw.layers()[0].register_forward_hook(lambda module, arguments, output: output * torch.nan)
+    loss_sum = compute_gradients(model, [rows_of(0)], engine=engine, num_tokens=1)
+    return loss_sum, gradient_norm(optimizer)
 
 
 def stop_on_rank_1() -> str:
@@ -88,17 +166,68 @@ def test_what_is_due_by_the_main_process_s_clock_is_due_on_all_ranks(two_ranks: 
     assert two_ranks.run(late_by_the_main_clock) == [(False, True), (False, True)]
 
 
+def assert_equal_to_one(ranks: RankPool, strategy: str, *, tolerance: float = 1e-5, **options: Any) -> list[Result]:
+    one = train(**options)
+    results: list[Result] = ranks.run(partial(train, strategy, **options))
+    for result in results:
+        assert result.losses == pytest.approx(one.losses, abs=tolerance)
+        assert result.grad_norms == pytest.approx(one.grad_norms, rel=10 * tolerance)
+        assert result.val_losses == pytest.approx(one.val_losses, abs=tolerance)
+        for ours, theirs, first in zip(result.weights, one.weights, results[0].weights, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
+            assert torch.equal(ours, first), "the ranks' weights have drifted apart"
+    return results
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("micro_batch_size", [1, 4])
-def test_two_ranks_equal_one_with_unequal_supervised_tokens(two_ranks: RankPool, micro_batch_size: int) -> None:
-    one_losses, one_val, one_weights = train(8, micro_batch_size)
-    results = two_ranks.run(train, 8, micro_batch_size)
-    for losses, val, weights in results:
-        assert losses == pytest.approx(one_losses, abs=1e-5)
-        assert val == pytest.approx(one_val, abs=1e-5)
-        for a, b in zip(weights, one_weights, strict=True):
-            torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
-    for a, b in zip(results[0][2], results[1][2], strict=True):
-        assert torch.equal(a, b), "the ranks' weights have drifted apart"
+def test_two_ranks_equal_one_with_unequal_supervised_tokens(
+    two_ranks: RankPool, strategy: str, micro_batch_size: int
+) -> None:
+    assert_equal_to_one(two_ranks, strategy, micro_batch_size=micro_batch_size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_four_ranks_equal_one_with_unequal_supervised_tokens(four_ranks: RankPool, strategy: str) -> None:
+    assert_equal_to_one(four_ranks, strategy)
+
+
+@pytest.mark.parametrize("options", [{"checkpointing": True}, {"tie_embeddings": False}, {"optimizer": "sgd"}], ids=str)
+def test_fsdp_equals_one_rank_with(two_ranks: RankPool, options: dict[str, Any]) -> None:
+    assert_equal_to_one(two_ranks, "fsdp", **options)
+
+
+def test_fsdp_cuts_every_parameter_over_the_ranks(two_ranks: RankPool) -> None:
+    results = two_ranks.run(train, "fsdp")
+    total = sum(weight.numel() for weight in results[0].weights)
+    assert sum(result.local_numel for result in results) == total
+    assert max(result.local_numel for result in results) < 0.55 * total
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_muon_on_two_ranks_is_within_its_tolerance(two_ranks: RankPool, strategy: str) -> None:
+    assert_equal_to_one(two_ranks, strategy, optimizer="muon", tolerance=MUON_TOLERANCE)
+
+
+def test_gradients_are_exchanged_at_the_last_micro_batch_only(two_ranks: RankPool) -> None:
+    once_for_each_block_and_for_the_rest = 3
+    assert two_ranks.run(reductions_of_four_micro_batches) == [once_for_each_block_and_for_the_rest] * 2
+
+
+def test_methods_other_than_forward_work_on_what_is_cut(two_ranks: RankPool) -> None:
+    results = two_ranks.run(logits_after_training)
+    (before, after), (others_before, others_after) = results
+    assert torch.equal(before, others_before)
+    assert torch.equal(after, others_after)
+    assert (before - after).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_nan_on_one_rank_is_seen_by_all(two_ranks: RankPool, strategy: str) -> None:
+    for loss_sum, norm in two_ranks.run(norm_with_nan_on_rank_1, strategy):
+        assert math.isnan(loss_sum)
+        assert math.isnan(norm)
 
 
 def test_one_rank_that_wants_to_stop_stops_both(two_ranks: RankPool) -> None:

@@ -72,7 +72,7 @@ def test_a_frozen_head_gets_no_gradient_and_hidden_states_the_same_one(family: s
         model = tiny_huggingface(family, tie_word_embeddings=False)
         model.causal_lm.get_output_embeddings().requires_grad_(not frozen)
         model(batch)[0].backward()
-        grads.append([p.grad for block in model._blocks() for p in block.parameters()])
+        grads.append([p.grad for block in model.layers() for p in block.parameters()])
     assert model.causal_lm.get_output_embeddings().weight.grad is None
     for trained, left in zip(*grads, strict=True):
         torch.testing.assert_close(left, trained, rtol=1e-4, atol=1e-5)
@@ -202,7 +202,7 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
         model = tiny_huggingface("llama").train()
         if checkpointed:
             model.checkpoint_blocks()
-            assert model._base.gradient_checkpointing or any(b.gradient_checkpointing for b in model._blocks())
+            assert model._base.gradient_checkpointing or any(b.gradient_checkpointing for b in model.layers())
         model(batch)[0].backward()
         grads.append([p.grad for p in model.parameters()])
     torch.testing.assert_close(grads[0], grads[1])

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -28,12 +29,13 @@ from llmtrain.config.errors import ConfigError
 from llmtrain.config.running import RunConfig
 from llmtrain.config.training import DistributedConfig, TrainerConfig
 from llmtrain.contracts import Batch
+from llmtrain.distributed.sharding import shard
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Lightning's imports deprecate each other
     from lightning.fabric import Fabric
     from lightning.fabric.plugins import MixedPrecision
-    from lightning.fabric.strategies import DDPStrategy
+    from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
 
 log = logging.getLogger("llmtrain.device")
 T = TypeVar("T")
@@ -188,13 +190,22 @@ class Engine:
             torch.use_deterministic_algorithms(True)
             # Filling fresh memory with NaN costs time, and nothing here reads what it has not written.
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        strategy: str | DDPStrategy = "auto"
+        timeout = timedelta(seconds=distributed.timeout_sec)
+        strategy: str | DDPStrategy | ModelParallelStrategy = "auto"
         if resolved.strategy == "ddp":
             strategy = DDPStrategy(
                 process_group_backend=resolved.backend,
-                timeout=timedelta(seconds=distributed.timeout_sec),
+                timeout=timeout,
                 find_unused_parameters=distributed.find_unused_parameters,
                 gradient_as_bucket_view=True,
+            )
+        elif resolved.strategy == "fsdp":
+            strategy = ModelParallelStrategy(
+                partial(shard, precision=resolved.precision),
+                data_parallel_size=self.world_size,
+                tensor_parallel_size=1,
+                process_group_backend=resolved.backend,
+                timeout=timeout,
             )
         _hush_libraries(resolved.device)
         if accelerator == "cpu":
@@ -223,8 +234,14 @@ class Engine:
     # -- the model ---------------------------------------------------------------------------------------------------
 
     def setup(self, model: nn.Module) -> nn.Module:
-        """Move the model to the device and wrap it for precision and data parallelism: call the result, not `model`."""
-        return cast(nn.Module, self._fabric.setup_module(model))
+        """Move the model to the device and wrap it for precision and data parallelism: call the result, not `model`.
+
+        Under fsdp the model's parameters are cut over the ranks, in place; from the meta device they get no values.
+        """
+        wrapped = self._fabric.setup_module(model)
+        if hasattr(model, "logits"):
+            wrapped.mark_forward_method("logits")
+        return cast(nn.Module, wrapped)
 
     def to_device(self, batch: Batch) -> Batch:
         """The batch on this rank's device."""

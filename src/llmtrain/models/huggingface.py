@@ -58,6 +58,10 @@ class HuggingFaceModel(nn.Module):
 
     def logits(self, input_ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
         """[b, t, vocab] scores of the token after each position."""
+        return self._logits(input_ids, document_ids)
+
+    def _logits(self, input_ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
+        """The same, called from within a forward pass: there it must not begin another, of a model that is cut."""
         logits: Tensor = self._outputs(self.network, input_ids, document_ids).logits
         return logits.view(*input_ids.shape, -1)
 
@@ -125,7 +129,7 @@ class HuggingFaceModel(nn.Module):
 
     def compile_parts(self, **options: Any) -> None:
         """Compile the blocks, which share what is compiled, and the loss. Names of parameters stay as they are."""
-        for block in self._blocks():
+        for block in self.layers():
             block.compile(**options)
         self._loss_kernels = compiled_kernels(**options)
 
@@ -158,7 +162,8 @@ class HuggingFaceModel(nn.Module):
     def _text_config(self) -> Any:
         return self.causal_lm.config.get_text_config()
 
-    def _blocks(self) -> list[nn.Module]:
+    def layers(self) -> list[nn.Module]:
+        """The blocks: what is compiled, and cut over ranks, one at a time."""
         num_layers = self._text_config.num_hidden_layers
         for module in self._base.modules():
             if isinstance(module, nn.ModuleList) and len(module) == num_layers:
@@ -180,7 +185,7 @@ class HuggingFaceModel(nn.Module):
         if self._head_is_known is None:
             few = input_ids[:1, :4]
             with self._evaluating():
-                theirs = self.logits(few).float()
+                theirs = self._logits(few).float()
                 ours = self._head().logits(self.hidden(few)).float()
             self._head_is_known = bool(_error(ours, theirs) < _tolerance(self.device, self._base))
         return self._head_is_known

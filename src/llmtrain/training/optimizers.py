@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.training import OptimizerConfig
+from llmtrain.distributed.sharding import is_cut
+from llmtrain.training.sharded_muon import step_muon
 
 
 class NamedOptimizer:
@@ -38,7 +40,10 @@ class NamedOptimizer:
     def step(self) -> None:
         """Update the parameters from their gradients."""
         for optimizer in self._optimizers:
-            optimizer.step()
+            if isinstance(optimizer, torch.optim.Muon) and any(is_cut(parameter) for parameter in self._names):
+                step_muon(optimizer)
+            else:
+                optimizer.step()
 
     def zero_grad(self) -> None:
         """Drop the gradients."""
@@ -114,7 +119,8 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> NamedOptimizer
     ]
     groups = [group for group in groups if group["params"]]
     if groups and config.name == "sgd":
-        optimizers.append(torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True))
+        fused = not any(is_cut(parameter) for parameter in names)  # DTensors have no fused SGD
+        optimizers.append(torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused))
     elif groups:
         adam = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
         optimizers.append(adam(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True))

@@ -19,6 +19,7 @@ from torch import nn
 
 from llmtrain.contracts import IGNORE_INDEX, Batch
 from llmtrain.distributed.engine import Engine
+from llmtrain.distributed.sharding import whole
 from llmtrain.training.cadence import NOT_LATE, Late
 from llmtrain.training.optimizers import NamedOptimizer
 from llmtrain.training.signals import StopRequested
@@ -64,7 +65,7 @@ def compute_gradients(
 
 def gradient_norm(optimizer: NamedOptimizer) -> float:
     """The global norm of the gradients, the same on every rank."""
-    return float(torch.nn.utils.get_total_norm(_gradients(optimizer)))
+    return float(whole(torch.nn.utils.get_total_norm(_gradients(optimizer))))
 
 
 def update(

@@ -204,6 +204,10 @@ class Decoder(nn.Module):
         looked_up = {id(table.weight) for table in tables if table is not None}
         return (parameter for parameter in self.parameters() if id(parameter) not in looked_up)
 
+    def layers(self) -> list[nn.Module]:
+        """The blocks: what is cut over ranks one at a time."""
+        return list(self.blocks)
+
     def checkpoint_blocks(self) -> None:
         """Keep only each block's input for the backward pass, which computes the block once more.
 

@@ -1,0 +1,117 @@
+"""Parameters cut over the ranks (FSDP2), and what everybody else must know of it: which part of a tensor lies here.
+
+    module ─ each block, then what is left ─▶ fully_shard ─▶ parameters are DTensors, cut along their first dimension
+    tensor ─▶ Part: the rows that this rank holds, and where they stand in the whole
+
+A tensor that is not cut is one part by itself, so nobody else asks which of the two it has. The engine calls `shard`;
+checkpoints, the optimizer and the start of a model call the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one rank holds of a tensor."""
+
+    local: Tensor
+    """The tensor's own memory here, not a copy; it may be empty."""
+    offset: tuple[int, ...]
+    """Where it begins in the whole, in each dimension."""
+    shape: tuple[int, ...]
+    """Of the whole."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this rank holds all of it."""
+        return tuple(self.local.shape) == self.shape
+
+
+def shard(module: nn.Module, mesh: DeviceMesh, *, precision: str) -> nn.Module:
+    """Cut the parameters of `module`, in place, over the data-parallel ranks of `mesh`; a module on the meta device
+    gets memory, without values, for its own part alone.
+
+    A module that has `layers()` is cut one of these at a time, so that no more than two are whole at once. Gradients
+    are added up in float32; with bf16-mixed what is gathered is bfloat16, half the bytes, and the parts stay float32.
+    """
+    param_dtype = torch.bfloat16 if precision == "bf16-mixed" else None
+    # Inputs are not cast: autocast sees to what is computed, and positions and masks have to stay float32.
+    policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    data_parallel = mesh["data_parallel"]
+    for layer in layers_of(module):
+        fully_shard(layer, mesh=data_parallel, mp_policy=policy)
+    fully_shard(module, mesh=data_parallel, mp_policy=policy)
+    if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
+        module.to_empty(device=mesh.device_type)
+    module.register_forward_hook(_cut_again)
+    if hasattr(module, "logits"):
+        register_fsdp_forward_method(module, "logits")
+    return module
+
+
+def layers_of(module: nn.Module) -> list[nn.Module]:
+    """What `module` is cut into before the rest is; nothing if it does not say."""
+    layers: Callable[[], list[nn.Module]] = getattr(module, "layers", list)
+    return layers()
+
+
+def _cut_again(module: nn.Module, arguments: Any, output: Any) -> None:
+    """After a forward pass without gradients, which no backward pass follows that would do it.
+
+    The root's parameters would stay whole, and be stale after the next update.
+    """
+    if not torch.is_grad_enabled() and isinstance(module, FSDPModule):
+        module.reshard()
+
+
+def part_of(tensor: Tensor) -> Part:
+    """This rank's part of a tensor."""
+    tensor = tensor.detach()
+    if not isinstance(tensor, DTensor):
+        return Part(tensor, (0,) * tensor.ndim, tuple(tensor.shape))
+    _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return Part(tensor.to_local(), tuple(offset), tuple(tensor.shape))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole tensor, on every rank; a collective where it is cut."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    full: Tensor = tensor.full_tensor()
+    return full
+
+
+def take_part(tensor: Tensor, values: Tensor) -> None:
+    """Fill this rank's part of `tensor` from the whole `values`, of which no more than that part is read."""
+    part = part_of(tensor)
+    part.local.copy_(values[rows_of(part)])
+
+
+def rows_of(part: Part) -> tuple[slice, ...]:
+    """The index of a part in the whole."""
+    return tuple(slice(start, start + length) for start, length in zip(part.offset, part.local.shape, strict=True))
+
+
+def cut_like(values: Tensor, like: Tensor) -> Tensor:
+    """A tensor of the values that `values`, this rank's part, has, cut as `like` is."""
+    if not isinstance(like, DTensor):
+        return values
+    return DTensor.from_local(
+        values, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+
+
+def is_cut(tensor: Tensor) -> bool:
+    """Whether other ranks hold other parts of it."""
+    return isinstance(tensor, DTensor)
