@@ -14,6 +14,7 @@ BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "14m.yaml"
 # Tensors make up more than half of the peak of either.
 SHAPES = {
     "eager": ["trainer.compile=false", "trainer.max_steps=2"],
+    "checkpointed": ["trainer.compile=false", "trainer.activation_checkpointing=true", "trainer.max_steps=2"],
     "compiled": ["trainer.micro_batch_size=32", "trainer.max_steps=2"],
 }
 

@@ -120,3 +120,16 @@ def test_a_checkpoint_on_the_way_is_copied_beside_the_step() -> None:
     assert parts["checkpoint_copy"] == step.persistent
     assert parts["process"] > 10**9
     assert overhead(step, saves_on_the_way=True, on_gpu=True, compiled=True, process_bytes=10**9) == {}
+
+
+def test_blocks_that_are_computed_again_leave_holes_for_what_they_made_in_between() -> None:
+    step = memory_of(activation_checkpointing=True)
+    shape: dict[str, Any] = {"on_gpu": False, "process_bytes": 10**9, "saves_on_the_way": False}
+    otherwise = 100 * step.transient
+    four, sixteen = (
+        overhead(step, compiled=False, kept_otherwise=otherwise, num_blocks=n, **shape)["heap_holes"] for n in (4, 16)
+    )
+    assert four == pytest.approx(2 * sixteen, rel=0.01)
+    assert four > 40 * step.transient
+    compiled = [overhead(step, compiled=True, kept_otherwise=kept, **shape) for kept in (None, otherwise)]
+    assert compiled[0] == compiled[1]

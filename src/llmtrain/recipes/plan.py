@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,8 @@ def plan(config: Config, *, device: str | None = None, num_ranks: int | None = N
 
     seq_len, micro = config.data.seq_len, config.trainer.micro_batch_size
     num_micro_batches = schedule.batch_size // (micro * world_size)
-    step = step_memory(
+    memory_of = partial(
+        step_memory,
         model,
         vocab_size=vocab_size,
         optimizer=config.optimizer,
@@ -108,18 +110,19 @@ def plan(config: Config, *, device: str | None = None, num_ranks: int | None = N
         precision=target.precision,
         compiled=target.compiled,
         on_gpu=target.on_gpu,
-        activation_checkpointing=config.trainer.activation_checkpointing,
     )
+    checkpointing = config.trainer.activation_checkpointing
+    step = memory_of(activation_checkpointing=checkpointing)
     on_top = overhead(
         step,
         on_gpu=target.on_gpu,
         compiled=target.compiled,
         process_bytes=process_bytes,
         saves_on_the_way=_saves_on_the_way(schedule),
+        kept_otherwise=memory_of(activation_checkpointing=False).transient if checkpointing else None,
+        num_blocks=model.num_layers,
     )
     peak_bytes = step.total + sum(on_top.values())
-    if config.trainer.activation_checkpointing and not target.on_gpu and not target.compiled:
-        assumed.append("memory: with activation checkpointing, not compiled, a run needed a third more than predicted")
     count, flops_per_token = ParameterCount.of(decoder), decoder.flops_per_token(seq_len)
     steps = None if schedule.total_steps > ENDLESS // schedule.batch_size // 2 else schedule.total_steps
     tokens = None if steps is None else schedule.end_item * seq_len
@@ -150,7 +153,7 @@ def plan(config: Config, *, device: str | None = None, num_ranks: int | None = N
             "seq_len": seq_len,
             "precision": target.precision,
             "compile": target.compiled,
-            "activation_checkpointing": config.trainer.activation_checkpointing,
+            "activation_checkpointing": checkpointing,
         },
         "memory": {
             "peak_bytes": peak_bytes,

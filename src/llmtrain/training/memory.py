@@ -12,6 +12,7 @@ On a CPU the process and the holes in its heap come on top: the constants below,
 from __future__ import annotations
 
 import contextlib
+import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,6 +49,9 @@ HEAP_HOLES_EAGER = 0.43
 HEAP_HOLES_COMPILED = 0.15
 """What the heap wastes on tensors that come and go, over their size (glibc 2.36): in a trace of addresses many did not
 go into the hole that one of their own size had just left. Compiled code has far fewer of them."""
+HEAP_HOLES_RECOMPUTED = 0.87
+"""The same of eager code that computes its blocks again, over the geometric mean of what all blocks and one block would
+leave for the backward pass without that: the tensors of a block come and go as often as there are blocks. A fit."""
 FIRST_STEP_BYTES = 30_000_000
 COMPILER_BYTES = 120_000_000
 """What the process grows by when it first computes (libraries' code and buffers), and when it first compiles."""
@@ -315,18 +319,28 @@ def _name(node: fx.Node) -> str:
 
 
 def overhead(
-    step: StepMemory, *, on_gpu: bool, compiled: bool, process_bytes: int, saves_on_the_way: bool
+    step: StepMemory,
+    *,
+    on_gpu: bool,
+    compiled: bool,
+    process_bytes: int,
+    saves_on_the_way: bool,
+    kept_otherwise: int | None = None,
+    num_blocks: int = 1,
 ) -> dict[str, int]:
     """What comes on top of a step's tensors, in bytes by what it is.
 
     `process_bytes`: resident memory of a process that has imported everything and computed nothing.
+    `kept_otherwise`: with activation checkpointing, what `transient` would be without it.
     `saves_on_the_way`: the copy of a checkpoint that is being written, kept for the next one, meets a step's peak.
     """
     if on_gpu:
         return {}  # torch counts tensors alone, and so does a run's summary
-    holes = HEAP_HOLES_COMPILED if compiled else HEAP_HOLES_EAGER
+    holes = step.transient * (HEAP_HOLES_COMPILED if compiled else HEAP_HOLES_EAGER)
+    if kept_otherwise is not None and not compiled:
+        holes = HEAP_HOLES_RECOMPUTED * kept_otherwise / math.sqrt(num_blocks)
     parts = {
-        "heap_holes": round(step.transient * holes),
+        "heap_holes": round(holes),
         "process": process_bytes + FIRST_STEP_BYTES + (COMPILER_BYTES if compiled else 0),
     }
     at_the_end = max(0, 2 * step.persistent - step.total - parts["heap_holes"])
