@@ -78,10 +78,15 @@ def test_signals_end_the_process_at_the_asked_time(action: str, number: signal.S
     assert done.stdout == "1\n2\n"
 
 
+def test_nan_is_wished_for_and_the_caller_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(faults.VARIABLE, "nan@figures:rank=0:step=3, nan@figures:rank=1")
+    assert [faults.reach("figures", step=step) for step in (2, 3, 4)] == [False, True, False]
+
+
 @pytest.mark.parametrize(
     ("wish", "part"),
     [
-        ("explode@here", "kill, raise, sleep, term"),
+        ("explode@here", "cut, kill, nan, raise, sleep, stop, term"),
         ("kill", "ACTION@POINT"),
         ("sleep@here", "how many seconds"),
         ("kill@here:EROFS", "'EROFS'"),

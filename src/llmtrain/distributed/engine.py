@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import sysconfig
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -30,6 +31,7 @@ from llmtrain.config.running import RunConfig
 from llmtrain.config.training import DistributedConfig, TrainerConfig
 from llmtrain.contracts import Batch
 from llmtrain.distributed.sharding import shard
+from llmtrain.distributed.watchdog import Watchdog
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Lightning's imports deprecate each other
@@ -42,6 +44,10 @@ T = TypeVar("T")
 
 _LOST_PEER = re.compile("gloo.*(closed by peer|reset by peer|timed out|broken pipe)|NCCL", re.IGNORECASE | re.DOTALL)
 """gloo throws plain runtime errors, whose text names its own source file."""
+_TIMED_OUT = re.compile("time[d]? ?out", re.IGNORECASE)
+_POLL_SEC = 0.2
+_LATER_SEC = 30
+"""A collective gives up so long after the watchdog, whose stacks tell more. Before the loop it is the only guard."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +179,14 @@ def _precision(resolved: Resolved) -> dict[str, Any]:
 
 def is_lost_peer(error: Exception) -> bool:
     """Whether a collective failed because another process is gone or does not answer."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return False
     return isinstance(error, torch.distributed.DistError) or bool(_LOST_PEER.search(str(error)))
+
+
+def is_timeout(error: Exception) -> bool:
+    """Of the errors of a lost peer: whether it is there, as far as anyone knows, and does not answer."""
+    return bool(_TIMED_OUT.search(str(error)))
 
 
 class Engine:
@@ -190,7 +203,7 @@ class Engine:
             torch.use_deterministic_algorithms(True)
             # Filling fresh memory with NaN costs time, and nothing here reads what it has not written.
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        timeout = timedelta(seconds=distributed.timeout_sec)
+        timeout = timedelta(seconds=distributed.timeout_sec + _LATER_SEC)
         strategy: str | DDPStrategy | ModelParallelStrategy = "auto"
         if resolved.strategy == "ddp":
             strategy = DDPStrategy(
@@ -220,6 +233,8 @@ class Engine:
         self._fabric.launch()
         self.rank = self._fabric.global_rank
         self.device = self._fabric.device
+        self._blocks_begun = 0
+        self.watchdog = Watchdog(rank=self.rank, world_size=self.world_size, timeout_sec=float(distributed.timeout_sec))
 
     @property
     def is_main(self) -> bool:
@@ -251,6 +266,7 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradients to the parameters'."""
         self._fabric.backward(loss)
+        self.watchdog.beat()
 
     def no_sync(self, model: nn.Module, *, enabled: bool) -> AbstractContextManager[None]:
         """Hold back the gradient exchange in this block: only the last micro-batch of a step needs it."""
@@ -266,7 +282,9 @@ class Engine:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.int64, device=self._collective_device)
         torch.distributed.all_reduce(tensor)
-        return [int(value) for value in tensor.tolist()]
+        totals = [int(value) for value in tensor.tolist()]
+        self.watchdog.beat()
+        return totals
 
     def sum_floats(self, values: Sequence[float]) -> list[float]:
         """Each value summed over the ranks, in float64."""
@@ -274,7 +292,9 @@ class Engine:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64, device=self._collective_device)
         torch.distributed.all_reduce(tensor)
-        return [float(value) for value in tensor.tolist()]
+        values = [float(value) for value in tensor.tolist()]
+        self.watchdog.beat()
+        return values
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value (small, plain), in the order of the ranks, on every rank."""
@@ -282,6 +302,7 @@ class Engine:
             return [value]
         values: list[T | None] = [None] * self.world_size
         torch.distributed.all_gather_object(values, value)
+        self.watchdog.beat()
         return cast(list[T], values)
 
     def from_main(self, make: Callable[[], T]) -> T:
@@ -290,14 +311,22 @@ class Engine:
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
-        """Rank 0 runs the block before the others do: it makes what they then find made."""
-        if not self.is_main:
-            self._fabric.barrier()
+        """Rank 0 runs the block before the others do: it makes what they then find made.
+
+        They wait as long as it takes, which may be hours: no collective would.
+        """
+        if self.world_size == 1:
+            yield
+            return
+        self._blocks_begun += 1
+        store, key = torch.distributed.distributed_c10d._get_default_store(), f"main_first/{self._blocks_begun}"
+        while not self.is_main and not store.check([key]):
+            time.sleep(_POLL_SEC)
         try:
             yield
         finally:
             if self.is_main:
-                self._fabric.barrier()
+                store.set(key, "done")
 
     def close(self) -> None:
         """Leave the process group."""

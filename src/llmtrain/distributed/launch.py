@@ -14,10 +14,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from llmtrain.config.errors import ConfigError
 
@@ -30,6 +34,9 @@ SHUTDOWN_SECONDS = 600
 
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 """Otherwise processes that are started again find the addresses of the dead ones in torchrun's own store, and wait."""
+
+TO_WAKE_SEC = 10.0
+"""So long may a worker that was stopped, was told to end and was woken for it, take; then it is killed."""
 
 STRONGEST_FIRST = (2, 42, 1, 76, 75)
 """One worker's word for all: a mistake, then what will fail again, then a failure that others only followed."""
@@ -63,7 +70,7 @@ def launch(gang: Gang, arguments: Sequence[str], *, capture: bool) -> tuple[int,
         command = [*_torchrun(gang), "-m", "llmtrain", *arguments]
         pipe = subprocess.PIPE if capture else None
         torchrun = subprocess.Popen(command, env=environment, stdout=pipe, text=True, start_new_session=True)
-        with torchrun, _signals_go_to(torchrun):
+        with torchrun, _signals_go_to(torchrun), _stopped_workers_end(torchrun):
             output, _ = torchrun.communicate()
         codes = _codes_in(Path(folder))
     return _one_code(codes, expected=gang.nproc, torchrun=torchrun.returncode), output or ""
@@ -147,3 +154,50 @@ def _signals_go_to(process: subprocess.Popen[str]) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _stopped_workers_end(torchrun: subprocess.Popen[str]) -> Iterator[None]:
+    """Wake a worker that is stopped (SIGSTOP) when torchrun tells it to end, and kill it if that does not help.
+
+    A stopped process does not hear SIGTERM, so torchrun would wait for all of SHUTDOWN_SECONDS. Woken, it finds its
+    peers gone, writes its stacks and ends.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        told: dict[int, float] = {}
+        while not over.wait(0.5):
+            for worker in _children(torchrun.pid):
+                with suppress(psutil.Error):
+                    if worker.pid in told and time.monotonic() - told[worker.pid] > TO_WAKE_SEC:
+                        worker.kill()
+                    elif worker.status() == psutil.STATUS_STOPPED and _is_told_to_end(worker.pid):
+                        told.setdefault(worker.pid, time.monotonic())
+                        worker.resume()
+
+    thread = threading.Thread(target=watch, name="llmtrain-stopped", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    try:
+        found: list[psutil.Process] = psutil.Process(pid).children()
+    except psutil.Error:
+        found = []
+    return found
+
+
+def _is_told_to_end(pid: int) -> bool:
+    """Whether SIGTERM waits for the process. Linux says so; elsewhere torchrun's own patience has to do."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    waiting = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("ShdPnd:"))
+    return bool(waiting >> (signal.SIGTERM - 1) & 1)

@@ -14,10 +14,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from llmtrain.config.errors import Preempted, WillFailAgain
+from llmtrain.config.errors import Hang, Preempted, WillFailAgain
 from llmtrain.config.load import LoadedConfig, to_yaml
 from llmtrain.contracts import Batch
-from llmtrain.distributed.engine import is_lost_peer
+from llmtrain.distributed.engine import is_lost_peer, is_timeout
 from llmtrain.evaluation.loss import evaluate_loss
 from llmtrain.recipes.job import Job, set_up
 from llmtrain.tracking.logs import setup_logging
@@ -44,23 +44,30 @@ def train(
     """Train what `loaded` describes, or go on with the run that `resume` names; returns the summary.
 
     Without `loaded` the run's own config is used, with `overrides`. `dry_run` computes five forward steps and writes
-    nothing. Raises Preempted after a stop signal or when another process is gone, WillFailAgain at a loss that is no
-    number, ConfigError at a mistake.
+    nothing. Raises Preempted after a stop signal or when another process is gone, Hang when it does not answer,
+    WillFailAgain at a loss that is no number, ConfigError at a mistake.
     """
+    job: Job | None = None
     with StopSignal() as stop:
         try:
-            with stop.interrupts():
-                job = set_up(loaded, resume=resume, overrides=overrides)
-        except StopRequested:
-            raise Preempted("stopped before the first step: nothing is lost, start it again") from None
-        try:
+            try:
+                with stop.interrupts():
+                    job = set_up(loaded, resume=resume, overrides=overrides)
+            except StopRequested:
+                raise Preempted("stopped before the first step: nothing is lost, start it again") from None
             return _dry_run(job) if dry_run else _run(job, stop)
         except RuntimeError as error:
-            if job.engine.world_size == 1 or not is_lost_peer(error):
+            if not is_lost_peer(error):
                 raise
-            raise Preempted(f"another process of the run is gone ({str(error).splitlines()[0]}): resume it") from error
+            if job:
+                job.engine.watchdog.peer_lost(error)
+            why = str(error).splitlines()[0]
+            if is_timeout(error):
+                raise Hang(f"another process of the run does not answer ({why}): resume it") from error
+            raise Preempted(f"another process of the run is gone ({why}): resume it") from error
         finally:
-            job.engine.close()
+            if job:
+                job.engine.close()
 
 
 def _run(job: Job, stop: StopSignal) -> dict[str, Any]:
@@ -118,7 +125,7 @@ def _train_in(run: Path, job: Job, stop: StopSignal) -> dict[str, Any]:
         try:
             if state.step == 0 and config.trainer.non_finite == "rollback":
                 _save(job, store, state, False, False)  # there is always something to go back to
-            with closing(_training_batches(job)) as batches:
+            with closing(_training_batches(job)) as batches, engine.watchdog.over(run / "logs"):
                 finished = fit(
                     model=job.model,
                     optimizer=job.optimizer,

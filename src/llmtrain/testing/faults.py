@@ -7,6 +7,10 @@ Each wish is ACTION@POINT, followed by options behind colons:
     kill            SIGKILL to this process: nothing is flushed, no handler runs
     term            SIGTERM to this process, as a scheduler sends it before it takes the machine away
     raise           raises FaultInjected; with the name of an errno (`raise@temp-made:EROFS`) that OSError instead
+    stop            SIGSTOP to this process: it stands still, its connections stay open
+    cut             from here on this process hears nothing and says nothing on its TCP connections, which stay open, as
+                    if a cable were pulled (Linux)
+    nan             the figure that the caller is about to use is no number (`reach` returns True)
     sleep           waits as many seconds as its first option says (`sleep@before-latest:0.5`)
     a whole number  only the so-manieth time that the point is reached (for `sleep` it follows the seconds)
     NAME=VALUE      only where the caller of `reach` gave that detail (`kill@after-rename:step=500`); `rank` and
@@ -21,13 +25,15 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import socket
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 VARIABLE = "LLMTRAIN_FAULTS"
-_ACTIONS = ("kill", "raise", "sleep", "term")
+_ACTIONS = ("cut", "kill", "nan", "raise", "sleep", "stop", "term")
+_SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
 _times_met: Counter[tuple[str, int]] = Counter()
 
 
@@ -45,14 +51,16 @@ class _Fault:
     details: dict[str, str] = field(default_factory=dict)
 
 
-def reach(point: str, **context: object) -> None:
+def reach(point: str, **context: object) -> bool:
     """Say that the program is at `point`. Does nothing unless LLMTRAIN_FAULTS wishes for something here.
 
-    `context` holds details that a wish can ask for, such as the step. Raises ValueError for a wish that cannot be read.
+    `context` holds details that a wish can ask for, such as the step. True: `nan` was wished for, which only callers
+    that have a figure can grant. Raises ValueError for a wish that cannot be read.
     """
     wishes = os.environ.get(VARIABLE)
     if not wishes:
-        return
+        return False
+    spoiled = False
     context = {**_process(), **context}
     for index, fault in enumerate(_parse(wishes)):
         if fault.point != point or any(str(context.get(name)) != value for name, value in fault.details.items()):
@@ -60,6 +68,8 @@ def reach(point: str, **context: object) -> None:
         _times_met[wishes, index] += 1
         if fault.nth is None or fault.nth == _times_met[wishes, index]:
             _come_true(fault)
+            spoiled |= fault.action == "nan"
+    return spoiled
 
 
 def _process() -> dict[str, object]:
@@ -72,17 +82,38 @@ def forget() -> None:
 
 
 def _come_true(fault: _Fault) -> None:
-    if fault.action == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    elif fault.action == "term":
-        os.kill(os.getpid(), signal.SIGTERM)
+    if fault.action in _SIGNALS:
+        os.kill(os.getpid(), _SIGNALS[fault.action])
     elif fault.action == "sleep":
         time.sleep(fault.seconds)
+    elif fault.action == "cut":
+        _cut_connections()
+    elif fault.action == "nan":
+        return
     elif fault.errno_name is not None:
         number = getattr(errno, fault.errno_name)
         raise OSError(number, os.strerror(number))
     else:
         raise FaultInjected(f"fault injected at {fault.point}")
+
+
+def _cut_connections() -> None:
+    """Put a silent socket in the place of each TCP connection, which itself stays open, so that no peer is told."""
+    for name in os.listdir("/proc/self/fd"):
+        descriptor = int(name)
+        try:
+            connection = socket.socket(fileno=os.dup(descriptor))
+        except OSError:
+            continue
+        if connection.family not in (socket.AF_INET, socket.AF_INET6):
+            connection.close()
+            continue
+        connection.detach()  # this descriptor keeps the connection open, and nobody reads it
+        silent, other_end = socket.socketpair()
+        silent.setblocking(False)
+        os.dup2(silent.fileno(), descriptor)
+        other_end.detach()
+        silent.close()
 
 
 @lru_cache(maxsize=16)

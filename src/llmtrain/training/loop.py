@@ -59,6 +59,7 @@ def fit(
         while True:
             best = evaluated = False
             if evaluate is not None and schedule.evaluation_due(state, late=late.evaluation):
+                engine.watchdog.beat("evaluation")
                 with report.spent("evaluation"), stop.interrupts(when=model_can_stop_alone):
                     reach("evaluation", step=state.step)
                     figures = evaluate()
@@ -67,16 +68,19 @@ def fit(
                 evaluation_watch.reset()
             over = schedule.is_over(state)
             if best or ((over or schedule.save_due(state, late=late.save)) and (evaluated or state.step > start_step)):
+                engine.watchdog.beat("saving")
                 with report.spent("saving"):
                     save(state, best, over)
                 save_watch.reset()
             if over:
                 return True
 
+            engine.watchdog.beat("data")
             began = time.perf_counter()
             micro_batches, items = _wait_for(batches, stop, report), schedule.next_items(state)
             if state.leaves_out(items):
                 micro_batches = []  # a step of no tokens, which changes nothing
+            engine.watchdog.beat("step")
             with report.spent("step" if state.step > start_step else "compile"):
                 with stop.interrupts(when=model_can_stop_alone):
                     reach("step", step=state.step)
@@ -109,6 +113,7 @@ def fit(
             reach("stepped", step=state.step)
     except StopRequested:
         log.warning("%s: saving step %d, then stopping", stop.received.name if stop.received else "a rank", state.step)
+        engine.watchdog.beat("saving")
         with report.spent("saving"):
             save(state, False, False)
         return False

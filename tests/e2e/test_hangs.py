@@ -1,0 +1,77 @@
+"""A rank that is stopped, cut off or stuck: all notice and write their stacks, and the gang starts again by itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmtrain.recipes.train import train
+from llmtrain.testing.tiny_run import weight_hash
+
+pytestmark = pytest.mark.slow
+
+KEYS = [
+    "trainer.max_steps=12",
+    "trainer.save_every_steps=4",
+    "trainer.micro_batch_size=2",
+    "distributed.timeout_sec=6",
+]
+
+
+def run_two(config_file: Path, *arguments: str, faults: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "llmtrain", "train", str(config_file), *KEYS, *arguments, "--nproc", "2"]
+    environment = {**os.environ, "LLMTRAIN_FAULTS": faults}
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=environment)
+
+
+def stacks(run: Path, rank: int) -> str:
+    path = run / "logs" / f"stacks_rank_{rank}.txt"
+    return path.read_text() if path.exists() else ""
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict[str, str]:
+    """The weights of a run that nothing happened to, once a test has made it."""
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("fault", "silent"),
+    [
+        ("stop@step:step=6:rank=1", "rank 1 wrote none"),  # SIGSTOP
+        ("stop@step:step=6:rank=0", "rank 0 wrote none"),  # which also keeps the rendezvous
+        ("cut@step:step=6:rank=1", None),
+        ("sleep@data:1000:7:rank=1", None),  # its data does not come
+    ],
+)
+def test_a_silent_rank_is_noticed_by_all_and_the_run_goes_on_by_itself_to_the_same_weights(
+    config_file: Path, fault: str, silent: str | None, whole: dict[str, str]
+) -> None:
+    runs = config_file.parent / "runs"
+    if not whole:
+        done = run_two(config_file, "output.run_id=whole")
+        assert done.returncode == 0, done.stderr
+        whole["hash"] = weight_hash(runs / "whole")
+        assert not list((runs / "whole" / "logs").glob("stacks*"))
+    done = run_two(config_file, "output.run_id=hung", "--max-restarts=3", faults=f"{fault}:restart=0")
+    assert done.returncode == 0, done.stderr
+    assert weight_hash(runs / "hung") == whole["hash"]
+    for rank in (0, 1):
+        assert "--- hang: " in stacks(runs / "hung", rank), done.stderr
+        assert "MainThread" in stacks(runs / "hung", rank)
+    assert "hang: no progress for " in done.stderr
+    if silent:
+        assert silent in done.stderr
+
+
+def test_a_hang_without_restarts_ends_with_76_and_a_resume_goes_on(config_file: Path) -> None:
+    done = run_two(config_file, "output.run_id=hung", "--json", faults="stop@step:step=6:rank=1")
+    assert done.returncode == 76, done.stderr
+    assert '"exit_code": 76' in done.stdout
+    run = config_file.parent / "runs" / "hung"
+    result = train(None, resume=str(run), overrides=["trainer.max_steps=8"])
+    assert result["resumed_from_step"] == 4
