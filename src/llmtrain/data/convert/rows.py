@@ -22,7 +22,7 @@ from llmtrain.data.chat.shapes import COMPLETION_KEYS, Chat, example_of
 from llmtrain.data.convert.chatgpt import is_conversation, turns_of
 from llmtrain.data.convert.columns import Columns, found
 
-_SNIFFED_BYTES = 1 << 26
+_SNIFFED_BYTES = 1 << 22
 """A first line longer than this is not looked at to tell JSONL from JSON."""
 
 
@@ -94,13 +94,13 @@ def _is_jsonl(file: RowFile) -> bool:
             line = b""
             while not line and (line := stream.readline(_SNIFFED_BYTES)):
                 line = line.removeprefix(b"\xef\xbb\xbf").strip()
-        values = json.loads(line)
+        values = None if line.startswith(b"[") else json.loads(line)
     except (OSError, EOFError, ValueError, RecursionError):
-        # JSON over several lines has a value of its own; otherwise it is JSONL with a bad first line, or unreadable.
-        return file.format == "jsonl" and not isinstance(next(rows_of([RowFile(file.name, "json", file.open)])), Row)
-    if not isinstance(values, dict):
-        return file.format == "jsonl" and not isinstance(values, list)
-    return file.format == "jsonl" or _shape_of(values) is not None
+        values = None
+    if isinstance(values, dict):
+        return file.format == "jsonl" or _shape_of(values) is not None
+    # Either JSON over several lines, the first of which has a value of its own, or JSONL with a bad first line.
+    return file.format == "jsonl" and not isinstance(next(rows_of([RowFile(file.name, "json", file.open)])), Row)
 
 
 def _shape_of(values: Mapping[str, Any]) -> str | None:
