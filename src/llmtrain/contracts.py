@@ -71,8 +71,12 @@ class TrainingData(Protocol):
         ...
 
 
+class Unreachable(Exception):
+    """Raised by a sink whose tracker does not answer now: the same call is made again later, and figures wait."""
+
+
 class MetricSink(Protocol):
-    """Where figures go. What a sink raises never reaches the training loop."""
+    """Where figures go. What a sink raises never reaches the training loop; any but Unreachable turns it off."""
 
     def start(self, run_info: Mapping[str, Any]) -> None:
         """Called once, before the first figure; `run_info` holds the run id, folder, resolved config, resumed step."""

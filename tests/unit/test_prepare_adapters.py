@@ -135,8 +135,8 @@ def test_adapters_of_ones_own_are_named_by_import_path(tmp_path: Path, monkeypat
     [
         ("wikipedai", "there is no adapter 'wikipedai'; did you mean wikipedia"),
         ("nowhere:f", r"nowhere cannot be imported \(ModuleNotFoundError"),
-        ("json:nothing", "json has no function 'nothing'"),
-        ("json:__name__", "json has no function '__name__'"),
+        ("json:nothing", "json has no function or class 'nothing'"),
+        ("json:__name__", "json has no function or class '__name__'"),
     ],
 )
 def test_an_adapter_that_is_not_there_is_a_clear_error(name: str, message: str) -> None:

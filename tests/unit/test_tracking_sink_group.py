@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from llmtrain.contracts import Unreachable
+from llmtrain.tracking import sink_group
 from llmtrain.tracking.logs import reset_logging
 from llmtrain.tracking.sink_group import SinkGroup
 from llmtrain.tracking.sinks import JsonlSink, read_metrics
@@ -75,6 +77,21 @@ class BlockedSink:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         return None
+
+
+class DownSink(RecordingSink):
+    """Its tracker does not answer until `comes_up`, and says so each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.comes_up = threading.Event()
+        self.tries = threading.Semaphore(0)
+
+    def start(self, run_info: Mapping[str, Any]) -> None:
+        self.tries.release()
+        if not self.comes_up.is_set():
+            raise Unreachable("nobody at home")
+        super().start(run_info)
 
 
 @pytest.fixture
@@ -195,6 +212,59 @@ def test_bad_sinks_leave_the_loss_sequence_bit_for_bit_as_it_is(blocked: Blocked
 
     assert in_bad_company == alone
     assert len(set(alone)) == 30
+
+
+def test_figures_wait_for_a_tracker_that_is_down_and_are_all_there_when_it_answers(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sink_group, "_FIRST_PAUSE_SEC", 0.01)
+    sink = DownSink()
+    group = SinkGroup([sink], finish_timeout_sec=30)
+    with caplog.at_level("INFO", "llmtrain"):
+        group.start(RUN_INFO)
+        for step in range(1, 21):
+            group.log(step, {"train/loss": 1.0})
+        for _ in range(3):
+            assert sink.tries.acquire(timeout=30)
+        sink.comes_up.set()
+        while not sink.logged:  # a run that ends while the tracker is down would not wait for it
+            time.sleep(0.001)
+        group.finish({"state": "finished"})
+
+    assert len(sink.started) == len(sink.finished) == 1
+    assert [step for step, _ in sink.logged] == list(range(1, 21))
+    assert group.dropped == {}
+    assert caplog.messages == [
+        "DownSink does not answer; its figures wait, and the run goes on (nobody at home)",
+        "DownSink answers again",
+    ]
+
+
+def test_the_end_does_not_wait_for_a_tracker_that_is_down(caplog: pytest.LogCaptureFixture) -> None:
+    group = SinkGroup([DownSink()], queue_size=10, finish_timeout_sec=60)
+    group.start(RUN_INFO)
+    for step in range(1, 21):
+        group.log(step, {"train/loss": 1.0})
+
+    began = time.monotonic()
+    group.finish({"state": "finished"})
+
+    assert time.monotonic() - began < 30
+    assert group.dropped == {"DownSink": 20}
+    assert "still busy" not in caplog.text
+    assert "DownSink missed 20 of" in caplog.text
+
+
+@pytest.mark.parametrize(("state", "longest"), [("preempted", 20), ("failed", 20)])
+def test_a_run_that_was_stopped_does_not_wait_long(blocked: BlockedSink, state: str, longest: float) -> None:
+    group = SinkGroup([blocked], finish_timeout_sec=600)
+    group.start(RUN_INFO)
+    group.log(1, {"train/loss": 1.0})
+
+    began = time.monotonic()
+    group.finish({"state": state})
+
+    assert time.monotonic() - began < longest
 
 
 def test_metrics_that_cannot_be_written_do_not_stop_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

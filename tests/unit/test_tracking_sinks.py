@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 import subprocess
 import sys
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from llmtrain.tracking import sinks
 from llmtrain.tracking.sinks import JsonlSink, TensorBoardSink, read_metrics
 
 
@@ -58,6 +61,53 @@ def test_what_is_not_finite_is_null_and_named_so_that_a_line_stays_json(tmp_path
 
     assert (line["train/loss"], line["train/grad_norm"], line["train/lr"]) == (None, None, 1e-3)
     assert line["non_finite"] == {"train/loss": "nan", "train/grad_norm": "-inf"}
+
+
+class FullDisk(FileIO):
+    """A file on a disk with room for so many bytes more."""
+
+    room = 0
+
+    def write(self, data: Any) -> int:
+        if self.room <= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = super().write(data[: self.room])
+        self.room -= written
+        return written
+
+
+def test_lines_that_a_full_disk_does_not_take_wait_until_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sinks, "FileIO", FullDisk)
+    monkeypatch.setattr(FullDisk, "room", 90)  # one line and a part of the next
+    sink = JsonlSink(tmp_path / "metrics.jsonl")
+    sink.start(run_info(tmp_path))
+    for step in (1, 2, 3):
+        sink.log(step, {"train/loss": 1.0})
+    on_disk = (tmp_path / "metrics.jsonl").read_text()
+    assert sink._file is not None
+    sink._file.room = 10_000  # type: ignore[attr-defined]
+    sink.log(4, {"train/loss": 1.0})
+    sink.finish({})
+
+    assert on_disk.count("\n") == 1
+    assert strict_json(on_disk)["step"] == 1
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert caplog.messages == [
+        f"{tmp_path}/metrics.jsonl cannot be written; its lines wait in memory (No space left on device)"
+    ]
+
+
+def test_lines_that_are_left_over_at_the_end_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sinks, "FileIO", FullDisk)
+    sink = JsonlSink(tmp_path / "metrics.jsonl")
+    sink.start(run_info(tmp_path))
+    for step in (1, 2, 3):
+        sink.log(step, {"train/loss": 1.0})
+
+    with pytest.raises(OSError, match="3 lines are lost: No space left"):
+        sink.finish({})
 
 
 def test_a_new_run_never_overwrites_metrics(tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ def _type_name(annotation: Any) -> str:
         return ", ".join(f"`{choice}`" for choice in args)
     if get_origin(annotation) is list:
         return f"list of {_type_name(args[0])}"
+    if get_origin(annotation) is dict:
+        return "mapping"
     if get_origin(annotation) is tuple:
         return f"list of {len(args)} × {_type_name(args[0])}"
     if args:

@@ -40,8 +40,6 @@ def _absent(what: str) -> Renamed:
 
 
 _LORA = _absent("LoRA is")
-_MLFLOW = _absent("MLflow is")
-_WANDB = _absent("Weights & Biases is")
 _HUB_DATA = _absent("training on a Hugging Face dataset is")
 _HUB_MODEL = _absent("fine-tuning a Hugging Face model is")
 _CHECKPOINTING = _absent("activation checkpointing is")
@@ -131,14 +129,16 @@ RENAMED: dict[str, Renamed] = {
     "report_json": _always("every run writes summary.json, and --json prints it"),
     "log_level": _now("logging.level"),
     "log_batches": _now("logging.log_batches"),
-    "mlflow": _MLFLOW,
-    "tracking_uri": _MLFLOW,
-    "experiment": _MLFLOW,
+    "mlflow": _now("tracking.mlflow"),
+    "mlflow.enabled": _now("tracking.mlflow.enabled"),
+    "mlflow.run_name": _now("tracking.mlflow.run_name"),
+    "tracking_uri": _now("tracking.mlflow.tracking_uri"),
+    "experiment": _now("tracking.mlflow.experiment"),
     "run_name": _now("run.name"),
-    "log_models": _MLFLOW,
-    "use_wandb": _WANDB,
-    "wandb_project": _WANDB,
-    "wandb_run_name": _WANDB,
+    "log_models": _now("tracking.mlflow.log_models"),
+    "use_wandb": _now("tracking.wandb.enabled"),
+    "wandb_project": _now("tracking.wandb.project"),
+    "wandb_run_name": _now("tracking.wandb.run_name"),
     # Fine-tuning and publishing
     "lora": _LORA,
     "lora_r": _LORA,

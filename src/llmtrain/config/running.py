@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from llmtrain.config.base import Section, opt
+from llmtrain.config.base import Section, key, opt
 
 
 class RunConfig(Section):
@@ -20,8 +20,43 @@ class TensorBoardConfig(Section):
     enabled: bool = opt(True, "Write event files to <run>/tensorboard.")
 
 
+class MlflowConfig(Section):
+    enabled: bool = opt(False, "Log to MLflow (pip install 'llmtrain[mlflow]').")
+    tracking_uri: str | None = opt(
+        None,
+        "A server (http://…), a database (sqlite:///…) or a folder; MLFLOW_TRACKING_URI when not given, else "
+        "sqlite:///mlflow.db, which `mlflow ui` opens.",
+        min_length=1,
+    )
+    experiment: str | None = opt(None, "MLFLOW_EXPERIMENT_NAME when not given, else llmtrain.", min_length=1)
+    run_name: str | None = opt(None, "The run's id when not given.", min_length=1)
+    log_models: bool = opt(False, "Store the best model as an artifact when the run is finished.")
+
+
+class WandbConfig(Section):
+    enabled: bool = opt(False, "Log to Weights & Biases (pip install 'llmtrain[wandb]').")
+    project: str | None = opt(None, "WANDB_PROJECT when not given, else llmtrain.", min_length=1)
+    entity: str | None = opt(None, "User or team; WANDB_ENTITY when not given, else your own.", min_length=1)
+    run_name: str | None = opt(None, "The run's id when not given.", min_length=1)
+    mode: Literal["online", "offline", "disabled"] | None = opt(
+        None,
+        "offline writes to <run>/wandb, for `wandb sync`; WANDB_MODE when not given, else online.",
+    )
+
+
+class SinkConfig(Section):
+    name: str = key("package.module:Class, which meets MetricSink.", pattern=r"^[\w.]+:\w+$")
+    options: dict[str, Any] = opt({}, "Keyword arguments of the class.")
+
+
 class TrackingConfig(Section):
     tensorboard: TensorBoardConfig = TensorBoardConfig()
+    mlflow: MlflowConfig = MlflowConfig()
+    wandb: WandbConfig = WandbConfig()
+    sinks: list[SinkConfig] = opt([], "Sinks of your own.")
+    finish_timeout_sec: float = opt(
+        30.0, "How long the end of a run waits for slow trackers; more for log_models of large models.", ge=0
+    )
 
 
 class LoggingConfig(Section):

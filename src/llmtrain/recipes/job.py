@@ -25,6 +25,7 @@ from llmtrain.distributed.engine import Engine, resolve
 from llmtrain.recipes.prepare import ensure_shards
 from llmtrain.recipes.trained import Trained, architecture_of, build_decoder, build_huggingface
 from llmtrain.tracking.logs import setup_logging
+from llmtrain.tracking.sink_group import check_own_sinks
 from llmtrain.training.checkpoint import load_optimizer, load_state, newest_good
 from llmtrain.training.non_finite import StepFigures, leave_out
 from llmtrain.training.optimizers import NamedOptimizer, build_optimizer
@@ -104,6 +105,7 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
         model = architecture_of(config.model, root=Path(config.output.root_dir))
         config = config.model_copy(update={"model": model})
     setup_logging(config.logging, run_folder=None, rank=0)
+    check_own_sinks(config.tracking)
     resolved = resolve(config.run, config.trainer, config.distributed, previous=origin.resolved if origin else None)
     engine = Engine(resolved, distributed=config.distributed, deterministic=config.run.deterministic)
     setup_logging(config.logging, run_folder=None, rank=engine.rank)

@@ -152,13 +152,15 @@ def _train_in(run: Path, job: Job, stop: StopSignal) -> dict[str, Any]:
                 peak_memory_bytes=peak_memory_bytes(engine.device),
                 resumed_step=job.resumed_step,
             )
-            sinks.finish(summary.as_dict())
-            if store:
-                summary.write(run / "summary.json")
-                try:
-                    store.close()  # the save under way may be the one that moves the links
-                finally:
-                    link_model(run)
+            try:
+                if store:
+                    summary.write(run / "summary.json")
+                    try:
+                        store.close()  # the save under way may be the one that moves the links
+                    finally:
+                        link_model(run)
+            finally:
+                sinks.finish(summary.as_dict())  # last: it may store the model that the link leads to
     if outcome == "preempted":
         raise Preempted(f"step {state.step} is saved; to go on: llmtrain train --resume {run}")
     validation = {name.replace("/", "_"): value for name, value in state.validation.items()}

@@ -2,50 +2,105 @@
 
     loop ── log(step, figures) ─┬─ metrics.jsonl: at once, in the loop's thread (a line is there when the step is over)
                                 ├─ queue ─ thread ─ TensorBoard
-                                └─ queue ─ thread ─ a tracker
+                                └─ queue ─ thread ─ MLflow, W&B, a sink of the user's own
 
 A sink must leave the process's random generators alone: they belong to all threads, so to the loop as well.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from llmtrain.config.errors import ConfigError
+from llmtrain.contracts import Unreachable
+from llmtrain.import_path import import_callable
+from llmtrain.tracking.mlflow_sink import MlflowSink
 from llmtrain.tracking.redaction import redact
 from llmtrain.tracking.sinks import JsonlSink, TensorBoardSink
+from llmtrain.tracking.wandb_sink import make_wandb_sink
 
 if TYPE_CHECKING:
-    from llmtrain.config.running import TrackingConfig
+    from llmtrain.config.running import SinkConfig, TrackingConfig
     from llmtrain.contracts import MetricSink
 
 log = logging.getLogger("llmtrain.tracking")
+
+_URGENT_TIMEOUT_SEC = 5.0
+_FIRST_PAUSE_SEC = 1.0
+_LONGEST_PAUSE_SEC = 60.0
 
 
 def start_sinks(
     tracking: TrackingConfig, *, run: Path, config: Mapping[str, Any], resumed_step: int | None, is_main: bool
 ) -> SinkGroup:
-    """The sinks that `tracking` asks for, started; none on the ranks that write nothing. Secrets are redacted."""
+    """The sinks that `tracking` asks for, started; none on the ranks that write nothing. Secrets are redacted.
+
+    One that is not installed, or whose set-up fails, gives a warning. Raises ConfigError if a sink of the user's own
+    cannot be imported or does not take its options.
+    """
     sinks: list[MetricSink] = []
     if is_main:
         sinks.append(JsonlSink(run / "metrics.jsonl"))
         if tracking.tensorboard.enabled:
-            sinks.append(TensorBoardSink(run / "tensorboard"))
-    group = SinkGroup(sinks)
+            sinks += _made("TensorBoard", lambda: TensorBoardSink(run / "tensorboard"))
+        if tracking.mlflow.enabled:
+            sinks += _made("MLflow", lambda: MlflowSink(tracking.mlflow, run=run), extra="mlflow")
+        if tracking.wandb.enabled:
+            sinks += _made("W&B", lambda: make_wandb_sink(tracking, run=run), extra="wandb")
+        for own in tracking.sinks:
+            sinks += _made(own.name, partial(_own_sink, own))
+    group = SinkGroup(sinks, finish_timeout_sec=tracking.finish_timeout_sec)
     group.start({"run_id": run.name, "folder": run, "config": redact(config), "resumed_step": resumed_step})
     return group
+
+
+def check_own_sinks(tracking: TrackingConfig) -> None:
+    """Raise ConfigError if a sink of the user's own cannot be imported."""
+    for own in tracking.sinks:
+        import_callable(own.name, key="tracking.sinks")
+
+
+def _own_sink(own: SinkConfig) -> MetricSink:
+    make = import_callable(own.name, key="tracking.sinks")
+    try:
+        inspect.signature(make).bind(**own.options)
+    except TypeError as error:
+        raise ConfigError(f"tracking.sinks: {own.name} does not take its options: {error}") from None
+    sink: MetricSink = make(**own.options)
+    return sink
+
+
+def _made(name: str, make: Callable[[], MetricSink | None], *, extra: str | None = None) -> list[MetricSink]:
+    """What `make` gives, as a list; an empty one, with a warning, if it cannot."""
+    try:
+        sink = make()
+    except ConfigError:
+        raise
+    except ModuleNotFoundError as error:
+        fix = f": pip install 'llmtrain[{extra}]'" if extra else f" ({error})"
+        log.warning("%s is not installed%s. The run goes on without it", name, fix)
+        return []
+    except Exception as error:
+        log.warning("%s is off, and the run goes on without it: %s", name, error)
+        log.debug("where %s failed:", name, exc_info=True)
+        return []
+    return [] if sink is None else [sink]
 
 
 class SinkGroup:
     """A MetricSink made of others. The first exception of a sink gives one warning and turns it off; the run goes on.
 
     `queue_size`: calls that may wait for a slow sink; further figures are dropped, and counted.
-    `finish_timeout_sec`: how long `finish` waits for all sinks together.
+    `finish_timeout_sec`: how long `finish` waits for all sinks together; a run that was stopped from outside, or
+    failed, waits five seconds at most. A sink whose tracker does not answer (Unreachable) gets the same call again.
     """
 
     def __init__(self, sinks: Sequence[MetricSink], *, queue_size: int = 1000, finish_timeout_sec: float = 5.0) -> None:
@@ -70,7 +125,9 @@ class SinkGroup:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Finish every sink, wait a few seconds for those with a thread, and say which figures did not get through."""
         self._tell_all("finish", lambda sink: sink.finish(summary))
-        deadline = time.monotonic() + self._finish_timeout_sec
+        is_urgent = summary.get("state") in ("preempted", "failed")
+        timeout_sec = min(self._finish_timeout_sec, _URGENT_TIMEOUT_SEC) if is_urgent else self._finish_timeout_sec
+        deadline = time.monotonic() + timeout_sec
         for courier in self._couriers:
             courier.close(timeout_sec=max(0.0, deadline - time.monotonic()))
         for name, missed in self.dropped.items():
@@ -101,18 +158,24 @@ class _Guard:
         self._off = False
 
     def deliver(self, what: str, call: Callable[[MetricSink], None]) -> bool:
-        """Call the sink unless it is off; whether that went well."""
+        """Call the sink unless it is off; whether that went well. Raises Unreachable as the sink does."""
         if self._off:
             return False
         try:
             call(self.sink)
+        except Unreachable:
+            raise
         except Exception as error:
-            self._off = True
+            self.turn_off()
             cause = f"{type(error).__name__}: {error}"
             log.warning("%s failed at %s and is off from here on; the run goes on (%s)", self.name, what, cause)
             log.debug("where %s failed:", self.name, exc_info=True)
             return False
         return True
+
+    def turn_off(self) -> None:
+        """Deliver nothing any more."""
+        self._off = True
 
     def deliver_figures(self, step: int, figures: Mapping[str, float]) -> None:
         self.offered += 1
@@ -128,6 +191,8 @@ class _Courier:
         # None is the end. The size is looked at by the only sender, so that `finish` gets in however full the queue is.
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._told_full = False
+        self._told_unreachable = False
+        self._closing = threading.Event()
         # A daemon: a sink that blocks forever must not keep the process from ending.
         self._thread = threading.Thread(target=self._work, name=f"sink-{guard.name}", daemon=True)
         self._thread.start()
@@ -154,6 +219,7 @@ class _Courier:
 
     def close(self, *, timeout_sec: float) -> None:
         """End the thread when the queue is empty; leave it to itself after `timeout_sec`."""
+        self._closing.set()
         self._queue.put(None)
         self._thread.join(timeout_sec)
         if self._thread.is_alive():
@@ -161,4 +227,27 @@ class _Courier:
 
     def _work(self) -> None:
         while (deliver := self._queue.get()) is not None:
-            deliver()
+            self._carry(deliver)
+
+    def _carry(self, deliver: Callable[[], None]) -> None:
+        """Make a call, and make it again for as long as the tracker does not answer and the run lasts."""
+        pause_sec, was_unreachable = _FIRST_PAUSE_SEC, False
+        while True:
+            try:
+                deliver()
+            except Unreachable as error:
+                was_unreachable = True
+                if not self._told_unreachable:
+                    log.warning(
+                        "%s does not answer; its figures wait, and the run goes on (%s)", self._guard.name, error
+                    )
+                self._told_unreachable = True
+                if self._closing.is_set():
+                    self._guard.turn_off()
+                    return
+                self._closing.wait(pause_sec)
+                pause_sec = min(2 * pause_sec, _LONGEST_PAUSE_SEC)
+            else:
+                if was_unreachable:
+                    log.info("%s answers again", self._guard.name)
+                return

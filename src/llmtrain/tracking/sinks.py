@@ -1,4 +1,4 @@
-"""Where a run's figures go: metrics.jsonl always, TensorBoard by default.
+"""Where a run's figures go: metrics.jsonl always, TensorBoard by default; other trackers have files of their own.
 
 A sink does its imports and finds its faults of set-up when it is made, in the main thread and before data workers
 fork; it may be slow from `start` on. `sink_group` keeps what a sink does wrong away from the training loop.
@@ -7,6 +7,7 @@ A resumed run begins after `run_info["resumed_step"]`: what an earlier process t
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -14,9 +15,11 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from types import ModuleType
-from typing import IO, TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from llmtrain.files import replace
 
@@ -41,35 +44,65 @@ class JsonlSink:
     """One JSON object a line: `{"step": 10, "time": 1795216293.125, "train/loss": 3.21}`, in the file at once.
 
     `time` is in seconds since 1970. JSON has no NaN and no infinity: such a figure is null, and `non_finite` says what
-    it was: `{"train/loss": null, "non_finite": {"train/loss": "nan"}}`.
+    it was: `{"train/loss": null, "non_finite": {"train/loss": "nan"}}`. What cannot be written (a full disk) waits in
+    memory until it can: this file is the run's record.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file: IO[str] | None = None
+        self._file: FileIO | None = None
+        self._size = 0
+        self._waiting: list[bytes] = []
 
     def start(self, run_info: Mapping[str, Any]) -> None:
         """Open the file; a resumed run keeps the lines up to its step. Raises FileExistsError if a new run has one."""
         resumed_step: int | None = run_info["resumed_step"]
         if resumed_step is not None and self._path.exists():
             _drop_lines_after(self._path, step=resumed_step)
-            self._file = self._path.open("a", encoding="utf-8")
+            self._file = FileIO(self._path, "a")
         else:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("x", encoding="utf-8")
+            self._file = FileIO(self._path, "x")
+        self._size = os.fstat(self._file.fileno()).st_size
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line."""
         assert self._file is not None, "start comes first"
         line = {"step": step, "time": round(time.time(), 3), **json_figures(metrics)}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        self._waiting.append(json.dumps(line, allow_nan=False).encode() + b"\n")
+        could_write = len(self._waiting) == 1
+        try:
+            self._write()
+        except OSError as error:
+            if could_write:
+                log.warning("%s cannot be written; its lines wait in memory (%s)", self._path, error.strerror)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Close the file; the summary has a file of its own."""
+        """Close the file; the summary has a file of its own. Raises OSError if lines are left over."""
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            try:
+                self._write()
+            except OSError as error:
+                raise OSError(error.errno, f"{len(self._waiting)} lines are lost: {error.strerror}") from error
+            finally:
+                self._file.close()
+                self._file = None
+
+    def _write(self) -> None:
+        """Append what waits, whole lines or nothing."""
+        assert self._file is not None
+        data = b"".join(self._waiting)
+        try:
+            written = self._file.write(data)
+            if written != len(data):  # the disk became full on the way
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            with suppress(OSError):
+                self._file.truncate(self._size)
+                self._file.seek(self._size)
+            raise
+        self._size += len(data)
+        self._waiting.clear()
 
 
 class TensorBoardSink:

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib
 import inspect
 import json
-import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from llmtrain.config.errors import ConfigError
+from llmtrain.import_path import import_callable
 
 Row = Mapping[str, Any]
 
@@ -80,25 +78,14 @@ def load_adapter(name: str) -> Adapter:
     if name in _ADAPTERS:
         return Adapter(name, *_ADAPTERS[name])
     known = ", ".join(["default", *_ADAPTERS])
-    module_name, colon, function_name = name.partition(":")
-    if not colon:
+    if ":" not in name:
         close = get_close_matches(name, ["default", *_ADAPTERS], n=1)
         hint = f"; did you mean {close[0]}?" if close else "."
         raise ConfigError(
             f"prepare.adapter: there is no adapter {name!r}{hint} There are {known}, "
             "and your own as package.module:function"
         )
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # the program's script has its own folder there, and not the user's
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise ConfigError(
-            f"prepare.adapter: {module_name} cannot be imported ({type(error).__name__}: {error})"
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise ConfigError(f"prepare.adapter: {module_name} has no function {function_name!r}")
+    function = import_callable(name, key="prepare.adapter")
     try:
         source = inspect.getsource(function)
     except (OSError, TypeError):
