@@ -1,4 +1,4 @@
-"""runs: what was trained, in a list or side by side."""
+"""runs, report: what was trained, in a list, side by side, or as a page."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from llmtrain.cli.output import Outcome, columns
 COLUMNS = ("run", "state", "steps", "loss", "val loss", "bits/byte", "tokens", "time", "size")
 RESULTS = ("name", "state", "steps", "loss", "val_loss", "best_val_loss", "bits_per_byte", "tokens", "seconds", "bytes")
 
+RootDir = Annotated[str, typer.Option("--root-dir", metavar="DIR", help="Folder of all runs.")]
+
 
 def add_to(app: typer.Typer) -> None:
-    """Adds this file's verb to the program."""
+    """Adds this file's verbs to the program."""
     app.command("runs")(runs)
+    app.command("report")(report)
 
 
 def runs(
@@ -33,7 +36,7 @@ def runs(
             help="time, id, name, state, steps, loss, val_loss, bits_per_byte, tokens, seconds or bytes.",
         ),
     ] = "time",
-    root_dir: Annotated[str, typer.Option("--root-dir", metavar="DIR", help="Folder of all runs.")] = "runs",
+    root_dir: RootDir = "runs",
     json: Json = False,
 ) -> Outcome:
     """List runs, the newest first, or compare some of them."""
@@ -46,6 +49,30 @@ def runs(
     if not found:
         return Outcome(found, f"{root_dir} has no runs")
     return Outcome(found, "\n".join([*columns(COLUMNS, [_row(run) for run in found]), *_problems(found)]))
+
+
+def report(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN …]", help="Runs: ids or folders; the newest when none is named.", show_default=False
+        ),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="<run>/report.html when not given; ./report.html for several runs."
+        ),
+    ] = None,
+    root_dir: RootDir = "runs",
+    json: Json = False,
+) -> Outcome:
+    """Write one self-contained HTML page: curves, evaluations, config, environment and data of one run or several."""
+    from llmtrain.recipes.report import report as recipe
+
+    written = recipe(names or ["latest"], output=output, root_dir=root_dir)
+    size = f"{written['bytes'] / 1e6:.1f} MB, {written['points']:,} points"
+    return Outcome(written, "\n".join([f"{written['report']} ({size})", *written["problems"]]))
 
 
 def _row(run: Mapping[str, Any]) -> list[str]:

@@ -52,21 +52,21 @@ def compare_runs(refs: Sequence[str], *, root_dir: str = "runs") -> dict[str, An
     """
     folders = [find_run(ref, Path(root_dir))[0] for ref in refs]
     runs = [describe_run(folder) for folder in folders]
-    configs = [_flat(_config(folder, problems=run["problems"])) for folder, run in zip(folders, runs, strict=True)]
+    configs = [flat_config(folder, problems=run["problems"]) for folder, run in zip(folders, runs, strict=True)]
     figures = [last_figures(folder / "metrics.jsonl") for folder in folders]
     return {
         "runs": runs,
-        "config": _side_by_side(configs, only_different=True),
-        "figures": [row for row in _side_by_side(figures, only_different=False) if row["key"] != "time"],
+        "config": side_by_side(configs, only_different=True),
+        "figures": [row for row in side_by_side(figures, only_different=False) if row["key"] != "time"],
     }
 
 
 def describe_run(folder: Path) -> dict[str, Any]:
     """What is known of a run, with the same keys for each."""
     problems: list[str] = []
-    meta = _json_object(folder / "meta.json", problems=problems)
+    meta = json_object(folder / "meta.json", problems=problems)
     ended = (folder / "summary.json").exists()
-    summary = _json_object(folder / "summary.json", problems=problems) if ended else {}
+    summary = json_object(folder / "summary.json", problems=problems) if ended else {}
     figures = last_figures(folder / "metrics.jsonl")
     step = _number(figures.get("step"))
     steps = _number(summary.get("steps"))
@@ -151,7 +151,8 @@ def _size(folder: Path) -> int:
     return sum(sizes.values())
 
 
-def _json_object(path: Path, *, problems: list[str]) -> dict[str, Any]:
+def json_object(path: Path, *, problems: list[str]) -> dict[str, Any]:
+    """What the file holds; {} for no file, no JSON and no object, which is noted in `problems`."""
     try:
         document = json.loads(path.read_bytes())
         if isinstance(document, dict):
@@ -174,11 +175,11 @@ def _name(folder: Path) -> str | None:
         return None
 
 
-def _config(folder: Path, *, problems: list[str]) -> dict[str, Any]:
-    """The config as it lies there: it may be that of another version, so it is not checked."""
+def flat_config(folder: Path, *, problems: list[str]) -> dict[str, Any]:
+    """The config's values by dotted key, as it lies there: it may be that of another version, so it is not checked."""
     try:
         text = (folder / "config.yaml").read_text(encoding="utf-8")
-        return parse_file(text, label="config.yaml", is_json=False).values
+        return _flat(parse_file(text, label="config.yaml", is_json=False).values)
     except (OSError, ValueError) as error:
         problems.append(f"config.yaml cannot be read ({error})")
         return {}
@@ -195,7 +196,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _side_by_side(columns: Sequence[Mapping[str, Any]], *, only_different: bool) -> list[dict[str, Any]]:
+def side_by_side(columns: Sequence[Mapping[str, Any]], *, only_different: bool) -> list[dict[str, Any]]:
     """A row a key, in the order in which they come: its value in each of the columns, None where there is none."""
     rows = []
     for key in dict.fromkeys(key for column in columns for key in column):

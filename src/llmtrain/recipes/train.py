@@ -20,6 +20,8 @@ from llmtrain.contracts import Batch
 from llmtrain.distributed.engine import is_lost_peer, is_timeout
 from llmtrain.evaluation.loss import evaluate_loss
 from llmtrain.recipes.job import Job, set_up
+from llmtrain.recipes.report import report_at_end
+from llmtrain.tracking.events import EVENTS_NAME, EventLog
 from llmtrain.tracking.logs import setup_logging
 from llmtrain.tracking.progress import Progress
 from llmtrain.tracking.sink_group import start_sinks
@@ -108,12 +110,16 @@ def _train_in(run: Path, job: Job, stop: StopSignal) -> dict[str, Any]:
         resumed_step=job.resumed_step,
         is_main=engine.is_main,
     )
+    events = EventLog(run / EVENTS_NAME if engine.is_main else None)
+    if job.resumed_step is not None:
+        events.add("resumed", step=job.resumed_step)
     store = _open_store(job, run) if engine.is_main else None
     outcome: Literal["finished", "preempted", "failed"] = "failed"
     plain = True if config.logging.json_output else None
     with Progress(job.schedule.total_steps, start_step=state.step, plain=plain, quiet=not engine.is_main) as progress:
         report = Reporter(
             sinks=sinks,
+            events=events,
             progress=progress,
             items_per_epoch=job.data.items_per_epoch,
             flops_per_token=job.trained.module.flops_per_token(config.data.seq_len),
@@ -142,6 +148,8 @@ def _train_in(run: Path, job: Job, stop: StopSignal) -> dict[str, Any]:
                 with report.spent("saving"):
                     store.wait()
             outcome = "finished" if finished else "preempted"
+            if not finished:
+                events.add("stopped", step=state.step)
             if engine.is_main:
                 forget_restarts(run)
         finally:
@@ -161,6 +169,8 @@ def _train_in(run: Path, job: Job, stop: StopSignal) -> dict[str, Any]:
                         link_model(run)
             finally:
                 sinks.finish(summary.as_dict())  # last: it may store the model that the link leads to
+            if store:
+                report_at_end(run)
     if outcome == "preempted":
         raise Preempted(f"step {state.step} is saved; to go on: llmtrain train --resume {run}")
     validation = {name.replace("/", "_"): value for name, value in state.validation.items()}

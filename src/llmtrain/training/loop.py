@@ -71,6 +71,7 @@ def fit(
                 engine.watchdog.beat("saving")
                 with report.spent("saving"):
                     save(state, best, over)
+                report.saved(state, best=best)
                 save_watch.reset()
             if over:
                 return True
@@ -116,6 +117,7 @@ def fit(
         engine.watchdog.beat("saving")
         with report.spent("saving"):
             save(state, False, False)
+        report.saved(state, best=False)
         return False
 
 

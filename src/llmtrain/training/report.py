@@ -13,6 +13,7 @@ from typing import Literal
 
 from llmtrain.contracts import Batch, MetricSink
 from llmtrain.tracking import metrics as names
+from llmtrain.tracking.events import EventLog
 from llmtrain.tracking.progress import Progress
 from llmtrain.tracking.summary import ParameterCount, RunSummary
 from llmtrain.tracking.system import model_flops_utilisation
@@ -32,6 +33,7 @@ class Reporter:
         self,
         *,
         sinks: MetricSink,
+        events: EventLog,
         progress: Progress,
         items_per_epoch: int,
         flops_per_token: float,
@@ -41,6 +43,7 @@ class Reporter:
         total_steps: int,
     ) -> None:
         self._sinks = sinks
+        self._events = events
         self._progress = progress
         self._times = TimeBook()
         self._throughput = Throughput(self._times)
@@ -81,6 +84,8 @@ class Reporter:
             state.last_loss = loss
             for total in (self._window, self._epoch):
                 total.add(loss_sum, num_tokens)
+        if state.skipped_in_a_row:
+            self._events.add("skipped", step=state.step)
         self._throughput.add(num_tokens)
         self._describe_batch(state.step, micro_batches, loss=loss, seconds=seconds)
         figures = self._figures(state, grad_norm=grad_norm, lr=lr) if due else None
@@ -96,6 +101,10 @@ class Reporter:
         self._sinks.log(state.step, figures)
         best = "  (the best so far)" if state.best_step == state.step else ""
         log.info("step %d  %s%s", state.step, names.describe(figures), best)
+
+    def saved(self, state: RunState, *, best: bool) -> None:
+        """A checkpoint of this step is being written."""
+        self._events.add("saved", step=state.step, best=best)
 
     def summary(
         self,

@@ -1,0 +1,312 @@
+"use strict";
+// Charts: which there are, what is on them, and how the reader sees them. Plotly draws.
+
+const COLORS = ["#4269d0", "#e8890c", "#e0526b", "#1fa187", "#9467bd", "#4fae3f", "#2e9fd6", "#a8703e", "#d161b5", "#80868f"];
+const HIDDEN_FIGURES = new Set(["train/epoch", "train/tokens_total"]);
+const SECTIONS = [
+  ["learning", "Learning"],
+  ["speed", "Speed"],
+  ["machine", "Machine"],
+  ["evaluation", "Evaluations while training"],
+  ["other", "Other figures"],
+];
+const KNOWN_CHARTS = [
+  { section: "learning", title: "Loss", unit: "nats a token", names: ["train/loss", "val/loss"], wide: true, smooth: true },
+  { section: "learning", title: "Learning rate", names: ["train/lr"] },
+  { section: "learning", title: "Gradient norm", unit: "before clipping", names: ["train/grad_norm"], smooth: true },
+  { section: "learning", title: "Bits per byte", unit: "validation", names: ["val/bits_per_byte"] },
+  { section: "learning", title: "Perplexity", unit: "validation", names: ["val/perplexity"] },
+  { section: "speed", title: "Throughput", unit: "tokens a second, all ranks", names: ["train/tokens_per_sec"], smooth: true, zero: true },
+  { section: "speed", title: "Model FLOPs utilisation", names: ["train/mfu"], smooth: true, zero: true, percent: true },
+  { section: "speed", title: "Time a step", unit: "seconds", names: ["train/step_time_sec"], smooth: true, zero: true },
+];
+const SECTION_OF_PREFIX = { system: "machine", perf: "speed", eval: "evaluation", train: "learning", val: "learning" };
+const EVENT_LOOKS = {
+  saved: { symbol: "triangle-up", color: "muted" },
+  resumed: { symbol: "circle", color: "good", line: "dash" },
+  stopped: { symbol: "square", color: "muted", line: "dot" },
+  skipped: { symbol: "x", color: "bad", line: "solid" },
+  "non-finite": { symbol: "x", color: "bad" },
+};
+
+// A figure of one rank or device shares its chart with those of the others: system/gpu_0/power_w → system/gpu/power_w.
+function chartKey(name) {
+  return name.replace(/[_/]?(rank|gpu|cpu|device|node)[_-]?\d+/g, (match) => match.replace(/[_-]?\d+$/, ""));
+}
+
+function chartsOf(runs) {
+  const names = [...new Set(runs.flatMap((run) => Object.keys(run.curves)))].filter((name) => !HIDDEN_FIGURES.has(name));
+  const known = new Set(KNOWN_CHARTS.flatMap((chart) => chart.names));
+  const found = KNOWN_CHARTS.filter((chart) => chart.names.some((name) => names.includes(name)));
+  const groups = new Map();
+  for (const name of names.filter((one) => !known.has(one))) {
+    const key = chartKey(name);
+    groups.set(key, [...(groups.get(key) ?? []), name]);
+  }
+  for (const [key, members] of groups) {
+    const [prefix, ...rest] = key.split("/");
+    found.push({
+      section: SECTION_OF_PREFIX[prefix] ?? "other",
+      title: rest.length ? rest.join(" ").replaceAll("_", " ") : key,
+      unit: rest.length && !SECTION_OF_PREFIX[prefix] ? prefix : "",
+      names: members,
+      smooth: prefix !== "eval",
+    });
+  }
+  return found;
+}
+
+// -- the reader's choices ----------------------------------------------------------------------------------------------
+
+const view = { x: "step", smoothing: 0, raw: true, logX: false, logY: false, events: true, hidden: new Set() };
+
+function color(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+}
+
+function runColor(run) {
+  return COLORS[run.number % COLORS.length];
+}
+
+// -- points ------------------------------------------------------------------------------------------------------------
+
+function interpolate(at, xs, ys) {
+  if (!xs.length) return null;
+  let low = 0;
+  let high = xs.length - 1;
+  if (at <= xs[low]) return ys[low];
+  if (at >= xs[high]) return ys[high];
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    if (xs[middle] <= at) low = middle;
+    else high = middle;
+  }
+  return ys[low] + ((ys[high] - ys[low]) * (at - xs[low])) / (xs[high] - xs[low]);
+}
+
+const TIME_UNITS = [["days", 86400, 3 * 86400], ["hours", 3600, 2 * 3600], ["minutes", 60, 180], ["seconds", 1, 0]];
+
+function timeUnit(runs) {
+  const longest = Math.max(0, ...runs.flatMap((run) => Object.values(run.curves).map((curve) => curve.seconds.at(-1) ?? 0)));
+  return TIME_UNITS.find(([, , atLeast]) => longest >= atLeast);
+}
+
+function xValues(run, points, unit) {
+  if (view.x === "time") return points.seconds.map((seconds) => seconds / unit[1]);
+  if (view.x === "tokens") return points.step.map((step) => interpolate(step, run.tokens_by_step.step, run.tokens_by_step.tokens));
+  return points.step;
+}
+
+// Exponential moving average whose weights add up to 1 from the first point on.
+function smoothed(values, smoothing) {
+  let sum = 0;
+  let weight = 0;
+  return values.map((value) => {
+    sum = smoothing * sum + (1 - smoothing) * value;
+    weight = smoothing * weight + (1 - smoothing);
+    return sum / weight;
+  });
+}
+
+// -- traces ------------------------------------------------------------------------------------------------------------
+
+// Plotly reads a few tags in names.
+function plain(text) {
+  return String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+}
+
+function tracesOf(chart, runs, unit) {
+  const shown = runs.filter((run) => !view.hidden.has(run.id));
+  const traces = [];
+  for (const run of shown) {
+    const names = chart.names.filter((name) => run.curves[name]?.value.length);
+    names.forEach((name, index) => {
+      const curve = run.curves[name];
+      const several = runs.length > 1;
+      const line = several ? runColor(run) : COLORS[index % COLORS.length];
+      const label = plain(several ? (chart.names.length > 1 ? `${run.label} ${name}` : run.label) : name);
+      const few = curve.value.length <= 40;
+      const format = chart.percent ? ".1%" : ".5~g";
+      const base = { type: "scatter", x: xValues(run, curve, unit), y: curve.value, name: label };
+      const isMain = index === 0;
+      const dash = several && !isMain ? "dot" : "solid";
+      if (!(chart.smooth && view.smoothing > 0 && !few)) {
+        traces.push({
+          ...base,
+          mode: few ? "lines+markers" : "lines",
+          line: { color: line, width: 1.8, dash },
+          marker: { size: 6 },
+          hovertemplate: `%{y:${format}}`,
+        });
+        return;
+      }
+      if (view.raw) {
+        traces.push({
+          ...base,
+          mode: "lines",
+          line: { color: line, width: 1 },
+          opacity: 0.28,
+          showlegend: false,
+          hovertemplate: `%{y:${format}}`,
+        });
+      }
+      const points = curve.means ?? curve;
+      traces.push({
+        ...base,
+        x: xValues(run, points, unit),
+        y: smoothed(points.value, view.smoothing),
+        mode: "lines",
+        line: { color: line, width: 2.2, dash },
+        name: `${label} (smooth)`,
+        hovertemplate: `%{y:${format}}`,
+      });
+    });
+  }
+  return traces;
+}
+
+function eventTraces(chart, runs, unit) {
+  const traces = [];
+  const shapes = [];
+  if (!view.events) return { traces, shapes };
+  for (const run of runs.filter((one) => !view.hidden.has(one.id))) {
+    const clock = run.curves["train/loss"] ?? Object.values(run.curves)[0];
+    if (!clock) continue;
+    for (const [kind, look] of Object.entries(EVENT_LOOKS)) {
+      const events = run.events.filter((event) => event.event === kind);
+      if (!events.length || (!chart.wide && !look.line)) continue;
+      const points = {
+        step: events.map((event) => event.step),
+        seconds: events.map((event) => interpolate(event.step, clock.step, clock.seconds)),
+      };
+      const xs = xValues(run, points, unit);
+      const shade = runs.length > 1 ? runColor(run) : color(look.color);
+      traces.push({
+        type: "scatter",
+        mode: "markers",
+        x: xs,
+        y: xs.map(() => 0.015),
+        yaxis: "y2",
+        marker: { symbol: look.symbol, size: chart.wide ? 9 : 7, color: shade },
+        name: plain(runs.length > 1 ? `${run.label} ${kind}` : kind),
+        text: events.map((event) => plain([kind, event.details].filter(Boolean).join(": "))),
+        hovertemplate: "%{text}<extra></extra>",
+        showlegend: false,
+      });
+      if (look.line) {
+        for (const x of xs) {
+          shapes.push({ type: "line", x0: x, x1: x, y0: 0, y1: 1, yref: "paper", line: { color: shade, width: 1, dash: look.line } });
+        }
+      }
+    }
+  }
+  return { traces, shapes };
+}
+
+function layoutOf(chart, unit, shapes, numTraces) {
+  const axis = {
+    gridcolor: color("grid"),
+    zeroline: false,
+    linecolor: color("line"),
+    tickfont: { size: 11 },
+    automargin: true,
+  };
+  const title = { step: "step", tokens: "tokens", time: unit[0] }[view.x];
+  return {
+    font: { family: "inherit", color: color("muted"), size: 12 },
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    margin: { l: 46, r: 12, t: numTraces > 1 ? 30 : 8, b: 36 },
+    height: chart.wide ? 380 : 230,
+    hovermode: "x unified",
+    hoverlabel: { bgcolor: color("panel"), bordercolor: color("line"), font: { color: color("ink"), size: 12 }, namelength: 40 },
+    dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
+    showlegend: numTraces > 1,
+    legend: { orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom", font: { size: 11.5 } },
+    xaxis: {
+      ...axis,
+      type: view.logX ? "log" : "linear",
+      title: { text: title, font: { size: 11 }, standoff: 6 },
+      unifiedhovertitle: { text: `${title} %{x:${view.x === "time" ? ".2f" : view.x === "tokens" ? ".4~s" : ",.0f"}}` },
+      tickformat: view.x === "tokens" ? "~s" : "",
+      showspikes: true,
+      spikemode: "across",
+      spikethickness: 1,
+      spikedash: "solid",
+      spikecolor: color("line"),
+    },
+    yaxis: {
+      ...axis,
+      type: view.logY ? "log" : "linear",
+      rangemode: chart.zero && !view.logY ? "tozero" : "normal",
+      tickformat: chart.percent ? ".0%" : "",
+      exponentformat: "SI",
+    },
+    yaxis2: { overlaying: "y", range: [0, 1], fixedrange: true, visible: false },
+    shapes,
+  };
+}
+
+const PLOT_OPTIONS = {
+  responsive: true,
+  displaylogo: false,
+  scrollZoom: false,
+  modeBarButtonsToRemove: ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
+};
+
+// -- drawing -----------------------------------------------------------------------------------------------------------
+
+// All charts of a page. A chart is drawn when it comes near the window; what is drawn follows every change at once.
+class Charts {
+  constructor(runs) {
+    this.runs = runs;
+    this.boxes = new Map();
+    this.drawn = new Set();
+    this.watcher = new IntersectionObserver(
+      (entries) => {
+        for (const entry of entries.filter((one) => one.isIntersecting)) {
+          this.watcher.unobserve(entry.target);
+          this.draw(entry.target);
+        }
+      },
+      { rootMargin: "600px" },
+    );
+  }
+
+  sections() {
+    const charts = chartsOf(this.runs);
+    return SECTIONS.map(([id, title]) => {
+      const cards = charts.filter((chart) => chart.section === id).map((chart) => this.card(chart));
+      return cards.length ? section(id, title, element("div", { class: "charts" }, cards)) : null;
+    });
+  }
+
+  card(chart) {
+    const box = element("div", { class: "plot" });
+    this.boxes.set(box, chart);
+    this.watcher.observe(box);
+    return element(
+      "figure",
+      { class: chart.wide ? "card wide" : "card" },
+      element("figcaption", {}, chart.title, chart.unit ? element("small", {}, chart.unit) : null),
+      box,
+    );
+  }
+
+  draw(box) {
+    const chart = this.boxes.get(box);
+    const unit = timeUnit(this.runs);
+    const traces = tracesOf(chart, this.runs, unit);
+    const events = eventTraces(chart, this.runs, unit);
+    const numNamed = traces.filter((trace) => trace.showlegend !== false).length;
+    this.drawn.add(box);
+    const layout = layoutOf(chart, unit, events.shapes, numNamed);
+    // The reader's own zoom stays as long as the axes mean the same.
+    layout.uirevision = [view.x, view.logX, view.logY].join();
+    return Plotly.react(box, [...traces, ...events.traces], layout, PLOT_OPTIONS);
+  }
+
+  redraw() {
+    for (const box of this.drawn) this.draw(box);
+  }
+}

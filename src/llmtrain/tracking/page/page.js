@@ -1,0 +1,446 @@
+"use strict";
+// The page about one run or several: from the document that Python made (recipes/run_document.py) to elements.
+
+const BETTER_WHEN_LOW = /loss|perplexity|bits_per_byte|seconds|duration|peak_memory/;
+const MAX_EVALUATIONS_SHOWN = 30;
+const MANY_POINTS = 60;
+
+function startReport() {
+  const data = JSON.parse(document.getElementById("document").textContent);
+  new Page(document.getElementById("page"), data);
+}
+
+class Page {
+  // `extras`: elements that the live pages put into the head.
+  constructor(root, data, { extras = [] } = {}) {
+    this.root = root;
+    this.data = data;
+    data.runs.forEach((run, number) => {
+      run.number = number;
+      run.label = run.id;
+    });
+    const longest = Math.max(0, ...data.runs.flatMap((run) => Object.values(run.curves).map((curve) => curve.count)));
+    view.smoothing = longest > MANY_POINTS ? 0.8 : 0;
+    this.charts = new Charts(data.runs);
+    this.figures = element("div", { id: "figures" });
+    this.evaluations = element("div");
+    this.happenings = element("div");
+    root.replaceChildren(
+      this.head(extras),
+      this.problems(),
+      this.figures,
+      this.toolbar(),
+      ...this.charts.sections().filter(Boolean),
+      this.evaluations,
+      ...[samplesSection(data.runs), configSection(data), environmentSection(data.runs), dataSection(data.runs)].filter(Boolean),
+      this.happenings,
+      element("footer", {}, `llmtrain ${data.version}, made ${when(data.made)}`),
+    );
+    this.refreshTables();
+  }
+
+  // What changes while a run goes on.
+  refreshTables() {
+    this.figures.replaceChildren(...(this.data.runs.length === 1 ? oneRun(this.data.runs[0]) : severalRuns(this.data.runs)));
+    this.evaluations.replaceChildren(...[evaluationsSection(this.data.runs)].filter(Boolean));
+    this.happenings.replaceChildren(...[eventsSection(this.data.runs)].filter(Boolean));
+  }
+
+  head(extras) {
+    const { runs } = this.data;
+    const [run] = runs;
+    const alone = runs.length === 1;
+    return element(
+      "header",
+      { class: "head" },
+      element(
+        "div",
+        {},
+        element("h1", {}, alone ? run.name || run.id : `${runs.length} runs`),
+        alone
+          ? element(
+              "p",
+              { class: "under" },
+              stateBadge(run.state),
+              element("code", {}, run.id),
+              run.time ? element("span", {}, when(run.time)) : null,
+              ...(Array.isArray(run.tags) ? run.tags : []).map((tag) => element("span", { class: "tag" }, figure(tag))),
+            )
+          : this.chips(),
+        alone && run.notes ? element("p", { class: "notes" }, figure(run.notes)) : null,
+      ),
+      element("div", { class: "buttons" }, extras, themeButton(() => this.charts.redraw())),
+    );
+  }
+
+  chips() {
+    return element(
+      "div",
+      { class: "chips", id: "chips" },
+      this.data.runs.map((run) => {
+        const chip = element(
+          "button",
+          {
+            class: "chip",
+            "aria-pressed": "true",
+            title: "Show or hide its curves",
+            onclick: () => {
+              if (!view.hidden.delete(run.id)) view.hidden.add(run.id);
+              chip.setAttribute("aria-pressed", String(!view.hidden.has(run.id)));
+              this.charts.redraw();
+            },
+          },
+          element("i", { style: `background:${runColor(run)}` }),
+          run.label,
+        );
+        return chip;
+      }),
+    );
+  }
+
+  problems() {
+    const lines = this.data.runs.flatMap((run) => run.problems.map((problem) => `${run.label}: ${problem}`));
+    return element("div", { class: "problems" }, lines.map((line) => element("p", {}, line)));
+  }
+
+  toolbar() {
+    const redraw = () => this.charts.redraw();
+    const choice = (value, label) =>
+      element(
+        "label",
+        {},
+        element("input", {
+          type: "radio",
+          name: "x",
+          value,
+          checked: view.x === value,
+          onchange: () => {
+            view.x = value;
+            redraw();
+          },
+        }),
+        element("span", {}, label),
+      );
+    const toggle = (key, label) =>
+      element(
+        "label",
+        { class: "toggle" },
+        element("input", {
+          type: "checkbox",
+          id: `toggle-${key}`,
+          checked: view[key],
+          onchange: (event) => {
+            view[key] = event.target.checked;
+            redraw();
+          },
+        }),
+        element("span", {}, label),
+      );
+    return element(
+      "nav",
+      { class: "toolbar", "aria-label": "How curves are drawn" },
+      element("fieldset", { class: "choice" }, choice("step", "Steps"), choice("tokens", "Tokens"), choice("time", "Time")),
+      element(
+        "label",
+        { class: "slider" },
+        "Smoothing",
+        element("input", {
+          type: "range",
+          id: "smoothing",
+          min: 0,
+          max: 0.99,
+          step: 0.01,
+          value: view.smoothing,
+          oninput: (event) => {
+            view.smoothing = Number(event.target.value);
+            redraw();
+          },
+        }),
+      ),
+      toggle("raw", "Raw"),
+      toggle("logY", "Log y"),
+      toggle("logX", "Log x"),
+      toggle("events", "Events"),
+    );
+  }
+}
+
+// -- what a run came to ------------------------------------------------------------------------------------------------
+
+function lastOf(run, name) {
+  return run.curves[name]?.value.at(-1) ?? null;
+}
+
+const RESULTS = [
+  ["loss", "Loss", (run) => run.loss],
+  ["val_loss", "Validation loss", (run) => run.val_loss],
+  ["best_val_loss", "Best validation loss", (run) => run.best_val_loss],
+  ["bits_per_byte", "Bits per byte", (run) => run.bits_per_byte],
+  ["steps", "Steps", (run) => run.steps],
+  ["tokens", "Tokens", (run) => run.tokens, shortCount],
+  ["tokens_per_sec", "Tokens a second", (run) => run.summary.tokens_per_sec ?? lastOf(run, "train/tokens_per_sec"), shortCount],
+  ["mfu", "MFU", (run) => lastOf(run, "train/mfu"), percent],
+  ["seconds", "Time", (run) => run.seconds, shortDuration],
+  ["goodput", "Goodput", (run) => run.summary.goodput, percent],
+  ["parameters", "Parameters", (run) => run.summary.parameters?.total, shortCount],
+  ["trainable", "Trainable", (run) => run.summary.parameters?.trainable, shortCount],
+  ["peak_memory", "Peak memory", (run) => run.summary.peak_memory_bytes, shortBytes],
+  ["skipped", "Skipped steps", (run) => run.summary.skipped_steps || null],
+  ["processes", "Processes", (run) => run.summary.world_size],
+];
+
+function oneRun(run) {
+  const tiles = RESULTS.filter(([, , value]) => ![null, undefined].includes(value(run))).map(([key, label, value, write]) =>
+    element("div", { class: "tile", "data-figure": key }, element("b", {}, (write ?? figure)(value(run))), element("span", {}, label)),
+  );
+  return [element("div", { class: "tiles" }, tiles), timeBar(run)].filter(Boolean);
+}
+
+function severalRuns(runs) {
+  const rows = RESULTS.map(([key, label, value, write]) => ({ key, label, values: runs.map(value), write: write ?? figure })).filter(
+    (row) => row.values.some((value) => value !== null && value !== undefined),
+  );
+  const best = rows.map((row) => {
+    const known = row.values.filter((value) => typeof value === "number");
+    if (!BETTER_WHEN_LOW.test(row.key) || known.length < 2 || new Set(known).size < 2) return -1;
+    return 1 + row.values.indexOf(Math.min(...known));
+  });
+  return [
+    section(
+      "results",
+      "Results",
+      table(
+        ["", ...runs.map(runHead)],
+        [
+          ["State", ...runs.map((run) => stateBadge(run.state))],
+          ...rows.map((row) => [row.label, ...row.values.map((value) => (value === null || value === undefined ? "–" : row.write(value)))]),
+        ],
+        { marked: (row, column) => row > 0 && best[row - 1] === column },
+      ),
+    ),
+  ];
+}
+
+function runHead(run) {
+  return element("span", { class: "runhead" }, element("i", { style: `background:${runColor(run)}` }), run.label);
+}
+
+const ACTIVITIES = ["step", "compile", "data", "evaluation", "saving", "other"];
+
+function timeBar(run) {
+  const spent = run.summary.time_spent;
+  if (!spent) return null;
+  const names = [...new Set([...ACTIVITIES, ...Object.keys(spent)])].filter((name) => spent[name] > 0);
+  const total = names.reduce((sum, name) => sum + spent[name], 0);
+  if (!(total > 0)) return null;
+  return element(
+    "div",
+    { class: "spent" },
+    element(
+      "div",
+      { class: "bar" },
+      names.map((name, index) =>
+        element("i", { style: `flex-grow:${spent[name] / total};background:${COLORS[index % COLORS.length]}`, title: name }),
+      ),
+    ),
+    element(
+      "p",
+      { class: "key" },
+      names.map((name, index) =>
+        element(
+          "span",
+          {},
+          element("i", { style: `background:${COLORS[index % COLORS.length]}` }),
+          `${name} ${shortDuration(spent[name])} (${percent(spent[name] / total)})`,
+        ),
+      ),
+    ),
+  );
+}
+
+// -- evaluations -------------------------------------------------------------------------------------------------------
+
+function evaluationsSection(runs) {
+  const parts = runs.flatMap((run) => [duringTraining(run), ...run.evaluations.map(evaluationTable)].filter(Boolean).map((part, index) =>
+    runs.length > 1 && index === 0 ? element("div", {}, element("h3", {}, runHead(run)), part) : part,
+  ));
+  return section("evaluations", "Evaluations", ...parts);
+}
+
+function duringTraining(run) {
+  const names = Object.keys(run.curves).filter((name) => /^(val|eval)\//.test(name));
+  const steps = [...new Set(names.flatMap((name) => run.curves[name].step))].sort((a, b) => a - b).slice(-MAX_EVALUATIONS_SHOWN);
+  if (!steps.length) return null;
+  const columns = names.map((name) => new Map(run.curves[name].step.map((step, index) => [step, run.curves[name].value[index]])));
+  const rows = steps.map((step) => [step, ...columns.map((column) => column.get(step))]);
+  const best = names.map((name, index) => (BETTER_WHEN_LOW.test(name) ? Math.min(...columns[index].values()) : NaN));
+  return table(["step", ...names], rows, { marked: (row, column) => column > 0 && rows[row][column] === best[column - 1] });
+}
+
+function evaluationTable(evaluation) {
+  return element(
+    "details",
+    { open: true },
+    element("summary", {}, `llmtrain eval, ${evaluation.name}`),
+    table(null, flatten(evaluation.metrics)),
+  );
+}
+
+// -- samples -----------------------------------------------------------------------------------------------------------
+
+function samplesSection(runs) {
+  return section("samples", "Samples", ...runs.filter((run) => run.samples.length).map((run) => samplesOf(run, runs.length > 1)));
+}
+
+function samplesOf(run, named) {
+  const steps = [...new Set(run.samples.map((sample) => sample.step))];
+  const shown = element("div", { class: "samples" });
+  const label = element("output");
+  const show = (index) => {
+    label.textContent = `after step ${figure(steps[index])}`;
+    shown.replaceChildren(
+      ...run.samples
+        .filter((sample) => sample.step === steps[index])
+        .map((sample) => element("pre", {}, element("span", { class: "prompt" }, sample.prompt), sample.completion)),
+    );
+  };
+  const slider = element("input", {
+    type: "range",
+    min: 0,
+    max: steps.length - 1,
+    value: steps.length - 1,
+    "aria-label": "Step",
+    oninput: (event) => show(Number(event.target.value)),
+  });
+  show(steps.length - 1);
+  return element("div", {}, named ? element("h3", {}, runHead(run)) : null, element("p", { class: "slider" }, slider, label), shown);
+}
+
+// -- config, environment, data -----------------------------------------------------------------------------------------
+
+function configSection(data) {
+  const { runs } = data;
+  const keys = [...new Set(runs.flatMap((run) => Object.keys(run.config)))];
+  if (!keys.length) return null;
+  const head = runs.length > 1 ? ["", ...runs.map(runHead)] : null;
+  const list = element("div");
+  const filter = (text) => {
+    const wanted = text.trim().toLowerCase();
+    const found = keys.filter(
+      (key) => !wanted || key.toLowerCase().includes(wanted) || runs.some((run) => figure(run.config[key]).toLowerCase().includes(wanted)),
+    );
+    list.replaceChildren(
+      table(head && ["", ...runs.map(runHead)], found.map((key) => [element("code", {}, key), ...runs.map((run) => configValue(run, key))]), { numeric: false }),
+    );
+  };
+  filter("");
+  const all = element(
+    "details",
+    { open: runs.length === 1 ? false : null },
+    element("summary", {}, runs.length > 1 ? "All keys" : `All ${keys.length} keys`),
+    element("input", { type: "search", placeholder: "Find a key or a value", "aria-label": "Find a key or a value", oninput: (event) => filter(event.target.value) }),
+    list,
+  );
+  const differences =
+    runs.length < 2
+      ? null
+      : data.differences.length
+        ? table(head, data.differences.map((row) => [element("code", {}, row.key), ...row.values.map((value) => (value === null ? "–" : figure(value)))]), { numeric: false })
+        : element("p", {}, "The configs are the same.");
+  return section("config", runs.length > 1 ? "Config: where the runs differ" : "Config", differences, all);
+}
+
+function configValue(run, key) {
+  const value = run.config[key];
+  if (value === undefined) return "–";
+  return element("code", { class: value === null ? "null" : "" }, value === null ? "null" : figure(value, 9));
+}
+
+function environmentSection(runs) {
+  const titles = [...new Set(runs.flatMap((run) => Object.keys(run.environment)))];
+  const parts = titles.map((title) => {
+    const columns = runs.map((run) => new Map(flatten(run.environment[title] ?? {})));
+    const keys = [...new Set(columns.flatMap((column) => [...column.keys()]))].filter((key) =>
+      columns.some((column) => ![null, undefined].includes(column.get(key))),
+    );
+    return element(
+      "details",
+      { open: title === "Start" },
+      element("summary", {}, title),
+      table(
+        runs.length > 1 ? ["", ...runs.map(runHead)] : null,
+        keys.map((key) => [key, ...columns.map((column) => environmentValue(key, column.get(key)))]),
+        { numeric: false },
+      ),
+    );
+  });
+  return section("environment", "Environment", ...parts);
+}
+
+function environmentValue(key, value) {
+  if (/bytes$/.test(key) && typeof value === "number") return shortBytes(value);
+  if (key === "started") return when(value);
+  if (Array.isArray(value)) return value.length ? value.map((one) => (one && one.name ? one.name : figure(one))).join(", ") : "none";
+  return value;
+}
+
+function dataSection(runs) {
+  const shared = runs.every((run) => JSON.stringify(run.data) === JSON.stringify(runs[0].data));
+  const parts = (shared ? runs.slice(0, 1) : runs).flatMap((run) => [
+    shared ? null : element("h3", {}, runHead(run)),
+    ...run.data.map(dataSource),
+  ]);
+  return section("data", "Data", ...parts);
+}
+
+function dataSource(source) {
+  if (!source.splits) return element("p", {}, `${source.split}: `, element("code", {}, source.source));
+  const rejected = Object.entries(source.counts).filter(([name, count]) => count && !["read", "train", "val"].includes(name));
+  return element(
+    "div",
+    {},
+    element(
+      "p",
+      {},
+      element("code", {}, source.source),
+      `, made by ${source.made_by}. Tokenizer: ${source.tokenizer.kind} of ${figure(source.tokenizer.vocab_size)} tokens, `,
+      element("code", { title: source.tokenizer.sha256 }, `sha256 ${source.tokenizer.sha256.slice(0, 12)}…`),
+    ),
+    table(
+      ["split", "documents", "tokens", "text", "shards"],
+      Object.entries(source.splits).map(([name, split]) => [name, split.documents, split.tokens, shortBytes(split.bytes), split.shards]),
+    ),
+    rejected.length ? element("p", {}, `Left out: ${rejected.map(([name, count]) => `${figure(count)} ${name.replace("_", " ")}`).join(", ")}.`) : null,
+    element(
+      "details",
+      {},
+      element("summary", {}, "Inputs and options"),
+      table(
+        ["input", "files", "size", "sha256"],
+        source.inputs.map((input) => [input.path, input.files, shortBytes(input.bytes), `${input.sha256.slice(0, 12)}…`]),
+        { numeric: false },
+      ),
+      table(null, flatten(source.options).filter(([, value]) => value !== null), { numeric: false }),
+    ),
+  );
+}
+
+// -- events ------------------------------------------------------------------------------------------------------------
+
+function eventsSection(runs) {
+  const rows = runs.flatMap((run) =>
+    run.events.map((event) => [
+      event.event,
+      event.step,
+      event.time ? when(event.time) : "–",
+      event.details || "",
+      ...(runs.length > 1 ? [run.label] : []),
+    ]),
+  );
+  if (!rows.length) return null;
+  const head = ["event", "step", "time", "", ...(runs.length > 1 ? ["run"] : [])];
+  const counts = new Map();
+  for (const [event] of rows) counts.set(event, (counts.get(event) ?? 0) + 1);
+  const short = [...counts].map(([event, count]) => `${count} ${event}`).join(", ");
+  return section("events", "Events", element("details", {}, element("summary", {}, short), table(head, rows, { numeric: false })));
+}

@@ -1,0 +1,186 @@
+"""The report in a real browser: drawn whole, without a complaint or a request; hover, toggles, themes, a phone."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmtrain.recipes.report import write_report
+from llmtrain.testing.browser import Visit
+from llmtrain.testing.recorded_run import BEGAN, recorded_run
+
+pytestmark = pytest.mark.slow
+
+CURVES_OF_LOSS = "() => document.querySelector('.card.wide .plot').data.filter((one) => one.yaxis !== 'y2')"
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed at step 140 and went on from 100, whose loss was once no number; samples, evaluations."""
+    root = tmp_path_factory.mktemp("one")
+    folder = recorded_run(root, "20261120-100000-1a2b3c4-first", num_steps=200)
+    with (folder / "events.jsonl").open("a") as file:
+        for time, event in ((141.0, "resumed"), (150.5, "skipped")):
+            file.write(json.dumps({"time": BEGAN + time, "step": int(time), "event": event}) + "\n")
+    with (folder / "samples.jsonl").open("w") as file:
+        for step in (50, 100):
+            file.write(json.dumps({"step": step, "prompt": "def <b>f", "completion": f"(): # {step}"}) + "\n")
+    (folder / "eval" / "1").mkdir(parents=True)
+    (folder / "eval" / "1" / "metrics.json").write_text(json.dumps({"test": {"rougeL": 0.25}}))
+    write_report([folder], root / "page.html")
+    return root / "page.html"
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("two")
+    folders = [recorded_run(root, name, lr=lr, last_loss=lr) for name, lr in (("low", 0.001), ("high", 0.002))]
+    write_report(folders, root / "page.html")
+    return root / "page.html"
+
+
+def test_it_shows_everything_and_asks_nobody(visit: Visit, one: Path) -> None:
+    page = visit.open(one.as_uri())
+    visit.draw_all()
+    assert visit.requests == [one.as_uri()]
+    titles = page.locator("figcaption").all_inner_texts()
+    assert [title.split("\n")[0].strip() for title in titles] == [
+        *("Lossnats a token", "Learning rate", "Gradient normbefore clipping", "Bits per bytevalidation"),
+        *("Perplexityvalidation", "Throughputtokens a second, all ranks", "Time a stepseconds"),
+        *("cpu percent", "gpu power w"),
+    ]
+    assert page.locator("h2").all_inner_texts() == [
+        *("Learning", "Speed", "Machine", "Evaluations", "Samples", "Config", "Environment", "Data", "Events"),
+    ]
+    assert page.locator("[data-figure=best_val_loss] b").inner_text() == "2.3"
+    assert page.locator(".samples pre").inner_text() == "def <b>f(): # 100"
+    page.locator("#samples input").fill("0")
+    assert page.locator(".samples pre").inner_text() == "def <b>f(): # 50"
+    assert "test.rougeL" in page.locator("#evaluations").inner_text()
+    power = page.locator("figure", has_text="gpu power w").locator(".plot")
+    assert power.evaluate("(plot) => plot.data.filter((one) => one.opacity).map((one) => [one.name, one.y[0]])") == [
+        ["system/gpu_0/power_w", 300],
+        ["system/gpu_1/power_w", 310],
+    ]
+
+
+def test_hovering_over_a_curve_shows_its_value(visit: Visit, one: Path) -> None:
+    page = visit.open(one.as_uri())
+    rates = page.locator("figure", has_text="Learning rate").locator(".plot")
+    rates.scroll_into_view_if_needed()
+    rates.locator(".main-svg").first.wait_for()
+    rates.hover()
+    label = rates.locator(".hoverlayer .legend")
+    label.wait_for()
+    assert re.fullmatch(r"step (9|10)\dtrain/lr : 0\.003", label.text_content())
+
+
+def test_events_lie_on_the_curves(visit: Visit, one: Path) -> None:
+    page = visit.open(one.as_uri())
+    marks = "() => document.querySelector('.card.wide .plot').data.filter((one) => one.yaxis === 'y2')"
+    assert page.evaluate(f"({marks})().map((mark) => [mark.name, mark.x])") == [
+        ["saved", [50, 100, 150, 200]],
+        ["resumed", [141]],
+        ["skipped", [150]],
+    ]
+    lines = "() => document.querySelector('.card.wide .plot').layout.shapes.map((shape) => shape.x0)"
+    assert page.evaluate(lines) == [141, 150]
+    page.locator("#toggle-events").uncheck()
+    assert page.evaluate(f"({marks})().length") == 0
+    assert page.evaluate(lines) == []
+
+
+def test_the_toggles_change_the_curves(visit: Visit, one: Path) -> None:
+    page = visit.open(one.as_uri())
+    plot, toolbar = page.locator(".card.wide .plot"), page.get_by_role("navigation")
+
+    def curves() -> Any:
+        return page.evaluate(f"({CURVES_OF_LOSS})().map((curve) => [curve.name, curve.x[9]])")
+
+    assert curves() == [["train/loss", 10], ["train/loss (smooth)", 10], ["val/loss", None]]
+    toolbar.get_by_text("Tokens", exact=True).click()
+    assert curves()[0] == ["train/loss", 10 * 1024]
+    toolbar.get_by_text("Time", exact=True).click()
+    assert curves()[0] == ["train/loss", 10 / 60]
+    assert plot.evaluate("(plot) => plot.layout.xaxis.title.text") == "minutes"
+    toolbar.get_by_text("Raw", exact=True).click()
+    assert [name for name, _ in curves()] == ["train/loss (smooth)", "val/loss"]
+    page.locator("#smoothing").fill("0")
+    assert [name for name, _ in curves()] == ["train/loss", "val/loss"]
+    for toggle, axis in (("logY", "yaxis"), ("logX", "xaxis")):
+        assert plot.evaluate(f"(plot) => plot.layout.{axis}.type") == "linear"
+        page.locator(f"#toggle-{toggle}").check()
+        assert plot.evaluate(f"(plot) => plot.layout.{axis}.type") == "log"
+
+
+def test_smoothing_wavers_less_and_ends_where_the_curve_is(visit: Visit, one: Path) -> None:
+    page = visit.open(one.as_uri())
+    spread = (
+        f"({CURVES_OF_LOSS})().slice(0, 2).map((one) => one.y.slice(150)).map((y) => Math.max(...y) - Math.min(...y))"
+    )
+    raw, smooth = page.evaluate(spread)
+    assert smooth < raw / 3
+
+
+def test_dark_and_light_are_the_reader_s_or_the_system_s(visit: Visit, one: Path) -> None:
+    page = visit.open(one.as_uri())
+    background = "() => getComputedStyle(document.body).backgroundColor"
+    grid = "() => document.querySelector('.plot').layout.xaxis.gridcolor"
+    light, light_grid = page.evaluate(background), page.evaluate(grid)
+    page.emulate_media(color_scheme="dark")
+    assert page.evaluate(background) == "rgb(18, 20, 23)" != light
+    page.wait_for_function(f"({grid})() !== '{light_grid}'")
+    page.locator("#theme").click()
+    assert page.evaluate(background) == light
+    assert page.evaluate(grid) == light_grid
+    page.reload()
+    page.wait_for_selector(".plot .main-svg")
+    assert page.evaluate(background) == light
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_s_width_is_enough(visit: Visit, one: Path, two: Path, scheme: str) -> None:
+    visit.page.set_viewport_size({"width": 360, "height": 740})
+    visit.page.emulate_media(color_scheme=scheme)
+    for path in (one, two):
+        page = visit.open(path.as_uri())
+        visit.draw_all()
+        page.evaluate("() => document.querySelectorAll('details').forEach((one) => (one.open = true))")
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
+        plots = page.locator(".plot").evaluate_all("(plots) => plots.map((plot) => plot.getBoundingClientRect().right)")
+        assert max(plots) <= 360
+
+
+def test_runs_beside_each_other_can_be_hidden_and_differ_where_they_say(visit: Visit, two: Path) -> None:
+    page = visit.open(two.as_uri())
+    names = f"({CURVES_OF_LOSS})().map((curve) => curve.name)"
+    everything = page.evaluate(names)
+    assert sum("low" in name for name in everything) == sum("high" in name for name in everything) == 3
+    page.locator("#chips button", has_text="low").click()
+    assert [name for name in everything if "high" in name] == page.evaluate(names)
+    rows = page.locator("#config table").first.locator("tbody tr").all_inner_texts()
+    assert [row.split("\t")[0].strip() for row in rows] == ["run.name", "optimizer.lr"]
+    marked = page.locator("#results .marked").all_inner_texts()
+    assert marked == ["0.001"]
+
+
+def test_a_million_points_open_in_under_two_seconds(visit: Visit, tmp_path: Path) -> None:
+    folder = recorded_run(tmp_path, "long", num_steps=10)
+    line = json.dumps({f"train/figure_{n}": n + 0.123456 for n in range(7)} | {"train/loss": 2.0, "train/lr": 0.1})
+    with (folder / "metrics.jsonl").open("w") as file:
+        for step in range(112_000):
+            wave = (step * 7919 % 1000) / 1000
+            file.write(f'{{"step": {step}, "time": {BEGAN + step}, "train/grad_norm": {wave}, {line[1:]}\n')
+    result = write_report([folder], tmp_path / "page.html")
+    assert result["points"] >= 1_000_000
+    assert result["bytes"] < 7e6
+    # The page's own work, as the processor's time: on a machine that is shared, wall time measures the neighbours.
+    session = visit.page.context.new_cdp_session(visit.page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
+    visit.open((tmp_path / "page.html").as_uri())
+    metrics = {one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]}
+    assert 0 < metrics["TaskDuration"] < 2.0
