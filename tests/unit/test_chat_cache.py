@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmtrain.config.errors import ConfigError
-from llmtrain.data.chat.cache import ensure_samples, open_samples, samples_folder, write_samples
+from llmtrain.data.chat.cache import Account, ensure_samples, open_samples, samples_folder, write_samples
 from llmtrain.data.chat.key import samples_key
 from llmtrain.data.chat.row_files import RowDataset, find_rows
 from llmtrain.data.chat.sample import Sample
@@ -40,13 +40,18 @@ def make_samples(lengths: list[int], *, seed: int = 0) -> list[Sample]:
 @settings(max_examples=20, deadline=None)
 def test_samples_come_back_as_they_were_written(lengths: list[int], tmp_path_factory: pytest.TempPathFactory) -> None:
     samples = make_samples(lengths)
-    store = write_samples(tmp_path_factory.mktemp("cache") / "samples", iter(samples), key=KEY, notes=lambda: ["2 cut"])
+    store = write_samples(
+        tmp_path_factory.mktemp("cache") / "samples",
+        iter(samples),
+        key=KEY,
+        account=lambda: Account(rows=9, notes=("2 cut",)),
+    )
     assert len(store) == len(samples)
     assert store.lengths.tolist() == lengths
     assert store.num_supervised.tolist() == [int(sample.supervised.sum()) for sample in samples]
     assert store.manifest.tokens == sum(lengths)
     assert store.manifest.supervised_tokens == store.num_supervised.sum()
-    assert store.manifest.notes == ("2 cut",)
+    assert store.manifest.account == Account(rows=9, notes=("2 cut",))
     for again in (store, pickle.loads(pickle.dumps(store))):
         for number, sample in enumerate(samples):
             found = again[number]
@@ -101,7 +106,7 @@ def test_a_broken_manifest_is_noticed(tmp_path: Path) -> None:
     for broken, message in [
         (text[:-9], "manifest .* is damaged"),
         (text.replace('"samples"', '"rows"'), "manifest .* is damaged"),
-        (text.replace('"format_version": 1', '"format_version": 2'), "another version"),
+        (text.replace('"format_version": 2', '"format_version": 1'), "another version"),
     ]:
         (folder / "manifest.json").write_text(broken)
         with pytest.raises(ConfigError, match=message):

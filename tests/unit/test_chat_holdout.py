@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 from llmtrain.config.chat import ChatConfig
 from llmtrain.data.chat.faults import Faults
-from llmtrain.data.chat.holdout import ValidationPrompts, is_held_out, prompt_of
+from llmtrain.data.chat.holdout import ValidationPrompts, is_held_out, is_kept, prompt_hash, prompt_of
 from llmtrain.data.chat.rows import Row
-from llmtrain.data.chat.samples import samples_of
-from llmtrain.data.chat.shapes import Completion, Example, Text, example_of
+from llmtrain.data.chat.samples import SampleMaker, samples_of
+from llmtrain.data.chat.shapes import Completion, Text, example_of
 from llmtrain.data.chat.tally import Tally
 from llmtrain.data.chat.templates import ChatTemplate
 from llmtrain.testing.chat import tiny_chat_tokenizer
@@ -42,12 +42,12 @@ def test_rows_that_ask_the_same_are_on_the_same_side_in_whatever_shape() -> None
 def test_prompts_on_both_sides_are_named() -> None:
     prompts = ValidationPrompts()
     for line in range(1, 9):
-        prompts.add(ROWS[line], f"val.jsonl:{line}")
-    prompts.add(Text("What is 9?"), "val.jsonl:9")
+        prompts.add(prompt_hash(ROWS[line]), f"val.jsonl:{line}")
+    prompts.add(prompt_hash(Text("What is 9?")), "val.jsonl:9")
     assert prompts.warning() is None
     for line in (3, 5, 5, 9, 4000):
-        prompts.look_for(ROWS[line - 1], f"train.jsonl:{line}")
-    prompts.look_for(Text(ROWS[1].prompt), "train.jsonl:1")
+        prompts.look_for(prompt_hash(ROWS[line - 1]), f"train.jsonl:{line}")
+    prompts.look_for(prompt_hash(Text(ROWS[1].prompt)), "train.jsonl:1")
     assert prompts.warning() == (
         "3 of 8 validation prompts stand word for word in the training rows, so the validation loss says less than it "
         "seems: val.jsonl:2 = train.jsonl:3, val.jsonl:4 = train.jsonl:5, val.jsonl:8 = train.jsonl:9"
@@ -60,18 +60,9 @@ def test_rows_that_are_not_selected_are_neither_sampled_nor_counted() -> None:
     rows = [Row({"prompt": row.prompt, "completion": row.completion}, f"a:{i}") for i, row in enumerate(ROWS[:600])]
     held_out = {f"a:{i}" for i, row in enumerate(ROWS[:600]) if is_held_out(row, 0.1)}
 
-    def selects(wanted: bool) -> Callable[[Example, str], bool]:
-        return lambda example, source: is_held_out(example, 0.1) == wanted
-
-    for side, expected in ((True, held_out), (False, {row.source for row in rows} - held_out)):
+    for select, expected in ((is_held_out, held_out), (is_kept, {row.source for row in rows} - held_out)):
         tally = Tally()
-        found = samples_of(
-            rows,
-            template=template,
-            config=ChatConfig(train="a"),
-            tally=tally,
-            faults=Faults(),
-            select=selects(side),
-        )
+        maker = SampleMaker(template, ChatConfig(train="a"), partial(select, fraction=0.1))
+        found = samples_of(lambda: iter(rows), maker, tally=tally, faults=Faults())
         assert {sample.source for sample in found} == expected
         assert (tally.rows, tally.samples, tally.shapes.total()) == (len(expected),) * 3

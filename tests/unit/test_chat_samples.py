@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from llmtrain.config.chat import ChatConfig
 from llmtrain.config.errors import ConfigError
 from llmtrain.data.chat.faults import Faults
-from llmtrain.data.chat.rows import Row
+from llmtrain.data.chat.rows import Row, read_rows
 from llmtrain.data.chat.sample import Sample
-from llmtrain.data.chat.samples import load_samples, samples_of
+from llmtrain.data.chat.samples import SampleMaker, conclude, samples_of
 from llmtrain.data.chat.tally import Tally
 from llmtrain.data.chat.templates import ChatTemplate
 from llmtrain.testing.chat import CHATML, QWEN3, tiny_chat_tokenizer
@@ -35,8 +35,16 @@ def samples(
     tally, faults = Tally(), Faults()
     config = ChatConfig(train="rows.jsonl", **options)
     numbered = [Row(row, f"rows.jsonl:{line}") for line, row in enumerate(rows, 1)]
-    found = list(samples_of(numbered, template=template, config=config, tally=tally, faults=faults))
+    found = list(samples_of(lambda: iter(numbered), SampleMaker(template, config), tally=tally, faults=faults))
     return found, tally, faults.lines()
+
+
+def load(file: Path, config: ChatConfig) -> tuple[list[Sample], Tally, Faults]:
+    tally, faults = Tally(), Faults()
+    rows = partial(read_rows, str(file), key="data.train")
+    found = list(samples_of(rows, SampleMaker(TEMPLATE, config), tally=tally, faults=faults))
+    conclude(tally, faults, key="data.train", config=config)
+    return found, tally, faults
 
 
 def text(sample: Sample) -> str:
@@ -174,23 +182,21 @@ def test_all_faults_of_a_file_are_told_at_once(tmp_path: Path) -> None:
     file.write_text("\n".join(lines))
     config = ChatConfig(train=str(file), seq_len=5)
     with pytest.raises(ConfigError) as raised:
-        load_samples(str(file), key="data.train", template=TEMPLATE, config=config)
+        load(file, config)
     told = str(raised.value).splitlines()
     assert [line.split(": ")[0] for line in told[:-1]] == [f"{file}:{line}" for line in (2, 3, 4, 5)]
     assert told[-1] == "Correct these rows, or leave them out by data.on_error: skip."
 
 
-def test_rows_with_faults_are_left_out_when_asked_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_rows_with_faults_are_left_out_when_asked(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"text": "a"}\n{\n')
-    config = ChatConfig(train=str(file), on_error="skip")
-    with caplog.at_level(logging.INFO):
-        found, tally = load_samples(str(file), key="data.train", template=TEMPLATE, config=config)
+    found, tally, faults = load(file, ChatConfig(train=str(file), on_error="skip"))
     assert (len(found), tally.rows) == (1, 2)
-    messages = [record.getMessage() for record in caplog.records]
-    assert messages[0] == "data.train: 1 rows are left out (data.on_error: skip):"
-    assert messages[1].startswith(f"  {file}:2: is no JSON")
-    assert messages[2] == "data.train: 2 rows (text 1) are 1 samples of 3 tokens, 66.7% of them supervised"
+    assert [line.split(" (")[0] for line in faults.lines()] == [f"{file}:2: is no JSON"]
+    assert tally.lines(seq_len=8, truncation="right") == [
+        "2 rows (text 1) are 1 samples of 3 tokens, 66.7% of them supervised"
+    ]
 
 
 def test_no_row_left_is_an_error(tmp_path: Path) -> None:
@@ -198,7 +204,7 @@ def test_no_row_left_is_an_error(tmp_path: Path) -> None:
     file.write_text(json.dumps(LONG))
     config = ChatConfig(train=str(file), seq_len=5, truncation="drop")
     with pytest.raises(ConfigError, match=r"data\.train: of 1 rows none is left to train on"):
-        load_samples(str(file), key="data.train", template=TEMPLATE, config=config)
+        load(file, config)
 
 
 def test_val_and_val_fraction_exclude_each_other() -> None:

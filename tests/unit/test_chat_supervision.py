@@ -20,7 +20,7 @@ from llmtrain.config.errors import ConfigError
 from llmtrain.data.chat.faults import Faults
 from llmtrain.data.chat.rows import Row
 from llmtrain.data.chat.sample import Sample
-from llmtrain.data.chat.samples import samples_of
+from llmtrain.data.chat.samples import SampleMaker, samples_of
 from llmtrain.data.chat.tally import Tally
 from llmtrain.data.chat.templates import ChatTemplate
 from llmtrain.testing import chat as kinds
@@ -46,7 +46,8 @@ def encode(row: dict[str, Any], template: ChatTemplate, **options: Any) -> tuple
     """The row's samples, and its faults."""
     faults = Faults()
     config = ChatConfig(train="rows.jsonl", **options)
-    samples = samples_of([Row(row, "rows.jsonl:7")], template=template, config=config, tally=Tally(), faults=faults)
+    rows = [Row(row, "rows.jsonl:7")]
+    samples = samples_of(lambda: iter(rows), SampleMaker(template, config), tally=Tally(), faults=faults)
     return list(samples), faults.lines()
 
 
@@ -355,7 +356,7 @@ def test_a_token_that_begins_in_the_header_is_given_and_counted() -> None:
     tally = Tally()
     config = ChatConfig(train="rows.jsonl")
     rows = [Row({"messages": ONE}, "rows.jsonl:1")]
-    [sample] = samples_of(rows, template=template, config=config, tally=tally, faults=Faults())
+    [sample] = samples_of(lambda: iter(rows), SampleMaker(template, config), tally=tally, faults=Faults())
     assert runs(sample, template) == runs_of("user: What?</s>assistant: It« is.</s>»")
     assert (tally.rows_with_split_tokens, tally.first_split_token) == (1, "rows.jsonl:1")
 

@@ -7,7 +7,8 @@
     <folder>/sources.txt     a line for each sample: `file:line` of its row
 
 Integers are little-endian. The key says what the samples were made from (rows, tokenizer, template, options): samples
-of another key are refused, or made anew. A folder is complete or not there (`data.prepare.output`).
+of another key are refused, or made anew, and what has changed is said. A folder is complete or not there
+(`data.prepare.output`).
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ from llmtrain.data.prepare.output import output_lock, staged_output
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 _FILES = ("input_ids.bin", "supervised.bin", "starts.bin", "sources.txt")
 _MADE_BY_US = re.compile("|".join(map(re.escape, (MANIFEST_NAME, f"{MANIFEST_NAME}.tmp", *_FILES))))
 _OUTPUT_KEY = "data.cache_dir"
+_FOLDER_PREFIX = "samples-"
 
 
 class FileRecord(BaseModel):
@@ -48,18 +50,32 @@ class FileRecord(BaseModel):
     sha256: str
 
 
+class Account(BaseModel):
+    """What happened while the rows were read. To be said again wherever the samples are used."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rows: int = 0
+    """That were read, those with faults and those that are left out too."""
+    notes: tuple[str, ...] = ()
+    """What was cut and left out."""
+    warnings: tuple[str, ...] = ()
+    """What should not be."""
+
+
 class SamplesManifest(BaseModel):
     """What is known of a folder of samples."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
+    about: str
+    """Which rows these are, in words that stay the same when the rows, or what is made of them, change."""
     key: dict[str, str]
     samples: int
     tokens: int
     supervised_tokens: int
-    notes: tuple[str, ...]
-    """What was said when the rows were read: what was cut and left out. To be said again wherever they are used."""
+    account: Account
     files: dict[str, FileRecord]
 
 
@@ -135,7 +151,7 @@ class SampleStore:
 
 def samples_folder(cache_dir: Path, key: Mapping[str, str]) -> Path:
     """The folder in `cache_dir` for the samples of `key`."""
-    return cache_dir / f"samples-{sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:16]}"
+    return cache_dir / f"{_FOLDER_PREFIX}{sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:16]}"
 
 
 def open_samples(folder: Path, *, key: Mapping[str, str]) -> SampleStore:
@@ -155,12 +171,14 @@ def ensure_samples(
     *,
     key: Mapping[str, str],
     make: Callable[[], Iterable[Sample]],
-    notes: Callable[[], Sequence[str]] = tuple,
+    about: str = "",
+    account: Callable[[], Account] = Account,
 ) -> SampleStore:
     """The samples of `key` in `folder`: those that are there, or else what `make` gives.
 
-    Any number of processes may call it at once: one makes them, the others wait for it. Raises what `make` raises, and
-    then leaves the folder as it was; ConfigError when the folder cannot be written, RunError when the disk is full.
+    Any number of processes may call it at once: one makes them, the others wait for it. Says what has changed if beside
+    the folder there are samples of the same rows (`about`) with another key. Raises what `make` raises, and then leaves
+    the folder as it was; ConfigError when the folder cannot be written, RunError when the disk is full.
     """
     if _inspect(folder, key)[1] is not None:
         with output_lock(folder, key=_OUTPUT_KEY):
@@ -168,24 +186,43 @@ def ensure_samples(
             if problem is not None:  # else another process has made them meanwhile
                 if folder.exists():
                     logger.warning("%s: %s: making them again", folder, problem)
-                _write(folder, make(), key=key, notes=notes)
+                elif outdated := _changed_since(folder, about=about, key=key):
+                    logger.info("%s: %s changed since its rows were tokenised: tokenising them anew", about, outdated)
+                _write(folder, make(), key=key, about=about, account=account)
     return open_samples(folder, key=key)
 
 
 def write_samples(
-    folder: Path, samples: Iterable[Sample], *, key: Mapping[str, str], notes: Callable[[], Sequence[str]] = tuple
+    folder: Path,
+    samples: Iterable[Sample],
+    *,
+    key: Mapping[str, str],
+    about: str = "",
+    account: Callable[[], Account] = Account,
 ) -> SampleStore:
     """Write `samples` to `folder`, in place of what is there, which stays until the new ones are complete.
 
-    `notes` is asked after the last sample. Raises as `ensure_samples` does.
+    `account` is asked after the last sample. Raises as `ensure_samples` does.
     """
     with output_lock(folder, key=_OUTPUT_KEY):
-        _write(folder, samples, key=key, notes=notes)
+        _write(folder, samples, key=key, about=about, account=account)
     return open_samples(folder, key=key)
 
 
+def _changed_since(folder: Path, *, about: str, key: Mapping[str, str]) -> str | None:
+    """Which parts of the key are others than those of the samples of the same rows in a folder beside this one, of
+    those that differ least; None where there are no such samples."""
+    differences = []
+    for file in folder.parent.glob(f"{_FOLDER_PREFIX}*/{MANIFEST_NAME}"):
+        manifest, problem = _read_manifest(file.parent)
+        if manifest is not None and problem is None and manifest.about == about != "":
+            differences.append([name for name in key if key[name] != manifest.key.get(name)])
+    names = min(differences, key=len, default=[])
+    return f"{_listed(names)} {'have' if len(names) > 1 or names[0].endswith('s') else 'has'}" if names else None
+
+
 def _write(
-    folder: Path, samples: Iterable[Sample], *, key: Mapping[str, str], notes: Callable[[], Sequence[str]]
+    folder: Path, samples: Iterable[Sample], *, key: Mapping[str, str], about: str, account: Callable[[], Account]
 ) -> None:
     with staged_output(folder, key=_OUTPUT_KEY, made_by_us=_MADE_BY_US) as partial:
         with (
@@ -196,11 +233,12 @@ def _write(
             starts, num_supervised = _write_tokens(samples, ids_file, supervised_file, sources_file)
         np.array(starts, dtype="<i8").tofile(partial / "starts.bin")
         manifest = SamplesManifest(
+            about=about,
             key=dict(key),
             samples=len(starts) - 1,
             tokens=starts[-1],
             supervised_tokens=num_supervised,
-            notes=tuple(notes()),
+            account=account(),
             files={name: _record(partial / name) for name in _FILES},
         )
         (partial / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -229,6 +267,20 @@ def _record(path: Path) -> FileRecord:
 
 def _inspect(folder: Path, key: Mapping[str, str]) -> tuple[SamplesManifest | None, str | None]:
     """What the folder says of itself, and what is wrong with it."""
+    manifest, problem = _read_manifest(folder)
+    if manifest is None:
+        return None, problem
+    if changed := sorted(name for name in {*key, *manifest.key} if key.get(name) != manifest.key.get(name)):
+        return manifest, f"the tokenised rows were made with other {_listed(changed)} than the config has now"
+    for name in _FILES:
+        path = folder / name
+        if not path.is_file() or _record(path) != manifest.files.get(name):
+            return manifest, f"the tokenised rows are damaged ({name} is not as it was written)"
+    return manifest, None
+
+
+def _read_manifest(folder: Path) -> tuple[SamplesManifest | None, str | None]:
+    """The folder's manifest, or why it cannot be had."""
     try:
         document = json.loads((folder / MANIFEST_NAME).read_bytes())
     except FileNotFoundError:
@@ -238,13 +290,10 @@ def _inspect(folder: Path, key: Mapping[str, str]) -> tuple[SamplesManifest | No
     if isinstance(document, dict) and document.get("format_version") != FORMAT_VERSION:
         return None, "the tokenised rows were written by another version of llmtrain"
     try:
-        manifest = SamplesManifest.model_validate(document)
+        return SamplesManifest.model_validate(document), None
     except ValidationError as error:
         return None, f"the manifest of the tokenised rows is damaged ({error.errors()[0]['msg']})"
-    if changed := sorted(name for name in {*key, *manifest.key} if key.get(name) != manifest.key.get(name)):
-        return manifest, f"the tokenised rows were made with other {' and '.join(changed)} than the config has now"
-    for name in _FILES:
-        path = folder / name
-        if not path.is_file() or _record(path) != manifest.files.get(name):
-            return manifest, f"the tokenised rows are damaged ({name} is not as it was written)"
-    return manifest, None
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(names)

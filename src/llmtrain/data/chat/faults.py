@@ -28,7 +28,8 @@ class RowError(ValueError):
 class Faults:
     """The first faults, and how many there are."""
 
-    def __init__(self, *, max_kept: int = 1000) -> None:
+    def __init__(self, *, max_kept: int | None = 1000) -> None:
+        """None keeps all."""
         self._max_kept = max_kept
         self.kept: list[Fault] = []
         self.count = 0
@@ -36,7 +37,7 @@ class Faults:
     def add(self, fault: Fault) -> None:
         """Count a fault, and keep it if there are not too many already."""
         self.count += 1
-        if len(self.kept) < self._max_kept:
+        if self._max_kept is None or len(self.kept) < self._max_kept:
             self.kept.append(fault)
 
     def lines(self, limit: int = MAX_SHOWN) -> list[str]:

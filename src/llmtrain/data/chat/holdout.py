@@ -34,6 +34,16 @@ def is_held_out(example: Example, fraction: float) -> bool:
     return int.from_bytes(_hash(example)[:8]) < fraction * 2**64
 
 
+def is_kept(example: Example, fraction: float) -> bool:
+    """Whether the row stays for training when a `fraction` is held out."""
+    return not is_held_out(example, fraction)
+
+
+def prompt_hash(example: Example) -> bytes | None:
+    """What is compared in place of the prompt; of a row of text there is none."""
+    return _hash(example) if isinstance(example, Chat | Completion) else None
+
+
 class ValidationPrompts:
     """The prompts of the validation rows, to be looked for among the training rows."""
 
@@ -49,19 +59,18 @@ class ValidationPrompts:
         """Prompts that stand among the training rows."""
         return len(self._met)
 
-    def add(self, example: Example, source: str) -> None:
-        """Take in a validation row; of text there is no prompt."""
-        if isinstance(example, Chat | Completion):
-            self._sources.setdefault(_hash(example), source)
+    def add(self, prompt: bytes | None, source: str) -> None:
+        """Take in a validation row, by its `prompt_hash`."""
+        if prompt is not None:
+            self._sources.setdefault(prompt, source)
             self.num_prompts = len(self._sources)
 
-    def look_for(self, example: Example, source: str) -> None:
+    def look_for(self, prompt: bytes | None, source: str) -> None:
         """Look whether a training row has one of the prompts."""
-        found = _hash(example)
-        if found in self._sources and found not in self._met and isinstance(example, Chat | Completion):
-            self._met.add(found)
+        if prompt in self._sources and prompt not in self._met:
+            self._met.add(prompt)
             if len(self.pairs) < _MAX_KEPT:
-                self.pairs.append((self._sources[found], source))
+                self.pairs.append((self._sources[prompt], source))
 
     def warning(self, *, max_named: int = 5) -> str | None:
         """One message that names rows, or None where no prompt stands on both sides."""

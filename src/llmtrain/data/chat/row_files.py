@@ -16,6 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 from typing import IO, Any, cast
 
@@ -49,6 +50,9 @@ class RowFile:
     format: str
     """jsonl, json, csv or parquet."""
     open: Callable[[], IO[bytes]]
+    """From the front, unpacked. Can be sent to another process."""
+    size: int | None = None
+    """Bytes on this machine's disk; None of a remote file."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,15 @@ def refuse_mixed_splits(folder: str, files: Sequence[str], key: str) -> None:
 
 
 def _local_file(path: str, key: str) -> RowFile:
-    return RowFile(path, _checked_format(path, key), lambda: _decompressed(open(path, "rb"), path))
+    return RowFile(path, _checked_format(path, key), partial(_open_local, path), os.path.getsize(path))
+
+
+def _open_local(path: str) -> IO[bytes]:
+    return _decompressed(open(path, "rb"), path)
+
+
+def _open_remote(filesystem: Any, name: str) -> IO[bytes]:
+    return _decompressed(filesystem.open(name, "rb"), name)
 
 
 def _remote_files(path: str, key: str) -> list[RowFile]:
@@ -130,11 +142,11 @@ def _remote_files(path: str, key: str) -> list[RowFile]:
     if missing:
         raise ConfigError(f"{key}: there are no rows at {path}: give {KINDS}")
 
-    def opener(name: str) -> Callable[[], IO[bytes]]:
-        return lambda: _decompressed(filesystem.open(name, "rb"), name)
-
     shown = [filesystem.unstrip_protocol(name) for name in names]
-    return [RowFile(url, _checked_format(url, key), opener(name)) for url, name in zip(shown, names, strict=True)]
+    return [
+        RowFile(url, _checked_format(url, key), partial(_open_remote, filesystem, name))
+        for url, name in zip(shown, names, strict=True)
+    ]
 
 
 def _decompressed(stream: IO[bytes], name: str) -> IO[bytes]:

@@ -2,122 +2,213 @@
 
     Row ─ example_of ─→ Example ─ render ─→ Rendered … ─ encode ─→ Encoded … ─ fit ─→ Sample …
 
-What is wrong with a row goes to `Faults`, and the rows after it go on, so that all faults are found in one pass.
+What is wrong with a row goes to `Faults`, and the rows after it go on, so that all faults are found in one pass. Many
+rows are made by several processes: each reads all of them, which is cheap beside the rest, and makes its share.
 """
 
 from __future__ import annotations
 
 import itertools
-import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmtrain.config.chat import ChatConfig
 from llmtrain.config.errors import ConfigError
 from llmtrain.data.chat.encoding import ChatEncoder, Encoded
 from llmtrain.data.chat.faults import Fault, Faults, RowError
-from llmtrain.data.chat.rows import Row, read_rows
+from llmtrain.data.chat.holdout import prompt_hash
+from llmtrain.data.chat.rows import Row
 from llmtrain.data.chat.sample import Sample
 from llmtrain.data.chat.shapes import Chat, Example, example_of
 from llmtrain.data.chat.supervision import Rendered, render
 from llmtrain.data.chat.tally import Tally
 from llmtrain.data.chat.templates import ChatTemplate
-
-logger = logging.getLogger(__name__)
+from llmtrain.data.loader import read_ahead
 
 _BATCH_ROWS = 256
-"""Rows that are tokenised in one call, by all of the library's threads."""
+"""Rows that are tokenised in one call, and in which the work of processes is cut."""
+_NO_END = 2**62
+
+OpenRows = Callable[[], Iterator[Row | Fault]]
+"""Gives the rows from the first one on; sent to processes, where there are any."""
+Select = Callable[[Example], bool]
+"""Whether a row is wanted, by what it says."""
+OnPrompt = Callable[[bytes | None, str], None]
+"""Told of the `prompt_hash` and the place of each row that has a shape and is wanted."""
 
 
-Select = Callable[[Example, str], bool]
-"""Whether a row is wanted, by what it says and its place."""
+class Made(NamedTuple):
+    """What a batch of rows became. Few arrays, so that it is cheap to send."""
+
+    input_ids: NDArray[np.int32]
+    """[n] of all samples, one after the other."""
+    supervised: NDArray[np.bool_]
+    """[n]"""
+    lengths: list[int]
+    """Of the samples."""
+    sources: list[str]
+    """Of the samples."""
+    tally: Tally
+    faults: list[Fault]
+    prompts: list[tuple[bytes | None, str]]
+    """Empty where they are not asked for."""
+
+    def samples(self) -> Iterator[Sample]:
+        """The samples, as views."""
+        begin = 0
+        for length, source in zip(self.lengths, self.sources, strict=True):
+            end = begin + length
+            yield Sample(self.input_ids[begin:end], self.supervised[begin:end], source)
+            begin = end
 
 
-def load_samples(
-    paths: str | Sequence[str], *, key: str, template: ChatTemplate, config: ChatConfig, select: Select | None = None
-) -> tuple[list[Sample], Tally]:
-    """The samples of the rows at `paths`, and what became of the rows. `key` is the config's, for messages.
+@dataclass(frozen=True)
+class SampleMaker:
+    """Makes samples of rows: none for a row with a fault, several where the template needs it.
 
-    `select` is asked for each row without a fault; those that it does not want are not counted either. Says what was
-    cut and left out. Raises ConfigError with all faults of the rows (unless `config.on_error` leaves these rows out),
-    or when no row is left.
+    Every sample has 2 to `config.seq_len` tokens, and at least one that is supervised and not the first. Rows that
+    `select` does not want are not counted either.
     """
-    tally, faults = Tally(), Faults()
-    split = "validation" if key.endswith("val") else "train"
-    rows = read_rows(paths, key=key, default_split=split)
-    samples = list(samples_of(rows, template=template, config=config, tally=tally, faults=faults, select=select))
-    conclude(tally, faults, key=key, config=config)
-    return samples, tally
 
+    template: ChatTemplate
+    config: ChatConfig
+    select: Select | None = None
+    wants_prompts: bool = False
+    """Whether `Made.prompts` is filled."""
 
-def conclude(tally: Tally, faults: Faults, *, key: str, config: ChatConfig) -> None:
-    """After the last row: say what happened to the rows, and raise ConfigError if a run cannot have them."""
-    if config.on_error == "fail":
-        faults.raise_if_any("Correct these rows, or leave them out by data.on_error: skip.")
-    if faults.count:
-        logger.warning("%s: %d rows are left out (data.on_error: skip):", key, faults.count)
-        for line in faults.lines():
-            logger.warning("  %s", line)
-    for line in tally.lines(seq_len=config.seq_len, truncation=config.truncation):
-        logger.info("%s: %s", key, line)
-    if not tally.samples:
-        raise ConfigError(f"{key}: of {tally.rows:,} rows none is left to train on")
+    @cached_property
+    def _encoder(self) -> ChatEncoder:
+        return ChatEncoder(self.template)
 
-
-def samples_of(
-    rows: Iterable[Row | Fault],
-    *,
-    template: ChatTemplate,
-    config: ChatConfig,
-    tally: Tally,
-    faults: Faults,
-    select: Select | None = None,
-) -> Iterator[Sample]:
-    """The samples of `rows`, in their order: none for a row with a fault, several where the template needs it.
-
-    Every sample has 2 to `config.seq_len` tokens, and at least one that is supervised and not the first. `tally` and
-    `faults` are filled as samples are taken. Raises ConfigError where the tokenizer or template cannot do.
-    """
-    encoder = ChatEncoder(template)
-    row_iterator = iter(rows)
-    while batch := list(itertools.islice(row_iterator, _BATCH_ROWS)):
-        outcomes = [_texts_of(row, template, config, tally, select) for row in batch]
+    def make(self, rows: Sequence[Row | Fault]) -> Made:
+        """The samples of a batch. Raises ConfigError where the tokenizer or template cannot do."""
+        tally = Tally()
+        faults: list[Fault] = []
+        prompts: list[tuple[bytes | None, str]] = []
+        outcomes = [self._texts_of(row, tally, prompts) for row in rows]
         texts = [text for outcome in outcomes if not isinstance(outcome, Fault) for text in outcome]
-        encoded = iter(encoder.encode(texts))
-        for row, outcome in zip(batch, outcomes, strict=True):
+        encoded = iter(self._encoder.encode(texts))
+        samples: list[Sample] = []
+        for row, outcome in zip(rows, outcomes, strict=True):
             if not outcome:
                 continue  # not selected
             tally.rows += 1
             if isinstance(outcome, Fault):
-                faults.add(outcome)
+                faults.append(outcome)
                 continue
             try:
-                samples = _fit(list(itertools.islice(encoded, len(outcome))), row.source, encoder, config, tally)
+                mine = list(itertools.islice(encoded, len(outcome)))
+                samples += _fit(mine, row.source, self._encoder, self.config, tally)
             except RowError as error:
-                faults.add(Fault(row.source, str(error)))
-                continue
-            for sample in samples:
-                tally.count_sample(sample)
-                yield sample
+                faults.append(Fault(row.source, str(error)))
+        for sample in samples:
+            tally.count_sample(sample)
+        return Made(
+            np.concatenate([np.empty(0, np.int32), *(sample.input_ids for sample in samples)]),
+            np.concatenate([np.empty(0, np.bool_), *(sample.supervised for sample in samples)]),
+            [len(sample.input_ids) for sample in samples],
+            [sample.source for sample in samples],
+            tally,
+            faults,
+            prompts,
+        )
+
+    def _texts_of(
+        self, row: Row | Fault, tally: Tally, prompts: list[tuple[bytes | None, str]]
+    ) -> list[Rendered] | Fault:
+        if isinstance(row, Fault):
+            return row
+        template = self.template
+        try:
+            example = example_of(row.values, text_column=self.config.text_column)
+            if self.select is not None and not self.select(example):
+                return []
+            if self.wants_prompts:
+                prompts.append((prompt_hash(example), row.source))
+            texts = render(example, template=template, supervise=self.config.supervise)
+        except RowError as error:
+            return Fault(row.source, str(error))
+        if isinstance(example, Chat) and _hides_turn(example, texts[-1].text):
+            tally.count_hidden_turn(row.source)
+        token = _control_token(example, template)
+        tally.count_row(example.shape, row.source, num_texts=len(texts), control_token=token)
+        return texts
 
 
-def _texts_of(
-    row: Row | Fault, template: ChatTemplate, config: ChatConfig, tally: Tally, select: Select | None
-) -> list[Rendered] | Fault:
-    if isinstance(row, Fault):
-        return row
-    try:
-        example = example_of(row.values, text_column=config.text_column)
-        if select is not None and not select(example, row.source):
-            return []
-        texts = render(example, template=template, supervise=config.supervise)
-    except RowError as error:
-        return Fault(row.source, str(error))
-    if isinstance(example, Chat) and _hides_turn(example, texts[-1].text):
-        tally.count_hidden_turn(row.source)
-    tally.count_row(example.shape, row.source, num_texts=len(texts), control_token=_control_token(example, template))
-    return texts
+def samples_of(
+    open_rows: OpenRows,
+    maker: SampleMaker,
+    *,
+    tally: Tally,
+    faults: Faults,
+    on_prompt: OnPrompt | None = None,
+    num_workers: int = 0,
+) -> Iterator[Sample]:
+    """The samples of the rows, in their order, whatever `num_workers` is.
+
+    `tally` and `faults` are filled, and `on_prompt` is told of prompts, as samples are taken. With `num_workers` this
+    many processes make them, and `open_rows` and `maker` have to be picklable. Raises what `SampleMaker.make` does, and
+    RunError when a process dies.
+    """
+    open_ = partial(_open_batches, open_rows, maker, in_process=num_workers > 0)
+    with closing(_batches(open_, num_workers=num_workers)) as batches:
+        for made in batches:
+            tally.add(made.tally)
+            for fault in made.faults:
+                faults.add(fault)
+            if on_prompt is not None:
+                for prompt, source in made.prompts:
+                    on_prompt(prompt, source)
+            yield from made.samples()
+
+
+def conclude(tally: Tally, faults: Faults, *, key: str, config: ChatConfig) -> None:
+    """After the last row: raise ConfigError if a run cannot have these rows."""
+    if config.on_error == "fail":
+        faults.raise_if_any("Correct these rows, or leave them out by data.on_error: skip.")
+    if not tally.samples:
+        raise ConfigError(f"{key}: of {tally.rows:,} rows none is left to train on")
+
+
+def _batches(open_: Callable[[], Callable[[int], Made | None]], *, num_workers: int) -> Generator[Made, None, None]:
+    """What became of each batch of rows; with no processes it is made here, as it is asked for."""
+    if num_workers == 0:
+        batch_of, number = open_(), 0
+        while (made := batch_of(number)) is not None:
+            yield made
+            number += 1
+        return
+    with closing(read_ahead(open_, num_steps=_NO_END, num_workers=num_workers)) as batches:
+        for made in batches:
+            if made is None:
+                return
+            yield made
+
+
+def _open_batches(open_rows: OpenRows, maker: SampleMaker, *, in_process: bool) -> Callable[[int], Made | None]:
+    """The function from a batch's number, which only rises, to what became of its rows; None after the last."""
+    if in_process:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads would be as many again for each process
+    rows = open_rows()
+    begun = 0
+
+    def batch(number: int) -> Made | None:
+        nonlocal begun
+        while begun < number:
+            next(itertools.islice(rows, _BATCH_ROWS - 1, None), None)
+            begun += 1
+        begun += 1
+        taken = list(itertools.islice(rows, _BATCH_ROWS))
+        return maker.make(taken) if taken else None
+
+    return batch
 
 
 def _hides_turn(chat: Chat, text: str) -> bool:
@@ -138,6 +229,7 @@ def _fit(texts: list[Encoded], source: str, encoder: ChatEncoder, config: ChatCo
     """A row's samples, cut to `seq_len`. Raises RowError when the row cannot be learned from as it is."""
     for text in texts:
         _check(text, encoder, config)
+    tally.lengths.update(len(text.input_ids) for text in texts)
     if config.truncation == "drop":
         fitting = [text for text in texts if len(text.input_ids) <= config.seq_len]
         if not fitting:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 from llmtrain.data.chat.sample import Sample
@@ -23,6 +23,8 @@ class Tally:
     rows: int = 0
     shapes: Counter[str] = field(default_factory=Counter)
     """Rows without a fault, by shape."""
+    lengths: Counter[int] = field(default_factory=Counter)
+    """Tokens of the texts of rows without a fault, before anything is cut or left out -> how many have as many."""
     samples: int = 0
     tokens: int = 0
     """Of the samples, as they are trained on."""
@@ -92,6 +94,17 @@ class Tally:
         """Count a row with a token that the template's header and an answer share."""
         self.rows_with_split_tokens += 1
         self.first_split_token = self.first_split_token or source
+
+    def add(self, later: Tally) -> None:
+        """Count in what was counted of rows that come after those counted so far."""
+        for one in fields(self):
+            mine, theirs = getattr(self, one.name), getattr(later, one.name)
+            if isinstance(mine, Counter):
+                mine.update(theirs)
+            elif isinstance(mine, int):
+                setattr(self, one.name, mine + theirs)
+            elif mine is None:
+                setattr(self, one.name, theirs)
 
     def lines(self, *, seq_len: int, truncation: str) -> list[str]:
         """What to say before training: a sentence for each thing that happened."""
