@@ -22,6 +22,7 @@ from llmtrain.recipes import evaluate as evaluation
 from llmtrain.recipes import prepare as preparation
 from llmtrain.recipes import train as training
 from llmtrain.recipes.language_model import LanguageModel, device_named, open_model
+from llmtrain.recipes.prepare_rows import prepare_rows
 
 AnyPath = str | os.PathLike[str]
 
@@ -45,11 +46,13 @@ def train(
 
 
 def prepare(config: AnyPath, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Make the token shards that a config's `prepare` section describes; returns what was made.
+    """Make the token shards that a config's `prepare` section describes, or tokenise its rows (data.name: chat);
+    returns what was made.
 
     Raises ConfigError for a mistake in the config, bad files and lines; RunError when the disk is full.
     """
-    return preparation.prepare(load_config(os.fspath(config), overrides).config)
+    loaded = load_config(os.fspath(config), overrides).config
+    return prepare_rows(loaded) if loaded.data.name == "chat" else preparation.prepare(loaded)
 
 
 def evaluate(

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+import os
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from llmtrain.cli.options import ConfigOption, Json, Overrides, read_words
-from llmtrain.cli.output import Outcome, columns, table
+from llmtrain.cli.output import Outcome
 
-BAR_WIDTH = 40
-INDENT = "    │ "
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from llmtrain.cli.blocks import Block
+    from llmtrain.config.load import LoadedConfig
+
+FAULTS = 2
+"""Exit code where rows have faults that would stop a run."""
 Word = Annotated[
     str | None,
     typer.Argument(
-        metavar="CONFIG|SHARDS",
-        help="A config, or token shards: a folder, a .parquet file, or a glob.",
+        metavar="CONFIG|ROWS|SHARDS",
+        help="A config; rows (.jsonl, .json, .csv, .parquet, a dataset) or token shards: a file, folder or glob.",
         show_default=False,
     ),
 ]
-ROWS = (
-    ("data", "data"),
-    ("split", "split"),
-    ("tokenizer", "tokenizer"),
-    ("end token", "end_token"),
-    ("documents", "documents"),
-    ("tokens", "tokens"),
-    ("bytes a token", "bytes_per_token"),
-    ("vocabulary", "vocab_size"),
-    ("tokens that occur", "tokens_that_occur"),
-)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -44,97 +37,110 @@ def inspect(
     word: Word = None,
     overrides: Overrides = None,
     config: ConfigOption = None,
+    num_rows: Annotated[
+        int | None, typer.Option("--num-rows", metavar="N", min=0, help="First rows to show (3).", show_default=False)
+    ] = None,
     num_documents: Annotated[
-        int, typer.Option("--num-documents", metavar="N", min=0, help="First documents to show.")
-    ] = 3,
+        int | None,
+        typer.Option(
+            "--num-documents", metavar="N", min=0, help="Shards: first documents to show (3).", show_default=False
+        ),
+    ] = None,
     num_items: Annotated[
-        int, typer.Option("--num-items", metavar="N", min=0, help="First items of the run to show.")
-    ] = 2,
-    split: Annotated[Literal["train", "val"], typer.Option("--split", help="Which of the two.")] = "train",
+        int | None,
+        typer.Option(
+            "--num-items", metavar="N", min=0, help="Shards: first items of the run to show (2).", show_default=False
+        ),
+    ] = None,
+    split: Annotated[
+        Literal["train", "val"] | None, typer.Option("--split", help="Which of the two (train).", show_default=False)
+    ] = None,
+    html: Annotated[
+        str | None, typer.Option("--html", metavar="FILE", help="Write it as a page too.", show_default=False)
+    ] = None,
     json: Json = False,
 ) -> Outcome:
-    """Show the data that a run would see: documents, lengths, sources, items, and what windows cut."""
+    """Show the data that a run would see: rows or documents, lengths, what is learned, what is cut; exit code 2 with
+    every fault of the rows by file:line."""
     from llmtrain.config.errors import ConfigError
-    from llmtrain.config.load import load_config, shipped_configs
 
     ref, values = read_words(word, overrides, config)
-    is_config = config is not None or str(ref) in shipped_configs() or str(ref).endswith((".yaml", ".yml", ".json"))
-    if not is_config and values:
-        raise ConfigError(f"{ref} is a path of shards, to which {values[0]} does not apply; give a config for that")
-    wanted = load_config(str(ref), values) if is_config else str(ref)
+    given = {"--num-rows": num_rows, "--num-documents": num_documents, "--num-items": num_items, "--split": split}
+    kind = "config" if config is not None else _kind_of(str(ref))
+    if kind != "config":
+        if values:
+            raise ConfigError(f"{ref} is a path of {kind}, to which {values[0]} does not apply; give a config for that")
+        if kind == "rows":
+            _refuse(given, "--num-documents", "--num-items", "--split", what=f"{ref} has rows")
+            return _rows(str(ref), num_rows=3 if num_rows is None else num_rows, html=html)
+        loaded = None
+    else:
+        from llmtrain.config.load import load_config
+
+        loaded = load_config(str(ref), values)
+        if loaded.config.data.name == "chat":
+            _refuse(given, "--num-documents", "--num-items", what=f"the data of {ref} are rows")
+            return _chat(loaded, num_rows=3 if num_rows is None else num_rows, split=split or "train", html=html)
+    _refuse(given, "--num-rows", what=f"{ref} has documents: --num-documents")
+    from llmtrain.cli.inspect_blocks import blocks_of_shards
     from llmtrain.recipes.inspect import inspect as recipe
 
-    result = recipe(wanted, split=split, num_documents=num_documents, num_items=num_items)
-    return Outcome(result, "\n".join(_lines(result)))
-
-
-def _lines(result: Mapping[str, Any]) -> Iterator[str]:
-    yield table(result, ROWS)
-    if result["row_groups_read"] < result["row_groups"]:
-        yield (
-            f"\nwhat follows is from {result['row_groups_read']} of {result['row_groups']:,} row groups, evenly spaced"
-        )
-    yield from (f"\nfault: {fault}" for fault in result["faults"])
-    yield from _lengths(result["lengths"])
-    yield "\nsources"
-    rows = [(row["source"], f"{row['documents']:,}", f"{row['tokens']:,}", row["share"]) for row in result["sources"]]
-    yield from columns(("", "documents", "tokens", "share"), [(*row[:3], f"{row[3]:.1%}") for row in rows])
-    if result["mixture"]:
-        yield "\nmixture"
-        yield from columns(
-            ("", "tokens", "share of items", "passes an epoch"),
-            [
-                (row["path"], f"{row['tokens']:,}", f"{row['share']:.2%}", f"{row['passes_an_epoch']:.3g}")
-                for row in result["mixture"]
-            ],
-        )
-    if result["windows"]:
-        yield from _windows(result["windows"])
-    for number, document in enumerate(result["first_documents"]):
-        yield f"\ndocument {number}: {document['source']}, {document['tokens']:,} tokens"
-        yield _indented(document["text"])
-    for item in result["items"]:
-        yield from _item(item)
-
-
-def _lengths(lengths: Mapping[str, Any]) -> Iterator[str]:
-    yield (
-        f"\nlengths in tokens: shortest {lengths['shortest']:,}, median {lengths['median']:,}, mean "
-        f"{lengths['mean']:,.0f}, 90 % up to {lengths['p90']:,}, 99 % up to {lengths['p99']:,}, "
-        f"longest {lengths['longest']:,}"
+    result = recipe(
+        loaded or str(ref),
+        split=split or "train",
+        num_documents=3 if num_documents is None else num_documents,
+        num_items=2 if num_items is None else num_items,
     )
-    bins = lengths["histogram"]
-    most = max((row["documents"] for row in bins), default=0)
-    labels = [f"{row['from']:,}–{row['to']:,}" for row in bins]
-    width = max(map(len, labels), default=0)
-    for label, row in zip(labels, bins, strict=True):
-        bar = "█" * -(-row["documents"] * BAR_WIDTH // max(1, most))
-        yield f"  {label:>{width}}  {row['documents']:>9,}  {bar}"
+    return _outcome(result, list(blocks_of_shards(result)), html=html)
 
 
-def _windows(windows: Mapping[str, Any]) -> Iterator[str]:
-    apart = "cannot attend to each other" if windows["documents_apart"] else "can attend to each other"
-    yield f"\nwindows: {windows['items']:,} items of {windows['seq_len']:,} tokens; documents in one {apart}"
-    yield (
-        f"  {windows['documents_cut']:,} documents ({windows['share_cut']:.1%}) are cut by a window's end; no token is "
-        f"left out, {windows['padding']:,} positions are padding"
-    )
+def _rows(path: str, *, num_rows: int, html: str | None) -> Outcome:
+    from llmtrain.cli.inspect_blocks import blocks_of_rows
+    from llmtrain.recipes.inspect_rows import inspect_rows
+
+    result = inspect_rows(path, num_rows=num_rows)
+    return _outcome(result, list(blocks_of_rows(result)), html=html, exit_code=FAULTS if result["faults"] else 0)
 
 
-def _item(item: Mapping[str, Any]) -> Iterator[str]:
-    padding = f", {item['padding']:,} of padding" if item["padding"] else ""
-    yield (
-        f"\nitem {item['item']:,}: window {item['window']:,} of source {item['source']}, epoch {item['epoch']}, "
-        f"{item['supervised_tokens']:,} tokens to predict{padding}"
-    )
-    for piece in item["documents"]:
-        begins = "goes on" if piece["begins_before"] else "begins"
-        ends = "ends" if piece["ends"] else "is cut"
-        yield f"  ── a document {begins} and {ends}, {piece['tokens']:,} tokens"
-        yield _indented(piece["text"])
+def _chat(loaded: LoadedConfig, *, num_rows: int, split: Literal["train", "val"], html: str | None) -> Outcome:
+    from llmtrain.cli.inspect_blocks import blocks_of_chat
+    from llmtrain.config.errors import ConfigError
+    from llmtrain.data.prepare.parallel import resolve_num_workers
+    from llmtrain.recipes.inspect_chat import inspect_chat
+
+    result = inspect_chat(loaded, num_rows=num_rows, num_workers=resolve_num_workers(None))
+    if result[split] is None:
+        raise ConfigError(f"{loaded.source} has no validation rows: name them in data.val, or set data.val_fraction")
+    blocks = list(blocks_of_chat(result, split=split))
+    return _outcome(result, blocks, html=html, exit_code=0 if result["would_run"] else FAULTS)
 
 
-def _indented(text: str) -> str:
-    """Lines behind a bar. What a terminal would obey (escape sequences, carriage returns) is written out."""
-    shown = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
-    return "\n".join(INDENT + line for line in shown.split("\n"))
+def _outcome(result: dict[str, object], blocks: Sequence[Block], *, html: str | None, exit_code: int = 0) -> Outcome:
+    from llmtrain.cli.blocks import as_text, wants_colour
+
+    if html is not None:
+        from llmtrain.cli.page import write_page
+
+        write_page(html, title=str(result["name"]), blocks=blocks)
+    return Outcome(result, as_text(blocks, colour=wants_colour()), exit_code)
+
+
+def _kind_of(ref: str) -> Literal["config", "rows", "shards"]:
+    """A config, by its name or ending; rows, by the ending or what the file holds; else token shards."""
+    from llmtrain.config.load import shipped_configs
+
+    if ref.endswith((".yaml", ".yml")) or (ref in shipped_configs() and not os.path.exists(ref)):
+        return "config"
+    from llmtrain.recipes.inspect_rows import holds_rows
+
+    if holds_rows(ref):
+        return "rows"
+    return "config" if ref.endswith(".json") or ref in shipped_configs() else "shards"
+
+
+def _refuse(given: Mapping[str, object], *names: str, what: str) -> None:
+    from llmtrain.config.errors import ConfigError
+
+    for name in names:
+        if given[name] is not None:
+            raise ConfigError(f"{name} does not apply: {what}")

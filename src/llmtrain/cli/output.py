@@ -17,7 +17,7 @@ class Outcome(NamedTuple):
     document: Any
     text: str
     exit_code: int = 0
-    """1 where what was asked for was done, and the answer is no."""
+    """1 where what was asked for was done, and the answer is no; 2 where rows were looked at, and have faults."""
 
 
 def json_document(document: Any) -> str:
@@ -27,7 +27,7 @@ def json_document(document: Any) -> str:
 
 def table(result: Mapping[str, Any], rows: Sequence[tuple[str, str]]) -> str:
     """The rows (label, key) that `result` has a value for, in two columns."""
-    shown = [(label, _show(result[key])) for label, key in rows if result.get(key) is not None]
+    shown = [(label, show(result[key])) for label, key in rows if result.get(key) is not None]
     width = max((len(label) for label, _ in shown), default=0)
     return "\n".join(f"{label:<{width}}  {value}" for label, value in shown)
 
@@ -51,7 +51,8 @@ def drop_stdout() -> int:
     return 1
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
+    """A value in a table."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):

@@ -57,7 +57,8 @@ class RowPart:
     @property
     def about(self) -> str:
         """For messages, and to know the samples again."""
-        names = ", ".join(source.name for source in self.sources)
+        first, more = self.sources[0].name, len(self.sources) - 1
+        names = f"{first} and {more:,} more" if more else first
         return f"{self.key} ({names}{'' if self.select is None else ', ' + self.chosen})"
 
     @property

@@ -25,7 +25,6 @@ from llmtrain.data.chat.templates import ChatTemplate
 from llmtrain.recipes.chat_samples import (
     RowPart,
     Samples,
-    account_of,
     find_parts,
     load_fast_tokenizer,
     tokenizer_folder_of,
@@ -61,6 +60,7 @@ def inspect_chat(loaded: LoadedConfig, *, num_rows: int = 3, num_workers: int = 
         "warnings": _distinct(warning for one in everything for warning in one.warnings),
         "faults": [{"source": source, "message": message} for source, message in faults],
         "faults_stop_a_run": config.on_error == "fail",
+        "would_run": not (faults and config.on_error == "fail") and all(one.kept for one in everything),
     }
 
 
@@ -84,7 +84,8 @@ def _read(part: RowPart, samples: Samples, config: ChatConfig, template: ChatTem
         found.kept[len(sample.input_ids)] += 1
         if len(found.first_rows) < num_rows:
             found.first_rows.append(_shown(sample, template))
-    found.notes = [f"{part.key}: {line}" for line in account_of(found.tally, found.faults, config=config).notes]
+    lines = found.tally.lines(seq_len=config.seq_len, truncation=config.truncation)
+    found.notes = [f"{part.key}: {line}" for line in lines[1:]]  # the first one says what the figures do
     found.warnings = [f"{part.key}: {warning}" for warning in samples.warnings(part)]
     if not found.kept:
         found.warnings.append(f"{part.key}: of {found.tally.rows:,} rows none is left to train on")

@@ -7,16 +7,23 @@ Nothing heavy is imported, so that it answers at once. What a tokenizer makes of
 
 from __future__ import annotations
 
+import glob
 import json
+import os
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
+from llmtrain.config.schema import Config
 from llmtrain.data.chat.faults import Fault, RowError
 from llmtrain.data.chat.lengths import describe_lengths
-from llmtrain.data.chat.row_files import RowDataset, RowFile, find_rows
+from llmtrain.data.chat.row_files import RowDataset, RowFile, find_rows, format_of
 from llmtrain.data.chat.rows import rows_of
 from llmtrain.data.chat.shapes import Chat, Completion, Example, example_of
+from llmtrain.data.json_values import json_values
+from llmtrain.data.manifest import MANIFEST_NAME
 
 KEY = "rows"
 """What messages call the paths, which stand in no config."""
@@ -43,6 +50,55 @@ def inspect_rows(paths: str | Sequence[str], *, num_rows: int = 3) -> dict[str, 
         "first_rows": first[:num_rows],
         "faults": [{"source": fault.source, "message": fault.message} for one in files for fault in one.faults],
     }
+
+
+def holds_rows(path: str) -> bool:
+    """Whether what is at `path` are rows, and no token shards and no config: by its ending or by what is in it."""
+    if "://" in path:
+        return path.startswith("hf://") or format_of(path) in ("jsonl", "json", "csv")
+    path = os.path.expanduser(path)
+    if os.path.isdir(path):
+        if any(os.path.exists(os.path.join(path, name)) for name in ("dataset_dict.json", "state.json")):
+            return True
+        if os.path.exists(os.path.join(path, MANIFEST_NAME)):
+            return False
+        path = os.path.join(glob.escape(path), "**", "*")
+    found = sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
+    file = next((file for file in found if format_of(file)), path)
+    if not os.path.isfile(file) or format_of(file) in ("jsonl", "csv"):
+        return format_of(file) in ("jsonl", "csv")
+    if format_of(file) == "json":
+        return _is_json_of_rows(file)
+    return format_of(file) == "parquet" and not _has_tokens(file)
+
+
+def _is_json_of_rows(file: str) -> bool:
+    """Whether a .json file is no config, which is one object with sections."""
+    (source,) = find_rows(file, key=KEY)
+    assert isinstance(source, RowFile)
+    try:
+        with source.open() as stream:
+            start = stream.read(1 << 16)
+            first = next(json_values(chain([start], iter(lambda: stream.read(1 << 20), b""))), None)
+    except (OSError, EOFError, zlib.error):
+        return True
+    if first is None or not isinstance(first.value, dict):
+        return first is None or first.error is None or start.lstrip().startswith(b"[")
+    sections = Config.model_fields.keys() & first.value.keys()
+    return not any(isinstance(first.value[name], dict) for name in sections)
+
+
+def _has_tokens(file: str) -> bool:
+    """Whether a Parquet file is a token shard; one that cannot be read is none."""
+    import pyarrow
+    from pyarrow import parquet
+
+    from llmtrain.data.shards import TOKENS_COLUMNS
+
+    try:
+        return not set(TOKENS_COLUMNS).isdisjoint(parquet.read_schema(file).names)
+    except (pyarrow.ArrowException, OSError):
+        return False
 
 
 class _File:

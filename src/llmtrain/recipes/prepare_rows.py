@@ -47,8 +47,8 @@ def prepare_rows(config: Config, *, num_workers: int = 0) -> dict[str, Any]:
                 "samples": found.samples,
                 "tokens": found.tokens,
                 "supervised_tokens": found.supervised_tokens,
-                "notes": found.account.notes,
-                "warnings": found.account.warnings,
+                "notes": list(found.account.notes),
+                "warnings": list(found.account.warnings),
             }
         )
     counts = ("rows", "samples", "tokens", "supervised_tokens")

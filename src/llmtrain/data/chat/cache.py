@@ -32,7 +32,7 @@ from llmtrain.data.manifest import MANIFEST_NAME
 from llmtrain.data.order import Ints
 from llmtrain.data.prepare.output import output_lock, staged_output
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("llmtrain.data")
 
 FORMAT_VERSION: Final = 2
 _FILES = ("input_ids.bin", "supervised.bin", "starts.bin", "sources.txt")

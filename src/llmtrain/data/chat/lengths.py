@@ -25,8 +25,8 @@ def _quantile(ascending: list[tuple[int, int]], rank: float) -> int:
     for length, count in ascending:
         counted += count
         if counted >= rank:
-            break
-    return length
+            return length
+    return ascending[-1][0]
 
 
 def _histogram(lengths: Counter[int]) -> list[dict[str, int]]:

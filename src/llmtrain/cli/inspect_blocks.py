@@ -1,0 +1,177 @@
+"""What `inspect` found, as blocks: of token shards, of rows by themselves, and of the rows of a config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from llmtrain.cli.blocks import Bars, Block, Figures, Lines, Passage, Piece, Table
+from llmtrain.cli.output import show
+
+_SHARD_FIGURES = (
+    ("data", "data"),
+    ("split", "split"),
+    ("tokenizer", "tokenizer"),
+    ("end token", "end_token"),
+    ("documents", "documents"),
+    ("tokens", "tokens"),
+    ("bytes a token", "bytes_per_token"),
+    ("vocabulary", "vocab_size"),
+    ("tokens that occur", "tokens_that_occur"),
+)
+
+
+def blocks_of_shards(result: Mapping[str, Any]) -> Iterator[Block]:
+    """Token shards: documents, lengths, sources, windows, the first documents and items."""
+    yield _figures(result, _SHARD_FIGURES)
+    if result["row_groups_read"] < result["row_groups"]:
+        read, there = result["row_groups_read"], result["row_groups"]
+        yield Lines(f"what follows is from {read} of {there:,} row groups, evenly spaced", ())
+    if result["faults"]:
+        yield Lines("faults", result["faults"], "fault")
+    yield _bars(result["lengths"], "tokens", "documents")
+    rows = [(row["source"], f"{row['documents']:,}", f"{row['tokens']:,}", row["share"]) for row in result["sources"]]
+    yield Table("sources", ("", "documents", "tokens", "share"), [(*row[:3], f"{row[3]:.1%}") for row in rows])
+    if result["mixture"]:
+        yield Table(
+            "mixture",
+            ("", "tokens", "share of items", "passes an epoch"),
+            [
+                (row["path"], f"{row['tokens']:,}", f"{row['share']:.2%}", f"{row['passes_an_epoch']:.3g}")
+                for row in result["mixture"]
+            ],
+        )
+    if result["windows"]:
+        yield _windows(result["windows"])
+    for number, document in enumerate(result["first_documents"]):
+        caption = f"document {number}: {document['source']}, {document['tokens']:,} tokens"
+        yield Passage(caption, [(None, [Piece(document["text"])])])
+    yield from map(_item, result["items"])
+
+
+def blocks_of_rows(result: Mapping[str, Any]) -> Iterator[Block]:
+    """Rows without a config: shapes, lengths in characters and bytes, the first rows, faults."""
+    figures = [("rows", f"{result['rows']:,}")]
+    if result["bytes"] is not None:
+        figures.append(("bytes of text", f"{result['bytes']['total']:,} (longest row {result['bytes']['longest']:,})"))
+        figures.append(("characters", f"{result['characters']['total']:,}"))
+    figures.append(("rows with faults", f"{len(result['faults']):,}"))
+    yield Figures(figures)
+    if len(result["files"]) > 1:
+        rows = [(file["name"], f"{file['rows']:,}", f"{file['faults']:,}") for file in result["files"]]
+        yield Table("files", ("", "rows", "faults"), rows)
+    yield from _shapes(result["shapes"])
+    if result["characters"] is not None:
+        yield _bars(result["characters"], "characters", "rows")
+    for row in result["first_rows"]:
+        caption = f"{row['source']}: {row['shape']}, {row['characters']:,} characters"
+        yield Passage(caption, [(piece["role"], [Piece(_excerpt(piece["text"]))]) for piece in row["pieces"]])
+    yield from _faults(result["faults"], stop_a_run=True)
+
+
+def blocks_of_chat(result: Mapping[str, Any], *, split: str) -> Iterator[Block]:
+    """The rows of a config: both splits in figures; lengths and first rows of one of them; faults of both."""
+    yield Figures([("tokenizer", result["tokenizer"]), ("template", result["template"])])
+    shown = [(name, result[key]) for name, key in (("training", "train"), ("validation", "val")) if result[key]]
+    figures = [dict(_figures_of(part)) for _, part in shown]
+    yield Table(
+        f"rows, cut to data.seq_len {result['seq_len']:,} (truncation: {result['truncation']}; supervise: "
+        f"{result['supervise']})",
+        ("", *(name for name, _ in shown)),
+        [(label, *(one.get(label, "") for one in figures)) for label in figures[0]],
+    )
+    part = result[split]
+    yield from _shapes(part["shapes"])
+    if part["lengths"] is not None:
+        yield _bars(part["lengths"], "tokens", "rows", before=" before cutting")
+    if result["notes"]:
+        yield Lines("notes", result["notes"])
+    for row in part["first_rows"]:
+        caption = f"{row['source']}: {row['tokens']:,} tokens, {row['supervised_tokens']:,} learned"
+        yield Passage(caption, [(None, [Piece(**piece) for piece in row["pieces"]])])
+    if result["warnings"]:
+        yield Lines("warnings", result["warnings"], "warning")
+    yield from _faults(result["faults"], stop_a_run=result["faults_stop_a_run"])
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count:,} ({count / total:.1%})" if total else f"{count:,}"
+
+
+def _figures_of(part: Mapping[str, Any]) -> list[tuple[str, str]]:
+    packs = part["packs"] or {}
+    figures = [
+        ("rows", f"{part['rows']:,}"),
+        ("rows with faults", f"{part['rows_with_faults']:,}"),
+        ("rows that are cut", f"{part['rows_cut']:,}"),
+        ("rows left out as too long", f"{part['rows_left_out']:,}"),
+        ("samples", f"{part['samples']:,}"),
+        ("tokens kept", f"{part['tokens']:,}"),
+        ("tokens cut", _share(part["tokens_cut"], part["tokens_before_cutting"])),
+        ("tokens that are learned", _share(part["supervised_tokens"], part["tokens"])),
+        ("learned tokens cut", f"{part['supervised_tokens_cut']:,}"),
+        ("packs", f"{packs['packs']:,}" if packs else "no packing"),
+    ]
+    if packs.get("efficiency") is not None:
+        figures.append(("positions of packs filled", f"{packs['efficiency']:.1%}"))
+    return figures
+
+
+def _figures(result: Mapping[str, Any], rows: Sequence[tuple[str, str]]) -> Figures:
+    return Figures([(label, show(result[key])) for label, key in rows if result.get(key) is not None])
+
+
+def _shapes(shapes: Mapping[str, int]) -> Iterator[Block]:
+    if shapes:
+        yield Bars("rows by shape", list(shapes.items()))
+
+
+def _bars(lengths: Mapping[str, Any], unit: str, counted: str, *, before: str = "") -> Bars:
+    title = (
+        f"lengths in {unit}{before}: shortest {lengths['shortest']:,}, median {lengths['median']:,}, mean "
+        f"{lengths['mean']:,.0f}, 90 % up to {lengths['p90']:,}, 99 % up to {lengths['p99']:,}, "
+        f"longest {lengths['longest']:,}"
+    )
+    return Bars(
+        title, [(f"{row['from']:,}–{row['to']:,}", row.get(counted, row.get("rows"))) for row in lengths["histogram"]]
+    )
+
+
+def _windows(windows: Mapping[str, Any]) -> Lines:
+    apart = "cannot attend to each other" if windows["documents_apart"] else "can attend to each other"
+    return Lines(
+        f"windows: {windows['items']:,} items of {windows['seq_len']:,} tokens; documents in one {apart}",
+        [
+            f"{windows['documents_cut']:,} documents ({windows['share_cut']:.1%}) are cut by a window's end; no token "
+            f"is left out, {windows['padding']:,} positions are padding"
+        ],
+    )
+
+
+def _item(item: Mapping[str, Any]) -> Passage:
+    padding = f", {item['padding']:,} of padding" if item["padding"] else ""
+    sections = []
+    for piece in item["documents"]:
+        begins = "goes on" if piece["begins_before"] else "begins"
+        ends = "ends" if piece["ends"] else "is cut"
+        sections.append((f"a document {begins} and {ends}, {piece['tokens']:,} tokens", [Piece(piece["text"])]))
+    return Passage(
+        f"item {item['item']:,}: window {item['window']:,} of source {item['source']}, epoch {item['epoch']}, "
+        f"{item['supervised_tokens']:,} tokens to predict{padding}",
+        sections,
+    )
+
+
+def _faults(faults: Sequence[Mapping[str, str]], *, stop_a_run: bool) -> Iterator[Block]:
+    if faults:
+        what = "" if stop_a_run else ", whose rows are left out (data.on_error: skip)"
+        noun = "fault" if len(faults) == 1 else "faults"
+        lines = [f"{fault['source']}: {fault['message']}" for fault in faults]
+        yield Lines(f"{len(faults):,} {noun}{what}", lines, "fault")
+
+
+def _excerpt(text: str, *, shown: int = 1200) -> str:
+    if len(text) <= shown:
+        return text
+    head, tail = text[: shown * 3 // 4], text[-shown // 4 :]
+    return f"{head}\n[… {len(text) - len(head) - len(tail):,} characters …]\n{tail}"
