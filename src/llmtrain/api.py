@@ -21,7 +21,8 @@ from llmtrain.models.weights import read_decoder
 from llmtrain.recipes import evaluate as evaluation
 from llmtrain.recipes import prepare as preparation
 from llmtrain.recipes import train as training
-from llmtrain.recipes.language_model import LanguageModel, device_named, open_model
+from llmtrain.recipes.language_model import LanguageModel
+from llmtrain.recipes.open_model import device_named, open_model
 from llmtrain.recipes.prepare_rows import prepare_rows
 
 AnyPath = str | os.PathLike[str]
@@ -71,9 +72,9 @@ def evaluate(
 
 
 def load_model(model: AnyPath = "latest", *, device: str = "auto", root_dir: str = "runs") -> LanguageModel:
-    """The decoder and the tokenizer of a run, a checkpoint, or a model folder; `latest` is the newest run's.
+    """The model and the tokenizer of a run, a checkpoint, a model or adapter folder, or of owner/name on the Hub.
 
-    Raises ConfigError if there is none.
+    `latest` is the newest run's. Raises ConfigError if there is none.
     """
     return open_model(os.fspath(model), root_dir=root_dir, device=device)
 
@@ -98,9 +99,12 @@ def load_decoder(
             be read.
     """
     decoder = read_decoder(_decoder_config(config), Path(weights), device=device_named(device))
+    found = load_tokenizer(tokenizer) if tokenizer is not None else None
     return LanguageModel(
         model=decoder.eval(),
-        tokenizer=load_tokenizer(tokenizer) if tokenizer is not None else None,
+        tokenizer=found,
+        encoder=None,
+        eos_ids=frozenset() if found is None else frozenset([found.eos_id]),
         folder=Path(weights).absolute().parent,
     )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmtrain.config.errors import ConfigError, Preempted, WillFailAgain
 from llmtrain.config.load import load_config
+from llmtrain.recipes.evaluate import evaluate
+from llmtrain.recipes.generate import generate
 from llmtrain.recipes.train import train
 from llmtrain.testing.chat import CHATML, tiny_chat_tokenizer
 from llmtrain.testing.tiny_huggingface import tiny_network
@@ -168,3 +172,42 @@ def test_what_does_not_fit_the_model_is_refused_before_anything_is_written(
     with pytest.raises(ConfigError, match=message):
         train(load_config(str(config_of(tmp_path, base, rows, **LORA)), [override]))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("model", [LORA, {}], ids=["lora", "full"])
+def test_a_tuned_run_is_evaluated_and_writes(
+    base: Path, rows: Path, tmp_path: Path, model: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = str(config_of(tmp_path, base, rows, **model))
+    run = train(load_config(config, ["output.run_id=tuned", "trainer.eval_steps=null"]))
+    monkeypatch.chdir(tmp_path)
+    measured = evaluate("tuned")
+    assert measured["loss"] == pytest.approx(run["val_loss"], rel=1e-5)
+    assert measured["perplexity"] == pytest.approx(math.exp(run["val_loss"]), rel=1e-4)
+    supervised = [json.loads(line)["messages"][1]["content"] for line in rows.read_text().splitlines()]
+    held_out = evaluate("runs/latest", data=[str(rows)])
+    assert held_out["tokens"] > len(supervised)
+    num_bytes = sum(len(text.encode()) for text in supervised)
+    assert held_out["bits_per_byte"] * num_bytes * math.log(2) == pytest.approx(
+        held_out["loss"] * held_out["tokens"], rel=1e-6
+    )
+    assert evaluate(str(base), data=[str(rows)])["loss"] > held_out["loss"] + 0.5, "the base has learned nothing"
+    asked = ["7 red green", "0 red", "11 green", "22 blue", "30 red"]
+    answers = generate("tuned", prompts=asked, temperature=0.0, max_new_tokens=30, device="cpu")
+    assert answers[0]["rendered"] == "<|im_start|>user\n7 red green<|im_end|>\n<|im_start|>assistant\n"
+    assert "end" in {answer["ended_by"] for answer in answers}, "it has learned that an answer ends"
+    (text,) = generate("tuned", prompts=["7 red green"], chat=False, max_new_tokens=4, device="cpu")
+    assert "rendered" not in text
+    if model:
+        shutil.move(str(base), str(tmp_path / "away"))
+        with pytest.raises(ConfigError, match="is an adapter, and its base is not to be had"):
+            evaluate("tuned")
+        shutil.move(str(tmp_path / "away"), str(base))
+
+
+def test_a_run_tuned_on_prompts_is_asked_in_plain_text(base: Path, tmp_path: Path) -> None:
+    file = tmp_path / "plain.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"{n}:", "completion": " red"}) + "\n" for n in range(30)))
+    run = train(load_config(str(config_of(tmp_path, base, file, **LORA)), ["trainer.max_epochs=1"]))
+    (answer,) = generate(run["run"], prompts=["7:"], temperature=0.0, max_new_tokens=2, device="cpu")
+    assert "rendered" not in answer

@@ -201,6 +201,7 @@ def test_generate_hands_over_its_options(monkeypatch: pytest.MonkeyPatch, capsys
             "stop": [],
             "stop_tokens": [],
             "heal": True,
+            "chat": None,
             "batch_size": 16,
             "device": "auto",
             "root_dir": "runs",

@@ -23,7 +23,9 @@ ROWS = (
     ("seconds", "seconds"),
 )
 RootDir = Annotated[str, typer.Option("--root-dir", metavar="DIR", help="Folder of all runs.")]
-Model = Annotated[str, typer.Argument(metavar="[MODEL]", help="A run id, run folder, checkpoint or model folder.")]
+Model = Annotated[
+    str, typer.Argument(metavar="[MODEL]", help="A run, checkpoint, model or adapter folder, or owner/name.")
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -37,7 +39,7 @@ def evaluate(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            "--data", metavar="SHARDS", help="Shards to measure on; may be repeated; the run's own when not given."
+            "--data", metavar="PATH", help="Token shards or rows; may be repeated; the run's own when not given."
         ),
     ] = None,
     steps: Annotated[
@@ -97,6 +99,12 @@ def generate(
     heal: Annotated[
         bool, typer.Option("--heal/--no-heal", help="Choose the prompt's last token anew, with its text kept.")
     ] = True,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--no-chat", help="Take a prompt as a user's turn; the default is how the model was tuned."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="The same seed gives the same text.")] = 1337,
     batch_size: Annotated[
         int, typer.Option("--batch-size", metavar="N", min=1, help="Prompts at a time; the texts stay the same.")
@@ -118,6 +126,7 @@ def generate(
         "stop": stop or [],
         "stop_tokens": stop_token or [],
         "heal": heal,
+        "chat": chat,
         "batch_size": batch_size,
         "device": device,
         "root_dir": root_dir,
@@ -132,7 +141,13 @@ def generate(
     results = recipe(model, prompts=texts, prompts_file=prompts, output=output, **settings)
     if output:
         return Outcome(results, f"{output}: {len(results):,} {'text' if len(results) == 1 else 'texts'}")
-    return Outcome(results, "\n\n".join(f"{result['prompt']}{result['completion']}" for result in results))
+    return Outcome(results, "\n\n".join(_written(result) for result in results))
+
+
+def _written(result: dict[str, Any]) -> str:
+    """The prompt and what goes on from it; or an answer under its question."""
+    between = "\n\n" if "rendered" in result else ""
+    return f"{result['prompt']}{between}{result['completion']}"
 
 
 def _converse(model: str, settings: dict[str, Any]) -> Outcome:

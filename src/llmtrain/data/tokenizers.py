@@ -142,6 +142,11 @@ class Tokenizer:
         text: str = self._backend.decode(ids, skip_special_tokens=False)
         return text
 
+    def num_bytes(self, batch: Iterable[Iterable[int]]) -> int:
+        """UTF-8 bytes of the texts that each of these stands for, special tokens left out."""
+        texts = self._backend.decode_batch([list(ids) for ids in batch], skip_special_tokens=True)
+        return sum(len(text.encode()) for text in texts)
+
     def token_id(self, token: str) -> int | None:
         """The id of a token by its name in the vocabulary, such as `<|im_end|>`."""
         found: int | None = self._backend.token_to_id(token)
@@ -273,6 +278,11 @@ def load_hf_tokenizer(name_or_path: str) -> Tokenizer:
         raise ConfigError(
             f"{where}: neither a folder with a tokenizer nor one that can be had from the Hub ({reason})"
         ) from error
+    return wrap_tokenizer(found, where=where)
+
+
+def wrap_tokenizer(found: Any, *, where: str) -> Tokenizer:
+    """A tokenizer of transformers. Raises ConfigError, which begins with `where`, if it is not fast or has no end."""
     if not getattr(found, "is_fast", False):
         raise ConfigError(f"{where}: has no fast form (tokenizer.json); convert it with transformers first")
     if found.eos_token is None:

@@ -9,6 +9,7 @@ A row's result depends on its prompt and the seed, not on what else is in the ba
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -31,8 +32,8 @@ class CachedModel(Protocol):
     """What generation needs of a model."""
 
     @property
-    def max_seq_len(self) -> int:
-        """The longest sequence, in tokens."""
+    def max_seq_len(self) -> int | None:
+        """The longest sequence, in tokens; None: there is no limit."""
         ...
 
     @property
@@ -78,7 +79,8 @@ def generate(
     for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} is {value}; it should be at least 1")
-    _check_prompts(prompts, limit=model.max_seq_len)
+    limit = context_of(model)
+    _check_prompts(prompts, limit=limit)
     how = sampling or Sampling()
     firsts = first_tokens or [None] * len(prompts)
     # Two prompts may share all but the token that was taken off, and are still two.
@@ -100,7 +102,7 @@ def generate(
         goes_on = watch is None or watch(row, token)
         return token if goes_on and len(generated[row]) < room[row] else None
 
-    room = [min(max_new_tokens, model.max_seq_len - len(prompt)) for prompt in prompts]
+    room = [min(max_new_tokens, limit - len(prompt)) for prompt in prompts]
     by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]), reverse=True)
     size = batch_size or max(1, len(prompts))
     for begin in range(0, len(prompts), size):
@@ -138,6 +140,11 @@ def _decode_batch(
             running = [running[index] for index in kept]
             cache.keep_rows(kept)
         input_ids = torch.tensor([[chosen[index]] for index in kept])
+
+
+def context_of(model: CachedModel) -> int:
+    """Tokens that a sequence may have."""
+    return sys.maxsize if model.max_seq_len is None else model.max_seq_len
 
 
 def _check_prompts(prompts: Sequence[Sequence[int]], *, limit: int) -> None:

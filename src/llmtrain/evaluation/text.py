@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.data.tokenizers import Tokenizer
-from llmtrain.evaluation.generation import CachedModel, generate
+from llmtrain.evaluation.generation import CachedModel, context_of, generate
 from llmtrain.evaluation.sampling import Sampling
 
 HALF_CHARACTER = "\ufffd"
@@ -36,6 +36,8 @@ class Completion:
     """That the model chose, those of a stop text included."""
     ended_by: Literal["end", "stop", "length"]
     """A stop token, a stop text, or the limit of tokens (asked for, or the model's context)."""
+    rendered: str | None = None
+    """What the model read, where that is more than the prompt: a turn put through a chat template."""
 
 
 def complete(
@@ -43,6 +45,7 @@ def complete(
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     *,
+    prompt_ids: Sequence[list[int]] | None = None,
     max_new_tokens: int,
     sampling: Sampling,
     stop: Sequence[str] = (),
@@ -53,8 +56,9 @@ def complete(
 ) -> list[Completion]:
     """A completion of each prompt, in their order; the same whatever `batch_size`, and whatever stands beside it.
 
-    A completion ends before the first of the texts `stop`, and at the tokens `stop_ids`. `heal` lets the model choose
-    the prompt's last token anew (see `heal_prompt`); that token counts as one of `max_new_tokens`.
+    `prompt_ids` are the prompts' tokens where they are not just the tokenizer's of their texts: turns put through a
+    chat template, say. A completion ends before the first of the texts `stop`, and at the tokens `stop_ids`. `heal`
+    lets the model choose the prompt's last token anew (see `heal_prompt`); it counts as one of `max_new_tokens`.
 
     Raises:
         ConfigError: a prompt does not fit, a stop text is empty, or a setting is out of its range.
@@ -63,11 +67,12 @@ def complete(
         raise ConfigError("a stop text is empty; remove it")
     texts = tokenizer.token_texts() if heal and prompts else None
     # An end token stands before every document, so it also says that one begins.
-    asked = [tokenizer.encode(prompt) or [tokenizer.eos_id] for prompt in prompts]
+    context = context_of(model)
+    asked = prompt_ids or [tokenizer.encode(prompt) or [tokenizer.eos_id] for prompt in prompts]
     starts = [
         heal_prompt(ids, texts, begin_id=tokenizer.eos_id)
         # A prompt that is too long is refused with its own length.
-        if texts is not None and len(ids) < model.max_seq_len
+        if texts is not None and len(ids) < context
         else Start(ids, [], None)
         for ids in asked
     ]
@@ -94,7 +99,7 @@ def complete(
         rest = growing[row].end()
         if rest and on_text is not None:
             on_text(row, rest)
-        room = min(max_new_tokens, model.max_seq_len - len(start.kept))
+        room = min(max_new_tokens, context - len(start.kept))
         ended: Literal["end", "length"] = "length" if len(tokens) == room else "end"
         completions.append(
             Completion(

@@ -25,6 +25,10 @@ OLDER_NAMES = {"HUGGINGFACE_HUB_TOKEN": "HF_TOKEN", "TRANSFORMERS_CACHE": "HF_HU
 TIMEOUT_SEC = 10.0
 PATTERNS = ("*.json", "*.safetensors", "*.model", "*.jinja", "vocab.txt", "merges.txt")
 WEIGHTS_INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+"""What can be a model on the Hub where one to use is named: owner/name, with @revision or without."""
 TOKEN_ADVICE = "put a token in HF_TOKEN, or run `hf auth login`"
 
 
@@ -62,6 +66,39 @@ def fetch_tokenizer(path: str, *, revision: str | None = None, local_files_only:
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         raise ConfigError(f"{path}: no tokenizer in {folder} (none of {', '.join(TOKENIZER_FILES)})")
     return folder
+
+
+def fetch_to_use(path: str, *, revision: str | None = None) -> Path:
+    """The folder of a whole model or of an adapter, fetched from the Hub if need be. Raises as `fetch_model` does."""
+    folder = _fetch(path, revision=revision, offline=False, weights=True, code=False)
+    lacking = [ADAPTER_WEIGHTS] if is_adapter_folder(folder) else missing_files(folder, weights=True)
+    if missing := [name for name in lacking if not (folder / name).exists()]:
+        raise ConfigError(f"{path}: {folder} lacks {', '.join(missing)}{_pickled(folder)}")
+    return folder
+
+
+def is_adapter_folder(folder: Path) -> bool:
+    """Whether a folder holds an adapter and not the whole model; some tools write the base's config.json beside it."""
+    whole = (folder / "model.safetensors").exists() or (folder / WEIGHTS_INDEX).exists()
+    return (folder / ADAPTER_CONFIG).is_file() and not whole
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder says that it holds a model, or an adapter of one."""
+    return (folder / "config.json").is_file() or is_adapter_folder(folder)
+
+
+def base_of_adapter(folder: Path) -> tuple[str, str | None]:
+    """Folder or Hub id of the model that an adapter belongs to, and its revision. ConfigError if it names none."""
+    file = folder / ADAPTER_CONFIG
+    try:
+        described = json.loads(file.read_text(encoding="utf-8"))
+        base = described.get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{file} cannot be read: {error!r}") from error
+    if not isinstance(base, str) or not base:
+        raise ConfigError(f"{file} does not say which model it adapts: set base_model_name_or_path there")
+    return base, described.get("revision")
 
 
 def missing_files(folder: Path, *, weights: bool) -> list[str]:

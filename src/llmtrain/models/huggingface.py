@@ -23,6 +23,7 @@ from llmtrain.contracts import IGNORE_INDEX, Batch
 from llmtrain.models.decoder.loss import ChunkKernels, compiled_kernels
 from llmtrain.models.decoder.position import restarting_positions
 from llmtrain.models.head_loss import Head
+from llmtrain.models.huggingface_cache import HuggingFaceCache
 
 Packing = Literal["positions", "flat", "mask"]
 """How documents of one row are kept apart: by position_ids that restart, of which transformers makes a mask; by these
@@ -56,14 +57,34 @@ class HuggingFaceModel(nn.Module):
             return logits.float().sum(), num_tokens
         return F.cross_entropy(logits.float(), labels_n, reduction="sum"), num_tokens
 
-    def logits(self, input_ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
-        """[b, t, vocab] scores of the token after each position."""
-        return self._logits(input_ids, document_ids)
+    def logits(
+        self,
+        input_ids: Tensor,
+        document_ids: Tensor | None = None,
+        cache: HuggingFaceCache | None = None,
+        *,
+        last_only: bool = False,
+    ) -> Tensor:
+        """[b, t, vocab] scores of the token after each position; [b, 1, vocab] with `last_only`.
+
+        With a cache, `input_ids` are the tokens that follow what the cache holds, and are added to it; documents that
+        share a row cannot be told apart then.
+        """
+        if cache is not None:
+            return self._continued(input_ids, cache, last_only=last_only)
+        logits = self._logits(input_ids, document_ids)
+        return logits[:, -1:] if last_only else logits
 
     def _logits(self, input_ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
         """The same, called from within a forward pass: there it must not begin another, of a model that is cut."""
         logits: Tensor = self._outputs(self.network, input_ids, document_ids).logits
         return logits.view(*input_ids.shape, -1)
+
+    def new_cache(self, batch_size: int, max_len: int, *, first_slots: Tensor | None = None) -> HuggingFaceCache:
+        """An empty cache, which grows as it is filled; `first_slots` [b] counts each row's padding on the left."""
+        return HuggingFaceCache(
+            self.causal_lm.config, batch_size=batch_size, first_slots=first_slots, device=self.device
+        )
 
     def hidden(self, input_ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
         """[b, t, d] after the final norm: what the output layer gets."""
@@ -220,6 +241,17 @@ class HuggingFaceModel(nn.Module):
         finally:
             for module in training:
                 module.training = True
+
+    def _continued(self, input_ids: Tensor, cache: HuggingFaceCache, *, last_only: bool) -> Tensor:
+        knows_head = self._knows_head(input_ids[:1, -1:])
+        module, num_tokens = self._base if knows_head else self.causal_lm, input_ids.shape[1]
+        inputs: dict[str, Any] = {"attention_mask": cache.mask(num_tokens)}
+        if "position_ids" in inspect.signature(module.forward).parameters:
+            inputs["position_ids"] = cache.positions(num_tokens)
+        outputs = module(input_ids=input_ids, past_key_values=cache.past, use_cache=True, **inputs)
+        cache.advance(num_tokens)
+        found: Tensor = outputs[0][:, -1:] if last_only else outputs[0]
+        return self._head().logits(found) if knows_head else found
 
     # -- documents in one row ------------------------------------------------------------------------------------------
 

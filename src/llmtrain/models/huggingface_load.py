@@ -18,9 +18,10 @@ from transformers.utils import logging as transformers_logging
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.huggingface import HuggingFaceConfig
+from llmtrain.distributed.engine import computes_bf16
 from llmtrain.models.hub import fetch_model, fetch_tokenizer
 from llmtrain.models.huggingface import HuggingFaceModel
-from llmtrain.models.lora import add_lora
+from llmtrain.models.lora import add_lora, with_adapter
 
 log = logging.getLogger("llmtrain.model")
 
@@ -49,7 +50,11 @@ def build_huggingface(config: HuggingFaceConfig, folder: Path, *, seed: int, pre
     """
     check_quantization(config.quantization)
     transformers_logging.disable_progress_bar()
-    network = _random(config, folder, seed=seed) if config.init == "random" else _pretrained(config, folder, precision)
+    network = (
+        _random(config, folder, seed=seed)
+        if config.init == "random"
+        else _pretrained(config, folder, weights_dtype(config, precision=precision))
+    )
     _check_generation_config(network, folder)
     if config.lora is None:
         return HuggingFaceModel(network)
@@ -61,6 +66,23 @@ def build_huggingface(config: HuggingFaceConfig, folder: Path, *, seed: int, pre
     tuned = add_lora(network, config.lora, base=base)
     tuned.peft_config["default"].revision = config.revision
     return HuggingFaceModel(tuned)
+
+
+def read_huggingface(folder: Path, *, adapter: Path | None = None, device: torch.device) -> HuggingFaceModel:
+    """The model in `folder`, with the adapter in another folder if one is given: on `device`, in evaluation mode.
+
+    Weights have the dtype that they are stored in, unless `device` cannot compute in it: then float32. Raises
+    ConfigError: it is no causal model that transformers knows, tensors are missing, or the adapter is another model's.
+    """
+    transformers_logging.disable_progress_bar()
+    network = _pretrained(HuggingFaceConfig(path=str(folder), local_files_only=True), folder, "auto")
+    if adapter is not None:
+        network = with_adapter(network, adapter)
+    model = HuggingFaceModel(network).eval()
+    dtype, on_cpu = next(network.parameters()).dtype, device.type == "cpu"
+    if (dtype == torch.float16 and on_cpu) or (dtype == torch.bfloat16 and not computes_bf16(str(device))):
+        model = model.float()
+    return model.to(device)
 
 
 def weights_dtype(config: HuggingFaceConfig, *, precision: str) -> torch.dtype:
@@ -111,7 +133,7 @@ def _random(config: HuggingFaceConfig, folder: Path, *, seed: int) -> Any:
         raise _cannot_build(config, error) from error
 
 
-def _pretrained(config: HuggingFaceConfig, folder: Path, precision: str) -> Any:
+def _pretrained(config: HuggingFaceConfig, folder: Path, dtype: torch.dtype | str) -> Any:
     options: dict[str, Any] = {}
     if config.quantization != "none":
         options = {
@@ -123,7 +145,7 @@ def _pretrained(config: HuggingFaceConfig, folder: Path, precision: str) -> Any:
         network, found = AutoModelForCausalLM.from_pretrained(
             folder,
             config=described,
-            dtype=weights_dtype(config, precision=precision),
+            dtype=dtype,
             attn_implementation=config.attn_implementation,
             trust_remote_code=config.trust_remote_code,
             local_files_only=True,

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
-from peft import get_peft_model, get_peft_model_state_dict, inject_adapter_in_model
+from peft import PeftConfig, get_peft_model, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -88,6 +88,22 @@ def write_adapter(folder: Path, network: nn.Module, state_dict: Mapping[str, Ten
         config.save_pretrained(str(folder))
     finally:
         config.inference_mode = training
+
+
+def with_adapter(network: nn.Module, folder: Path) -> Any:
+    """The PeftModel around a model of transformers with the adapter in a folder, to be used and not trained.
+
+    Raises ConfigError if it is not exactly this model's, or of a kind that peft does not know.
+    """
+    try:
+        config: Any = PeftConfig.from_pretrained(str(folder))
+        config.inference_mode = True
+        tuned = get_peft_model(network, config)
+    except (ValueError, KeyError, TypeError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"{folder}: the adapter does not fit its base model: {first}") from error
+    read_adapter(folder, tuned)
+    return tuned
 
 
 def read_adapter(folder: Path, network: nn.Module) -> None:

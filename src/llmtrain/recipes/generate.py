@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from llmtrain.config.errors import ConfigError
-from llmtrain.recipes.language_model import DEFAULT_SEED, Settings, open_model
+from llmtrain.evaluation.text import Completion
+from llmtrain.recipes.language_model import DEFAULT_SEED, Settings
+from llmtrain.recipes.open_model import open_model
 
 log = logging.getLogger("llmtrain.generate")
 
@@ -28,7 +30,8 @@ def generate(
     root_dir: str = "runs",
     **settings: Unpack[Settings],
 ) -> list[dict[str, Any]]:
-    """`prompt`, `completion`, `tokens` and `ended_by` for each prompt, in their order, those of the file last.
+    """`prompt`, `completion`, `tokens` and `ended_by` for each prompt, in their order, those of the file last; and
+    `rendered` where the model read the prompt as a turn.
 
     They are written to `output` too, one JSON object a line. Raises ConfigError for a model that is not there or has no
     tokenizer, a prompt that is longer than its context, a bad line of the file, and an output that cannot be written.
@@ -37,7 +40,7 @@ def generate(
     if output is not None and not Path(output).absolute().parent.is_dir():
         raise ConfigError(f"{output}: there is no folder {Path(output).absolute().parent}; make it first")
     completions = open_model(model, root_dir=root_dir, device=device).generate(asked, **settings)
-    results = [asdict(completion) for completion in completions]
+    results = [_result(completion) for completion in completions]
     if output is not None:
         _write_lines(Path(output), results)
     return results
@@ -72,7 +75,7 @@ def converse(
         try:
             again: Settings = {**settings, "seed": seed + asked[line]}
             done = loaded.generate(line, on_text=tell, **again)
-            results.append(asdict(done[0]))
+            results.append(_result(done[0]))
         except KeyboardInterrupt:
             results.append({"prompt": line, "completion": "".join(pieces), "ended_by": "interrupt"})
         except ConfigError as error:
@@ -81,6 +84,10 @@ def converse(
         asked[line] += 1
         say("\n")
     return results
+
+
+def _result(completion: Completion) -> dict[str, Any]:
+    return {name: value for name, value in asdict(completion).items() if value is not None}
 
 
 def read_prompts(path: Path) -> list[str]:

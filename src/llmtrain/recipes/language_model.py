@@ -1,26 +1,32 @@
-"""A model that is ready to write: a decoder on its device, and its tokenizer."""
+"""A model that is ready to write, whichever kind it is: the one face that `generate`, `eval` and the API work with.
+
+A prompt is text to go on from, or the turn of a user, which is put through the chat template. How a model is found and
+loaded is `open_model`'s.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict
-
-import torch
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from llmtrain.config.errors import ConfigError
-from llmtrain.config.running import RunConfig
-from llmtrain.config.training import DistributedConfig, TrainerConfig
-from llmtrain.data.tokenizers import Tokenizer, load_tokenizer
-from llmtrain.distributed.engine import Engine, resolve
+from llmtrain.data.chat.encoding import ChatEncoder
+from llmtrain.data.chat.faults import RowError
+from llmtrain.data.chat.shapes import Message
+from llmtrain.data.tokenizers import Tokenizer
 from llmtrain.evaluation.sampling import Sampling
 from llmtrain.evaluation.text import Completion, OnText, complete
 from llmtrain.models.decoder.decoder import Decoder
-from llmtrain.models.folder import read_model_folder
-from llmtrain.training.runs import find_model
 
+if TYPE_CHECKING:
+    from llmtrain.models.huggingface import HuggingFaceModel
+
+log = logging.getLogger("llmtrain.generate")
+
+AnyModel: TypeAlias = "Decoder | HuggingFaceModel"
 DEFAULT_SEED = 1337
 
 
@@ -36,18 +42,26 @@ class Settings(TypedDict, total=False):
     stop: Sequence[str]
     stop_tokens: Sequence[str | int]
     heal: bool
+    chat: bool | None
     batch_size: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModel:
-    """A decoder that is ready to write, and its tokenizer."""
+    """A model that is ready to write, and its tokenizer."""
 
-    model: Decoder
+    model: AnyModel
     """In evaluation mode, on its device."""
     tokenizer: Tokenizer | None
     """None where there is none: `model` then takes and gives token ids, and there is no text."""
+    encoder: ChatEncoder | None
+    """Makes tokens of prompts for a model that was tuned on rows, or comes from elsewhere, as its training did: with a
+    BOS token, and control tokens where their texts stand. None: prompts are plain text."""
+    eos_ids: frozenset[int]
+    """Any of these ends a text."""
     folder: Path
+    chats: bool = False
+    """Whether a prompt is a user's turn unless something else is asked for."""
 
     def generate(
         self,
@@ -62,6 +76,7 @@ class LanguageModel:
         stop: Sequence[str] = (),
         stop_tokens: Sequence[str | int] = (),
         heal: bool = True,
+        chat: bool | None = None,
         batch_size: int = 16,
         on_text: OnText | None = None,
     ) -> list[Completion]:
@@ -71,51 +86,62 @@ class LanguageModel:
             temperature: 0 takes the likeliest token each time.
             stop: texts before which a completion ends.
             stop_tokens: tokens at which it ends besides the end token: names, texts or ids.
-            heal: choose the prompt's last token anew, among those that begin with its text.
+            heal: choose the prompt's last token anew, among those that begin with its text; not done to turns.
+            chat: whether a prompt is a user's turn, to be put through the chat template; None: as `chats` says.
             batch_size: prompts that are computed at a time.
             on_text: told of each new piece of text, with the number of its prompt.
 
         Raises:
-            ConfigError: no tokenizer, a prompt longer than the context, or a setting out of its range.
+            ConfigError: no tokenizer or template, a prompt longer than the context, or a setting out of its range.
         """
         if self.tokenizer is None:
             raise ConfigError(f"{self.folder} has no tokenizer.json, so it cannot be given text")
-        return complete(
+        asked = [prompts] if isinstance(prompts, str) else list(prompts)
+        in_turns = self.chats if chat is None else chat
+        if in_turns and chat is None and asked:
+            log.info("prompts are put through the model's chat template; --no-chat gives them as they are")
+        rendered = [self.render([{"role": "user", "content": prompt}]) for prompt in asked] if in_turns else asked
+        ids = [self.prompt_ids(text, is_complete=in_turns) for text in rendered]
+        completions = complete(
             self.model,
             self.tokenizer,
-            [prompts] if isinstance(prompts, str) else prompts,
+            asked,
+            prompt_ids=ids,
             max_new_tokens=max_new_tokens,
             sampling=Sampling(
                 temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, seed=seed
             ),
             stop=stop,
-            stop_ids={self.tokenizer.eos_id, *(_token_id(self.tokenizer, token) for token in stop_tokens)},
-            heal=heal,
+            stop_ids={*self.stop_ids(chat=in_turns), *(_token_id(self.tokenizer, token) for token in stop_tokens)},
+            heal=heal and not in_turns,
             batch_size=batch_size,
             on_text=on_text,
         )
+        if not in_turns:
+            return completions
+        return [replace(done, rendered=text) for done, text in zip(completions, rendered, strict=True)]
 
+    def render(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> str:
+        """The text that asks for the next turn. ConfigError: there is no template, or it does not take them."""
+        if self.encoder is None:
+            raise ConfigError(f"{self.folder} has no chat template: give its prompts as they are (--no-chat)")
+        try:
+            return self.encoder.template.render_prompt(messages, tools)
+        except RowError as error:
+            raise ConfigError(str(error)) from error
 
-def open_model(ref: str, *, root_dir: str = "runs", device: str = "auto") -> LanguageModel:
-    """The model that `ref` names: a run (`latest` is the newest), a checkpoint or a model folder.
+    def prompt_ids(self, text: str, *, is_complete: bool) -> list[int]:
+        """The tokens of a prompt; `is_complete`: `render` made it. Of a prompt of no tokens, what begins a document."""
+        assert self.tokenizer is not None
+        if self.encoder is None:
+            return self.tokenizer.encode(text) or [self.tokenizer.eos_id]
+        return self.encoder.encode_prompt(text, is_complete=is_complete) or [self.tokenizer.eos_id]
 
-    Raises ConfigError if there is none.
-    """
-    folder = find_model(ref, Path(root_dir))
-    decoder, _ = read_model_folder(folder)
-    tokenizer = load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
-    return LanguageModel(model=decoder.to(device_named(device)).eval(), tokenizer=tokenizer, folder=folder)
-
-
-def device_named(name: str) -> torch.device:
-    """auto, cpu, cuda, cuda:N or mps. Raises ConfigError for what this machine has not, or what is no device."""
-    try:
-        run = RunConfig(device=name)
-    except ValidationError:
-        raise ConfigError(f"{name!r} is no device; it should be auto, cpu, cuda, cuda:N or mps") from None
-    trainer, distributed = TrainerConfig(precision="32", compile=False), DistributedConfig()
-    device: torch.device = Engine(resolve(run, trainer, distributed), distributed=distributed).device
-    return device
+    def stop_ids(self, *, chat: bool) -> frozenset[int]:
+        """The tokens that end a text, or, with `chat`, a turn."""
+        end_of_turn = self.encoder.template.end_of_turn if chat and self.encoder is not None else ""
+        found = self.tokenizer.token_id(end_of_turn) if self.tokenizer is not None and end_of_turn else None
+        return self.eos_ids if found is None else self.eos_ids | {found}
 
 
 def _token_id(tokenizer: Tokenizer, token: str | int) -> int:

@@ -24,12 +24,14 @@ from typing import Any
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.running import OutputConfig, RunConfig
 from llmtrain.files import LACKING, follow, point
+from llmtrain.models.hub import is_model_folder
 from llmtrain.tracking.meta import code_git_state, new_run_id, run_metadata
 from llmtrain.tracking.redaction import redact_config
 from llmtrain.tracking.summary import write_json
 
 log = logging.getLogger("llmtrain.run")
 
+MODELS = "A MODEL is a run, a checkpoint, the folder of a model or an adapter, or owner/name on the Hub"
 AS_WRITTEN = "config.as-written.yaml"
 
 
@@ -130,16 +132,20 @@ def is_run(folder: Path) -> bool:
 
 
 def find_model(ref: str, root: Path) -> Path:
-    """The model folder that `ref` names: that of a run (its best, else its last checkpoint), a checkpoint, or itself.
+    """The folder of a model or an adapter that `ref` names: that of a run (its best, else its last checkpoint), a
+    checkpoint, or itself.
 
     Raises ConfigError if there is none.
     """
     here = follow(Path(ref)).resolve()
-    if (here / "config.json").is_file():
+    if is_model_folder(here):
         return here
-    if here.is_dir() and not is_run(here) and (here / "model" / "config.json").is_file():
+    if here.is_dir() and not is_run(here) and is_model_folder(here / "model"):
         return here / "model"
-    run, checkpoint = find_run(ref, root)
+    try:
+        run, checkpoint = find_run(ref, root)
+    except ConfigError as error:
+        raise ConfigError(f"{error}. {MODELS}") from None
     if checkpoint is None:
         targets = [follow(run / "checkpoints" / name) for name in ("best", "final", "latest")]
         checkpoint = next((target.resolve() for target in targets if target.exists()), None)

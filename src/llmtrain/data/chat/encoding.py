@@ -42,7 +42,7 @@ class ChatEncoder:
         tokenizer = template.tokenizer
         if tokenizer.eos_token_id is None:
             raise ConfigError("the tokenizer has no end token (eos_token): the model could not learn where to stop")
-        self._template = template
+        self.template = template
         self._backend: Any = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -67,6 +67,15 @@ class ChatEncoder:
             found.append(self._encoded(rendered, ids, offsets, is_prefix=ids[: len(given)] == given))
         return found
 
+    def encode_prompt(self, text: str, *, is_complete: bool) -> list[int]:
+        """Tokens of a text that the model is to go on from: the first ones of what `encode` makes of the whole.
+
+        `is_complete`: a template made it, and has written BOS if there should be one.
+        """
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        begins = self._adds_bos and not is_complete and ids[:1] != [self.bos_id]
+        return [int(self.bos_id), *ids] if begins and self.bos_id is not None else ids
+
     def _encoded(self, rendered: Rendered, ids: list[int], offsets: NDArray[np.int64], *, is_prefix: bool) -> Encoded:
         edges = np.array(rendered.spans, np.int64).reshape(-1)  # begin, end, begin, end …: ascending
         supervised = np.searchsorted(edges, offsets[:, 0], side="right") % 2 == 1
@@ -75,7 +84,7 @@ class ChatEncoder:
             bool(((offsets[at_begin, 0] < edges[::2]) & (edges[::2] < offsets[at_begin, 1])).any()) if ids else False
         )
         before = [self.bos_id] if self._adds_bos and not rendered.is_complete and ids[:1] != [self.bos_id] else []
-        has_end = ids[-1:] == [self.eos_id] or self._template.ends_in_control_token(rendered.text.rstrip())
+        has_end = ids[-1:] == [self.eos_id] or self.template.ends_in_control_token(rendered.text.rstrip())
         after = [] if has_end else [self.eos_id]
         mask = np.concatenate([np.zeros(len(before), np.bool_), supervised, np.ones(len(after), np.bool_)])
         mask[:1] = False

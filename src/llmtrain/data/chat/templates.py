@@ -92,6 +92,11 @@ class ChatTemplate:
         """The text of the turns. Raises RowError when the template does not take them."""
         return self._render(messages, tools, add_generation_prompt=add_generation_prompt, with_spans=False)[0]
 
+    def render_prompt(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> str:
+        """The text that asks for the assistant's next turn, as training shows it. Raises RowError."""
+        prompt = self.render(messages, tools, add_generation_prompt=True)
+        return prompt if self.has_generation_prompt else prompt.removesuffix(self.closing) + self.header
+
     def render_spans(
         self, messages: Sequence[Message], tools: Sequence[Any] | None
     ) -> tuple[str, list[tuple[int, int]]]:
