@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from llmtrain.config.errors import ConfigError
-from llmtrain.config.huggingface import LoraConfig
+from llmtrain.config.lora import LoraConfig
 from llmtrain.models import hub
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.huggingface import HuggingFaceModel
