@@ -189,6 +189,20 @@ def test_a_server_that_refuses_and_one_that_never_answers_change_nothing(config_
     assert "Connection refused" in refused[0]
 
 
+# -- the machine -------------------------------------------------------------------------------------------------------
+
+
+def test_figures_of_the_machine_stand_beside_those_of_training(config_file: Path) -> None:
+    run = train_run(config_file, "tracking.system_interval_sec=0.01", run_id="r")
+
+    lines = [line for line in read_metrics(run / "metrics.jsonl") if "train/loss" in line]
+    groups = {name.partition("/")[0] for line in lines for name in line if "/" in name}
+    assert groups == {"train", "perf", "system"}
+    assert all({"perf/data_wait", "perf/goodput"} <= set(line) for line in lines)
+    assert any("system/rss_gb" in line for line in lines)
+    assert 0 < lines[-1]["perf/goodput"] < 1
+
+
 # -- W&B ---------------------------------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmtrain.tracking.times import Activity, Throughput, TimeBook
+from llmtrain.tracking.times import Activity, Throughput, TimeBook, Waiting
 
 
 class Clock:
@@ -123,3 +123,56 @@ def test_a_step_that_compiles_again_spoils_no_window() -> None:
         throughput.add(100)
 
     assert throughput.next_window() == pytest.approx({"train/tokens_per_sec": 200.0, "train/step_time_sec": 0.5})
+
+
+def test_each_window_has_its_own_shares_of_waiting() -> None:
+    clock = Clock()
+    times = TimeBook(clock=clock)
+    waiting = Waiting(times, advice={})
+    spend(times, clock, "compile", 8)
+    spend(times, clock, "step", 6)
+    spend(times, clock, "data", 4)
+    spend(times, clock, "saving", 2)
+    first = waiting.next_window()
+    spend(times, clock, "step", 20)
+    second = waiting.next_window()
+
+    assert first == {
+        "perf/data_wait": 4 / 20,
+        "perf/checkpoint_stall": 2 / 20,
+        "perf/compile_sec": 8.0,
+        "perf/goodput": 6 / 20,
+    }
+    assert second == {
+        "perf/data_wait": 0.0,
+        "perf/checkpoint_stall": 0.0,
+        "perf/compile_sec": 8.0,
+        "perf/goodput": 26 / 40,
+    }
+
+
+def test_too_much_waiting_is_one_line_that_says_what_to_change(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    times = TimeBook(clock=clock)
+    waiting = Waiting(times, advice={"data": "raise data.num_workers (now 0)", "saving": "save less often"})
+    spend(times, clock, "compile", 500)  # which is no training to be slow at
+    for _ in range(20):
+        spend(times, clock, "step", 6)
+        spend(times, clock, "data", 3)
+        spend(times, clock, "saving", 0.9)  # 9 %
+        waiting.next_window()
+
+    assert caplog.messages == ["waiting for data took 30 % of the time so far: raise data.num_workers (now 0)"]
+
+
+def test_a_slow_beginning_is_not_judged(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    times = TimeBook(clock=clock)
+    waiting = Waiting(times, advice={"data": "raise data.num_workers (now 0)", "saving": "save less often"})
+    spend(times, clock, "data", 10)
+    spend(times, clock, "step", 15)
+    waiting.next_window()
+    spend(times, clock, "step", 100)
+    waiting.next_window()
+
+    assert caplog.messages == []

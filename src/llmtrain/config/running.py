@@ -54,6 +54,9 @@ class TrackingConfig(Section):
     mlflow: MlflowConfig = MlflowConfig()
     wandb: WandbConfig = WandbConfig()
     sinks: list[SinkConfig] = opt([], "Sinks of your own.")
+    system_interval_sec: float = opt(
+        2.0, "How often processor, memory, disk, network and GPU are looked at; 0: never.", ge=0
+    )
     finish_timeout_sec: float = opt(
         30.0, "How long the end of a run waits for slow trackers; more for log_models of large models.", ge=0
     )

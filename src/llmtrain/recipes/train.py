@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from llmtrain.config.errors import Hang, Preempted, WillFailAgain
 from llmtrain.config.load import LoadedConfig, to_yaml
+from llmtrain.config.schema import Config
 from llmtrain.contracts import Batch
 from llmtrain.distributed.engine import is_lost_peer, is_timeout
 from llmtrain.evaluation.loss import evaluate_loss
@@ -23,10 +24,12 @@ from llmtrain.recipes.job import Job, set_up
 from llmtrain.recipes.report import report_at_end
 from llmtrain.tracking.events import EVENTS_NAME, EventLog
 from llmtrain.tracking.logs import setup_logging
+from llmtrain.tracking.machine import MachineMonitor, figures_of_all
 from llmtrain.tracking.progress import Progress
 from llmtrain.tracking.sink_group import start_sinks
 from llmtrain.tracking.summary import ParameterCount
 from llmtrain.tracking.system import device_peak_flops, peak_memory_bytes
+from llmtrain.tracking.times import Activity
 from llmtrain.training.attempts import count_restart, forget_restarts, refuse_crash_loop
 from llmtrain.training.checkpoint import CheckpointStore, Snapshot
 from llmtrain.training.loop import fit
@@ -116,7 +119,10 @@ def _train_in(run: Path, job: Job, stop: StopSignal) -> dict[str, Any]:
     store = _open_store(job, run) if engine.is_main else None
     outcome: Literal["finished", "preempted", "failed"] = "failed"
     plain = True if config.logging.json_output else None
-    with Progress(job.schedule.total_steps, start_step=state.step, plain=plain, quiet=not engine.is_main) as progress:
+    with (
+        MachineMonitor(run=run, device=engine.device, interval_sec=config.tracking.system_interval_sec) as monitor,
+        Progress(job.schedule.total_steps, start_step=state.step, plain=plain, quiet=not engine.is_main) as progress,
+    ):
         report = Reporter(
             sinks=sinks,
             events=events,
@@ -127,6 +133,8 @@ def _train_in(run: Path, job: Job, stop: StopSignal) -> dict[str, Any]:
             num_devices=engine.world_size,
             log_batches=config.logging.log_batches,
             total_steps=job.schedule.total_steps,
+            machine=partial(_machine, job, monitor),
+            advice=_advice(config),
         )
         try:
             if state.step == 0 and config.trainer.non_finite == "rollback":
@@ -249,6 +257,11 @@ def _open_store(job: Job, run: Path) -> CheckpointStore:
     )
 
 
+def _machine(job: Job, monitor: MachineMonitor) -> dict[str, float]:
+    engine = job.engine
+    return figures_of_all(monitor.take(), rank=engine.rank, world_size=engine.world_size, sum_floats=engine.sum_floats)
+
+
 # -- what people are told ----------------------------------------------------------------------------------------------
 
 
@@ -274,6 +287,20 @@ def _describe(job: Job, run: Path) -> None:
         logging.getLogger("llmtrain.resume").warning("passing over a damaged checkpoint: %s", why)
     if job.origin:
         _log("resume", "going on from step %d, item %d", job.state.step, job.state.item)
+
+
+def _advice(config: Config) -> dict[Activity, str]:
+    """What to change when training waits too long."""
+    workers, save = config.data.num_workers, config.trainer
+    often = [
+        f"trainer.{key} (now {value})"
+        for key, value in (("save_every_steps", save.save_every_steps), ("save_every_seconds", save.save_every_seconds))
+        if value is not None
+    ]
+    return {
+        "data": f"raise data.num_workers (now {workers}), or move the data to a faster disk",
+        "saving": f"raise {' or '.join(often) or 'the time between two saves'}, or save to a faster disk",
+    }
 
 
 def _log(stage: str, message: str, *values: object) -> None:

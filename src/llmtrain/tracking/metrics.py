@@ -26,6 +26,14 @@ VAL_LOSS: Final = "val/loss"
 """Nats per token."""
 VAL_PERPLEXITY: Final = "val/perplexity"
 VAL_BITS_PER_BYTE: Final = "val/bits_per_byte"
+PERF_DATA_WAIT: Final = "perf/data_wait"
+"""Share of the wall time since the last figures that went into waiting for batches, from 0 to 1."""
+PERF_CHECKPOINT_STALL: Final = "perf/checkpoint_stall"
+"""The same, of waiting for checkpoints."""
+PERF_COMPILE_SEC: Final = "perf/compile_sec"
+"""The first step's time so far, which compiles where anything does."""
+PERF_GOODPUT: Final = "perf/goodput"
+"""Share of all the process's wall time that went into training steps."""
 
 METRIC_NAMES: Final = (
     TRAIN_LOSS,
@@ -41,7 +49,12 @@ METRIC_NAMES: Final = (
     VAL_LOSS,
     VAL_PERPLEXITY,
     VAL_BITS_PER_BYTE,
+    PERF_DATA_WAIT,
+    PERF_CHECKPOINT_STALL,
+    PERF_COMPILE_SEC,
+    PERF_GOODPUT,
 )
+"""Those of the loop; the machine's, system/…, are in `machine`."""
 
 # Name, how it is written, whether it is for the bar too.
 _DESCRIPTIONS: Final = (

@@ -9,16 +9,31 @@ little; over a window whose end waits for the device (reading the loss does) it 
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 
-from llmtrain.tracking.metrics import TRAIN_STEP_TIME_SEC, TRAIN_TOKENS_PER_SEC
+from llmtrain.tracking.metrics import (
+    PERF_CHECKPOINT_STALL,
+    PERF_COMPILE_SEC,
+    PERF_DATA_WAIT,
+    PERF_GOODPUT,
+    TRAIN_STEP_TIME_SEC,
+    TRAIN_TOKENS_PER_SEC,
+)
+
+log = logging.getLogger("llmtrain.train")
 
 Activity = Literal["step", "data", "compile", "evaluation", "saving"]
 """step: what trains. data: waiting for a batch. compile: a step that compiled. saving: what the loop waits for."""
+
+STALL_SHARE: Final = 0.10
+"""From this share of the wall time on, waiting is worth a line."""
+_JUDGED_AFTER_SEC: Final = 30.0
+_WAITING_FOR: Final[dict[Activity, str]] = {"data": "waiting for data", "saving": "waiting for checkpoints"}
 
 _STALLS: Final[tuple[Activity, ...]] = ("compile", "evaluation", "saving")
 
@@ -127,6 +142,42 @@ class Throughput:
     def tokens_per_sec(self) -> float | None:
         """Over all steps so far; None before the first that did not compile."""
         return self._all.tokens / self._all.seconds if self._all.seconds > 0 else None
+
+
+class Waiting:
+    """What training waits for: figures of each window, and one line when it is too much.
+
+    `advice`: what to change, by the activity that takes too long. Compiling and evaluating do not count as training.
+    """
+
+    def __init__(self, times: TimeBook, *, advice: Mapping[Activity, str]) -> None:
+        self._times = times
+        self._advice = dict(advice)
+        self._before = times.summary()
+
+    def next_window(self) -> dict[str, float]:
+        """The figures since the last call, by their metric names."""
+        before, now = self._before, self._times.summary()
+        self._before = now
+        wall = now.wall_sec - before.wall_sec
+        if wall <= 0:
+            return {}
+        self._tell(now)
+        return {
+            PERF_DATA_WAIT: (now.seconds["data"] - before.seconds["data"]) / wall,
+            PERF_CHECKPOINT_STALL: (now.seconds["saving"] - before.seconds["saving"]) / wall,
+            PERF_COMPILE_SEC: now.seconds["compile"],
+            PERF_GOODPUT: now.goodput,
+        }
+
+    def _tell(self, now: TimeSummary) -> None:
+        training_sec = now.wall_sec - now.seconds["compile"] - now.seconds["evaluation"]
+        if training_sec < _JUDGED_AFTER_SEC:
+            return
+        for activity, words in _WAITING_FOR.items():
+            share = now.seconds[activity] / training_sec
+            if share > STALL_SHARE and (advice := self._advice.pop(activity, None)):
+                log.warning("%s took %.0f %% of the time so far: %s", words, 100 * share, advice)
 
 
 @dataclass

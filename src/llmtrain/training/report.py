@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -17,7 +17,7 @@ from llmtrain.tracking.events import EventLog
 from llmtrain.tracking.progress import Progress
 from llmtrain.tracking.summary import ParameterCount, RunSummary
 from llmtrain.tracking.system import model_flops_utilisation
-from llmtrain.tracking.times import Activity, Throughput, TimeBook
+from llmtrain.tracking.times import Activity, Throughput, TimeBook, Waiting
 from llmtrain.training.state import RunState
 
 log = logging.getLogger("llmtrain.train")
@@ -41,12 +41,17 @@ class Reporter:
         num_devices: int,
         log_batches: Literal["first-last", "all", "none"],
         total_steps: int,
+        machine: Callable[[], Mapping[str, float]],
+        advice: Mapping[Activity, str],
     ) -> None:
+        """`machine` gives the machine's figures; every rank calls it at the same steps. `advice`: see Waiting."""
         self._sinks = sinks
         self._events = events
         self._progress = progress
         self._times = TimeBook()
         self._throughput = Throughput(self._times)
+        self._waiting = Waiting(self._times, advice=advice)
+        self._machine = machine
         self._items_per_epoch = items_per_epoch
         self._flops_per_token = flops_per_token
         self._peak_flops = peak_flops
@@ -144,6 +149,8 @@ class Reporter:
             names.TRAIN_GRAD_NORM: grad_norm,
             names.TRAIN_TOKENS_TOTAL: float(state.tokens),
             **self._throughput.next_window(),
+            **self._waiting.next_window(),
+            **self._machine(),
         }
         if state.skipped_steps:
             figures[names.TRAIN_SKIPPED_STEPS] = float(state.skipped_steps)
