@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from llmtrain.config.load import load_config
 from llmtrain.recipes.prepare import prepare
+from llmtrain.testing.gang import GangServer
 from llmtrain.testing.tiny_run import tiny_config, write_config
 
 
@@ -24,3 +26,10 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config_file(shards: Path, tmp_path: Path) -> Path:
     """The tiny config, with its runs in `tmp_path/runs`."""
     return write_config(tmp_path / "tiny.yaml", tiny_config(shards, tmp_path / "runs"))
+
+
+@pytest.fixture(scope="session")
+def gangs() -> Iterator[GangServer]:
+    """Starts the command line in one process or several, quickly."""
+    with GangServer() as server:
+        yield server

@@ -7,7 +7,8 @@ import pytest
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.training import SchedulerConfig, TrainerConfig
-from llmtrain.training.plan import Schedule, global_batch_size, make_schedule
+from llmtrain.distributed.asked import global_batch_size
+from llmtrain.training.plan import Schedule, make_schedule
 from llmtrain.training.state import RunState
 
 

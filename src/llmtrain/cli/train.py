@@ -70,6 +70,11 @@ def train(
 
     ref, values = read_words(word, overrides, config, required=resume is None)
     loaded = load_config(ref, values) if ref is not None else None
+    if nproc is not None and loaded is not None:
+        from llmtrain.distributed.asked import address_of, refuse_what_cannot_run
+
+        refuse_what_cannot_run(loaded.config, world_size=nproc * nnodes)
+        rendezvous = address_of(loaded.config.distributed.rendezvous, given=rendezvous)
     gang = gang_of(nproc, nnodes=nnodes, node_rank=node_rank, rendezvous=rendezvous, max_restarts=max_restarts)
     if gang:
         if max_restarts and resume is None and loaded is not None and not dry_run:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from llmtrain.cli.output import Outcome
-from llmtrain.config.errors import ConfigError, RunError, WorkersFailed
+from llmtrain.config.errors import ConfigError, Hang, Preempted, RunError, WillFailAgain, WorkersFailed
 from llmtrain.distributed.launch import Gang, launch
 
 NumProcesses = Annotated[
@@ -48,7 +48,8 @@ def run_in(gang: Gang, arguments: Sequence[str], *, as_json: bool) -> Outcome:
     if code:
         error = document.get("error", {})
         message = error.get("message", f"the processes ended with {code}; what they said stands above")
-        raise WorkersFailed(message, exit_code=code, kind=error.get("kind", RunError.kind))
+        kinds = {kind.exit_code: kind.kind for kind in (ConfigError, WillFailAgain, Preempted, Hang)}
+        raise WorkersFailed(message, exit_code=code, kind=error.get("kind", kinds.get(code, RunError.kind)))
     return Outcome(document, "")
 
 

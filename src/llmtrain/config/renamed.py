@@ -43,7 +43,6 @@ _LORA = _absent("LoRA is")
 _HUB_DATA = _absent("training on a Hugging Face dataset is")
 _HUB_MODEL = _absent("fine-tuning a Hugging Face model is")
 _CHECKPOINTING = _absent("activation checkpointing is")
-_TORCHRUN = Renamed(note="comes from torchrun's environment now; remove the key")
 
 RENAMED: dict[str, Renamed] = {
     # Model
@@ -114,12 +113,12 @@ RENAMED: dict[str, Renamed] = {
     "ddp.backend": _now("distributed.backend"),
     "ddp.timeout_sec": _now("distributed.timeout_sec"),
     "ddp.find_unused_parameters": _now("distributed.find_unused_parameters"),
-    "init_method": _TORCHRUN,
-    "rank": _TORCHRUN,
-    "world_size": _TORCHRUN,
-    "local_rank": _TORCHRUN,
-    "master_addr": _TORCHRUN,
-    "master_port": _TORCHRUN,
+    "init_method": _now("distributed.rendezvous.init_method"),
+    "rank": _now("distributed.rendezvous.rank"),
+    "world_size": _now("distributed.rendezvous.world_size"),
+    "local_rank": _now("distributed.rendezvous.local_rank"),
+    "master_addr": _now("distributed.rendezvous.master_addr"),
+    "master_port": _now("distributed.rendezvous.master_port"),
     "cuda_visible_devices": _now("run.device", note="cuda:N, or the environment variable CUDA_VISIBLE_DEVICES"),
     # The run and its records
     "seed": _now("run.seed"),

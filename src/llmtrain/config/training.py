@@ -100,8 +100,22 @@ class SchedulerConfig(Section):
         return self
 
 
+class RendezvousConfig(Section):
+    init_method: str | None = opt(
+        None, "env://, tcp://HOST:PORT or file:///PATH on a disk that all see.", pattern=r"^(env|tcp|file)://"
+    )
+    rank: int | None = opt(None, "This process's number among all; else RANK.", ge=0)
+    world_size: int | None = opt(None, "Number of processes; else WORLD_SIZE.", ge=1)
+    local_rank: int | None = opt(None, "This process's number on its machine; else LOCAL_RANK, else 0.", ge=0)
+    master_addr: str | None = opt(None, "Host of the first process; else MASTER_ADDR.", min_length=1)
+    master_port: int | None = opt(None, "A free port there; else MASTER_PORT.", ge=1, le=65535)
+
+
 class DistributedConfig(Section):
     strategy: Literal["auto", "single", "ddp"] = opt("auto", "auto: ddp with more than one process, else single.")
     backend: Literal["auto", "gloo", "nccl"] = opt("auto", "auto: nccl on CUDA, gloo elsewhere.")
     timeout_sec: int = opt(600, "Several processes that get nothing done for so long are ended as hung (76).", ge=1)
     find_unused_parameters: bool = opt(False, "Let DDP look for parameters that got no gradient.")
+    rendezvous: RendezvousConfig = opt(
+        RendezvousConfig(), "Where processes meet that neither --nproc nor torchrun started; else the environment says."
+    )

@@ -30,6 +30,8 @@ from llmtrain.config.errors import ConfigError
 from llmtrain.config.running import RunConfig
 from llmtrain.config.training import DistributedConfig, TrainerConfig
 from llmtrain.contracts import Batch
+from llmtrain.distributed.asked import refuse_backend
+from llmtrain.distributed.rendezvous import file_to_meet_at, settle
 from llmtrain.distributed.sharding import shard
 from llmtrain.distributed.watchdog import Watchdog
 
@@ -37,6 +39,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Lightning's imports deprecate each other
     from lightning.fabric import Fabric
     from lightning.fabric.plugins import MixedPrecision
+    from lightning.fabric.plugins.environments import TorchElasticEnvironment
     from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
 
 log = logging.getLogger("llmtrain.device")
@@ -70,8 +73,10 @@ def resolve(
 ) -> Resolved:
     """Decide every `auto`: as `previous` did if the run is resumed, else by what this machine has.
 
-    Raises ConfigError if this machine cannot do what the config, or the resumed run, asks for.
+    Raises ConfigError if this machine cannot do what the config, or the resumed run, asks for, and where the config and
+    the environment contradict each other about the processes.
     """
+    settle(distributed.rendezvous)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     device = _device(run.device)
     precision = trainer.precision
@@ -104,8 +109,7 @@ def resolve(
     backend = distributed.backend
     if backend == "auto":
         backend = "nccl" if device.startswith("cuda") else "gloo"
-    if (backend == "nccl") != device.startswith("cuda"):
-        raise ConfigError(f"distributed.backend {backend} does not work on {device}: use auto")
+    refuse_backend(backend, device=device)
     return Resolved(
         device=device, precision=precision, compile=bool(wanted) and not missing, strategy=strategy, backend=backend
     )
@@ -174,7 +178,7 @@ def _precision(resolved: Resolved) -> dict[str, Any]:
         return {"precision": resolved.precision if resolved.precision != "32" else "32-true"}
     plugin = MixedPrecision("16-mixed", device=resolved.device.partition(":")[0])
     plugin.scaler = None
-    return {"plugins": plugin}
+    return {"plugins": [plugin]}
 
 
 def is_lost_peer(error: Exception) -> bool:
@@ -189,13 +193,23 @@ def is_timeout(error: Exception) -> bool:
     return bool(_TIMED_OUT.search(str(error)))
 
 
+def _local_world_size(world_size: int) -> int:
+    """Processes on this machine. Where only ranks were set, by hand, any number that can hold LOCAL_RANK will do."""
+    if world_size == 1:
+        return 1
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        return int(os.environ["LOCAL_WORLD_SIZE"])
+    local_rank = int(os.environ["LOCAL_RANK"])
+    return next(number for number in range(local_rank + 1, world_size + 1) if world_size % number == 0)
+
+
 class Engine:
     """Devices, precision and processes of one run."""
 
     def __init__(self, resolved: Resolved, *, distributed: DistributedConfig, deterministic: bool = False) -> None:
         self.resolved = resolved
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self.world_size > 1 else 1
+        local_world_size = _local_world_size(self.world_size)
         accelerator, _, index = resolved.device.partition(":")
         if accelerator == "cpu" or deterministic:
             # On a CPU the compiled backward of an embedding differs from run to run without this.
@@ -223,12 +237,23 @@ class Engine:
         _hush_libraries(resolved.device)
         if accelerator == "cpu":
             _keep_freed_memory()
+        if (file := file_to_meet_at(distributed.rendezvous)) and not torch.distributed.is_initialized():
+            torch.distributed.init_process_group(
+                resolved.backend,
+                init_method=file,
+                rank=int(os.environ["RANK"]),
+                world_size=self.world_size,
+                timeout=timeout,
+            )
+        precision = _precision(resolved)
+        plugins = [*precision.pop("plugins", []), *([TorchElasticEnvironment()] if "WORLD_SIZE" in os.environ else [])]
         self._fabric = Fabric(
             accelerator=accelerator,
             devices=[int(index)] if index else local_world_size,
             num_nodes=self.world_size // local_world_size,
             strategy=strategy,
-            **_precision(resolved),
+            plugins=plugins,
+            **precision,
         )
         self._fabric.launch()
         self.rank = self._fabric.global_rank

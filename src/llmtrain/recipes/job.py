@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from llmtrain.config.load import LoadedConfig, load_config
 from llmtrain.config.model import DecoderConfig
 from llmtrain.config.running import OutputConfig
 from llmtrain.config.schema import Config
+from llmtrain.config.training import RendezvousConfig
 from llmtrain.data.chat.data import ChatData, ChatValidation
 from llmtrain.data.tokens import TokenData, ValidationData, open_training_data, open_validation_data
 from llmtrain.distributed.engine import Engine, resolve
@@ -104,11 +106,14 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
     if isinstance(config.model, DecoderConfig):
         model = architecture_of(config.model, root=Path(config.output.root_dir))
         config = config.model_copy(update={"model": model})
-    setup_logging(config.logging, run_folder=None, rank=0)
+    setup_logging(config.logging, run_folder=None, rank=int(os.environ.get("RANK", "0")))
     check_own_sinks(config.tracking)
     resolved = resolve(config.run, config.trainer, config.distributed, previous=origin.resolved if origin else None)
     engine = Engine(resolved, distributed=config.distributed, deterministic=config.run.deterministic)
     setup_logging(config.logging, run_folder=None, rank=engine.rank)
+    # Who a process is among the others belongs to this start, not to the run: a later one goes on alone, or with more.
+    distributed = config.distributed.model_copy(update={"rendezvous": RendezvousConfig()})
+    config = config.model_copy(update={"distributed": distributed})
 
     model_folder, tokenizer_folder = _fetch(config, engine)
     data, validation, chat_template = _open_data(config, engine, tokenizer_folder=tokenizer_folder)

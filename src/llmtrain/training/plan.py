@@ -9,6 +9,7 @@ from functools import partial
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.training import SchedulerConfig, TrainerConfig
+from llmtrain.distributed.asked import global_batch_size
 from llmtrain.training.cadence import Cadence
 from llmtrain.training.non_finite import Policy
 from llmtrain.training.schedules import learning_rate_scale
@@ -101,26 +102,6 @@ def make_schedule(
         seed=seed,
         learning_rate_scale=partial(_scale, scheduler=scheduler, total_steps=total_steps),
     )
-
-
-def global_batch_size(trainer: TrainerConfig, *, world_size: int) -> int:
-    """Sequences of one optimizer step over all ranks. Raises ConfigError if the keys contradict each other."""
-    micro, accumulation, wanted = trainer.micro_batch_size, trainer.grad_accum_steps, trainer.global_batch_size
-    if wanted is None:
-        return micro * (accumulation or 1) * world_size
-    if accumulation is not None and micro * accumulation * world_size != wanted:
-        raise ConfigError(
-            f"trainer.global_batch_size is {wanted}, but micro_batch_size {micro} × grad_accum_steps {accumulation} × "
-            f"{world_size} ranks is {micro * accumulation * world_size}: remove one of the keys or make them agree"
-        )
-    if wanted % (micro * world_size):
-        at_once = micro * world_size
-        nearest = max(at_once, round(wanted / at_once) * at_once)
-        raise ConfigError(
-            f"trainer.global_batch_size {wanted} is not divisible by micro_batch_size {micro} × {world_size} ranks: "
-            f"make it {nearest}, or change micro_batch_size"
-        )
-    return wanted
 
 
 def _scale(step: int, *, scheduler: SchedulerConfig, total_steps: int) -> float:

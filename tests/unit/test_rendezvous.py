@@ -1,0 +1,114 @@
+"""Who a process is: the config and the environment brought together, and what is refused before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from llmtrain.config.errors import ConfigError
+from llmtrain.config.load import load_config
+from llmtrain.config.training import RendezvousConfig
+from llmtrain.distributed.asked import address_of, refuse_what_cannot_run
+from llmtrain.distributed.rendezvous import file_to_meet_at, settle
+
+MEET = {"MASTER_ADDR": "host", "MASTER_PORT": "29500"}
+
+
+def settled(config: Mapping[str, Any] | None = None, **environ: str) -> dict[str, str]:
+    settle(RendezvousConfig.model_validate(config or {}), environ=environ)
+    return environ
+
+
+def test_nothing_said_is_one_process() -> None:
+    assert settled() == {}
+    assert settled({"local_rank": 0}) == {"LOCAL_RANK": "0"}
+
+
+def test_the_environment_set_by_hand_is_enough() -> None:
+    assert settled(None, RANK="1", WORLD_SIZE="2", **MEET)["LOCAL_RANK"] == "0"
+    assert settled(None, RANK="1", WORLD_SIZE="2", LOCAL_RANK="1", **MEET)["LOCAL_RANK"] == "1"
+
+
+def test_the_config_is_enough_and_becomes_the_environment() -> None:
+    keys = {"rank": 1, "world_size": 2, "local_rank": 1, "master_addr": "host", "master_port": 29500}
+    expected = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", **MEET}
+    assert settled(keys) == expected
+    assert settled(keys, **expected) == expected, "two places that agree contradict nothing"
+    by_url = {"rank": 1, "world_size": 2, "local_rank": 1, "init_method": "tcp://host:29500"}
+    assert settled(by_url) == expected
+
+
+def test_a_file_is_a_place_to_meet() -> None:
+    config = RendezvousConfig(rank=0, world_size=2, init_method="file:///shared/meet")
+    environ: dict[str, str] = {}
+    settle(config, environ=environ)
+    assert "MASTER_ADDR" not in environ
+    assert file_to_meet_at(config) == "file:///shared/meet"
+    assert file_to_meet_at(RendezvousConfig(init_method="env://")) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "environ", "message"),
+    [
+        ({"rank": 1}, {"RANK": "0"}, "distributed.rendezvous.rank says 1, but RANK says 0: remove one of them"),
+        ({"master_port": 5}, {"MASTER_PORT": "6"}, "distributed.rendezvous.master_port says 5, but MASTER_PORT says 6"),
+        (
+            {"init_method": "tcp://a:5", "master_addr": "b"},
+            {},
+            "distributed.rendezvous.init_method says a, but MASTER_ADDR says b",
+        ),
+        ({"init_method": "tcp://a"}, {}, "which is not tcp://HOST:PORT"),
+        ({"world_size": 2}, MEET, "WORLD_SIZE is 2, but RANK is not set: set it or distributed.rendezvous.rank"),
+        ({"world_size": 2, "rank": 0}, {}, "but MASTER_ADDR is not set: set it or distributed.rendezvous.master_addr"),
+        ({"rank": 1}, {}, "RANK is 1, but nobody says of how many: set WORLD_SIZE"),
+        ({"world_size": 2, "rank": 2}, MEET, "RANK is 2, but WORLD_SIZE is 2: ranks are numbered from 0"),
+        (
+            {"world_size": 4, "rank": 2, "local_rank": 2},
+            {**MEET, "LOCAL_WORLD_SIZE": "2"},
+            "LOCAL_RANK is 2, but LOCAL_WORLD_SIZE is 2",
+        ),
+        ({}, {"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', which is no such number"),
+        ({}, {"WORLD_SIZE": "0"}, "WORLD_SIZE is '0', which is no such number"),
+    ],
+)
+def test_what_contradicts_or_is_missing_is_a_mistake_that_names_both_places(
+    config: dict[str, Any], environ: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        settled(config, **environ)
+    assert message in str(caught.value)
+
+
+def test_the_first_machine_may_stand_in_the_config() -> None:
+    both = RendezvousConfig(master_addr="host", master_port=5)
+    assert address_of(RendezvousConfig(), given="a:1") == "a:1"
+    assert address_of(both, given=None) == "host:5"
+    with pytest.raises(ConfigError, match="says host:5, but --rendezvous says a:1"):
+        address_of(both, given="a:1")
+    with pytest.raises(ConfigError, match=r"master_port needs distributed\.rendezvous\.master_addr"):
+        address_of(RendezvousConfig(master_port=5), given=None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["distributed.strategy=single"], "strategy is single, but 2 processes were asked for"),
+        (["trainer.global_batch_size=48"], "48 is not divisible by micro_batch_size 16 × 2 ranks: make it 64"),
+        (["run.device=cuda", "distributed.backend=gloo"], "distributed.backend gloo does not work on cuda"),
+        (["run.device=cpu", "distributed.backend=nccl"], "distributed.backend nccl does not work on cpu"),
+        (["run.device=cuda:1"], "run.device is cuda:1, one GPU, but 2 processes were asked for"),
+        (["distributed.rendezvous.rank=0"], "rendezvous.rank is 0, but --nproc starts the processes and numbers them"),
+    ],
+)
+def test_what_cannot_run_in_so_many_processes_is_said_before_they_start(overrides: list[str], message: str) -> None:
+    config = load_config("quickstart", overrides).config
+    with pytest.raises(ConfigError) as caught:
+        refuse_what_cannot_run(config, world_size=2)
+    assert message in str(caught.value)
+
+
+def test_what_can_run_is_not_refused() -> None:
+    refuse_what_cannot_run(load_config("quickstart").config, world_size=4)
+    refuse_what_cannot_run(load_config("quickstart", ["distributed.strategy=single"]).config, world_size=1)
