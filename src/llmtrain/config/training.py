@@ -112,7 +112,11 @@ class RendezvousConfig(Section):
 
 
 class DistributedConfig(Section):
-    strategy: Literal["auto", "single", "ddp"] = opt("auto", "auto: ddp with more than one process, else single.")
+    strategy: Literal["auto", "single", "ddp", "fsdp"] = opt(
+        "auto",
+        "ddp: every process holds the whole model; fsdp: each holds a part. auto: ddp with more than one process, else "
+        "single.",
+    )
     backend: Literal["auto", "gloo", "nccl"] = opt("auto", "auto: nccl on CUDA, gloo elsewhere.")
     timeout_sec: int = opt(600, "Several processes that get nothing done for so long are ended as hung (76).", ge=1)
     find_unused_parameters: bool = opt(False, "Let DDP look for parameters that got no gradient.")

@@ -31,6 +31,7 @@ from llmtrain.config.running import RunConfig
 from llmtrain.config.training import DistributedConfig, TrainerConfig
 from llmtrain.contracts import Batch
 from llmtrain.distributed.asked import refuse_backend
+from llmtrain.distributed.gang import ALONE, Gang
 from llmtrain.distributed.rendezvous import file_to_meet_at, settle
 from llmtrain.distributed.sharding import shard
 from llmtrain.distributed.watchdog import Watchdog
@@ -44,6 +45,9 @@ with warnings.catch_warnings():
 
 log = logging.getLogger("llmtrain.device")
 T = TypeVar("T")
+
+CUTTING = frozenset({"fsdp"})
+"""Strategies under which each rank holds a part of the parameters."""
 
 _LOST_PEER = re.compile("gloo.*(closed by peer|reset by peer|timed out|broken pipe)|NCCL", re.IGNORECASE | re.DOTALL)
 """gloo throws plain runtime errors, whose text names its own source file."""
@@ -101,9 +105,9 @@ def resolve(
             f"distributed.strategy is single, but {world_size} processes were started: "
             "set it to ddp or auto, or start one process"
         )
-    if strategy == "ddp" and world_size == 1 and "WORLD_SIZE" not in os.environ:
+    if strategy in ("ddp", *CUTTING) and world_size == 1 and "WORLD_SIZE" not in os.environ:
         raise ConfigError(
-            "distributed.strategy is ddp, but this is one process: add --nproc N, start it as "
+            f"distributed.strategy is {strategy}, but this is one process: add --nproc N, start it as "
             "`torchrun --nproc-per-node N -m llmtrain train …`, or set distributed.strategy=auto"
         )
     backend = distributed.backend
@@ -259,12 +263,19 @@ class Engine:
         self.rank = self._fabric.global_rank
         self.device = self._fabric.device
         self._blocks_begun = 0
+        self._timeout = timeout
+        self._gang: Gang | None = None
         self.watchdog = Watchdog(rank=self.rank, world_size=self.world_size, timeout_sec=float(distributed.timeout_sec))
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes the run's files."""
         return bool(self.rank == 0)
+
+    @property
+    def cuts(self) -> bool:
+        """Whether `setup` leaves each rank a part of the parameters."""
+        return self.resolved.strategy in CUTTING
 
     @property
     def dp_size(self) -> int:
@@ -352,6 +363,18 @@ class Engine:
         finally:
             if self.is_main:
                 store.set(key, "done")
+
+    def gang(self) -> Gang | None:
+        """The ranks that save together: all where parameters are cut, else rank 0 alone (None on the others).
+
+        A collective: all ranks call it at the same point.
+        """
+        if not self.cuts:
+            return ALONE if self.is_main else None
+        if self._gang is None:
+            group = torch.distributed.new_group(backend="gloo", timeout=self._timeout)
+            self._gang = Gang(rank=self.rank, size=self.world_size, group=group)
+        return self._gang
 
     def close(self) -> None:
         """Leave the process group."""

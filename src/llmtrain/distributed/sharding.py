@@ -9,6 +9,7 @@ checkpoints, the optimizer and the start of a model call the rest.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -110,6 +111,16 @@ def cut_like(values: Tensor, like: Tensor) -> Tensor:
     return DTensor.from_local(
         values, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
     )
+
+
+def without_values(module: nn.Module) -> nn.Module:
+    """A copy of a module that is not cut yet, on the meta device: names, shapes, ties and methods, and no memory."""
+    memo: dict[int, Any] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        empty = torch.empty_like(tensor, device="meta")
+        is_parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
+    return copy.deepcopy(module, memo)
 
 
 def is_cut(tensor: Tensor) -> bool:

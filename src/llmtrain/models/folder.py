@@ -58,20 +58,50 @@ def write_model_folder(
     Raises:
         ValueError: `state_dict` has not exactly the tensors of such a decoder.
     """
-    state_dict = {name: tensor.detach() for name, tensor in clean_state_dict(state_dict).items()}
+    state_dict = clean_state_dict(state_dict)
     check_tensors(state_dict, config, vocab_size, where="the state dict")
-    layout = layout_for(config)
-    tensors = state_dict if layout is None else layout.to_theirs(state_dict, config)
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    dtype = str(_common_dtype(tensors)).removeprefix("torch.")
+    write_weights(folder / WEIGHTS_FILE, config=config, state_dict=state_dict)
+    write_description(
+        folder,
+        config=config,
+        vocab_size=vocab_size,
+        dtype=_common_dtype(state_dict),
+        tokenizer_folder=tokenizer_folder,
+        eos_id=eos_id,
+    )
+
+
+def unit_of(name: str) -> str:
+    """What a tensor has to be in one file with: a block is whole in each, since layouts join tensors of a block."""
+    parts = name.split(".")
+    return ".".join(parts[:2]) if parts[0] == "blocks" else name
+
+
+def write_weights(file: Path, *, config: DecoderConfig, state_dict: Mapping[str, Tensor]) -> None:
+    """Writes a decoder's weights, or whole units of them, under the names that its folder has them by."""
+    layout = layout_for(config)
+    tensors = dict(state_dict) if layout is None else layout.to_theirs(state_dict, config)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def write_description(
+    folder: Path,
+    *,
+    config: DecoderConfig,
+    vocab_size: int,
+    dtype: torch.dtype,
+    tokenizer_folder: Path | None = None,
+    eos_id: int | None = None,
+) -> None:
+    """Writes all of a model folder but the weights, which are of `dtype`."""
+    layout, named_dtype = layout_for(config), str(dtype).removeprefix("torch.")
     described: dict[str, Any] = {
         "architectures": ["LlmtrainDecoder" if layout is None else layout.architecture],
         "model_type": OWN_MODEL_TYPE if layout is None else layout.model_type,
-        "dtype": dtype,
-        "torch_dtype": dtype,
+        "dtype": named_dtype,
+        "torch_dtype": named_dtype,
         "bos_token_id": None,
         "eos_token_id": eos_id,
         "pad_token_id": None,

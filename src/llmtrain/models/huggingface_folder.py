@@ -15,6 +15,7 @@ from torch import Tensor
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.contracts import TOKENIZER_FILES
+from llmtrain.distributed.sharding import take_part
 from llmtrain.models.hub import missing_files
 from llmtrain.models.huggingface import HuggingFaceModel
 from llmtrain.models.lora import read_adapter, trainable_state_dict, write_adapter
@@ -25,7 +26,7 @@ def checkpoint_tensors(model: HuggingFaceModel) -> dict[str, Tensor]:
 
     Tied weights stand under each of their names.
     """
-    return trainable_state_dict(model.network) if is_adapter(model) else dict(model.network.state_dict())
+    return trainable_state_dict(model.network) if is_adapter(model) else dict(model.network.state_dict(keep_vars=True))
 
 
 def is_adapter(model: HuggingFaceModel) -> bool:
@@ -78,4 +79,4 @@ def read_huggingface_folder(folder: Path, model: HuggingFaceModel) -> None:
         raise ConfigError(f"{folder} is of another model: {', '.join(faults)}")
     tensors = stored.state_dict()
     for name, tensor in network.state_dict().items():
-        tensor.copy_(tensors[name])
+        take_part(tensor, tensors[name])

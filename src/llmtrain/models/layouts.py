@@ -49,9 +49,11 @@ class Layout:
     """The inverse, for folders that others wrote; ConfigError names what we do not have."""
 
     def to_theirs(self, state_dict: Mapping[str, Tensor], config: DecoderConfig) -> StateDict:
-        """Our tensors under their names."""
+        """Our tensors under their names; of some tensors, those of theirs that are made of them."""
         theirs = {}
         for entry in self.entries(config):
+            if not any(name in state_dict for name in entry.ours):
+                continue
             parts = [state_dict[name].t() if entry.transpose else state_dict[name] for name in entry.ours]
             theirs[entry.theirs] = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)).contiguous()
         return theirs

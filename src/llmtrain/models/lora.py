@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.lora import LoraConfig
+from llmtrain.distributed.sharding import take_part
 
 ADAPTER_FILE = "adapter_model.safetensors"
 LINEAR_CLASSES = frozenset({"Linear", "Conv1D", "Linear4bit", "Linear8bitLt"})
@@ -55,10 +56,14 @@ def add_lora_to_decoder(decoder: nn.Module, lora: LoraConfig) -> None:
 
 
 @torch.no_grad()
-def merged_state_dict(network: nn.Module, adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of the model without adapters, with `adapters` (copies, as of `trainable_state_dict`) merged in."""
+def merged_state_dict(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the model without adapters, with its adapters merged in.
+
+    `tensors`: copies of the adapters (as of `trainable_state_dict`), which go with the frozen weights in `network`; or
+    of everything, if `network` is on the meta device. They may change.
+    """
     whole = copy.deepcopy(network)
-    whole.load_state_dict(dict(adapters), strict=False)
+    whole.load_state_dict(dict(tensors), strict=False, assign=any(p.is_meta for p in network.parameters()))
     for layer in whole.modules():
         if isinstance(layer, BaseTunerLayer):
             layer.merge()
@@ -106,10 +111,9 @@ def with_adapter(network: nn.Module, folder: Path) -> Any:
     return tuned
 
 
+@torch.no_grad()
 def read_adapter(folder: Path, network: nn.Module) -> None:
     """Take over the adapter in a folder. Raises ConfigError if it is not exactly this model's."""
-    from peft import set_peft_model_state_dict
-
     file = folder / ADAPTER_FILE
     if not file.exists():
         raise ConfigError(f"{folder}: no {ADAPTER_FILE} here")
@@ -124,7 +128,8 @@ def read_adapter(folder: Path, network: nn.Module) -> None:
     ]
     if faults:
         raise ConfigError(f"{file} is of another adapter: {'; '.join(faults)}")
-    set_peft_model_state_dict(network, tensors)
+    for name, tensor in wanted.items():
+        take_part(tensor, tensors[name])
 
 
 def linear_layers(network: nn.Module) -> list[str]:

@@ -130,6 +130,7 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
             chat_template=chat_template,
             seed=config.run.seed,
             precision=resolved.precision,
+            cut=engine.cuts,
         )
     else:
         trained = build_decoder(
@@ -138,6 +139,7 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
             tokenizer_folder=data.facts.tokenizer,
             eos_id=data.facts.eos_id,
             chat_template=chat_template,
+            cut=engine.cuts,
         )
     identity = identity_of(
         trained.described, seed=config.run.seed, seq_len=config.data.seq_len, fingerprint=data.fingerprint

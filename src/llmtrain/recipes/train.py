@@ -19,6 +19,7 @@ from llmtrain.config.load import LoadedConfig, to_yaml
 from llmtrain.config.schema import Config
 from llmtrain.contracts import Batch
 from llmtrain.distributed.engine import is_lost_peer, is_timeout
+from llmtrain.distributed.gang import Gang
 from llmtrain.evaluation.loss import evaluate_loss
 from llmtrain.recipes.job import Job, set_up
 from llmtrain.recipes.report import report_at_end
@@ -116,7 +117,8 @@ def _train_in(run: Path, job: Job, stop: StopSignal) -> dict[str, Any]:
     events = EventLog(run / EVENTS_NAME if engine.is_main else None)
     if job.resumed_step is not None:
         events.add("resumed", step=job.resumed_step)
-    store = _open_store(job, run) if engine.is_main else None
+    gang = engine.gang()
+    store = _open_store(job, run, gang) if gang else None
     outcome: Literal["finished", "preempted", "failed"] = "failed"
     plain = True if config.logging.json_output else None
     with (
@@ -169,15 +171,17 @@ def _train_in(run: Path, job: Job, stop: StopSignal) -> dict[str, Any]:
                 resumed_step=job.resumed_step,
             )
             try:
-                if store:
+                if engine.is_main:
                     summary.write(run / "summary.json")
-                    try:
+                try:
+                    if store:
                         store.close()  # the save under way may be the one that moves the links
-                    finally:
+                finally:
+                    if engine.is_main:
                         link_model(run)
             finally:
                 sinks.finish(summary.as_dict())  # last: it may store the model that the link leads to
-            if store:
+            if engine.is_main:
                 report_at_end(run)
     if outcome == "preempted":
         raise Preempted(f"step {state.step} is saved; to go on: llmtrain train --resume {run}")
@@ -247,13 +251,15 @@ def _save(job: Job, store: CheckpointStore | None, state: RunState, best: bool, 
     store.save(snapshot, best=best, final=final)
 
 
-def _open_store(job: Job, run: Path) -> CheckpointStore:
+def _open_store(job: Job, run: Path, gang: Gang) -> CheckpointStore:
     return CheckpointStore(
         run / "checkpoints",
         keep_last=job.config.trainer.keep_last,
         config_yaml=to_yaml(job.config),
         write_model=job.trained.write,
         resumed_step=job.resumed_step,
+        gang=gang,
+        split=job.trained.split,
     )
 
 

@@ -9,16 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import Tensor
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.huggingface import HuggingFaceConfig
 from llmtrain.config.lora import LoraConfig
 from llmtrain.config.model import DecoderConfig
+from llmtrain.distributed.sharding import take_part, without_values
 from llmtrain.models.decoder.decoder import Decoder
-from llmtrain.models.folder import read_model_config, read_state_dict, write_model_folder
+from llmtrain.models.folder import (
+    read_model_config,
+    read_state_dict,
+    unit_of,
+    write_description,
+    write_model_folder,
+    write_weights,
+)
+from llmtrain.training.checkpoint import SplitModel
 from llmtrain.training.runs import find_model
 
 if TYPE_CHECKING:
@@ -41,6 +51,8 @@ class Trained:
     """Write a checkpoint's `model/` from (copies of) them."""
     read: Callable[[Path], None]
     """Take them over from such a folder."""
+    split: SplitModel | None = None
+    """How several ranks write `model/` together; None: one of them writes it alone."""
 
 
 FREE_TO_CHANGE = frozenset(
@@ -96,8 +108,11 @@ def build_decoder(
     tokenizer_folder: Path | None,
     eos_id: int | None,
     chat_template: str | None = None,
+    cut: bool = False,
 ) -> Trained:
     """A decoder with random weights, or with those in `init_from`, whole or with adapters. `chat_template` goes along.
+
+    `cut`: its parameters are going to be cut over the ranks.
 
     Raises ConfigError if its vocabulary is smaller than the tokenizer's, or the weights do not fit.
     """
@@ -112,16 +127,24 @@ def build_decoder(
     if config.init_from is not None:
         decoder.load_state_dict(read_state_dict(Path(config.init_from), config, vocab_size=vocab_size))
 
+    trained_config = config.model_copy(update={"init_from": None, "lora": None})
+    described: dict[str, Any] = {
+        "config": trained_config,
+        "vocab_size": vocab_size,
+        "tokenizer_folder": tokenizer_folder,
+        "eos_id": eos_id,
+    }
+
     def write(folder: Path, weights: Mapping[str, Tensor]) -> None:
-        write_model_folder(
-            folder,
-            config=config.model_copy(update={"init_from": None, "lora": None}),
-            vocab_size=vocab_size,
-            state_dict=weights,
-            tokenizer_folder=tokenizer_folder,
-            eos_id=eos_id,
-        )
+        write_model_folder(folder, state_dict=weights, **described)
         _write_template(folder, chat_template)
+
+    def write_rest(folder: Path, dtype: torch.dtype) -> None:
+        write_description(folder, dtype=dtype, **described)
+        _write_template(folder, chat_template)
+
+    def write_some(file: Path, weights: Mapping[str, Tensor]) -> None:
+        write_weights(file, config=trained_config, state_dict=weights)
 
     whole = Trained(
         module=decoder,
@@ -129,13 +152,17 @@ def build_decoder(
         tensors=decoder.state_dict,
         write=write,
         read=lambda folder: _load(decoder, read_state_dict(folder, config)),
+        split=SplitModel(unit_of, write_some, write_rest),
     )
-    return whole if config.lora is None else _with_adapters(whole, decoder, config.lora)
+    return whole if config.lora is None else _with_adapters(whole, decoder, config.lora, cut=cut)
 
 
-def _with_adapters(whole: Trained, decoder: Decoder, lora: LoraConfig) -> Trained:
+def _with_adapters(whole: Trained, decoder: Decoder, lora: LoraConfig, *, cut: bool) -> Trained:
     """`whole`, of which only adapters are trained. They lie in a checkpoint's `model/adapter` as peft writes them; in
-    `model/` itself they are merged in, so that all who read models need not know of them."""
+    `model/` itself they are merged in, so that all who read models need not know of them.
+
+    Where parameters are cut, the frozen ones are gathered along with the adapters, by the rank that merges them.
+    """
     from llmtrain.models.lora import (
         add_lora_to_decoder,
         merged_state_dict,
@@ -145,21 +172,26 @@ def _with_adapters(whole: Trained, decoder: Decoder, lora: LoraConfig) -> Traine
     )
 
     add_lora_to_decoder(decoder, lora)
+    model = without_values(decoder) if cut else decoder
+    trainable = trainable_state_dict(model).keys()
 
-    def write(folder: Path, adapters: Mapping[str, Tensor]) -> None:
-        write_adapter(folder / ADAPTER_FOLDER, decoder, adapters)
-        whole.write(folder, merged_state_dict(decoder, adapters))
+    def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+        write_adapter(folder / ADAPTER_FOLDER, model, {name: tensors[name] for name in trainable})
+        whole.write(folder, merged_state_dict(model, tensors))
 
     return replace(
         whole,
-        tensors=lambda: trainable_state_dict(decoder),
+        tensors=decoder.state_dict if cut else lambda: trainable_state_dict(decoder),
         write=write,
         read=lambda folder: read_adapter(folder / ADAPTER_FOLDER, decoder),
+        split=None,
     )
 
 
+@torch.no_grad()
 def _load(decoder: Decoder, weights: Mapping[str, Tensor]) -> None:
-    decoder.load_state_dict(dict(weights))
+    for name, tensor in decoder.state_dict().items():
+        take_part(tensor, weights[name])
 
 
 def build_huggingface(
@@ -172,8 +204,11 @@ def build_huggingface(
     chat_template: str | None,
     seed: int,
     precision: str,
+    cut: bool = False,
 ) -> Trained:
     """The model in `model_folder`, whole or with adapters. `chat_template` goes along with its tokenizer.
+
+    `cut`: its parameters are going to be cut over the ranks.
 
     Raises ConfigError if the model cannot be had, or the vocabulary or the length of the rows does not fit.
     """
@@ -197,8 +232,10 @@ def build_huggingface(
             "the first"
         )
 
+    shape = cast("HuggingFaceModel", without_values(model)) if cut else model  # what the thread that saves may touch
+
     def write(folder: Path, weights: Mapping[str, Tensor]) -> None:
-        write_huggingface_folder(folder, model=model, state_dict=weights, tokenizer_folder=tokenizer_folder)
+        write_huggingface_folder(folder, model=shape, state_dict=weights, tokenizer_folder=tokenizer_folder)
         _write_template(folder, chat_template)
 
     tuning = config.model_dump(mode="json", include={"name", "path", "revision", "init", "lora", "quantization"})

@@ -5,8 +5,11 @@
                 → `latest`, `best`, `final` → delete what is old
 
 What one checkpoint holds is in `checkpoint_files.py`, how several stand together in `checkpoint_shelf.py`; `verify`,
-`newest_good`, `load_state` and `load_optimizer` come from there. The thread uses no collectives, and in a run of
-several processes only one of them has a store.
+`newest_good`, `load_state` and `load_optimizer` come from there.
+
+Where every rank holds all weights, one of them has a store. Where they are cut, each has one, and these work together
+through a gang (`distributed/gang.py`): each copies, writes and hashes its own, rank 0 does what is done once, and after
+each stage all know whether it went well on all.
 """
 
 from __future__ import annotations
@@ -20,27 +23,38 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from llmtrain.distributed.gang import ALONE, Gang
+from llmtrain.distributed.sharding import Part, is_cut, part_of
 from llmtrain.testing.faults import reach
 from llmtrain.training.checkpoint_files import (
     CheckpointError,
+    Records,
+    SplitModel,
     WriteModel,
+    begin_files,
     load_optimizer,
     load_state,
     render_json,
     verify,
-    write_files,
+    write_index,
     write_manifest,
+    write_model_files,
+    write_optimizer_files,
+    write_state,
+    write_weights_file,
 )
+from llmtrain.training.checkpoint_gather import Boxes, assemble, boxes_of, owners_of
 from llmtrain.training.checkpoint_shelf import BEST, FINAL, LATEST, Shelf, newest_good, step_folder
 
 __all__ = [
@@ -48,11 +62,14 @@ __all__ = [
     "CheckpointStats",
     "CheckpointStore",
     "Snapshot",
+    "SplitModel",
     "load_optimizer",
     "load_state",
     "newest_good",
     "verify",
 ]
+
+T = TypeVar("T")
 
 _SERIAL_NUMEL = 16384
 """Elements that torch adds up without waking its threads, which belong to the training step."""
@@ -80,6 +97,34 @@ class Snapshot:
     """`<parameter>/<state>` → tensor."""
 
 
+@dataclass(frozen=True)
+class _Copy:
+    """What this rank holds of a snapshot, aside."""
+
+    step: int
+    state_json: str
+    links: list[str]
+    model: Mapping[str, Part]
+    ties: Mapping[str, str]
+    """Other names of tensors of `model` → the names that they stand under there."""
+    optimizer: Mapping[str, Part]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all tensors."""
+        return sum(part.local.nbytes for part in (*self.model.values(), *self.optimizer.values()))
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What the ranks tell each other before they write."""
+
+    temp: Path | None
+    """Where to; None: the checkpoint stands already. From rank 0."""
+    boxes: Boxes
+    """Where this rank's parts of the weights lie."""
+
+
 @dataclass
 class CheckpointStats:
     """What saving cost so far."""
@@ -99,6 +144,9 @@ class CheckpointStore:
     to be this very state if this store wrote it or the run was resumed from it (when `resumed_step` is not given: if
     it is the newest), and only gets its links; any other is of a line that the run has left, and is replaced.
 
+    `gang`: the ranks that save together. Each has a store, and calls the same methods with its parts of the tensors;
+    an error on one of them is raised on all. Weights are written by rank 0 alone unless `split` says how to share that.
+
     Raises CheckpointError if the folder cannot be used.
     """
 
@@ -110,6 +158,8 @@ class CheckpointStore:
         config_yaml: str,
         write_model: WriteModel,
         resumed_step: int | None = None,
+        gang: Gang = ALONE,
+        split: SplitModel | None = None,
     ) -> None:
         if keep_last < 1:
             raise ValueError(f"keep_last is {keep_last}, but at least one checkpoint has to be kept")
@@ -122,10 +172,14 @@ class CheckpointStore:
         self._knows_its_line = resumed_step is not None
         self._staging = _Staging()
         self._pending: Future[None] | None = None
+        self._gang = gang
+        self._split = split if gang.size > 1 else None
+        self._temp: Path | None = None
         self._shelf = Shelf(folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._shelf.tidy()
+            if gang.is_main:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._shelf.tidy()
         except OSError as error:
             raise CheckpointError(_explain(error, f"checkpoints cannot be kept in {folder}")) from error
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=_lower_priority)
@@ -140,16 +194,13 @@ class CheckpointStore:
         began = time.perf_counter()
         state_json = render_json(snapshot.state)
         reach("before-copy", step=snapshot.step)
-        copy = Snapshot(
-            step=snapshot.step,
-            state={},
-            model=self._staging.copy(snapshot.model, section="model", keep_ties=True),
-            optimizer=self._staging.copy(snapshot.optimizer, section="optimizer"),
-        )
+        links = [LATEST, *([BEST] if best else []), *([FINAL] if final else [])]
+        model, ties = self._staging.copy(snapshot.model, section="model", keep_ties=True)
+        optimizer, _ = self._staging.copy(snapshot.optimizer, section="optimizer")
         self._staging.finish()
         reach("after-copy", step=snapshot.step)
-        links = [LATEST, *([BEST] if best else []), *([FINAL] if final else [])]
-        self._pending = self._thread.submit(self._work, copy, state_json, links)
+        copy = _Copy(snapshot.step, state_json, links, model=model, ties=ties, optimizer=optimizer)
+        self._pending = self._thread.submit(self._work, copy)
         self.stats.stalled_seconds += time.perf_counter() - began
 
     def wait(self) -> None:
@@ -173,24 +224,128 @@ class CheckpointStore:
             self._thread.shutdown()
             self._staging.clear()
 
-    def _work(self, snapshot: Snapshot, state_json: str, links: list[str]) -> None:
+    def _work(self, copy: _Copy) -> None:
         """All that the background thread does for one save."""
         began = time.perf_counter()
-        failed = f"the checkpoint of step {snapshot.step} could not be saved in {self._folder}"
         try:
-            if not self._stands_already(snapshot.step):
-                self._write(snapshot, state_json, links)
-            self._own_steps.add(snapshot.step)
-            failed = f"step {snapshot.step} is saved, but {self._folder} could not be brought up to date"
-            for name in links:
-                self._shelf.link(name, snapshot.step)
-            self._shelf.delete_old(keep_last=self._keep_last, step=snapshot.step)
-        except (OSError, SafetensorError) as error:
-            needed = sum(t.nbytes for t in (*snapshot.model.values(), *snapshot.optimizer.values()))
-            why = _explain(error, failed, needed_bytes=needed)
-            raise CheckpointError(f"{why}. The earlier checkpoints are intact") from error
+            ranks = self._together(partial(self._begin, copy), copy)
+            if (temp := ranks[0].temp) is not None:
+                self._write(copy, temp, [rank.boxes for rank in ranks])
+            self._own_steps.add(copy.step)
+            saved = f"step {copy.step} is saved, but {self._folder} could not be brought up to date"
+            self._together(partial(self._tidy_up, copy), copy, failed=saved)
         finally:
+            if self._temp is not None:  # it was not published
+                shutil.rmtree(self._temp, ignore_errors=True)
+                self._temp = None
             self.stats.writing_seconds += time.perf_counter() - began
+
+    def _begin(self, copy: _Copy) -> _Begun:
+        """On rank 0: the folder to write to, unless there is nothing to write. On all: are the tensors fit for it?"""
+        if self._gang.is_main and self._stands_already(copy.step):
+            return _Begun(None, {})
+        _refuse_non_finite(copy)
+        if self._gang.is_main:
+            self._temp = self._shelf.begin(copy.step)
+            reach("temp-made", step=copy.step)
+            begin_files(self._temp, config_yaml=self._config_yaml)
+        return _Begun(self._temp, boxes_of(copy.model))
+
+    def _write(self, copy: _Copy, temp: Path, boxes: list[Boxes]) -> None:
+        """Every rank its own files, then rank 0 what belongs to all, and the checkpoint counts."""
+        owners = self._owners(copy)
+        weights = {name: part.local for name, part in copy.model.items()}
+        if self._gang.size > 1:
+            weights = assemble(copy.model, boxes, owners=owners, unit_of=self._unit_of, gang=self._gang)
+        weights |= {alias: weights[name] for alias, name in copy.ties.items() if name in weights}
+        written = self._together(partial(self._write_own, copy, temp, weights, owners), copy)
+        records = {name: record for records in written for name, record in records.items()}
+        self._together(partial(self._publish, copy, temp, records), copy)
+        self.stats.num_saves += 1
+
+    def _write_own(self, copy: _Copy, temp: Path, weights: Mapping[str, Tensor], owners: Mapping[str, int]) -> Records:
+        """The whole tensors that this rank owns, and its parts of the optimizer's state."""
+        rank, step = self._gang.rank, copy.step
+        records: Records = {}
+
+        def write(path: Path) -> None:
+            (self._write_model if self._split is None else self._split.write_weights)(path, weights)
+            reach("model-written", step=step)
+
+        writers = sorted(set(owners.values()))
+        if self._split is None and self._gang.is_main:
+            records |= write_model_files(temp, write)
+        elif self._split is not None and rank in writers:
+            name = f"model-{writers.index(rank) + 1:05d}-of-{len(writers):05d}.safetensors"
+            records |= write_weights_file(temp, name, write)
+        reach("model-synced", step=step)
+        prefix = "shard_" if self._gang.size == 1 else f"rank_{rank:05d}_shard_"
+        records |= write_optimizer_files(temp, self._own_optimizer(copy), prefix=prefix)
+        reach("optimizer-written", step=step)
+        return records
+
+    def _publish(self, copy: _Copy, temp: Path, records: Records) -> None:
+        """On rank 0: what is written once, the manifest last; then the checkpoint gets its name."""
+        if not self._gang.is_main:
+            return
+        if self._split is not None:
+            split, dtype = self._split, next(iter(copy.model.values())).local.dtype
+            records |= write_model_files(temp, lambda folder: split.write_rest(folder, dtype))
+            records |= write_index(temp, records)
+        write_state(temp, copy.state_json, step=copy.step)
+        sequence = self._shelf.next_sequence()
+        write_manifest(temp, step=copy.step, sequence=sequence, links=copy.links, records=records)
+        self._shelf.publish(temp, copy.step)
+        self._temp = None
+
+    def _tidy_up(self, copy: _Copy) -> None:
+        """On rank 0: the links, then what is old goes."""
+        if self._gang.is_main:
+            for name in copy.links:
+                self._shelf.link(name, copy.step)
+            self._shelf.delete_old(keep_last=self._keep_last, step=copy.step)
+
+    def _owners(self, copy: _Copy) -> dict[str, int]:
+        if self._split is None:
+            return dict.fromkeys(copy.model, 0)
+        return owners_of(copy.model, unit_of=self._unit_of, num_ranks=self._gang.size)
+
+    def _unit_of(self, name: str) -> str:
+        return name if self._split is None else self._split.unit_of(name)
+
+    def _own_optimizer(self, copy: _Copy) -> dict[str, Part]:
+        """Rank 0 writes what is whole on every rank; empty parts nobody writes."""
+        if self._gang.size == 1:
+            return dict(copy.optimizer)
+        return {
+            name: part
+            for name, part in copy.optimizer.items()
+            if (self._gang.is_main if part.is_whole else part.local.numel())
+        }
+
+    def _together(self, work: Callable[[], T], copy: _Copy, *, failed: str | None = None) -> list[T]:
+        """What `work` gives on each rank, on every rank. If it fails on one, all raise CheckpointError."""
+        failed = failed or f"the checkpoint of step {copy.step} could not be saved in {self._folder}"
+        result: T | None = None
+        error: Exception | None = None
+        try:
+            result = work()
+        except (OSError, SafetensorError) as cause:
+            why = _explain(cause, failed, needed_bytes=copy.num_bytes)
+            error = CheckpointError(f"{why}. The earlier checkpoints are intact")
+            error.__cause__ = cause
+        except Exception as cause:
+            error = cause
+        if self._gang.size == 1:
+            if error is not None:
+                raise error
+            return [cast(T, result)]
+        outcomes = self._gang.gather((result, None if error is None else str(error) or type(error).__name__))
+        if error is not None:
+            raise error
+        if faults := [f"rank {rank}: {fault}" for rank, (_, fault) in enumerate(outcomes) if fault is not None]:
+            raise CheckpointError(faults[0])
+        return [cast(T, value) for value, _ in outcomes]
 
     def _stands_already(self, step: int) -> bool:
         folder = step_folder(self._folder, step)
@@ -199,29 +354,6 @@ class CheckpointStore:
         else:
             is_this_state = folder == self._shelf.newest()
         return is_this_state and folder.exists() and self._shelf.is_good(folder)
-
-    def _write(self, snapshot: Snapshot, state_json: str, links: list[str]) -> None:
-        _refuse_non_finite(snapshot)
-        published = False
-        temp = self._shelf.begin(snapshot.step)
-        try:
-            reach("temp-made", step=snapshot.step)
-            write_files(
-                temp,
-                config_yaml=self._config_yaml,
-                state_json=state_json,
-                model=snapshot.model,
-                optimizer=snapshot.optimizer,
-                write_model=self._write_model,
-                step=snapshot.step,
-            )
-            write_manifest(temp, step=snapshot.step, sequence=self._shelf.next_sequence(), links=links)
-            self._shelf.publish(temp, snapshot.step)
-            published = True
-        finally:
-            if not published:
-                shutil.rmtree(temp, ignore_errors=True)
-        self.stats.num_saves += 1
 
 
 class _Staging:
@@ -235,18 +367,28 @@ class _Staging:
         self._buffers: dict[tuple[str, str], Tensor] = {}
         self._devices: set[torch.device] = set()
 
-    def copy(self, tensors: Mapping[str, Tensor], *, section: str, keep_ties: bool = False) -> dict[str, Tensor]:
-        """Name → contiguous copy, complete after `finish`. With `keep_ties`, names of one tensor get one copy."""
-        copies: dict[str, Tensor] = {}
-        seen: dict[tuple[object, ...], Tensor] = {}
+    def copy(
+        self, tensors: Mapping[str, Tensor], *, section: str, keep_ties: bool = False
+    ) -> tuple[dict[str, Part], dict[str, str]]:
+        """Name → contiguous copy of what this rank holds, complete after `finish`.
+
+        With `keep_ties`, of the names of one tensor only the first has a copy; the others are told beside.
+        """
+        copies: dict[str, Part] = {}
+        ties: dict[str, str] = {}
+        seen: dict[tuple[object, ...], str] = {}
         for name, tensor in tensors.items():
-            tensor = tensor.detach()
-            place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            part = part_of(tensor)
+            local = part.local
+            place: tuple[object, ...] = (local.device, local.data_ptr(), local.dtype, local.shape, local.stride())
+            if is_cut(tensor):  # a part may be empty here and not elsewhere, but all ranks have to find the same ties
+                place = (id(tensor),)
             if keep_ties and tensor.numel() > 0 and place in seen:
-                copies[name] = seen[place]
+                ties[name] = seen[place]
                 continue
-            copies[name] = seen[place] = self._copy_one((section, name), tensor)
-        return copies
+            seen[place] = name
+            copies[name] = Part(self._copy_one((section, name), local), part.offset, part.shape)
+        return copies, ties
 
     def finish(self) -> None:
         """Wait for the copies from GPUs."""
@@ -274,13 +416,13 @@ class _Staging:
         return buffer
 
 
-def _refuse_non_finite(snapshot: Snapshot) -> None:
+def _refuse_non_finite(copy: _Copy) -> None:
     """A checkpoint that holds NaN would push out the good ones before it. Raises CheckpointError."""
-    for kind, tensors in (("weight", snapshot.model), ("optimizer state", snapshot.optimizer)):
-        for name, tensor in tensors.items():
-            if not _is_finite(tensor):
+    for kind, parts in (("weight", copy.model), ("optimizer state", copy.optimizer)):
+        for name, part in parts.items():
+            if not _is_finite(part.local):
                 raise CheckpointError(
-                    f"the checkpoint of step {snapshot.step} was not saved: {kind} {name} holds NaN or infinity. "
+                    f"the checkpoint of step {copy.step} was not saved: {kind} {name} holds NaN or infinity. "
                     "The earlier checkpoints are intact"
                 )
 

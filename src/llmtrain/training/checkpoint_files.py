@@ -7,6 +7,9 @@
       model/          written by the caller's `write_model`
       optimizer/      shard_00000.safetensors …, tensors named <parameter>/<state>
 
+Several ranks that write together each write files of their own: whole tensors of `model/`, and of `optimizer/` the
+pieces that they hold (`checkpoint_pieces.py`). One of them then writes the rest, the manifest last.
+
 Nothing in it is a pickle. How checkpoints stand beside each other is in `checkpoint_shelf.py`, how one is saved while
 training goes on in `checkpoint.py`.
 """
@@ -18,28 +21,31 @@ import json
 import os
 import stat
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from llmtrain._version import __version__
 from llmtrain.config.errors import RunError
+from llmtrain.distributed.sharding import Part
 from llmtrain.files import sync
 from llmtrain.testing.faults import reach
+from llmtrain.training.checkpoint_pieces import CUT, StoredTensor, stored_tensors, why_not_covered
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""What is read. 1 has no tensors in pieces, and is what is written where there are none."""
 MANIFEST = "MANIFEST.json"
 CONFIG = "config.yaml"
 STATE = "state.json"
 MODEL = "model"
 OPTIMIZER = "optimizer"
+WEIGHTS_INDEX = "model.safetensors.index.json"
 
 MAX_SHARD_BYTES = 2 * 1024**3
 """A shard of the optimizer's state is closed before it grows over this."""
@@ -62,6 +68,18 @@ _DTYPE_NAMES = {
 
 WriteModel = Callable[[Path, Mapping[str, Tensor]], None]
 """Writes model files into an existing, empty folder. Must keep no tensor that it got: the next save overwrites them."""
+
+
+@dataclass(frozen=True)
+class SplitModel:
+    """How several ranks write a model's weights together, each some of them, whole."""
+
+    unit_of: Callable[[str], str]
+    """What a tensor of a name has to be in one file with."""
+    write_weights: WriteModel
+    """Writes some units into one file of safetensors."""
+    write_rest: Callable[[Path, torch.dtype], None]
+    """Writes all but the weights, which are of that dtype, into `model/`."""
 
 
 class CheckpointError(RunError):
@@ -88,38 +106,68 @@ def render_json(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def write_files(
-    folder: Path,
-    *,
-    config_yaml: str,
-    state_json: str,
-    model: Mapping[str, Tensor],
-    optimizer: Mapping[str, Tensor],
-    write_model: WriteModel,
-    step: int,
-) -> None:
-    """Write all but the manifest into `folder` (existing, empty), each file fsynced. Tensors are on the CPU."""
+Records = dict[str, dict[str, Any]]
+"""Path under the checkpoint's folder → what the manifest says of the file."""
+
+
+def begin_files(folder: Path, *, config_yaml: str) -> None:
+    """Make the parts of an empty folder that ranks then fill."""
     (folder / CONFIG).write_text(config_yaml, encoding="utf-8")
     sync(folder / CONFIG)
     (folder / MODEL).mkdir()
-    write_model(folder / MODEL, model)
-    reach("model-written", step=step)
-    _sync_tree(folder / MODEL, mode=stat.S_IMODE((folder / CONFIG).stat().st_mode))
-    reach("model-synced", step=step)
     (folder / OPTIMIZER).mkdir()
-    _write_optimizer(folder / OPTIMIZER, optimizer)
-    reach("optimizer-written", step=step)
-    _sync_tree(folder / OPTIMIZER, mode=stat.S_IMODE((folder / CONFIG).stat().st_mode))
+
+
+def write_model_files(folder: Path, write: Callable[[Path], None]) -> Records:
+    """Let `write` put files into `model/`, where nobody else writes meanwhile, and fsync them."""
+    before = _files_on_disk(folder / MODEL)
+    write(folder / MODEL)
+    return _make_durable(folder, [f"{MODEL}/{name}" for name in sorted(_files_on_disk(folder / MODEL) - before)])
+
+
+def write_weights_file(folder: Path, name: str, write: Callable[[Path], None]) -> Records:
+    """Let `write` make one file of `model/`, beside those that other ranks write, and fsync it."""
+    write(folder / MODEL / name)
+    return _make_durable(folder, [f"{MODEL}/{name}"])
+
+
+def write_optimizer_files(folder: Path, parts: Mapping[str, Part], *, prefix: str) -> Records:
+    """Write the parts in shards of `optimizer/` whose names begin with `prefix`, and fsync them."""
+    return _make_durable(folder, [f"{OPTIMIZER}/{name}" for name in _write_shards(folder / OPTIMIZER, parts, prefix)])
+
+
+def write_index(folder: Path, records: Records) -> Records:
+    """With the weights in several files, the index that readers of such folders look for."""
+    tensors = {Path(name).name: found["tensors"] for name, found in records.items() if _is_weights(name)}
+    if len(tensors) < 2:
+        return {}
+    weight_map = {name: file for file in sorted(tensors) for name in tensors[file]}
+    total = sum(found["size"] for name, found in records.items() if _is_weights(name))
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / MODEL / WEIGHTS_INDEX).write_text(render_json(index), encoding="utf-8")
+    return _make_durable(folder, [f"{MODEL}/{WEIGHTS_INDEX}"])
+
+
+def write_state(folder: Path, state_json: str, *, step: int) -> None:
+    """state.json, fsynced."""
     (folder / STATE).write_text(state_json, encoding="utf-8")
     sync(folder / STATE)
     reach("state-written", step=step)
 
 
-def write_manifest(folder: Path, *, step: int, sequence: int, links: Sequence[str]) -> None:
-    """Hash every file of `folder`, write the manifest, and fsync it and the folder."""
-    files = {name: _describe(folder / name) for name in sorted(_files_on_disk(folder))}
+def write_manifest(folder: Path, *, step: int, sequence: int, links: Sequence[str], records: Records) -> None:
+    """Write the manifest of what is in `folder`, and fsync it and the folder. `records`: what is hashed already.
+
+    Raises CheckpointError if pieces of tensors do not make up the whole.
+    """
+    names = sorted(_files_on_disk(folder))
+    files = {name: records.get(name) or _describe(folder / name) for name in names}
+    if gone := sorted(records.keys() - files.keys()):
+        raise CheckpointError(f"{folder / gone[0]} was written, and is gone: do all ranks see the same folder?")
+    if fault := _fault_of_pieces(files):
+        raise CheckpointError(f"{folder}: {fault}")
     body = {
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if _has_pieces(files) else 1,
         "llmtrain_version": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": step,
@@ -127,6 +175,8 @@ def write_manifest(folder: Path, *, step: int, sequence: int, links: Sequence[st
         "links": list(links),
         "files": files,
     }
+    for parent in (folder / MODEL, folder / OPTIMIZER):
+        sync(parent)
     (folder / MANIFEST).write_text(_seal(body), encoding="utf-8")
     reach("manifest-written", step=step)
     sync(folder / MANIFEST)
@@ -184,49 +234,70 @@ def load_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def load_optimizer(folder: Path) -> dict[str, Tensor]:
-    """`<parameter>/<state>` → tensor on the CPU, in memory of its own. The folder is taken to be verified."""
-    tensors: dict[str, Tensor] = {}
-    for path in sorted((folder / OPTIMIZER).glob("*.safetensors")):
-        with safe_open(path, framework="pt") as shard:
-            for name in shard.keys():  # noqa: SIM118  # a handle, which only keys() goes over
-                # safetensors maps the file: without a copy the optimizer would live in a file that may be deleted
-                tensors[name] = shard.get_tensor(name).clone()
-    return tensors
+def load_optimizer(folder: Path) -> dict[str, StoredTensor]:
+    """`<parameter>/<state>` → tensor, to be read by index. The folder is taken to be verified."""
+    return stored_tensors(sorted((folder / OPTIMIZER).glob("*.safetensors")))
 
 
-def _sync_tree(folder: Path, *, mode: int) -> None:
-    """fsync all files and folders of a tree, and give the files the mode of any other new file.
+def _make_durable(folder: Path, names: Iterable[str]) -> Records:
+    """fsync files that this rank has written, give them the mode of any other new file, and hash them.
 
     The safetensors writer makes files that only their owner can read, which is no use in a folder that is shared.
     """
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            path = Path(parent, name)
-            path.chmod(mode)
-            sync(path)
-        sync(Path(parent))
+    mode = stat.S_IMODE((folder / CONFIG).stat().st_mode)
+    records, parents = {}, set[Path]()
+    for name in names:
+        path = folder / name
+        path.chmod(mode)
+        sync(path)
+        records[name] = _describe(path)
+        parents.add(path.parent)
+    for parent in parents:
+        sync(parent)
+    return records
 
 
-def _write_optimizer(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write the shards, and make sure that they hold every tensor that was given."""
-    shards: list[dict[str, Tensor]] = []
+def _write_shards(folder: Path, parts: Mapping[str, Part], prefix: str) -> list[str]:
+    """Write the shards, and make sure that they hold every tensor that was given; their names."""
+    shards: list[dict[str, Part]] = []
     room = 0
-    for name, tensor in tensors.items():
-        if not shards or tensor.nbytes > room:
+    for name, part in parts.items():
+        if not shards or part.local.nbytes > room:
             shards.append({})
             room = MAX_SHARD_BYTES
-        shards[-1][name] = tensor
-        room -= tensor.nbytes
+        shards[-1][name] = part
+        room -= part.local.nbytes
     written: dict[str, Any] = {}
-    for index, shard in enumerate(shards):
-        path = folder / f"shard_{index:05d}.safetensors"
-        save_file(shard, path)
-        written |= _read_header(path)
-    given = {name: {"dtype": _DTYPE_NAMES[t.dtype], "shape": list(t.shape)} for name, t in tensors.items()}
+    names = [f"{prefix}{index:05d}.safetensors" for index in range(len(shards))]
+    for file, shard in zip(names, shards, strict=True):
+        cut = {name: {"shape": part.shape, "offset": part.offset} for name, part in shard.items() if not part.is_whole}
+        metadata = {CUT: json.dumps(cut)} if cut else None
+        save_file({name: part.local for name, part in shard.items()}, folder / file, metadata=metadata)
+        written |= _read_header(folder / file)
+    given = {name: _entry_of(part) for name, part in parts.items()}
     if written != given:
         odd = sorted(name for name in written.keys() | given.keys() if written.get(name) != given.get(name))
         raise CheckpointError(f"{folder}: {odd[0]} was not written as it was given ({len(odd)} such tensors)")
+    return names
+
+
+def _entry_of(part: Part) -> dict[str, Any]:
+    """What a manifest says of a tensor, or of a piece of one."""
+    entry: dict[str, Any] = {"dtype": _DTYPE_NAMES[part.local.dtype], "shape": list(part.local.shape)}
+    return entry if part.is_whole else entry | {"of": list(part.shape), "offset": list(part.offset)}
+
+
+def _is_weights(name: str) -> bool:
+    return name.startswith(f"{MODEL}/model") and name.endswith(".safetensors")
+
+
+def _has_pieces(files: Mapping[str, Mapping[str, Any]]) -> bool:
+    return any("of" in entry for found in files.values() for entry in found.get("tensors", {}).values())
+
+
+def _fault_of_pieces(files: Mapping[str, Mapping[str, Any]]) -> str | None:
+    shards = {name: found.get("tensors", {}) for name, found in files.items() if name.startswith(f"{OPTIMIZER}/")}
+    return why_not_covered(shards)
 
 
 def _seal(body: Mapping[str, Any]) -> str:
@@ -258,6 +329,8 @@ def _verify(folder: Path, *, content: bool) -> None:
         size, expected = (folder / name).stat().st_size, manifest.files[name]["size"]
         if size != expected:
             raise CheckpointError(f"{folder / name} has {size} bytes instead of {expected}")
+    if fault := _fault_of_pieces(manifest.files):
+        raise CheckpointError(f"{folder}: {fault}")
     if content:
         for name in manifest.files:
             _verify_content(folder / name, manifest.files[name])
@@ -280,15 +353,20 @@ def _sha256(path: Path) -> str:
 
 
 def _read_header(path: Path) -> dict[str, dict[str, Any]]:
-    """Name → dtype, shape of a safetensors file's tensors: 8 bytes of length, then JSON."""
+    """Name → dtype, shape of a safetensors file's tensors, and of pieces what they are of.
+
+    The format: 8 bytes of length, then JSON.
+    """
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
-    return {
-        name: {"dtype": entry["dtype"], "shape": entry["shape"]}
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
+    cut = json.loads((header.pop("__metadata__", None) or {}).get(CUT, "{}"))
+    entries: dict[str, dict[str, Any]] = {}
+    for name, entry in header.items():
+        entries[name] = {"dtype": entry["dtype"], "shape": entry["shape"]}
+        if name in cut:
+            entries[name] |= {"of": cut[name]["shape"], "offset": cut[name]["offset"]}
+    return entries
 
 
 def _files_on_disk(folder: Path) -> set[str]:

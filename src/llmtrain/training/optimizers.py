@@ -6,14 +6,27 @@ Which parameters train is decided by `requires_grad`; the learning rate at a ste
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.training import OptimizerConfig
-from llmtrain.distributed.sharding import is_cut
+from llmtrain.distributed.sharding import cut_like, is_cut, part_of, rows_of
 from llmtrain.training.sharded_muon import step_muon
+
+
+class Readable(Protocol):
+    """A tensor, in memory or in a file, of which a box is taken by an index of slices; () of a scalar."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def ndim(self) -> int: ...
+
+    def __getitem__(self, index: tuple[slice, ...], /) -> Tensor: ...
 
 
 class NamedOptimizer:
@@ -59,8 +72,11 @@ class NamedOptimizer:
             for key, value in state.items()
         }
 
-    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `state_tensors` gave. Raises ConfigError if it belongs to other parameters or optimizers."""
+    def load_state_tensors(self, tensors: Mapping[str, Readable]) -> None:
+        """Take over what `state_tensors` gave, whole: of each tensor no more is read than this rank's part.
+
+        Raises ConfigError if it belongs to other parameters or optimizers.
+        """
         parameters = {name: parameter for parameter, name in self._names.items()}
         for optimizer in self._optimizers:
             optimizer.state.clear()
@@ -72,7 +88,9 @@ class NamedOptimizer:
             parameter = parameters[name]
             if tensor.ndim and tensor.shape != parameter.shape:
                 raise ConfigError(f"{full_name} is {list(tensor.shape)}, but the parameter is {list(parameter.shape)}")
-            owner[parameter].state[parameter][key] = tensor.to(parameter.device)
+            own = tensor[rows_of(part_of(parameter))] if tensor.ndim else tensor[()]
+            state = own.to(parameter.device)
+            owner[parameter].state[parameter][key] = cut_like(state, parameter) if tensor.ndim else state
         if tensors and (missing := set(parameters) - {name.rpartition("/")[0] for name in tensors}):
             raise ConfigError(f"the checkpoint has no optimizer state for {', '.join(sorted(missing))}")
         for optimizer in self._optimizers:

@@ -1,0 +1,319 @@
+"""Checkpoints that several ranks write together, and that any number of them reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from llmtrain.config.model import DecoderConfig
+from llmtrain.config.running import RunConfig
+from llmtrain.config.training import DistributedConfig, OptimizerConfig, TrainerConfig
+from llmtrain.distributed.engine import Engine, resolve
+from llmtrain.distributed.sharding import whole
+from llmtrain.models.folder import read_model_folder
+from llmtrain.recipes.trained import Trained, build_decoder
+from llmtrain.testing.faults import VARIABLE
+from llmtrain.testing.ranks import RankFailed, RankPool
+from llmtrain.testing.tiny import random_batch
+from llmtrain.training.checkpoint import (
+    CheckpointError,
+    CheckpointStore,
+    Snapshot,
+    load_optimizer,
+    load_state,
+    newest_good,
+    verify,
+)
+from llmtrain.training.optimizers import NamedOptimizer, build_optimizer
+from llmtrain.training.step import agree, compute_gradients, gradient_norm, update
+
+VOCAB = 37
+"""Odd, as is the width of feed-forward layers: the ranks' parts are not alike, and of some tensors one has none."""
+DECODER: dict[str, Any] = {
+    "d_model": 12,
+    "num_layers": 3,
+    "max_seq_len": 16,
+    "attention": {"num_heads": 2, "qk_norm": True},
+    "ffn": {"d_ff": 19},
+}
+GPT2: dict[str, Any] = {
+    "attention": {"num_heads": 2, "bias": True},
+    "positional": {"encoding": "learned"},
+    "ffn": {"variant": "mlp", "activation": "gelu_tanh", "bias": True, "d_ff": 19},
+    "norm": {"type": "layernorm"},
+    "num_layers": 2,
+}
+"""Its layout transposes matrices and joins three into one."""
+
+
+class Run:
+    """A decoder, its optimizer and its store, as the recipe makes them."""
+
+    def __init__(self, folder: Path, *, strategy: str, optimizer: str = "adamw", **keys: Any) -> None:
+        distributed = DistributedConfig(timeout_sec=60)
+        resolved = resolve(RunConfig(device="cpu"), TrainerConfig(precision="32", compile=False), distributed)
+        if resolved.strategy != "single":
+            resolved = dataclasses.replace(resolved, strategy=strategy)
+        self.engine = Engine(resolved, distributed=distributed)
+        torch.manual_seed(3)
+        config = DecoderConfig.model_validate(DECODER | keys)
+        self.trained: Trained = build_decoder(
+            config, needed_vocab=VOCAB, tokenizer_folder=None, eos_id=0, cut=self.engine.cuts
+        )
+        self.model = self.engine.setup(self.trained.module)
+        self.optimizer: NamedOptimizer = build_optimizer(
+            OptimizerConfig.model_validate({"name": optimizer, "lr": 0.01}), self.trained.module
+        )
+        self.folder, gang = folder, self.engine.gang()
+        self.store = gang and CheckpointStore(
+            folder,
+            keep_last=2,
+            config_yaml="run: {}\n",
+            write_model=self.trained.write,
+            resumed_step=0,
+            gang=gang,
+            split=self.trained.split,
+        )
+        self.step = 0
+
+    def train(self, steps: int) -> list[float]:
+        """The losses of some steps, in each of which all ranks share four rows."""
+        losses = []
+        for _ in range(steps):
+            batch, size = random_batch(VOCAB, batch_size=4, seed=self.step), 4 // self.engine.world_size
+            mine = slice(self.engine.rank * size, (self.engine.rank + 1) * size)
+            rows = {name: tensor[mine] for name, tensor in batch.items()}  # type: ignore[index]
+            num_tokens, _ = agree([rows], engine=self.engine, stop_requested=False)  # type: ignore[list-item]
+            losses.append(compute_gradients(self.model, [rows], engine=self.engine, num_tokens=num_tokens))  # type: ignore[list-item]
+            update(self.optimizer, grad_norm=gradient_norm(self.optimizer), max_grad_norm=1.0)
+            self.optimizer.zero_grad()
+            self.step += 1
+        return losses
+
+    def save(self) -> None:
+        """Begin to save the state as it is."""
+        if self.store:
+            tensors = self.trained.tensors()
+            state = {"step": self.step}
+            self.store.save(
+                Snapshot(step=self.step, state=state, model=tensors, optimizer=self.optimizer.state_tensors())
+            )
+
+    def load(self) -> None:
+        """Go on from the newest good checkpoint."""
+        found = newest_good(self.folder)
+        assert found is not None
+        self.trained.read(found[0] / "model")
+        self.optimizer.load_state_tensors(load_optimizer(found[0]))
+        self.step = load_state(found[0])["step"]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All weights and all of the optimizer's state, whole."""
+        named = {**self.trained.tensors(), **self.optimizer.state_tensors()}
+        return {name: whole(tensor.detach()).clone() for name, tensor in named.items()}
+
+    def close(self) -> None:
+        """Wait for the save under way."""
+        if self.store:
+            self.store.close()
+
+
+def go_on(folder: Path, strategy: str, steps: int, options: Mapping[str, Any]) -> tuple[list[float], Any, Any]:
+    """Load what is there, train, save; the losses, and all tensors after loading and after training."""
+    run = Run(folder, strategy=strategy, **options)
+    if folder.exists() and any(folder.glob("step_*")):
+        run.load()
+    before = run.tensors()
+    losses = run.train(steps)
+    run.save()
+    run.close()
+    return losses, before, run.tensors()
+
+
+def save_while_training(folder: Path) -> dict[str, Tensor]:
+    """Train on while a save is being written; all tensors as they were when it began."""
+    run = Run(folder, strategy="fsdp")
+    run.train(1)
+    then = run.tensors()
+    run.save()
+    run.train(5)
+    run.close()
+    return then
+
+
+def save_with_nan_on_rank_1(folder: Path) -> str:
+    """A save of which one rank's part is not fit; what each rank is told."""
+    run = Run(folder, strategy="fsdp")
+    run.train(1)
+    run.save()
+    run.train(1)
+    if run.engine.rank == 1:
+        state = run.optimizer.state_tensors()["blocks.0.feed_forward.up_proj.weight/exp_avg"]
+        state.to_local()[0] = torch.nan  # type: ignore[attr-defined]
+    run.save()
+    with pytest.raises(CheckpointError) as caught:
+        run.close()
+    return str(caught.value)
+
+
+def equal(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def tensors_in(checkpoint: Path) -> dict[str, Tensor]:
+    """All that a checkpoint holds, read by one process."""
+    decoder, _ = read_model_folder(checkpoint / "model")
+    return decoder.state_dict() | {name: stored.whole() for name, stored in load_optimizer(checkpoint).items()}
+
+
+@pytest.mark.parametrize("options", [{}, GPT2, {"tie_embeddings": False}, {"optimizer": "muon"}], ids=str)
+def test_every_rank_writes_its_own_and_one_process_reads_it_all(
+    two_ranks: RankPool, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    results = two_ranks.run(go_on, tmp_path / "c", "fsdp", 2, options)
+    checkpoint = tmp_path / "c" / "latest"
+    verify(checkpoint)
+    assert equal(tensors_in(checkpoint), results[0][2])
+    names = sorted(path.name for path in checkpoint.glob("*/*.safetensors"))
+    assert names == [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "rank_00000_shard_00000.safetensors",
+        "rank_00001_shard_00000.safetensors",
+    ]
+    sizes = [path.stat().st_size for path in sorted(checkpoint.glob("model/*.safetensors"))]
+    assert max(sizes) < 0.75 * sum(sizes), "the ranks share the work"
+
+
+@pytest.mark.parametrize("options", [DECODER, GPT2], ids=["llama", "gpt2"])
+def test_transformers_reads_what_several_ranks_have_written(
+    two_ranks: RankPool, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    two_ranks.run(go_on, tmp_path / "c", "fsdp", 1, options)
+    folder = tmp_path / "c" / "latest" / "model"
+    decoder, _ = read_model_folder(folder)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    ids = torch.arange(12)[None] % VOCAB
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, decoder.eval().logits(ids), atol=1e-5, rtol=0)
+
+
+def test_a_resume_with_as_many_ranks_is_bit_identical(two_ranks: RankPool, tmp_path: Path) -> None:
+    straight = two_ranks.run(go_on, tmp_path / "straight", "fsdp", 6, {})
+    first = two_ranks.run(go_on, tmp_path / "c", "fsdp", 3, {})
+    second = two_ranks.run(go_on, tmp_path / "c", "fsdp", 3, {})
+    for rank in range(2):
+        assert first[rank][0] + second[rank][0] == straight[rank][0]
+        assert equal(second[rank][2], straight[rank][2])
+
+
+def test_another_number_of_ranks_and_another_strategy_keep_every_bit(two_ranks: RankPool, tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    last = two_ranks.run(go_on, folder, "fsdp", 2, {})[0][2]
+    for strategy in ("ddp", "fsdp"):
+        _, before, after = two_ranks.run(go_on, folder, strategy, 2, {})[0]
+        assert equal(before, last)
+        _, before, last = go_on(folder, "single", 2, {})
+        assert equal(before, after)
+
+
+@pytest.mark.slow
+def test_four_two_one_four_ranks_keep_every_bit(two_ranks: RankPool, four_ranks: RankPool, tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    losses, _, last = four_ranks.run(go_on, folder, "fsdp", 2, {})[0]
+    for ranks, strategy in ((two_ranks, "fsdp"), (None, "single"), (four_ranks, "fsdp"), (four_ranks, "ddp")):
+        results = ranks.run(go_on, folder, strategy, 2, {}) if ranks else [go_on(folder, strategy, 2, {})]
+        more, before, after = results[0]
+        assert equal(before, last)
+        losses, last = losses + more, after
+    straight, _, _ = go_on(tmp_path / "straight", "single", 10, {})
+    assert losses == pytest.approx(straight, rel=1e-5)
+
+
+def test_what_is_saved_is_what_was_there_when_the_save_began(two_ranks: RankPool, tmp_path: Path) -> None:
+    then = two_ranks.run(save_while_training, tmp_path / "c")[0]
+    assert equal(tensors_in(tmp_path / "c" / "step_000001"), then)
+
+
+def test_nan_in_one_rank_s_part_fails_the_save_on_all(two_ranks: RankPool, tmp_path: Path) -> None:
+    told = two_ranks.run(save_with_nan_on_rank_1, tmp_path / "c")
+    for message in told:
+        assert "optimizer state blocks.0.feed_forward.up_proj.weight/exp_avg holds NaN" in message
+    assert "rank 1" in told[0]
+    assert [path.name for path in sorted((tmp_path / "c").iterdir())] == ["latest", "step_000001"]
+    verify(tmp_path / "c" / "latest")
+
+
+def fail_at(folder: Path, point: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, f"raise@{point}:ENOSPC:rank=1:step=2")
+        run = Run(folder, strategy="fsdp")
+        run.train(1)
+        run.save()
+        run.train(1)
+        run.save()
+        run.close()
+
+
+def test_a_full_disk_on_one_rank_leaves_the_checkpoint_before(two_ranks: RankPool, tmp_path: Path) -> None:
+    with pytest.raises(RankFailed, match=r"No space left on device.*lower trainer\.keep_last"):
+        two_ranks.run(fail_at, tmp_path / "c", "optimizer-written")
+    assert [path.name for path in sorted((tmp_path / "c").iterdir())] == ["latest", "step_000001"]
+
+
+@pytest.fixture(scope="module")
+def written(two_ranks: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two checkpoints of two ranks, not to be changed."""
+    folder = tmp_path_factory.mktemp("run") / "checkpoints"
+    for _ in range(2):
+        two_ranks.run(go_on, folder, "fsdp", 1, {})
+    return folder
+
+
+@pytest.mark.parametrize("file", ["model/model-00002-of-00002", "optimizer/rank_00001_shard_00000"])
+@pytest.mark.parametrize("damage", ["missing", "torn", "bit"])
+def test_damage_to_one_rank_s_file_is_noticed_and_fallen_back_from(
+    written: Path, tmp_path: Path, file: str, damage: str
+) -> None:
+    shutil.copytree(written, tmp_path / "c", symlinks=True)
+    path = tmp_path / "c" / "step_000002" / f"{file}.safetensors"
+    content = bytearray(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+    elif damage == "torn":
+        path.write_bytes(content[:-4])
+    else:
+        content[-3] ^= 1
+        path.write_bytes(content)
+    found = newest_good(tmp_path / "c")
+    assert found is not None
+    assert found[0].name == "step_000001"
+    assert file in found[1][0]
+
+
+def test_pieces_that_do_not_make_up_a_tensor_are_refused(written: Path, tmp_path: Path) -> None:
+    """A manifest that is in order by itself, of a save that has lost a rank's piece."""
+    from llmtrain.training import checkpoint_files
+
+    copy = tmp_path / "step_000002"
+    shutil.copytree(written / "step_000002", copy)
+    manifest = json.loads((copy / "MANIFEST.json").read_text())
+    name = "optimizer/rank_00001_shard_00000.safetensors"
+    assert "token_embedding.weight/exp_avg" in load_file(copy / name)
+    del manifest["files"][name]
+    (copy / name).unlink()
+    (copy / "MANIFEST.json").write_text(checkpoint_files._seal(manifest))
+    with pytest.raises(
+        CheckpointError, match=r"the pieces of .*/exp_avg do not make up the whole: \d+ elements of \d+"
+    ):
+        verify(copy)
