@@ -87,8 +87,8 @@ def _lines(result: Mapping[str, Any]) -> Iterator[str]:
             yield from columns(("", ""), [(name, f"{count:,}") for name, count in counts.items()], with_head=False)
     if result["joined"]:
         yield (
-            f"\n{result['joined']:,} rows have nothing between prompt and completion, which are put together as they "
-            "are: --as-messages makes conversations of them, for the chat template"
+            f"\nprompt and completion are put together as they are; {result['joined']:,} have nothing between the two: "
+            "--as-messages makes conversations of them, for the chat template"
         )
     if result["skipped"]:
         yield f"\nskipped {result['skipped']:,}"

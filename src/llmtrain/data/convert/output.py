@@ -19,7 +19,7 @@ def is_folder(out: str) -> bool:
     """Whether OUT is a folder, in which each input becomes a file. Raises ConfigError for a file that is no JSONL."""
     if "://" in out:
         raise ConfigError(f"OUT: {out} is no local path: convert to a local file, and copy that")
-    path = Path(out)
+    path = Path(out).expanduser()
     if path.is_dir() or out.endswith(("/", os.sep)) or not path.suffix:
         return True
     if path.suffix.lower() not in SUFFIXES:
