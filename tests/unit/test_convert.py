@@ -246,6 +246,11 @@ def test_a_name_of_the_hub_is_asked_for_with_its_split(tmp_path: Path, monkeypat
     monkeypatch.setattr("llmtrain.data.prepare.hugging_face.open_dataset", open_dataset)
     convert(["openai/gsm8k"], str(tmp_path / "a.jsonl"), split="test[:1%]", subset="main")
     convert(["hf://squad"], str(tmp_path / "b.jsonl"))
+    result = convert(["openai/gsm8k@main:test"], str(tmp_path / "c"))
+    assert result["outputs"][0]["name"] == "gsm8k.jsonl"
+    assert wanted.pop() == ("hf://openai/gsm8k", "main", "test", None)
+    with pytest.raises(ConfigError, match="names what --split train names"):
+        convert(["openai/gsm8k:test"], str(tmp_path / "d.jsonl"), split="train")
     assert wanted == [("hf://openai/gsm8k", "main", "test[:1%]", None), ("hf://squad", None, "train", None)]
     assert rows(tmp_path / "a.jsonl") == [{"prompt": "a", "completion": "b"}]
 

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import json
 import sysconfig
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -32,26 +33,34 @@ class Shelf:
     def on_one_line(self): """This is left out here."""
 
     def more(self):
-        """This is left out too."""; return 1
+        """This source is left out."""; return 1
 
     def short(self):
         """Too short."""
         return 1
 
-    def none(self):
+    def long(self, first, /, *args, key=(1, 2), **options):
         return 2
 '''
 
 
-def test_a_function_gives_its_source_and_its_signature() -> None:
+def test_a_function_gives_its_arguments_its_signature_and_its_source() -> None:
+    signature = "async def take(self, name, *, default=None):"
     source = "async def take(\n    self, name, *, default=None\n):\n    # a comment\n"
     source += "    return self.books.pop(name, default)\n\n# What take does:"
-    assert list(rows_of_source(SOURCE)) == [
-        FunctionRow(
-            "# A function for this: Take a book from the shelf.\n", "async def take(self, name, *, default=None):"
-        ),
-        FunctionRow(source, " Take a book from the shelf."),
-        FunctionRow("# A function for this: Say nothing at all.\n", "def only_a_docstring(self):"),
+    rows = list(rows_of_source(SOURCE))
+    assert rows[:3] == [
+        FunctionRow("arguments", f"{signature}\n\n# Arguments of take:", " name, default"),
+        FunctionRow("signature", "# A function for this: Take a book from the shelf.\n", signature),
+        FunctionRow("sentence", source, " Take a book from the shelf."),
+    ]
+    assert [(row.kind, row.completion) for row in rows[3:]] == [
+        ("arguments", " none"),
+        ("signature", "def only_a_docstring(self):"),
+        ("arguments", " none"),
+        ("signature", "def more(self):"),
+        ("arguments", " none"),
+        ("arguments", " first, args, key, options"),
     ]
     assert list(rows_of_source("def broken(:")) == []
     assert list(rows_of_source("\0")) == []
@@ -80,6 +89,7 @@ def test_only_short_plain_sentences_are_asked_for(docstring: str, sentence: str 
 def test_a_long_function_is_cut_at_a_line() -> None:
     body = "".join(f"    value = value + {number}\n" for number in range(100))
     *_, row = rows_of_source(f'def add(value):\n    """Add many numbers up."""\n{body}')
+    assert row.kind == "sentence"
     assert len(row.prompt) < 450
     assert row.prompt.endswith("\n    ...\n\n# What add does:")
     ast.parse(row.prompt)
@@ -116,24 +126,29 @@ def test_test_rows_are_from_the_files_that_prepare_holds_out(options: PrepareCon
     assert numbers["dev"]
     assert not numbers["train"] & numbers["dev"]
     assert counts == {split: len(of) for split, of in rows.items()}
-    assert sum(counts.values()) == 2 * 60 + 2, "what stands in all of the files is asked once"
+    assert sum(counts.values()) == 3 * 60 + 3, "what stands in all of the files is asked once"
     assert "Never see this" not in str(rows)
 
 
 def test_rows_are_the_same_each_time_and_no_more_than_wanted(options: PrepareConfig, tmp_path: Path) -> None:
     function_rows(options, tmp_path / "a")
-    assert function_rows(options, tmp_path / "b", max_train_rows=10)["train"] == 10
-    whole, some = ((tmp_path / name / "train.jsonl").read_bytes() for name in "ab")
-    assert whole.startswith(some)
+    assert function_rows(options, tmp_path / "b", max_rows={"train": 10, "dev": 1, "test": 2}) == {
+        "train": 30,
+        "dev": 3,
+        "test": 6,
+    }
+    whole, some = (read(tmp_path / name / "train.jsonl") for name in "ab")
+    assert [row for row in whole if row in some] == some
+    assert Counter(row["kind"] for row in some) == {"arguments": 10, "sentence": 10, "signature": 10}
     function_rows(options, tmp_path / "b")
-    assert (tmp_path / "b/train.jsonl").read_bytes() == whole
+    assert read(tmp_path / "b/train.jsonl") == whole
 
 
-def test_held_out_files_without_docstrings_are_said(tmp_path: Path) -> None:
+def test_held_out_files_without_functions_are_said(tmp_path: Path) -> None:
     for number in range(20):
-        (tmp_path / f"m_{number}.py").write_text(f"def f_{number}():\n    return 1\n")
+        (tmp_path / f"m_{number}.py").write_text(f"x = {number}\n")
     options = PrepareConfig(input=str(tmp_path), output=str(tmp_path / "out"), val_fraction=0.5)
-    with pytest.raises(RunError, match=r"no function with a docstring in the files that val_fraction 0\.5 holds out"):
+    with pytest.raises(RunError, match=r"there is no function in the files that val_fraction 0\.5 holds out"):
         function_rows(options, tmp_path / "rows")
 
 
@@ -148,9 +163,9 @@ def test_the_standard_library_gives_thousands_of_short_rows_that_share_no_prompt
         on_error="skip",
     )
     counts = function_rows(options, tmp_path / "rows")
-    assert counts["train"] == 3000
-    assert counts["dev"] >= 100
-    assert counts["test"] >= 20
+    assert counts["train"] == 6000
+    assert counts["dev"] == 300
+    assert counts["test"] >= 100
     keys: list[str] = []
     for split in counts:
         for row in read(tmp_path / "rows" / f"{split}.jsonl"):

@@ -3,9 +3,10 @@
     files ─ scan, select (as `prepare` does) ─┬─ held out there ─▶ test.jsonl
                                               └─ the others, by another hash ─▶ dev.jsonl, train.jsonl
 
-A function gives two rows: its source with a question for the docstring's first sentence, and that sentence with a
-question for the signature. A model that `prepare` and `train` made of the same files has seen none of the files that
-the test rows are from. Sources are parsed, never imported.
+Three kinds of rows: a signature with a question for the names of its arguments, which a small model soon answers right;
+a function's source with one for its docstring's first sentence; that sentence with one for the signature, which it
+answers in the right form at best. A model that `prepare` and `train` made of the same files has seen none of the files
+that the test rows are from. Sources are parsed, never imported.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import re
 import sys
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -37,7 +39,8 @@ SPLITS = ("test", "dev", "train")
 
 DEV_FRACTION = 0.05
 """Of the files that are not held out."""
-MAX_TRAIN_ROWS = 3000
+MAX_ROWS = {"train": 2000, "dev": 100, "test": 100}
+"""Of each kind."""
 MAX_SOURCE_CHARACTERS = 400
 MAX_SENTENCE_CHARACTERS = 120
 """Both together stay below about 200 tokens."""
@@ -50,6 +53,8 @@ _TEST_FOLDERS = {"test", "tests", "idle_test"}
 class FunctionRow(NamedTuple):
     """A question and its answer."""
 
+    kind: str
+    """arguments, sentence or signature: what is asked for."""
     prompt: str
     completion: str
 
@@ -72,11 +77,11 @@ def main() -> int:
     return 0
 
 
-def function_rows(options: PrepareConfig, output: Path, *, max_train_rows: int = MAX_TRAIN_ROWS) -> dict[str, int]:
+def function_rows(options: PrepareConfig, output: Path, *, max_rows: Mapping[str, int] = MAX_ROWS) -> dict[str, int]:
     """Write `train.jsonl`, `dev.jsonl` and `test.jsonl` into `output`; returns how many rows each has.
 
-    The same files give the same rows. Raises ConfigError where `options` names no files or holds out none, RunError
-    where the files that it holds out have no function with a docstring.
+    `max_rows`: of each kind, by file. The same source files give the same rows. Raises ConfigError where `options`
+    names no files or holds out none, RunError where there is no function in those that it holds out.
     """
     rows: dict[str, dict[str, FunctionRow]] = {split: {} for split in SPLITS}
     for split, text in _texts(options):
@@ -84,8 +89,8 @@ def function_rows(options: PrepareConfig, output: Path, *, max_train_rows: int =
             rows[split].setdefault(row.key, row)
     if not rows["test"]:
         raise RunError(
-            f"{options.input}: no function with a docstring in the files that val_fraction {options.val_fraction} "
-            "holds out: raise it"
+            f"{options.input}: there is no function in the files that val_fraction {options.val_fraction} holds out: "
+            "raise it"
         )
     taken: set[str] = set()
     counts = {}
@@ -93,9 +98,17 @@ def function_rows(options: PrepareConfig, output: Path, *, max_train_rows: int =
     for split in SPLITS:
         fresh = [row for key, row in rows[split].items() if key not in taken]
         taken.update(rows[split])
-        fresh.sort(key=lambda row: hashlib.sha256(row.prompt.encode()).digest())
-        counts[split] = _write(output / f"{split}.jsonl", fresh[:max_train_rows] if split == "train" else fresh)
+        counts[split] = _write(output / f"{split}.jsonl", _some(fresh, max_rows[split]))
     return counts
+
+
+def _some(rows: list[FunctionRow], num_of_kind: int) -> Iterator[FunctionRow]:
+    """So many of each kind, in an order that mixes them: by hash, so that more rows hold the fewer ones."""
+    taken: Counter[str] = Counter()
+    for row in sorted(rows, key=lambda row: hashlib.sha256(row.prompt.encode()).digest()):
+        taken[row.kind] += 1
+        if taken[row.kind] <= num_of_kind:
+            yield row
 
 
 def _texts(options: PrepareConfig) -> Iterator[tuple[str, str]]:
@@ -113,7 +126,7 @@ def _texts(options: PrepareConfig) -> Iterator[tuple[str, str]]:
 
 
 def rows_of_source(text: str) -> Iterator[FunctionRow]:
-    """The rows of each function in a Python file that has a docstring; of what is no Python of this version, none."""
+    """The rows of each function in a Python file; of what is no Python of this version, none."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of escapes and comparisons in the files
@@ -123,9 +136,17 @@ def rows_of_source(text: str) -> Iterator[FunctionRow]:
     lines = text.replace("\r\n", "\n").split("\n")
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            head = lines[node.lineno - 1 : node.body[0].lineno - 1]
+            signature = " ".join(" ".join(head).split()).replace("( ", "(").replace(" )", ")")
+            if "#" in signature or not signature.endswith(":") or len(signature) > MAX_SENTENCE_CHARACTERS:
+                continue  # with its body on the same line, or a comment below it
+            yield FunctionRow("arguments", f"{signature}\n\n# Arguments of {node.name}:", f" {_arguments(node)}")
             sentence = first_sentence(ast.get_docstring(node) or "")
             if sentence is not None:
-                yield from _rows_of_function(node, lines, sentence)
+                yield FunctionRow("signature", f"# A function for this: {sentence}\n", signature)
+                source = _source_without_docstring(node, lines)
+                if source is not None:
+                    yield FunctionRow("sentence", f"{source}\n\n# What {node.name} does:", f" {sentence}")
 
 
 def first_sentence(docstring: str) -> str | None:
@@ -138,23 +159,22 @@ def first_sentence(docstring: str) -> str | None:
     return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."
 
 
-def _rows_of_function(
-    node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str], sentence: str
-) -> Iterator[FunctionRow]:
+def _arguments(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    """Their names, but for the object that a method belongs to."""
+    given = node.args
+    in_order = [*given.posonlyargs, *given.args, given.vararg, *given.kwonlyargs, given.kwarg]
+    names = [one.arg for one in in_order if one is not None and one.arg not in ("self", "cls")]
+    return ", ".join(names) or "none"
+
+
+def _source_without_docstring(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> str | None:
     docstring = node.body[0]
-    assert docstring.end_lineno is not None  # the parser gives it, and the others
+    assert docstring.end_lineno is not None  # the parser gives it, and the other
     assert docstring.end_col_offset is not None
-    rest = lines[docstring.end_lineno - 1].encode()[docstring.end_col_offset :].strip()
-    head = lines[node.lineno - 1 : docstring.lineno - 1]
-    if rest or not head:  # more on the docstring's own lines
-        return
-    signature = " ".join(" ".join(head).split()).replace("( ", "(").replace(" )", ")")
-    if "#" not in signature and signature.endswith(":") and len(signature) <= MAX_SENTENCE_CHARACTERS:
-        yield FunctionRow(f"# A function for this: {sentence}\n", signature)
-    body = lines[docstring.end_lineno : node.end_lineno]
-    source = _shortened(textwrap.dedent("\n".join([*head, *body])).rstrip().split("\n"))
-    if source is not None:
-        yield FunctionRow(f"{source}\n\n# What {node.name} does:", f" {sentence}")
+    if lines[docstring.end_lineno - 1].encode()[docstring.end_col_offset :].strip():
+        return None  # there is more on the docstring's last line
+    kept = [*lines[node.lineno - 1 : docstring.lineno - 1], *lines[docstring.end_lineno : node.end_lineno]]
+    return _shortened(textwrap.dedent("\n".join(kept)).rstrip().split("\n"))
 
 
 def _shortened(lines: Sequence[str]) -> str | None:

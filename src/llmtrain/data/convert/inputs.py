@@ -27,7 +27,7 @@ from llmtrain.data.chat.row_files import (
 )
 
 _IN = "IN"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?(:.+)?")
 _EXPORT = re.compile(r"conversations(-\d+)?\.json")
 _EXPORT_OTHERS = ("chat.html", "user.json", "message_feedback.json")
 """What lies beside the conversations in an unpacked export of ChatGPT, and holds no rows."""
@@ -76,6 +76,9 @@ def _inputs_at(path: str, split: str | None, subset: str | None, apart: bool) ->
     elif path.startswith("hf://") or (_HUB_ID.fullmatch(path) and format_of(path) is None):
         name = path.removeprefix("hf://")
         is_bare = name == path
+        for what, given, mark in (("--split", split, ":"), ("--subset", subset, "@")):
+            if given is not None and mark in name:
+                raise ConfigError(f"{_IN}: {path} names what {what} {given} names: leave one of them out")
         named = f"hf://{name}{f'@{subset}' if subset else ''}{f':{split}' if split else ''}"
         try:
             found = find_rows(named, key=_IN)
@@ -83,7 +86,7 @@ def _inputs_at(path: str, split: str | None, subset: str | None, apart: bool) ->
             taken = f"\nthere is no file or folder {path}, so it was taken for a dataset of the Hub" if is_bare else ""
             raise ConfigError(f"{error}{taken}") from error
         for source in found:
-            yield Input(source, f"{PurePath(name).name}.jsonl")
+            yield Input(source, f"{re.split('[@:]', PurePath(name).name)[0]}.jsonl")
     elif "://" in path:
         for source in find_rows(path, key=_IN):
             yield Input(source, _with_jsonl(PurePath(source.name).name))
