@@ -72,6 +72,7 @@ bench: develop ## side by side with peers
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/saving.py
 	$(BIN)/python benchmarks/prepare.py
+	$(BIN)/python benchmarks/inspecting.py
 	$(BIN)/python benchmarks/data.py
 
 docs: develop ## the manual, in site/

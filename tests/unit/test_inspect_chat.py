@@ -154,9 +154,10 @@ def test_validation_prompts_among_the_training_rows_are_warned_of(tmp_path: Path
 
 
 def test_faults_of_rows_that_both_splits_read_are_told_once(tmp_path: Path, tokenizer: Path) -> None:
-    rows = [*(conversation(n) for n in range(30)), "{bad"]
-    found = inspect_chat(loaded(tmp_path, tokenizer, rows, val_fraction=0.3))
-    assert len(found["faults"]) == 1
+    long = [{"prompt": f"{n} " + "long " * 60, "completion": "x"} for n in range(10)]
+    found = inspect_chat(loaded(tmp_path, tokenizer, [*long, "{bad", *map(conversation, range(30))], val_fraction=0.3))
+    assert [fault["source"].rpartition(":")[2] for fault in found["faults"]] == [str(line) for line in range(1, 12)]
+    assert 2 <= found["val"]["rows_with_faults"] <= 10
     assert found["val"]["samples"] > 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -11,10 +12,12 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pyarrow import parquet
 
 from llmtrain.cli.app import run
-from llmtrain.cli.blocks import Block, Figures, Lines, Passage, Piece, Table
+from llmtrain.cli.blocks import INDENT, Block, Figures, Lines, Passage, Piece, Table, as_text
 from llmtrain.cli.page import as_page
 from llmtrain.config.errors import ConfigError
 from llmtrain.recipes.inspect_rows import holds_rows, inspect_rows
@@ -139,6 +142,22 @@ def test_rows_configs_and_shards_are_told_apart(tmp_path: Path) -> None:
 def test_what_does_not_apply_to_rows_is_refused(tmp_path: Path, arguments: list[str], said: str, capsys: Any) -> None:
     assert run(["inspect", str(write_rows(tmp_path / "rows.jsonl", bad=False)), *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+@given(
+    texts=st.lists(st.tuples(st.text(alphabet="ab \n", max_size=30), st.booleans()), max_size=5),
+    width=st.integers(24, 40),
+    colour=st.booleans(),
+)
+def test_wrapping_loses_nothing_and_stays_inside_the_bar(
+    texts: list[tuple[str, bool]], width: int, colour: bool
+) -> None:
+    passage = Passage("caption", [(None, [Piece(text, supervised=learned) for text, learned in texts])])
+    shown = as_text([passage], colour=colour, width=width).split("caption\n")[1].split("\n")
+    plain = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in shown]
+    assert all(line.startswith(INDENT) and len(line) <= width for line in plain)
+    words = "".join("".join(line.removeprefix(INDENT) for line in plain).split())
+    assert re.sub("[⟦⟧]", "", words) == "".join("".join(text for text, _ in texts).split())
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------

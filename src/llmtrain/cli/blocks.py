@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal, NamedTuple
 
 from llmtrain.cli.output import columns
@@ -52,6 +55,8 @@ class Bars:
 
     title: str
     rows: Sequence[tuple[str, int]]
+    note: str = ""
+    """Below the title."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +92,14 @@ def wants_colour() -> bool:
     return bool(os.environ.get("FORCE_COLOR")) or (sys.stdout.isatty() and os.environ.get("TERM") != "dumb")
 
 
-def as_text(blocks: Sequence[Block], *, colour: bool) -> str:
-    """The blocks for a terminal, an empty line between them."""
-    texts = ["\n".join(_lines(block, colour)) for block in blocks]
+def terminal_width() -> int | None:
+    """Columns of stdout, where it is a terminal: what is longer is wrapped."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def as_text(blocks: Sequence[Block], *, colour: bool, width: int | None = None) -> str:
+    """The blocks for a terminal, an empty line between them; sentences and passages are wrapped to `width`."""
+    texts = ["\n".join(_lines(block, colour, width)) for block in blocks]
     if has_supervision(blocks):
         first = next(index for index, block in enumerate(blocks) if isinstance(block, Passage))
         learned, control = "\x1b[32mgreen\x1b[0m", "\x1b[36mcyan\x1b[0m"
@@ -103,43 +113,78 @@ def visible(text: str) -> str:
     return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}" if ord(found[0]) < 256 else ascii(found[0])[1:-1], text)
 
 
-def _lines(block: Block, colour: bool) -> Iterator[str]:
+def _lines(block: Block, colour: bool, width: int | None) -> Iterator[str]:
     match block:
         case Figures(rows):
-            width = max((len(name) for name, _ in rows), default=0)
-            yield from (f"{name:<{width}}  {visible(value)}" for name, value in rows)
+            longest = max((len(name) for name, _ in rows), default=0)
+            yield from (f"{name:<{longest}}  {visible(value)}" for name, value in rows)
         case Table(title, head, rows):
             yield title
             yield from columns(head, [[visible(cell) for cell in row] for row in rows])
-        case Bars(title, rows):
+        case Bars(title, rows, note):
             yield title
+            if note:
+                yield f"  {note}"
             most = max((count for _, count in rows), default=0)
-            width = max((len(label) for label, _ in rows), default=0)
+            longest = max((len(label) for label, _ in rows), default=0)
             digits = max((len(f"{count:,}") for _, count in rows), default=0)
             for label, count in rows:
                 bar = "█" * -(-count * BAR_WIDTH // max(1, most))
-                yield f"  {label:>{width}}  {count:>{digits},}  {bar}".rstrip()
+                yield f"  {label:>{longest}}  {count:>{digits},}  {bar}".rstrip()
         case Lines(title, lines, kind):
             styles = {"fault": "1;31", "warning": "1;33", "note": ""}
-            yield f"\x1b[{styles[kind]}m{title}\x1b[0m" if colour and styles[kind] else title
-            yield from (f"  {visible(line)}" for text in lines for line in text.split("\n"))
+            yield _coloured(title, styles[kind] if colour else "")
+            for line in (visible(line) for text in lines for line in text.split("\n")):
+                whole = [line] if width is None else _wrapped_sentence(line, width)
+                yield from (f"{'    ' if number else '  '}{part}" for number, part in enumerate(whole))
         case Passage(caption, sections):
             yield visible(caption)
+            room = None if width is None else max(20, width - len(INDENT))
             for heading, pieces in sections:
                 if heading is not None:
                     yield f"  ── {visible(heading)}"
-                yield INDENT + _styled(pieces, colour).replace("\n", "\n" + INDENT)
+                for runs in _wrapped([*_runs(pieces, colour)], room):
+                    yield INDENT + "".join(_coloured(text, style) for text, style in runs)
 
 
-def _styled(pieces: Sequence[Piece], colour: bool) -> str:
-    if not colour:
-        text = "".join(f"⟦{visible(piece.text)}⟧" if piece.supervised else visible(piece.text) for piece in pieces)
-        return text.replace("⟧⟦", "")
-    return "".join(_coloured(visible(piece.text), _STYLES.get((piece.supervised, piece.control))) for piece in pieces)
+def _wrapped_sentence(line: str, width: int) -> list[str]:
+    return textwrap.wrap(line, max(20, width - 4), break_long_words=False, break_on_hyphens=False) or [""]
 
 
-def _coloured(text: str, style: str | None) -> str:
-    """Each line by itself, so that what stands before the next one has no colour."""
-    if style is None:
-        return text
-    return "\n".join(f"\x1b[{style}m{line}\x1b[0m" if line else "" for line in text.split("\n"))
+Run = tuple[str, str]
+"""Text and its style, empty for none."""
+
+
+def _runs(pieces: Sequence[Piece], colour: bool) -> Iterator[Run]:
+    """The pieces with their colours, or with marks around what is learned."""
+    if colour:
+        for piece in pieces:
+            yield visible(piece.text), _STYLES.get((piece.supervised, piece.control), "")
+        return
+    for learned, together in groupby(pieces, lambda piece: piece.supervised):
+        text = "".join(visible(piece.text) for piece in together)
+        yield (f"⟦{text}⟧" if learned else text), ""
+
+
+def _wrapped(runs: Sequence[Run], width: int | None) -> Iterator[list[Run]]:
+    """Lines of runs: cut at line ends, and where `width` is full, after a blank if there is one."""
+    line: list[Run] = []
+    used = 0
+    for text, style in runs:
+        for number, part in enumerate(text.split("\n")):
+            if number:
+                yield line
+                line, used = [], 0
+            while width is not None and used + len(part) > width:
+                cut = part.rfind(" ", 0, width - used + 1) + 1
+                if not cut and not used:
+                    cut = width
+                yield [*line, (part[:cut].rstrip(" "), style)]
+                part, line, used = part[cut:], [], 0
+            line.append((part, style))
+            used += len(part)
+    yield line
+
+
+def _coloured(text: str, style: str) -> str:
+    return f"\x1b[{style}m{text}\x1b[0m" if text and style else text

@@ -116,13 +116,13 @@ def _chat(loaded: LoadedConfig, *, num_rows: int, split: Literal["train", "val"]
 
 
 def _outcome(result: dict[str, object], blocks: Sequence[Block], *, html: str | None, exit_code: int = 0) -> Outcome:
-    from llmtrain.cli.blocks import as_text, wants_colour
+    from llmtrain.cli.blocks import as_text, terminal_width, wants_colour
 
     if html is not None:
         from llmtrain.cli.page import write_page
 
         write_page(html, title=str(result["name"]), blocks=blocks)
-    return Outcome(result, as_text(blocks, colour=wants_colour()), exit_code)
+    return Outcome(result, as_text(blocks, colour=wants_colour(), width=terminal_width()), exit_code)
 
 
 def _kind_of(ref: str) -> Literal["config", "rows", "shards"]:

@@ -127,14 +127,12 @@ def _shapes(shapes: Mapping[str, int]) -> Iterator[Block]:
 
 
 def _bars(lengths: Mapping[str, Any], unit: str, counted: str, *, before: str = "") -> Bars:
-    title = (
-        f"lengths in {unit}{before}: shortest {lengths['shortest']:,}, median {lengths['median']:,}, mean "
-        f"{lengths['mean']:,.0f}, 90 % up to {lengths['p90']:,}, 99 % up to {lengths['p99']:,}, "
-        f"longest {lengths['longest']:,}"
+    note = (
+        f"shortest {lengths['shortest']:,}, median {lengths['median']:,}, mean {lengths['mean']:,.0f}, 90 % up to "
+        f"{lengths['p90']:,}, 99 % up to {lengths['p99']:,}, longest {lengths['longest']:,}"
     )
-    return Bars(
-        title, [(f"{row['from']:,}–{row['to']:,}", row.get(counted, row.get("rows"))) for row in lengths["histogram"]]
-    )
+    rows = [(f"{row['from']:,}–{row['to']:,}", row[counted]) for row in lengths["histogram"]]
+    return Bars(f"lengths in {unit}{before}", rows, note)
 
 
 def _windows(windows: Mapping[str, Any]) -> Lines:

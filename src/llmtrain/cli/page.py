@@ -82,9 +82,12 @@ def _lines(block: Block | str) -> Iterator[str]:
             yield _row("th", head)
             yield from (_row("td", row) for row in rows)
             yield "</table></div></section>"
-        case Bars(title, rows):
+        case Bars(title, rows, note):
             most = max((count for _, count in rows), default=0) or 1
-            yield f'<section><h2>{_text(title)}</h2><table class="bars">'
+            yield f"<section><h2>{_text(title)}</h2>"
+            if note:
+                yield f"<p>{_text(note)}</p>"
+            yield '<table class="bars">'
             for label, count in rows:
                 bar = f'<div class="bar" style="width: {100 * count / most:.1f}%"></div>' if count else ""
                 yield f'<tr><th scope="row" class="number">{_text(label)}</th>'

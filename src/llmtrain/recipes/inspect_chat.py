@@ -46,6 +46,8 @@ def inspect_chat(loaded: LoadedConfig, *, num_rows: int = 3, num_workers: int = 
     validation = _read(parts.validation, samples, config, template, num_rows=num_rows) if parts.validation else None
     everything = [*training, *([validation] if validation else [])]
     faults = {(fault.source, fault.message): None for one in everything for fault in one.faults.kept}
+    if config.val_fraction:  # both parts are of the same files
+        faults = dict.fromkeys(sorted(faults, key=lambda fault: _place(fault[0])))
     return {
         "name": loaded.source,
         "tokenizer": str(folder),
@@ -140,6 +142,13 @@ def _packs(parts: list[_Part], config: ChatConfig) -> dict[str, Any] | None:
         "efficiency": num_tokens / (num_packs * config.seq_len) if num_packs else None,
         "rows_a_pack": sum(map(len, lengths)) / num_packs if num_packs else None,
     }
+
+
+def _place(source: str) -> tuple[str, int]:
+    """For sorting: file and line."""
+    file, _, line = source.rpartition(":")
+    number = line.partition(" ")[0]
+    return (file, int(number)) if number.isdecimal() else (source, 0)
 
 
 def _distinct(lines: Iterable[str]) -> list[str]:
