@@ -177,6 +177,15 @@ def test_beginning_at_an_item_equals_going_on_to_it(store: SampleStore, start: i
     assert same(went_on, take(make_data(store, packing=packing), start, start + 8 * steps))
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_rank_s_own_items_are_those_of_its_sequences(store: SampleStore, rank: int) -> None:
+    data, alone = make_data(store, rank=rank, world_size=3), make_data(store)
+    (step,) = take(data, 5, 16, batch=11)
+    items = data.own_items(range(5, 16))
+    assert sequences(step) == sum((sequences(take(alone, i, i + 1, batch=1, micro=1)[0]) for i in items), Counter())
+    assert len(items) in (3, 4)
+
+
 @pytest.mark.parametrize("packing", [True, False])
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_together_compute_the_batch_in_as_many_micro_batches(

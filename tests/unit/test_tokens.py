@@ -171,6 +171,16 @@ def test_changing_the_batch_size_on_the_way_keeps_the_sequence(shards: Path) -> 
     assert len(rows) == 300
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_rank_s_own_items_are_those_of_its_rows(shards: Path, rank: int) -> None:
+    data, alone = open_data(shards, rank=rank, world_size=3), open_data(shards)
+    (step,) = take(data, 10, 21, batch=11, micro=4)
+    items = data.own_items(range(10, 21))
+    rows = [row for item in items for row in real_rows(take(alone, item, item + 1, batch=1, micro=1)[0])]
+    assert real_rows(step) == rows
+    assert len(items) in (3, 4)
+
+
 def test_an_epochs_last_batch_goes_on_into_the_next_epoch(shards: Path) -> None:
     steps = take(open_data(shards), 0, 3 * 188, batch=10, micro=10)
     assert [len(real_rows(step)) for step in steps] == [10] * 56 + [4]

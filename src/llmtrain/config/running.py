@@ -67,7 +67,9 @@ class LoggingConfig(Section):
     json_output: bool = opt(False, "One JSON object a line instead of text.")
     log_to_file: bool = opt(True, "Also write to <run>/logs/<file_name>.")
     file_name: str = opt("train.log", "Name of the log file.", pattern=r"^[^/]+$")
-    log_batches: Literal["first-last", "all", "none"] = opt("first-last", "Which batches DEBUG describes.")
+    log_batches: Literal["first-last", "all", "none"] = opt(
+        "first-last", "Which batches DEBUG describes, with the numbers of their items on each rank."
+    )
 
 
 class OutputConfig(Section):

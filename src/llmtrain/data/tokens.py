@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 from llmtrain.config.data import ReadyData, SyntheticConfig, TokensConfig
@@ -21,7 +23,7 @@ from llmtrain.config.errors import ConfigError
 from llmtrain.config.sources import WeightedSource
 from llmtrain.contracts import Batch
 from llmtrain.data.loader import read_ahead
-from llmtrain.data.order import block_quotas
+from llmtrain.data.order import ItemOrder, block_quotas, rank_share
 from llmtrain.data.rows import EvaluationPlan, RowFormat, Rows, TrainingPlan, WindowSource
 from llmtrain.data.shards import ShardWindows
 from llmtrain.data.sources import (
@@ -91,6 +93,12 @@ class TokenData:
         order = f"{self.facts.content_sha256} {self.weights} {self.shuffle_chunks}"
         return sha256(order.encode()).hexdigest()
 
+    def own_items(self, items: range) -> list[int]:
+        """Those of a step's items that this rank computes."""
+        places = self._order.locate(np.arange(items.start, items.stop))
+        share = rank_share(places, rank=self.rank, world_size=self.world_size)
+        return [items[index] for index in share.tolist()]
+
     def batches(
         self, *, start_item: int, batch_size: int, end_item: int, micro_batch_size: int
     ) -> Generator[list[Batch], None, None]:
@@ -100,23 +108,30 @@ class TokenData:
         [micro_batch_size, seq_len], and all ranks have as many: rows that no item fills have only ignored labels.
         It reads ahead, so close the generator (contextlib.closing) where it may not be used up.
         """
-        plan = TrainingPlan(
-            sources=self.sources,
-            weights=self.weights,
-            format=self.format,
-            shuffle_chunks=self.shuffle_chunks,
-            seed=self.seed,
-            start_item=start_item,
-            end_item=end_item,
-            batch_size=batch_size,
-            micro_batch_size=micro_batch_size,
-            rank=self.rank,
-            world_size=self.world_size,
+        plan = self._plan(
+            start_item=start_item, batch_size=batch_size, end_item=end_item, micro_batch_size=micro_batch_size
         )
         steps = read_ahead(plan.open, num_steps=plan.num_steps, num_workers=self.num_workers)
         with closing(steps):
             for rows in steps:
                 yield to_batches(rows, micro_batch_size)
+
+    @cached_property
+    def _order(self) -> ItemOrder:
+        """For the log; whoever reads ahead makes one for itself."""
+        return self._plan(start_item=0, batch_size=1, end_item=0, micro_batch_size=1).order()
+
+    def _plan(self, **steps: int) -> TrainingPlan:
+        return TrainingPlan(
+            sources=self.sources,
+            weights=self.weights,
+            format=self.format,
+            shuffle_chunks=self.shuffle_chunks,
+            seed=self.seed,
+            rank=self.rank,
+            world_size=self.world_size,
+            **steps,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

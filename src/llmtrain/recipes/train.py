@@ -134,6 +134,7 @@ def _train_in(run: Path, job: Job, stop: StopSignal) -> dict[str, Any]:
             peak_flops=device_peak_flops(engine.device, precision=engine.resolved.precision),
             num_devices=engine.world_size,
             log_batches=config.logging.log_batches,
+            own_items=job.data.own_items,
             total_steps=job.schedule.total_steps,
             machine=partial(_machine, job, monitor),
             advice=_advice(config),

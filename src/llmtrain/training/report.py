@@ -40,11 +40,15 @@ class Reporter:
         peak_flops: float | None,
         num_devices: int,
         log_batches: Literal["first-last", "all", "none"],
+        own_items: Callable[[range], Sequence[int]],
         total_steps: int,
         machine: Callable[[], Mapping[str, float]],
         advice: Mapping[Activity, str],
     ) -> None:
-        """`machine` gives the machine's figures; every rank calls it at the same steps. `advice`: see Waiting."""
+        """`machine` gives the machine's figures; every rank calls it at the same steps. `advice`: see Waiting.
+
+        `own_items`: which of a step's items this rank computes, for the log.
+        """
         self._sinks = sinks
         self._events = events
         self._progress = progress
@@ -57,6 +61,7 @@ class Reporter:
         self._peak_flops = peak_flops
         self._num_devices = num_devices
         self._log_batches = log_batches
+        self._own_items = own_items
         self._total_steps = total_steps
         self._window = _LossSum()
         self._epoch = _LossSum()
@@ -92,7 +97,7 @@ class Reporter:
         if state.skipped_in_a_row:
             self._events.add("skipped", step=state.step)
         self._throughput.add(num_tokens)
-        self._describe_batch(state.step, micro_batches, loss=loss, seconds=seconds)
+        self._describe_batch(state.step, items, micro_batches, loss=loss, seconds=seconds)
         figures = self._figures(state, grad_norm=grad_norm, lr=lr) if due else None
         if figures is not None:
             self._sinks.log(state.step, figures)
@@ -167,13 +172,21 @@ class Reporter:
                 figures[names.TRAIN_MFU] = mfu
         return figures
 
-    def _describe_batch(self, step: int, micro_batches: Sequence[Batch], *, loss: float, seconds: float) -> None:
+    def _describe_batch(
+        self, step: int, items: range, micro_batches: Sequence[Batch], *, loss: float, seconds: float
+    ) -> None:
         first_or_last = not self._told_a_batch or step == self._total_steps
         if self._log_batches == "none" or (self._log_batches == "first-last" and not first_or_last):
             return
         self._told_a_batch = True
+        if not batch_log.isEnabledFor(logging.DEBUG):
+            return
+        if not micro_batches:
+            batch_log.debug("step %d: items %d to %d are left out", step, items.start, items.stop - 1)
+            return
+        numbers = " ".join(str(item) for item in sorted(self._own_items(items)))
         shapes = ", ".join("×".join(map(str, batch["input_ids"].shape)) for batch in micro_batches)
-        batch_log.debug("step %d: micro-batches of %s, loss %.4f, %.3f s", step, shapes, loss, seconds)
+        batch_log.debug("step %d: items %s in %s, loss %.4f, %.3f s", step, numbers, shapes, loss, seconds)
 
     def _end_epoch(self, epoch: int) -> None:
         log.info("epoch %d is done: mean loss %.4f over %s tokens", epoch, self._epoch.mean, self._epoch.num_tokens)

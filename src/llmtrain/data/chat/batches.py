@@ -101,8 +101,7 @@ class ChatTrainingPlan:
         def micro_batches_of_step(step: int) -> list[Rows]:
             first = self.start_item + step * self.batch_size
             items = plan.locate(np.arange(first, min(first + self.batch_size, self.end_item)))
-            lengths = np.array([self.stores[item.source].lengths[item.rows].sum() for item in items])
-            share = deal(lengths, rank=self.rank, world_size=self.world_size)
+            share = deal(item_lengths(items, self.stores), rank=self.rank, world_size=self.world_size)
             num_sequences = whole_batches(len(items), self.micro_batch_size, self.world_size)
             return [
                 self.format.micro_batch(
@@ -162,6 +161,11 @@ def item_plan(
     """The order of the items of all stores. Raises ConfigError for a weight that is too small."""
     orders = [format.order(store, seed=seed, source=source) for source, store in enumerate(stores)]
     return ItemPlan(orders, weights=weights, seed=seed)
+
+
+def item_lengths(items: Sequence[PlannedItem], stores: Sequence[SampleStore]) -> Ints:
+    """Tokens of each item."""
+    return np.array([stores[item.source].lengths[item.rows].sum() for item in items])
 
 
 def deal(lengths: Ints, *, rank: int, world_size: int) -> Ints:

@@ -17,7 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from llmtrain.contracts import Batch
-from llmtrain.data.chat.batches import ChatEvaluationPlan, ChatFormat, ChatTrainingPlan, item_plan
+from llmtrain.data.chat.batches import (
+    ChatEvaluationPlan,
+    ChatFormat,
+    ChatTrainingPlan,
+    deal,
+    item_lengths,
+    item_plan,
+)
 from llmtrain.data.chat.cache import SampleStore
 from llmtrain.data.chat.plan import PLAN_VERSION, ChatOrder, ItemPlan, PackedOrder
 from llmtrain.data.loader import read_ahead
@@ -90,6 +97,12 @@ class ChatData:
         with closing(steps):
             for micro_batches in steps:
                 yield [to_batches(rows, micro_batch_size)[0] for rows in micro_batches]
+
+    def own_items(self, items: range) -> list[int]:
+        """Those of a step's items that this rank computes, in their order there."""
+        found = self._plan.locate(np.arange(items.start, items.stop))
+        share = deal(item_lengths(found, self.stores), rank=self.rank, world_size=self.world_size)
+        return [items[index] for index in share.tolist()]
 
     def sources_of(self, item: int) -> list[str]:
         """`file:line` of each row of an item, for messages."""
