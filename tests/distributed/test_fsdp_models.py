@@ -1,0 +1,198 @@
+"""Models of transformers, and adapters, whose parameters are cut over the ranks: the same as on one rank."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from llmtrain.config.huggingface import HuggingFaceConfig
+from llmtrain.config.model import DecoderConfig
+from llmtrain.config.running import RunConfig
+from llmtrain.config.training import DistributedConfig, OptimizerConfig, TrainerConfig
+from llmtrain.contracts import Batch
+from llmtrain.distributed.engine import Engine, resolve
+from llmtrain.distributed.sharding import whole
+from llmtrain.models.decoder.decoder import Decoder
+from llmtrain.models.folder import read_model_folder, write_model_folder
+from llmtrain.recipes.trained import Trained, build_decoder, build_huggingface
+from llmtrain.testing.ranks import RankPool
+from llmtrain.testing.tiny import random_batch
+from llmtrain.testing.tiny_huggingface import VOCAB_SIZE, write_tiny_folder
+from llmtrain.training.checkpoint import CheckpointStore, Snapshot, load_optimizer, newest_good
+from llmtrain.training.optimizers import build_optimizer
+from llmtrain.training.step import agree, compute_gradients, gradient_norm, update
+
+LORA = {"r": 2, "alpha": 4.0}
+DECODER = {"d_model": 12, "num_layers": 2, "max_seq_len": 64, "attention": {"num_heads": 2}}
+EPS = 1e-4
+"""Attention does not see a bias that all keys share: its gradient is a rounding error, which Adam must not blow up."""
+
+
+class Result(NamedTuple):
+    """Of one rank."""
+
+    losses: list[float]
+    tensors: dict[str, Tensor]
+    """Of a checkpoint, whole, after training."""
+
+
+def make_engine(precision: str) -> Engine:
+    distributed = DistributedConfig(timeout_sec=60)
+    trainer = TrainerConfig.model_validate({"precision": precision, "compile": False})
+    resolved = resolve(RunConfig(device="cpu"), trainer, distributed)
+    if resolved.strategy != "single":
+        resolved = dataclasses.replace(resolved, strategy="fsdp")
+    return Engine(resolved, distributed=distributed)
+
+
+def build(folder: Path, engine: Engine, *, lora: bool, own: bool = False) -> Trained:
+    keys: dict[str, Any] = {"lora": LORA} if lora else {}
+    torch.manual_seed(4)
+    if own:
+        config = DecoderConfig.model_validate(DECODER | keys | {"init_from": str(folder)})
+        return build_decoder(config, needed_vocab=VOCAB_SIZE, tokenizer_folder=None, eos_id=0, cut=engine.cuts)
+    return build_huggingface(
+        HuggingFaceConfig.model_validate({"name": "huggingface", "path": str(folder)} | keys),
+        folder,
+        needed_vocab=VOCAB_SIZE,
+        seq_len=16,
+        tokenizer_folder=folder,
+        chat_template=None,
+        seed=4,
+        precision=engine.resolved.precision,
+        cut=engine.cuts,
+    )
+
+
+def write_own_folder(folder: Path) -> Path:
+    """A decoder of this library with random weights."""
+    torch.manual_seed(3)
+    config = DecoderConfig.model_validate(DECODER)
+    state_dict = Decoder(config, VOCAB_SIZE).state_dict()
+    write_model_folder(folder, config=config, vocab_size=VOCAB_SIZE, state_dict=state_dict, eos_id=0)
+    return folder
+
+
+def train(
+    folder: Path,
+    checkpoints: Path,
+    steps: int,
+    *,
+    own: bool = False,
+    lora: bool = False,
+    precision: str = "32",
+    checkpointing: bool = False,
+    compiled: bool = False,
+) -> Result:
+    """Go on from the checkpoint in `checkpoints` if there is one; save there at the end."""
+    engine = make_engine(precision)
+    trained = build(folder, engine, lora=lora, own=own)
+    if checkpointing:
+        trained.module.checkpoint_blocks()
+    if compiled:
+        trained.module.compile_parts()
+    model = engine.setup(trained.module)
+    optimizer = build_optimizer(OptimizerConfig(lr=0.01, eps=EPS), trained.module)
+    start = 0
+    if found := newest_good(checkpoints):
+        trained.read(found[0] / "model")
+        optimizer.load_state_tensors(load_optimizer(found[0]))
+        start = int(found[0].name.removeprefix("step_"))
+    engine.gather(start)  # nobody saves before all have read
+    losses = []
+    for step in range(start, start + steps):
+        rows = random_batch(VOCAB_SIZE, batch_size=4, num_documents=2, ignored_fraction=0.5, seed=step)
+        size = 4 // engine.world_size
+        mine = slice(engine.rank * size, (engine.rank + 1) * size)
+        share: Batch = {name: tensor[mine] for name, tensor in rows.items()}  # type: ignore[assignment, index]
+        num_tokens, _ = agree([share], engine=engine, stop_requested=False)
+        losses.append(compute_gradients(model, [share], engine=engine, num_tokens=num_tokens) / num_tokens)
+        update(optimizer, grad_norm=gradient_norm(optimizer), max_grad_norm=1.0)
+        optimizer.zero_grad()
+    if gang := engine.gang():
+        store = CheckpointStore(
+            checkpoints,
+            keep_last=3,
+            config_yaml="",
+            write_model=trained.write,
+            resumed_step=start,
+            gang=gang,
+            split=trained.split,
+        )
+        state = optimizer.state_tensors()
+        store.save(Snapshot(step=start + steps, state={}, model=trained.tensors(), optimizer=state))
+        store.close()
+    return Result(losses, {name: whole(tensor.detach()).clone() for name, tensor in trained.tensors().items()})
+
+
+def run(folder: Path, checkpoints: Path, steps: int, options: dict[str, Any]) -> Result:
+    return train(folder, checkpoints, steps, **options)
+
+
+def assert_equal_to_one(ranks: RankPool, family: str | None, tmp_path: Path, **options: Any) -> None:
+    """Two steps on both ranks, two more on both, and two more on one, beside four and two on one."""
+    tolerance = options.pop("tolerance", 1e-5)
+    folder = write_tiny_folder(tmp_path / "base", family) if family else write_own_folder(tmp_path / "base")
+    options["own"] = family is None
+    straight = train(folder, tmp_path / "one", 6, **options)
+    first, second = (ranks.run(run, folder, tmp_path / "two", 2, options)[0] for _ in range(2))
+    third = train(folder, tmp_path / "two", 2, **options)
+    assert first.losses + second.losses + third.losses == pytest.approx(straight.losses, abs=tolerance)
+    assert third.tensors.keys() <= second.tensors.keys()  # of a decoder with adapters more is gathered
+    for name, tensor in straight.tensors.items():
+        if (
+            options.get("precision") == "bf16-mixed"
+        ):  # a gradient near 0 may have either sign, and Adam's step is as long
+            assert (third.tensors[name] - tensor).norm() < 0.05 * tensor.norm() + 0.01, name
+        else:
+            torch.testing.assert_close(third.tensors[name], tensor, atol=10 * tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_a_model_of_transformers_on_two_ranks_equals_one(two_ranks: RankPool, tmp_path: Path, family: str) -> None:
+    assert_equal_to_one(two_ranks, family, tmp_path)
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "two" / "latest" / "model")
+    written = train(tmp_path / "base", tmp_path / "two", 0)
+    for name, tensor in read.state_dict().items():
+        assert torch.equal(tensor, written.tensors[name])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_adapters_of_a_model_of_transformers_on_two_ranks_equal_one(
+    two_ranks: RankPool, tmp_path: Path, family: str
+) -> None:
+    assert_equal_to_one(two_ranks, family, tmp_path, lora=True)
+    assert (tmp_path / "two" / "latest" / "model" / "adapter_model.safetensors").exists()
+
+
+def test_adapters_of_a_decoder_on_two_ranks_equal_one(two_ranks: RankPool, tmp_path: Path) -> None:
+    assert_equal_to_one(two_ranks, None, tmp_path, lora=True)
+    merged = [read_model_folder(tmp_path / kind / "latest" / "model")[0].state_dict() for kind in ("one", "two")]
+    for name, tensor in merged[0].items():
+        torch.testing.assert_close(merged[1][name], tensor, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["llama", None])
+def test_with_mixed_precision(two_ranks: RankPool, tmp_path: Path, family: str | None) -> None:
+    assert_equal_to_one(two_ranks, family, tmp_path, precision="bf16-mixed", tolerance=0.05)
+
+
+def test_with_frozen_bfloat16_under_trained_float32(two_ranks: RankPool, tmp_path: Path) -> None:
+    assert_equal_to_one(two_ranks, "llama", tmp_path, lora=True, precision="bf16-mixed", tolerance=0.02)
+
+
+def test_with_activation_checkpointing(two_ranks: RankPool, tmp_path: Path) -> None:
+    assert_equal_to_one(two_ranks, "llama", tmp_path, checkpointing=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", None])
+@pytest.mark.parametrize("lora", [False, True])
+def test_compiled_by_block(two_ranks: RankPool, tmp_path: Path, family: str | None, lora: bool) -> None:
+    assert_equal_to_one(two_ranks, family, tmp_path, lora=lora, compiled=True)
