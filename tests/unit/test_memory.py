@@ -25,7 +25,7 @@ def memory_of(
     **changes: Any,
 ) -> StepMemory:
     return step_memory(
-        tiny_config(**changes),
+        lambda: Decoder(tiny_config(**changes), TINY_VOCAB_SIZE),
         vocab_size=TINY_VOCAB_SIZE,
         optimizer=OptimizerConfig.model_validate({"name": optimizer}),
         micro_batch_size=micro_batch_size,

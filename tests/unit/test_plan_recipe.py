@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from llmtrain.cli.app import run
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.load import load_config, shipped_configs
 from llmtrain.models.decoder.decoder import Decoder
-from llmtrain.recipes import plan as recipe
-from llmtrain.recipes.plan import GPUS, plan
+from llmtrain.models.folder import write_model_folder
+from llmtrain.recipes import plan_target
+from llmtrain.recipes.plan import plan
+from llmtrain.recipes.plan_target import GPUS
 from llmtrain.testing.tiny_run import write_config
 from llmtrain.tracking.system import peak_of
 
@@ -32,8 +35,8 @@ def tiny(tmp_path: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def _quick_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "GEMM_SEC", 0.01)
-    monkeypatch.setattr(recipe, "GEMM_SIZE", 128)
+    monkeypatch.setattr(plan_target, "GEMM_SEC", 0.01)
+    monkeypatch.setattr(plan_target, "GEMM_SIZE", 128)
 
 
 def planned(ref: str, *overrides: str, **options: Any) -> dict[str, Any]:
@@ -60,6 +63,7 @@ def test_steps_and_tokens_are_those_of_the_run(tiny: str, limit: str, steps: int
     assert found["run"] == {
         "steps": steps,
         "tokens": items * 32,
+        "supervised_share": None,
         "tokens_per_step": 24 * 32,
         "items_per_epoch": 100,
         "epochs": items / 100,
@@ -156,3 +160,23 @@ def test_a_gpu_that_is_not_here_has_to_be_named(tiny: str, monkeypatch: pytest.M
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"run\.device is cuda, and there is no such device here: .*--device h100"):
         planned(tiny, "run.device=cuda")
+
+
+def test_a_decoder_that_begins_from_another_is_planned_as_that_one_with_its_adapters(tmp_path: Path) -> None:
+    base = Decoder(load_config(str(write_config(tmp_path / "base.yaml", TINY))).config.decoder(wanted_by="a test"), 300)
+    config = load_config(str(tmp_path / "base.yaml")).config.decoder(wanted_by="a test")
+    write_model_folder(
+        tmp_path / "model",
+        config=config,
+        vocab_size=300,
+        state_dict=base.state_dict(),
+        tokenizer_folder=None,
+        eos_id=None,
+    )
+    keys = {**TINY, "model": {"init_from": str(tmp_path / "model"), "lora": {"r": 2}}}
+    found = planned(str(write_config(tmp_path / "tune.yaml", keys)))
+    layers = [module for module in base.blocks.modules() if isinstance(module, torch.nn.Linear)]
+    adapters = sum(2 * (layer.in_features + layer.out_features) for layer in layers)
+    assert found["parameters"]["adapters"] == found["parameters"]["trainable"] == adapters
+    assert found["parameters"]["total"] == base.num_parameters() + adapters
+    assert found["memory"]["parts"]["optimizer_state"] == 8 * adapters + 4 * 2 * len(layers)

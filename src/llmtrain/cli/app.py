@@ -9,6 +9,7 @@ No verb is written here. Nothing heavy is imported here, nor by the files of the
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import traceback
@@ -62,6 +63,7 @@ def run(argv: Sequence[str]) -> int:
         print("error: llmtrain runs on Linux and macOS; on Windows, run it inside WSL2", file=sys.stderr)
         return 2
     use_older_names()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on import it warns of what only decoding would need
     argv = ["--help"] if not argv else ["version", *argv[1:]] if argv[0] == "--version" else train.name_resume(argv)
     is_help = "--help" in argv or "-h" in argv
     as_json = "--json" in argv and not is_help

@@ -107,6 +107,7 @@ def _plan_text(document: Mapping[str, Any]) -> str:
         ("steps", _count(run["steps"])),
         ("tokens a step", _count(run["tokens_per_step"])),
         ("tokens", _count(run["tokens"])),
+        *([("supervised", f"{run['supervised_share']:.1%}")] if run["supervised_share"] is not None else []),
         ("epochs", epochs or "not known"),
         ("FLOPs a token", f"{document['flops_per_token']:.4g}"),
         ("FLOPs", "not known" if document["flops"] is None else f"{document['flops']:.4g}"),

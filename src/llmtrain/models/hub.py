@@ -54,7 +54,8 @@ def fetch_model(
     Without `weights` only config and tokenizer are wanted. Raises ConfigError: it is not there, may not be had, or is
     not complete; RunError: the network failed.
     """
-    folder = _fetch(path, revision=revision, offline=local_files_only, weights=weights, code=code)
+    patterns = [pattern for pattern in PATTERNS if weights or pattern != "*.safetensors"] + ["*.py"] * code
+    folder = _fetch(path, revision=revision, offline=local_files_only, patterns=patterns)
     if missing := missing_files(folder, weights=weights):
         raise ConfigError(f"model.path {path}: {folder} lacks {', '.join(missing)}{_pickled(folder)}")
     return folder
@@ -62,7 +63,8 @@ def fetch_model(
 
 def fetch_tokenizer(path: str, *, revision: str | None = None, local_files_only: bool) -> Path:
     """The folder with a tokenizer's files. Raises as `fetch_model` does."""
-    folder = _fetch(path, revision=revision, offline=local_files_only, weights=False, code=False)
+    patterns = [pattern for pattern in PATTERNS if pattern != "*.safetensors"]
+    folder = _fetch(path, revision=revision, offline=local_files_only, patterns=patterns)
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         raise ConfigError(f"{path}: no tokenizer in {folder} (none of {', '.join(TOKENIZER_FILES)})")
     return folder
@@ -70,7 +72,7 @@ def fetch_tokenizer(path: str, *, revision: str | None = None, local_files_only:
 
 def fetch_to_use(path: str, *, revision: str | None = None) -> Path:
     """The folder of a whole model or of an adapter, fetched from the Hub if need be. Raises as `fetch_model` does."""
-    folder = _fetch(path, revision=revision, offline=False, weights=True, code=False)
+    folder = _fetch(path, revision=revision, offline=False, patterns=list(PATTERNS))
     lacking = [ADAPTER_WEIGHTS] if is_adapter_folder(folder) else missing_files(folder, weights=True)
     if missing := [name for name in lacking if not (folder / name).exists()]:
         raise ConfigError(f"{path}: {folder} lacks {', '.join(missing)}{_pickled(folder)}")
@@ -101,6 +103,14 @@ def base_of_adapter(folder: Path) -> tuple[str, str | None]:
     return base, described.get("revision")
 
 
+def fetch_config(path: str, *, revision: str | None, local_files_only: bool, code: bool = False) -> Path:
+    """A folder with a model's config.json: all that is fetched from the Hub. Raises as `fetch_model` does."""
+    folder = _fetch(path, revision=revision, offline=local_files_only, patterns=["config.json"] + ["*.py"] * code)
+    if missing := missing_files(folder, weights=False):
+        raise ConfigError(f"model.path {path}: {folder} lacks {', '.join(missing)}")
+    return folder
+
+
 def missing_files(folder: Path, *, weights: bool) -> list[str]:
     """Names of the files that a model needs and the folder lacks."""
     missing = [] if (folder / "config.json").exists() else ["config.json"]
@@ -121,7 +131,7 @@ def _pickled(folder: Path) -> str:
     return ". Weights in pytorch_model.bin are pickles, which can run code, and are not read: convert them first"
 
 
-def _fetch(path: str, *, revision: str | None, offline: bool, weights: bool, code: bool) -> Path:
+def _fetch(path: str, *, revision: str | None, offline: bool, patterns: list[str]) -> Path:
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
@@ -129,7 +139,6 @@ def _fetch(path: str, *, revision: str | None, offline: bool, weights: bool, cod
         raise ConfigError(f"model.path {path}: there is no such folder")
     from huggingface_hub import constants
 
-    patterns = [pattern for pattern in PATTERNS if weights or pattern != "*.safetensors"] + ["*.py"] * code
     if offline or constants.HF_HUB_OFFLINE:
         return _from_cache(path, revision=revision, patterns=patterns, why="the run is offline")
     return _from_hub(path, revision=revision, patterns=patterns)

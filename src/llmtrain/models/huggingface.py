@@ -107,15 +107,28 @@ class HuggingFaceModel(nn.Module):
         """The longest sequence that the model was made for; None where it has no such limit."""
         return getattr(self._text_config, "max_position_embeddings", None)
 
+    def check_length(self, seq_len: int, *, path: str) -> None:
+        """ConfigError if rows of `seq_len` tokens are longer than what the model at `path` was made for."""
+        if self.max_seq_len is not None and seq_len > self.max_seq_len:
+            raise ConfigError(
+                f"data.seq_len is {seq_len}, but the model in {path} is made for {self.max_seq_len} tokens: lower the "
+                "first"
+            )
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         parameter: Tensor = next(self.network.parameters())
         return parameter.device
 
-    def num_parameters(self, *, trainable: bool = False) -> int:
-        """Parameters, tied ones once; weights in 4 bits count as many as they stand for."""
-        return sum(_numel(p) for p in self.network.parameters() if p.requires_grad or not trainable)
+    def num_parameters(self, *, trainable: bool = False, non_embedding: bool = False) -> int:
+        """Parameters, tied ones once; weights in 4 bits count as many as they stand for.
+
+        `trainable`: those that are trained; `non_embedding`: those that a token is multiplied with.
+        """
+        left_out = self._looked_up() if non_embedding else set()
+        found = (p for p in self.network.parameters() if p.requires_grad or not trainable)
+        return sum(_numel(parameter) for parameter in found if id(parameter) not in left_out)
 
     def flops_per_token(self, seq_len: int) -> int:
         """Forward and backward in the convention of PaLM (arXiv:2204.02311, appendix B), recomputation not counted.
@@ -123,12 +136,7 @@ class HuggingFaceModel(nn.Module):
         6 per trainable parameter; 4 per frozen one, whose own gradient is not computed; tables that are only looked up
         count nothing. Of the experts of a mixture, those that a token goes through. 12·L·width·T for attention.
         """
-        config = self._text_config
-        causal_lm = self.causal_lm
-        tables = [module for module in causal_lm.modules() if isinstance(module, nn.Embedding)]
-        looked_up = {id(table.weight) for table in tables} - {
-            id(getattr(causal_lm.get_output_embeddings(), "weight", 0))
-        }
+        config, looked_up = self._text_config, self._looked_up()
         experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
         share = (getattr(config, "num_experts_per_tok", None) or experts) / experts
         total = 0.0
@@ -140,13 +148,22 @@ class HuggingFaceModel(nn.Module):
         width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
         return int(total) + 12 * int(config.num_hidden_layers) * int(width) * seq_len
 
+    def take_on_trust(self) -> None:
+        """Do not try with values what the first batch would try: for a model that has none."""
+        self._head_is_known = True
+        self._packing = "positions"
+
     def checkpoint_blocks(self) -> None:
         """Keep only each block's input for the backward pass, and compute the rest again there."""
-        if not self.causal_lm.supports_gradient_checkpointing:
+        causal_lm, options = self.causal_lm, {"use_reentrant": False}
+        if not causal_lm.supports_gradient_checkpointing:
             raise ConfigError(
-                f"trainer.activation_checkpointing: {type(self.causal_lm).__name__} does not have it; set it to false"
+                f"trainer.activation_checkpointing: {type(causal_lm).__name__} does not have it; set it to false"
             )
-        self.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if hasattr(causal_lm, "activation_checkpointing_enable"):
+            causal_lm.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+        else:  # its older name
+            causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
     def compile_parts(self, **options: Any) -> None:
         """Compile the blocks, which share what is compiled, and the loss. Names of parameters stay as they are."""
@@ -178,6 +195,12 @@ class HuggingFaceModel(nn.Module):
     def _base(self) -> Any:
         """The model without its output layer."""
         return getattr(self.causal_lm, self.causal_lm.base_model_prefix)
+
+    def _looked_up(self) -> set[int]:
+        """ids of the tables that no token is multiplied with: all but the output layer's, where that is tied to one."""
+        causal_lm = self.causal_lm
+        tables = [module for module in causal_lm.modules() if isinstance(module, nn.Embedding)]
+        return {id(table.weight) for table in tables} - {id(getattr(causal_lm.get_output_embeddings(), "weight", 0))}
 
     @property
     def _text_config(self) -> Any:

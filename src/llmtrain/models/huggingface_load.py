@@ -120,12 +120,17 @@ def quantization_config(quantization: str) -> Any:
 
 
 def _random(config: HuggingFaceConfig, folder: Path, *, seed: int) -> Any:
-    described = _describe(config, folder)
+    described = describe(config, folder)
     torch.manual_seed(seed)
+    return from_description(config, described, dtype=torch.bfloat16 if config.dtype == "bfloat16" else torch.float32)
+
+
+def from_description(config: HuggingFaceConfig, described: Any, *, dtype: torch.dtype) -> Any:
+    """The network that the config of transformers describes, with random weights. Raises ConfigError if unknown."""
     try:
         return AutoModelForCausalLM.from_config(
             described,
-            dtype=torch.bfloat16 if config.dtype == "bfloat16" else torch.float32,
+            dtype=dtype,
             attn_implementation=config.attn_implementation,
             trust_remote_code=config.trust_remote_code,
         )
@@ -140,7 +145,7 @@ def _pretrained(config: HuggingFaceConfig, folder: Path, dtype: torch.dtype | st
             "quantization_config": quantization_config(config.quantization),
             "device_map": {"": torch.cuda.current_device()},
         }
-    described = _describe(config, folder)
+    described = describe(config, folder)
     try:
         network, found = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -167,7 +172,8 @@ def _pretrained(config: HuggingFaceConfig, folder: Path, dtype: torch.dtype | st
     return network
 
 
-def _describe(config: HuggingFaceConfig, folder: Path) -> Any:
+def describe(config: HuggingFaceConfig, folder: Path) -> Any:
+    """The config of transformers in a folder. Raises ConfigError if there is none that it knows."""
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code, local_files_only=True)
     except (ValueError, KeyError, OSError) as error:

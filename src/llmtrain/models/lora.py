@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,6 @@ from llmtrain.config.lora import LoraConfig
 from llmtrain.distributed.sharding import take_part
 
 ADAPTER_FILE = "adapter_model.safetensors"
-LINEAR_CLASSES = frozenset({"Linear", "Conv1D", "Linear4bit", "Linear8bitLt"})
-"""Classes of layers that take an adapter; GPT-2 has transformers' Conv1D for its linear layers."""
 
 
 def add_lora(network: nn.Module, lora: LoraConfig, *, base: str | None = None) -> Any:
@@ -37,7 +36,7 @@ def add_lora(network: nn.Module, lora: LoraConfig, *, base: str | None = None) -
     config = _peft_config(network, lora, head=head)
     config.base_model_name_or_path = base
     config.task_type = "CAUSAL_LM"
-    tuned = get_peft_model(network, config)
+    tuned = _wrapped(network, config)
     tuned.peft_config["default"].base_model_name_or_path = base
     _keep_trainable_in_float32(tuned)
     return tuned
@@ -103,7 +102,7 @@ def with_adapter(network: nn.Module, folder: Path) -> Any:
     try:
         config: Any = PeftConfig.from_pretrained(str(folder))
         config.inference_mode = True
-        tuned = get_peft_model(network, config)
+        tuned = _wrapped(network, config)
     except (ValueError, KeyError, TypeError) as error:
         first = str(error).strip().partition("\n")[0]
         raise ConfigError(f"{folder}: the adapter does not fit its base model: {first}") from error
@@ -134,7 +133,18 @@ def read_adapter(folder: Path, network: nn.Module) -> None:
 
 def linear_layers(network: nn.Module) -> list[str]:
     """The full names of all layers that can take an adapter."""
-    return [name for name, module in network.named_modules() if type(module).__name__ in LINEAR_CLASSES]
+    return [name for name, module in network.named_modules() if is_linear(module)]
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a layer can take an adapter. GPT-2 has transformers' Conv1D for its linear layers."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _wrapped(network: nn.Module, config: PeftConfig) -> Any:
+    with warnings.catch_warnings():  # peft asks transformers by a name that is going away
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        return get_peft_model(network, config)
 
 
 def _peft_config(network: nn.Module, lora: LoraConfig, *, head: nn.Module | None) -> PeftLoraConfig:

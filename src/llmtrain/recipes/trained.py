@@ -225,12 +225,7 @@ def build_huggingface(
             f"the tokenizer in {tokenizer_folder} has {needed_vocab} tokens, but the model in {config.path} knows "
             f"{model.vocab_size}: name the model's own tokenizer"
         )
-
-    if model.max_seq_len is not None and seq_len > model.max_seq_len:
-        raise ConfigError(
-            f"data.seq_len is {seq_len}, but the model in {config.path} is made for {model.max_seq_len} tokens: lower "
-            "the first"
-        )
+    model.check_length(seq_len, path=config.path)
 
     shape = cast("HuggingFaceModel", without_values(model)) if cut else model  # what the thread that saves may touch
 

@@ -52,6 +52,8 @@ _PEAKS: Final[tuple[tuple[str, DevicePeak], ...]] = (
     (r"RTX A6000", DevicePeak(154.8, 154.8, 77.4, 38.7)),
     (r"RTX 5090", DevicePeak(209.5, 209.5, 104.8, 104.8)),
     (r"RTX 4090", DevicePeak(165.2, 165.2, 82.6, 82.6)),
+    (r"RTX 4070", DevicePeak(58.3, 58.3, 29.1, 29.1)),
+    (r"RTX 3060", DevicePeak(25.4, 25.4, 12.7, 12.7)),
     (r"RTX 3090 Ti", DevicePeak(80, 80, 40, 40)),
     (r"RTX 3090", DevicePeak(71, 71, 35.6, 35.6)),
     (r"V100-(SXM2|SXM3)-(16|32)GB(-LS)?", DevicePeak(None, 125, None, 15.7)),

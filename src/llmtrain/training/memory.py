@@ -1,8 +1,9 @@
 """How much memory a training step needs, before there is one: the step is run on tensors that have no storage.
 
-    Decoder + optimizer under FakeTensorMode ─ every new storage is booked, and struck off when it is freed ─▶ the peak
+    model + optimizer under FakeTensorMode ─ every new storage is booked, and struck off when it is freed ─▶ the peak
 
-So every variant of the model and of the optimizer counts itself, and there is no formula to keep up with them. Compiled
+So every variant of a model and of the optimizer counts itself, and there is no formula to keep up with them. Token ids
+and what is made of them alone have values, as which tokens are supervised decides what is computed. Compiled
 parts go through Dynamo and AOTAutograd as in a run, which decides what the backward pass keeps; code generation is left
 out, and of what remains only what kernels hand to each other counts, since the compiler fuses all else.
 
@@ -15,23 +16,21 @@ import contextlib
 import math
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, cast
 from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._prims.rng_prims import run_and_save_rng_state, run_with_rng_state
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from llmtrain.config.model import DecoderConfig
 from llmtrain.config.training import OptimizerConfig
 from llmtrain.contracts import Batch
 from llmtrain.models.decoder import loss, mask
-from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.training.optimizers import NamedOptimizer, build_optimizer
 
 Part = Literal["parameters", "gradients", "optimizer_state", "activations", "logits", "optimizer_temporary"]
@@ -65,7 +64,7 @@ class StepMemory:
 
     parts: Mapping[Part, int]
     persistent: int
-    """Parameters and optimizer state, which a snapshot for a checkpoint copies."""
+    """Parameters that are trained and optimizer state, which a snapshot for a checkpoint copies."""
 
     @property
     def total(self) -> int:
@@ -78,8 +77,20 @@ class StepMemory:
         return sum(size for part, size in self.parts.items() if part in TRANSIENT)
 
 
+class Trainable(Protocol):
+    """A model, before it is trained."""
+
+    def checkpoint_blocks(self) -> None:
+        """Keep only each block's input for the backward pass."""
+        ...
+
+    def compile_parts(self, **options: Any) -> None:
+        """Compile the blocks and the loss, with `options` of torch.compile."""
+        ...
+
+
 def step_memory(
-    model: DecoderConfig,
+    build: Callable[[], Trainable],
     *,
     vocab_size: int,
     optimizer: OptimizerConfig,
@@ -92,62 +103,95 @@ def step_memory(
     on_gpu: bool,
     activation_checkpointing: bool,
 ) -> StepMemory:
-    """Run two steps without storage and say what the second, which has optimizer state, needs at its peak.
+    """Run a step that is not the first one, and so has optimizer state, and say what it needs at its peak.
 
-    `documents`: the batches carry document ids.
+    `build` makes the model on the default device; it meets `contracts.Model` and Trainable. `documents`: a row of a
+    batch holds several.
     """
+    batch = _batch(micro_batch_size, seq_len, documents=documents)
     book = _Book(vocab_size)
-    # Not more than two micro-batches: from the second on, the gradients of those before are there.
-    batch = partial(_batch, micro_batch_size=micro_batch_size, seq_len=seq_len, documents=documents)
+    with _default_dtype(torch.bfloat16 if precision == "bf16-true" else torch.float32), torch.device("meta"):
+        trainable = build()
+    assert isinstance(trainable, nn.Module)
     with _as_on(on_gpu), FakeTensorMode(allow_non_fake_inputs=True), book:
-        with _default_dtype(torch.bfloat16 if precision == "bf16-true" else torch.float32):
-            decoder = Decoder(model, vocab_size)
-        for weight in decoder.parameters():
-            book.move(weight, "parameters")
+        _leave_meta(trainable)
+        for tensor in (*trainable.parameters(), *trainable.buffers()):
+            book.move(tensor, "parameters")
+        saved = book.size_of(trainable.parameters())
+        if any(not parameter.requires_grad for parameter in trainable.parameters()):
+            saved = book.size_of(p for p in trainable.parameters() if p.requires_grad)
         if activation_checkpointing:
-            decoder.checkpoint_blocks()
+            trainable.checkpoint_blocks()
         if compiled:
             torch._dynamo.reset()
-            decoder.compile_parts(backend=_backend(book))
-        named = build_optimizer(optimizer, decoder)
+            trainable.compile_parts(backend=_backend(book))
+        named = build_optimizer(optimizer, trainable)
         for parameter in named.parameters:
             parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
                 lambda p: book.move(p.grad, "gradients")
             )
+        _fill_gradients(named, book)
+        named.step()
+        for tensor in named.state_tensors().values():
+            book.move(tensor, "optimizer_state")
+        named.zero_grad()
+        if num_micro_batches > 1:  # the last one meets the gradients of those before
+            _fill_gradients(named, book)
         book.peak = 0
-        for _ in range(2):
-            _step(decoder, named, [batch() for _ in range(min(2, num_micro_batches))], precision=precision, book=book)
+        _step(trainable, named, batch, precision=precision, book=book)
     if compiled:
         torch._dynamo.reset()
-    persistent = book.now["parameters"] + book.now["optimizer_state"]
+    persistent = saved + book.now["optimizer_state"]
     return StepMemory(parts={part: book.at_peak[part] for part in PARTS}, persistent=persistent)
 
 
-def _step(
-    model: Decoder, optimizer: NamedOptimizer, micro_batches: Sequence[Batch], *, precision: str, book: _Book
-) -> None:
+def _step(model: nn.Module, optimizer: NamedOptimizer, batch: Batch, *, precision: str, book: _Book) -> None:
     autocast = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     model.train()
     book.part = "activations"
-    for micro_batch in micro_batches:
-        with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
-            loss_sum, _ = model(micro_batch)
-        loss_sum.backward()
-        del loss_sum
+    with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+        loss_sum, _ = model(batch)
+    loss_sum.backward()
+    del loss_sum
     book.part = "optimizer_temporary"
     torch.nn.utils.get_total_norm([p.grad for p in optimizer.parameters if p.grad is not None])
     optimizer.step()
-    for tensor in optimizer.state_tensors().values():
-        book.move(tensor, "optimizer_state")
     optimizer.zero_grad()
 
 
-def _batch(*, micro_batch_size: int, seq_len: int, documents: bool) -> Batch:
+def _fill_gradients(optimizer: NamedOptimizer, book: _Book) -> None:
+    for parameter in optimizer.parameters:
+        parameter.grad = torch.zeros_like(parameter)
+        book.move(parameter.grad, "gradients")
+
+
+def _batch(micro_batch_size: int, seq_len: int, *, documents: bool) -> Batch:
+    """Every token is supervised. Of documents there are two in a row."""
     ids = torch.zeros(micro_batch_size, seq_len, dtype=torch.int64)
     batch = Batch(input_ids=ids, labels=torch.zeros_like(ids))
     if documents:
-        batch["document_ids"] = torch.zeros(micro_batch_size, seq_len, dtype=torch.int32)
+        batch["document_ids"] = (torch.arange(seq_len) * 2 // seq_len).int().repeat(micro_batch_size, 1)
     return batch
+
+
+def _leave_meta(model: nn.Module) -> None:
+    """Give the tensors of a model on the meta device ones in their place that are on a CPU; tied ones stay tied.
+
+    Built under FakeTensorMode, modules could not be cast.
+    """
+    made: dict[Tensor, Tensor] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter not in made:
+                empty = torch.zeros(parameter.shape, dtype=parameter.dtype)
+                made[parameter] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+            module._parameters[name] = parameter if parameter is None else cast(nn.Parameter, made[parameter])
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer not in made:
+                made[buffer] = torch.zeros(buffer.shape, dtype=buffer.dtype)
+            module._buffers[name] = buffer if buffer is None else made[buffer]
+        if not module._parameters and not module._buffers and not module._modules:
+            module.to_empty(device="cpu")  # tables that are not even buffers
 
 
 @contextlib.contextmanager
@@ -198,7 +242,8 @@ class _Book(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
+        with unset_fake_temporarily() if _has_values(args, kwargs or {}) else contextlib.nullcontext():
+            out = func(*args, **(kwargs or {}))
         if not self.muted:
             for tensor in tree_leaves(out):
                 if isinstance(tensor, Tensor):
@@ -214,6 +259,11 @@ class _Book(TorchDispatchMode):
             self._storages[key] = (part, size)
             self.now[old] -= size
             self.now[part] += size
+
+    def size_of(self, tensors: Iterable[Tensor]) -> int:
+        """Bytes of their storages; of what is shared, once."""
+        storages = {tensor.untyped_storage()._cdata for tensor in tensors}
+        return sum(self._storages[key][1] for key in storages if key in self._storages)
 
     def _add(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -232,6 +282,14 @@ class _Book(TorchDispatchMode):
     def _drop(self, key: int) -> None:
         part, size = self._storages.pop(key)
         self.now[part] -= size
+
+
+def _has_values(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether an operation is on numbers of tokens and the like alone, which have values here."""
+    tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+    if tensors:
+        return not any(isinstance(tensor, FakeTensor) or tensor.is_floating_point() for tensor in tensors)
+    return kwargs.get("dtype") in (torch.int64, torch.int32, torch.bool)
 
 
 # -- compiled parts ----------------------------------------------------------------------------------------------------
@@ -303,6 +361,14 @@ class _Fused(fx.Interpreter):
         finally:
             self._book.muted = False
 
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Recomputed kernels that may draw numbers are wrapped, to draw the same again; here they draw none."""
+        if target is run_and_save_rng_state:
+            return torch.empty(0, dtype=torch.uint8), args[0](*args[1:], **kwargs)
+        if target is run_with_rng_state:
+            return args[1](*args[2:], **kwargs)
+        return super().call_function(target, args, kwargs)
+
 
 def _viewed(node: fx.Node) -> fx.Node:
     """What the node is a view of, in the end."""
@@ -312,7 +378,9 @@ def _viewed(node: fx.Node) -> fx.Node:
 
 
 def _name(node: fx.Node) -> str:
-    return str(getattr(node.target, "__name__", "")).partition(".")[0]
+    wrapped = {run_and_save_rng_state: 0, run_with_rng_state: 1}.get(cast(Any, node.target))
+    target = node.target if wrapped is None else node.args[wrapped]
+    return str(getattr(target, "__name__", "")).partition(".")[0]
 
 
 # -- the whole process -------------------------------------------------------------------------------------------------
@@ -348,19 +416,30 @@ def overhead(
     return parts | ({"checkpoint_copy": copy} if copy else {})
 
 
+_PARTS_BY_WORD = (
+    ("adapters", ("lora_",)),
+    ("norms", ("norm", "ln_", "layernorm")),
+    ("embedding", ("embed", "wte", "wpe")),
+    ("attention", ("attn", "attention")),
+    ("feed_forward", ("feed_forward", "mlp", "ffn", "experts", "moe", "fc1", "fc2")),
+)
+"""Of what the names of layers are made, in the decoder and in the families of transformers. The first fit wins."""
+_HEADS = ("output", "lm_head", "embed_out")
+
+
 def parameters_by_part(model: nn.Module) -> dict[str, int]:
     """Numbers of parameters by the part of the model that they are in; tied ones count once, as embedding."""
-    counts = {"embedding": 0, "attention": 0, "feed_forward": 0, "norms": 0, "head": 0, "other": 0}
+    counts = {"embedding": 0, "attention": 0, "feed_forward": 0, "norms": 0, "head": 0, "adapters": 0, "other": 0}
     for name, parameter in model.named_parameters():
         counts[_part_of(name)] += parameter.numel()
-    return {part: count for part, count in counts.items() if count or part != "other"}
+    return {part: count for part, count in counts.items() if count or part not in ("adapters", "other")}
 
 
 def _part_of(name: str) -> str:
     words = name.split(".")
-    if any("norm" in word for word in words):
-        return "norms"
-    for word, part in (("embedding", "embedding"), ("attention", "attention"), ("feed_forward", "feed_forward")):
-        if any(word in each for each in words):
+    if "lora_" not in name and any(word in _HEADS for word in words):
+        return "head"
+    for part, marks in _PARTS_BY_WORD:
+        if any(mark in word for mark in marks for word in words):
             return part
-    return "head" if words[0] == "output" else "other"
+    return "other"

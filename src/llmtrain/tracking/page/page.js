@@ -11,8 +11,8 @@ function startReport() {
 }
 
 class Page {
-  // For the live pages, `extras` are elements for the head, and `keepView` leaves the reader's choices as they are.
-  constructor(root, data, { extras = [], keepView = false } = {}) {
+  // `extras`: elements that the live pages put into the head.
+  constructor(root, data, { extras = [] } = {}) {
     this.root = root;
     this.data = data;
     data.runs.forEach((run, number) => {
@@ -20,7 +20,7 @@ class Page {
       run.label = run.id;
     });
     const longest = Math.max(0, ...data.runs.flatMap((run) => Object.values(run.curves).map((curve) => curve.count)));
-    if (!keepView) view.smoothing = longest > MANY_POINTS ? 0.8 : 0;
+    view.smoothing = longest > MANY_POINTS ? 0.8 : 0;
     this.charts = new Charts(data.runs);
     this.figures = element("div", { id: "figures" });
     this.evaluations = element("div");
@@ -29,7 +29,8 @@ class Page {
       this.head(extras),
       this.problems(),
       this.figures,
-      element("div", {}, this.toolbar(), ...this.charts.sections().filter(Boolean)),
+      this.toolbar(),
+      ...this.charts.sections().filter(Boolean),
       this.evaluations,
       ...[samplesSection(data.runs), configSection(data), environmentSection(data.runs), dataSection(data.runs)].filter(Boolean),
       this.happenings,
@@ -68,13 +69,8 @@ class Page {
           : this.chips(),
         alone && run.notes ? element("p", { class: "notes" }, figure(run.notes)) : null,
       ),
-      element("div", { class: "buttons" }, extras, themeButton(() => this.recolor())),
+      element("div", { class: "buttons" }, extras, themeButton(() => this.charts.redraw())),
     );
-  }
-
-  recolor() {
-    for (const dot of this.root.querySelectorAll("i[data-color]")) dot.style.background = lineColor(Number(dot.dataset.color));
-    this.charts.redraw();
   }
 
   chips() {
@@ -94,7 +90,7 @@ class Page {
               this.charts.redraw();
             },
           },
-          dot(run.number),
+          element("i", { style: `background:${runColor(run)}` }),
           run.label,
         );
         return chip;
@@ -169,11 +165,6 @@ class Page {
   }
 }
 
-// A spot of a curve's color, which changes with the theme.
-function dot(number, attributes = { style: `background:${lineColor(number)}` }) {
-  return element("i", { "data-color": number, ...attributes });
-}
-
 // -- what a run came to ------------------------------------------------------------------------------------------------
 
 function lastOf(run, name) {
@@ -182,8 +173,8 @@ function lastOf(run, name) {
 
 const RESULTS = [
   ["loss", "Loss", (run) => run.loss],
-  ["val_loss", "Validation", (run) => run.val_loss],
-  ["best_val_loss", "Best validation", (run) => run.best_val_loss],
+  ["val_loss", "Validation loss", (run) => run.val_loss],
+  ["best_val_loss", "Best validation loss", (run) => run.best_val_loss],
   ["bits_per_byte", "Bits per byte", (run) => run.bits_per_byte],
   ["steps", "Steps", (run) => run.steps],
   ["tokens", "Tokens", (run) => run.tokens, shortCount],
@@ -231,7 +222,7 @@ function severalRuns(runs) {
 }
 
 function runHead(run) {
-  return element("span", { class: "runhead" }, dot(run.number), run.label);
+  return element("span", { class: "runhead" }, element("i", { style: `background:${runColor(run)}` }), run.label);
 }
 
 const ACTIVITIES = ["step", "compile", "data", "evaluation", "saving", "other"];
@@ -249,7 +240,7 @@ function timeBar(run) {
       "div",
       { class: "bar" },
       names.map((name, index) =>
-        dot(index, { style: `flex-grow:${spent[name] / total};background:${lineColor(index)}`, title: name }),
+        element("i", { style: `flex-grow:${spent[name] / total};background:${COLORS[index % COLORS.length]}`, title: name }),
       ),
     ),
     element(
@@ -259,7 +250,7 @@ function timeBar(run) {
         element(
           "span",
           {},
-          dot(index),
+          element("i", { style: `background:${COLORS[index % COLORS.length]}` }),
           `${name} ${shortDuration(spent[name])} (${percent(spent[name] / total)})`,
         ),
       ),
