@@ -60,15 +60,35 @@ def evaluate(
     model: AnyPath = "latest",
     *,
     data: Sequence[str] = (),
+    config: AnyPath | None = None,
+    overrides: Sequence[str] = (),
     steps: int | None = None,
     batch_size: int | None = None,
-    root_dir: str = "runs",
+    root_dir: str | None = None,
 ) -> dict[str, Any]:
-    """Loss (nats a token), perplexity and bits per byte of a model on the shards `data`, or on its run's own.
+    """Loss (nats a token), perplexity and bits per byte of a model on `data`, or on its run's validation data.
 
-    Raises ConfigError for what is not there.
+    Of rows that ask something it also answers them, and compares a tuned model with its base; returns what
+    metrics.json has (docs/evaluation.md).
+
+    Args:
+        data: rows or token shards; `evaluation.data` when not given.
+        config: a file with an `evaluation` section, which says the rest; the run's own when not given.
+        overrides: `key=value`, as on the command line: `["evaluation.max_new_tokens=64"]`.
+        steps: batches of a loss; all when not given.
+
+    Raises:
+        ConfigError: what is not there, and what does not go together.
     """
-    return evaluation.evaluate(os.fspath(model), data=data, steps=steps, batch_size=batch_size, root_dir=root_dir)
+    settings = {"data": list(data) or None, "batch_size": batch_size}
+    return evaluation.evaluate(
+        os.fspath(model),
+        config=os.fspath(config) if config is not None else None,
+        overrides=overrides,
+        settings={name: value for name, value in settings.items() if value is not None},
+        steps=steps,
+        root_dir=root_dir,
+    )
 
 
 def load_model(model: AnyPath = "latest", *, device: str = "auto", root_dir: str = "runs") -> LanguageModel:

@@ -185,13 +185,16 @@ def test_a_tuned_run_is_evaluated_and_writes(
     assert measured["loss"] == pytest.approx(run["val_loss"], rel=1e-5)
     assert measured["perplexity"] == pytest.approx(math.exp(run["val_loss"]), rel=1e-4)
     supervised = [json.loads(line)["messages"][1]["content"] for line in rows.read_text().splitlines()]
-    held_out = evaluate("runs/latest", data=[str(rows)])
+    held_out = evaluate("runs/latest", settings={"data": [str(rows)], "max_new_tokens": 8})
     assert held_out["tokens"] > len(supervised)
     num_bytes = sum(len(text.encode()) for text in supervised)
     assert held_out["bits_per_byte"] * num_bytes * math.log(2) == pytest.approx(
         held_out["loss"] * held_out["tokens"], rel=1e-6
     )
-    assert evaluate(str(base), data=[str(rows)])["loss"] > held_out["loss"] + 0.5, "the base has learned nothing"
+    assert held_out["baseline"] == str(base), "of a tuned model, what it was tuned from"
+    compared = held_out["comparison"]["loss"]
+    assert compared["base"] > compared["tuned"] + 0.5, "the base has learned nothing"
+    assert compared["verdict"] == "better"
     asked = ["7 red green", "0 red", "11 green", "22 blue", "30 red"]
     answers = generate("tuned", prompts=asked, temperature=0.0, max_new_tokens=30, device="cpu")
     assert answers[0]["rendered"] == "<|im_start|>user\n7 red green<|im_end|>\n<|im_start|>assistant\n"

@@ -172,12 +172,27 @@ def test_a_dry_run_prints_its_losses(monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_eval_hands_over_its_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     calls = stub(monkeypatch, "evaluate", {"model": "runs/x/model", "loss": 1.5, "perplexity": 4.4817})
     out = printed(capsys, "eval")
-    assert calls[0] == (("latest",), {"data": [], "steps": None, "batch_size": None, "root_dir": "runs"})
-    assert out == "model       runs/x/model\nloss        1.5\nperplexity  4.482\n"
-    printed(
-        capsys, "eval", "run-1", "--data", "a", "--data", "b", "--steps", "3", "--batch-size", "4", "--root-dir", "r"
+    assert calls[0] == (
+        (None,),
+        {"config": None, "overrides": [], "settings": {}, "steps": None, "root_dir": None},
     )
-    assert calls[1] == (("run-1",), {"data": ["a", "b"], "steps": 3, "batch_size": 4, "root_dir": "r"})
+    assert out == "model       runs/x/model\nloss        1.5\nperplexity  4.482\n"
+    options = ["--data", "a", "--data", "b", "--steps", "3", "--batch-size", "4", "--root-dir", "r", "--no-baseline"]
+    printed(capsys, "eval", "run-1", "evaluation.chat=true", *options, "--config", "c.yaml", "--temperature", "0")
+    assert calls[1] == (
+        ("run-1",),
+        {
+            "config": "c.yaml",
+            "overrides": ["evaluation.chat=true"],
+            "settings": {"data": ["a", "b"], "baseline": None, "temperature": 0.0, "batch_size": 4},
+            "steps": 3,
+            "root_dir": "r",
+        },
+    )
+    printed(capsys, "eval", "run.seed=3")
+    assert calls[2][0] == (None,)
+    assert calls[2][1]["overrides"] == ["run.seed=3"]
+    assert run(["eval", "--baseline", "a", "--no-baseline"]) == 2
 
 
 def test_generate_hands_over_its_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

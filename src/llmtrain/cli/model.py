@@ -1,4 +1,4 @@
-"""eval, generate: what a trained model is asked."""
+"""generate: what a trained model writes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from llmtrain.cli.options import Json
-from llmtrain.cli.output import Outcome, drop_stdout, table
+from llmtrain.cli.output import Outcome, drop_stdout
 
-ROWS = (
-    ("model", "model"),
-    ("data", "data"),
-    ("tokens", "tokens"),
-    ("loss", "loss"),
-    ("perplexity", "perplexity"),
-    ("bits per byte", "bits_per_byte"),
-    ("seconds", "seconds"),
-)
 RootDir = Annotated[str, typer.Option("--root-dir", metavar="DIR", help="Folder of all runs.")]
 Model = Annotated[
     str, typer.Argument(metavar="[MODEL]", help="A run, checkpoint, model or adapter folder, or owner/name.")
@@ -29,33 +20,8 @@ Model = Annotated[
 
 
 def add_to(app: typer.Typer) -> None:
-    """Adds this file's verbs to the program."""
-    app.command("eval")(evaluate)
+    """Adds this file's verb to the program."""
     app.command("generate")(generate)
-
-
-def evaluate(
-    model: Model = "latest",
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--data", metavar="PATH", help="Token shards or rows; may be repeated; the run's own when not given."
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", metavar="N", min=1, help="Batches; all of the data when not given.")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", metavar="N", min=1, help="Sequences at a time; the run's own.")
-    ] = None,
-    root_dir: RootDir = "runs",
-    json: Json = False,
-) -> Outcome:
-    """Measure a model's loss, perplexity and bits per byte."""
-    from llmtrain.recipes.evaluate import evaluate as recipe
-
-    result = recipe(model, data=data or [], steps=steps, batch_size=batch_size, root_dir=root_dir)
-    return Outcome(result, table(result, ROWS))
 
 
 def generate(

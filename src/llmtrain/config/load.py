@@ -65,6 +65,13 @@ def load_config(ref: str, overrides: Sequence[str] = ()) -> LoadedConfig:
     return LoadedConfig(config=_check(tree), source=ref, as_written=text)
 
 
+def plain_config(overrides: Sequence[str]) -> Config:
+    """A config of defaults and overrides alone, for what needs no data of its own. Raises ConfigError as above."""
+    tree = parse_file("data: {name: synthetic}", label="the defaults", is_json=False)
+    apply_overrides(tree, overrides, root=Config)
+    return _check(tree)
+
+
 def shipped_configs() -> dict[str, str]:
     """Name → first line of its comment, of every config that ships with the package."""
     found = {}

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from llmtrain.config.base import Section, opt
 from llmtrain.config.data import DataConfig, PrepareConfig
 from llmtrain.config.errors import ConfigError
+from llmtrain.config.evaluation import EvaluationConfig
 from llmtrain.config.huggingface import HuggingFaceConfig
 from llmtrain.config.model import DecoderConfig
 from llmtrain.config.running import LoggingConfig, OutputConfig, RunConfig, TrackingConfig
@@ -29,6 +30,7 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     distributed: DistributedConfig = DistributedConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
     logging: LoggingConfig = LoggingConfig()
     output: OutputConfig = OutputConfig()

@@ -65,13 +65,16 @@ def generate(
     stop_ids: Collection[int] = (),
     batch_size: int | None = None,
     first_tokens: Sequence[Tensor | None] | None = None,
+    draw_keys: Sequence[str] | None = None,
     watch: Watch | None = None,
 ) -> list[list[int]]:
     """The tokens that follow each prompt, without the prompt and without the stop token, in the prompts' order.
 
     A row ends after `max_new_tokens`, at one of `stop_ids` (`watch` is not told of it), where `watch` says so, or where
     the model's context is full. `batch_size` rows, of similar lengths, are computed at a time; all of them when it is
-    None. `first_tokens` are the ids among which a row's first token is. The model should be in evaluation mode.
+    None. `first_tokens` are the ids among which a row's first token is. A row's draws depend on the seed and its
+    `draw_keys`; on its prompt and how often that came before where there are none. The model should be in evaluation
+    mode.
 
     Raises:
         ConfigError: a prompt is empty or leaves no room in the context, or a setting is out of its range.
@@ -84,18 +87,22 @@ def generate(
     how = sampling or Sampling()
     firsts = first_tokens or [None] * len(prompts)
     # Two prompts may share all but the token that was taken off, and are still two.
-    keys = [
+    keys: list[Sequence[int]] = [
         prompt if first is None else [*prompt, -1, *first.tolist()]
         for prompt, first in zip(prompts, firsts, strict=True)
     ]
-    generators = generators_for(keys, seed=how.seed)
+    generators = generators_for(keys if draw_keys is None else draw_keys, seed=how.seed)
+    likeliest_alone = how.temperature == 0.0 and how.repetition_penalty == 1.0
     generated: list[list[int]] = [[] for _ in prompts]
 
-    def choose(row: int, logits_v: Tensor) -> int | None:
+    def choose(row: int, logits_v: Tensor, likeliest: int) -> int | None:
         """The row's next token, to go on with; None where the row ends."""
         among = None if generated[row] else firsts[row]
-        seen = [*prompts[row], *generated[row]] if how.repetition_penalty != 1.0 else []
-        token = choose_token(logits_v, sampling=how, seen=seen, generator=generators[row], among=among)
+        if likeliest_alone and among is None:
+            token = likeliest
+        else:
+            seen = [*prompts[row], *generated[row]] if how.repetition_penalty != 1.0 else []
+            token = choose_token(logits_v, sampling=how, seen=seen, generator=generators[row], among=among)
         if token in stop_ids:
             return None
         generated[row].append(token)
@@ -112,6 +119,7 @@ def generate(
             {row: prompts[row] for row in batch},
             max_new_tokens=max(room[row] for row in batch),
             choose=choose,
+            likeliest_alone=likeliest_alone and first_tokens is None,
         )
     return generated
 
@@ -122,9 +130,13 @@ def _decode_batch(
     prompts: Mapping[int, Sequence[int]],
     *,
     max_new_tokens: int,
-    choose: Callable[[int, Tensor], int | None],
+    choose: Callable[[int, Tensor, int], int | None],
+    likeliest_alone: bool,
 ) -> None:
-    """Let `choose` have the scores of each row's next token until it has ended all of them; `prompts` is by row."""
+    """Let `choose` have the scores of each row's next token, and the likeliest, until it has ended all of them.
+
+    With `likeliest_alone` the scores stay where they are, and one number a row is fetched.
+    """
     longest = max(map(len, prompts.values()))
     padding = [longest - len(prompt) for prompt in prompts.values()]
     cache = model.new_cache(
@@ -133,8 +145,10 @@ def _decode_batch(
     input_ids = torch.tensor([[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts.values(), strict=True)])
     running = list(prompts)
     while running:
-        logits = model.logits(input_ids.to(model.device), None, cache, last_only=True)[:, -1].float().cpu()
-        chosen = [choose(row, logits[index]) for index, row in enumerate(running)]
+        logits = model.logits(input_ids.to(model.device), None, cache, last_only=True)[:, -1]
+        likeliest = logits.argmax(-1).tolist()
+        logits = logits if likeliest_alone else logits.float().cpu()
+        chosen = [choose(row, logits[index], likeliest[index]) for index, row in enumerate(running)]
         kept = [index for index, token in enumerate(chosen) if token is not None]
         if len(kept) < len(running):
             running = [running[index] for index in kept]

@@ -92,15 +92,15 @@ def _draw(scores: Tensor, *, sampling: Sampling, generator: torch.Generator) -> 
     return int(order[min(last, int((reached <= threshold).sum()))])
 
 
-def generators_for(prompts: Sequence[Sequence[int]], *, seed: int) -> list[torch.Generator]:
-    """One a row, seeded by the seed, the prompt and, among equal prompts, the number of the occurrence.
+def generators_for(keys: Sequence[Sequence[int] | str], *, seed: int) -> list[torch.Generator]:
+    """One a row, seeded by the seed, the row's key (its prompt) and, among equal keys, the number of the occurrence.
 
     So a row's draws do not depend on what else is asked.
     """
-    occurrences: Counter[tuple[int, ...]] = Counter()
+    occurrences: Counter[tuple[int, ...] | str] = Counter()
     generators = []
-    for prompt in prompts:
-        key = tuple(prompt)
+    for given in keys:
+        key = given if isinstance(given, str) else tuple(given)
         digest = hashlib.sha256(f"{seed}/{occurrences[key]}/{key}".encode()).digest()
         occurrences[key] += 1
         generators.append(torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1))

@@ -1,44 +1,102 @@
-"""`eval`: how well a model predicts held-out text."""
+"""`eval`: how well a model predicts held-out text, and how it answers the questions of rows.
+
+MODEL, config, data ─┬─ rows that ask something ─▶ evaluate_rows: loss, generation metrics, comparison, files
+                     └─ token shards, rows of text, the run's validation data ─▶ the loss, here
+"""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from llmtrain.config.errors import ConfigError
+from llmtrain.config.evaluation import AUTO_BASELINE, LAST_PUBLISHED, EvaluationConfig
+from llmtrain.config.load import load_config, plain_config
+from llmtrain.config.schema import Config
+from llmtrain.config.training import RendezvousConfig
+from llmtrain.data.chat.rows import Row, read_rows
+from llmtrain.data.chat.shapes import is_text
 from llmtrain.distributed.engine import Engine, resolve
 from llmtrain.evaluation.loss import evaluate_loss
-from llmtrain.recipes.held_out import evaluation_config, open_held_out
-from llmtrain.recipes.open_model import base_of, load_language_model, locate_model
+from llmtrain.recipes.held_out import are_rows, evaluation_config, open_held_out
+from llmtrain.recipes.open_model import base_of, config_file_beside, load_language_model, locate_model, tuned_from
 from llmtrain.tracking.logs import setup_logging
 from llmtrain.tracking.progress import Progress
 
+PUBLISHED_NAME = "last-published.json"
+"""In the folder of all runs: `publish` writes there, under `model`, what it accepted last."""
+
 
 def evaluate(
-    model: str,
+    model: str | None = None,
     *,
-    data: Sequence[str] = (),
+    config: str | None = None,
+    overrides: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
     steps: int | None = None,
-    batch_size: int | None = None,
-    root_dir: str = "runs",
+    root_dir: str | None = None,
 ) -> dict[str, Any]:
-    """Loss, perplexity and bits per byte of `model` on `data` (token shards or rows), or on its run's validation data.
+    """How good `model` is on the rows or token shards of `evaluation.data`, or on its run's validation data.
 
-    Of rows, only what is supervised counts. `steps` batches of `batch_size` windows or rows; all of the data when not
-    given. Raises ConfigError for what is not there.
+    `config` and `overrides` say how; its run's own config where none is named. `settings` are keys of its `evaluation`
+    section that win over it. `steps`: batches of a loss. Raises ConfigError for what is not there, and what does not
+    go together.
     """
+    named = load_config(config, overrides).config if config is not None else None
+    root = root_dir or (named or plain_config(())).output.root_dir
+    folder = locate_model(model or "latest", root_dir=root)
+    about = named or _own_config(folder, overrides)
+    chosen = _with(about.evaluation, settings or {})
+    if chosen.subject == "base":
+        folder = _base(folder)
+    setup_logging(about.logging, run_folder=None, rank=0)
+    engine = _engine(about)
+    try:
+        if not chosen.files or not _ask_something(chosen.files):
+            return _measure_loss(folder, chosen, about, given=settings or {}, steps=steps, engine=engine)
+        if steps is not None:
+            raise ConfigError("--steps cuts a loss short; of rows, --max-samples N takes the first of each file")
+
+        from llmtrain.recipes.evaluate_rows import Subjects, evaluate_rows
+
+        with engine.main_first():
+            base_of(folder)  # fetched by one rank
+            baseline = _baseline(folder, chosen, root=root)
+        subjects = Subjects(model=folder, baseline=baseline, trained_on=_trained_on(folder))
+        return evaluate_rows(subjects, chosen, seed=about.run.seed, root_dir=root, engine=engine)
+    finally:
+        engine.close()
+
+
+def _measure_loss(
+    folder: Path,
+    settings: EvaluationConfig,
+    about: Config,
+    *,
+    given: Mapping[str, Any],
+    steps: int | None,
+    engine: Engine,
+) -> dict[str, Any]:
+    """Loss, perplexity and bits per byte; of rows, only what is supervised counts."""
+    needless = sorted(given.keys() - {"data", "batch_size"})
+    if needless:
+        raise ConfigError(
+            f"--{needless[0].replace('_', '-')} is for rows that are answered, prompts with completions or messages: "
+            "name some with --data"
+        )
     began = time.monotonic()
-    folder = locate_model(model, root_dir=root_dir)
-    config = evaluation_config(folder, data=list(data))
-    setup_logging(config.logging, run_folder=None, rank=0)
-    trainer = config.trainer.model_copy(update={"compile": False})  # a compile takes longer than most evaluations
-    engine = Engine(resolve(config.run, trainer, config.distributed), distributed=config.distributed)
+    config = evaluation_config(folder, data=settings.files)
     with engine.main_first():
-        base_of(folder)  # fetched by one rank
+        base_of(folder)
     loaded = load_language_model(folder, device=engine.device)
     validation = open_held_out(config, loaded, engine=engine)
-    rows = batch_size or trainer.micro_batch_size
+    rows = given.get("batch_size") or config.trainer.micro_batch_size
     batches = validation.evaluation_batches(
         batch_size=rows, max_batches=steps, rank=engine.rank, world_size=engine.world_size
     )
@@ -52,7 +110,6 @@ def evaluate(
             tokens_per_byte=validation.facts.tokens_per_byte,
             before_batch=lambda: progress.track("evaluating", next(done, total), total),
         )
-    engine.close()
     return {
         "model": str(folder),
         "data": validation.name,
@@ -62,3 +119,71 @@ def evaluate(
         "tokens": result.num_tokens,
         "seconds": time.monotonic() - began,
     }
+
+
+# -- what is meant -----------------------------------------------------------------------------------------------------
+
+
+def _own_config(folder: Path, overrides: Sequence[str]) -> Config:
+    """That of the model's run, or a plain one for a model that stands alone."""
+    beside = config_file_beside(folder)
+    return load_config(str(beside), overrides).config if beside else plain_config(overrides)
+
+
+def _with(settings: EvaluationConfig, given: Mapping[str, Any]) -> EvaluationConfig:
+    """The section with what was said on the command line. Raises ConfigError for a value that cannot be."""
+    try:
+        return EvaluationConfig.model_validate({**settings.model_dump(), **given})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigError(f"evaluation.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _engine(about: Config) -> Engine:
+    """The machine. However a run was spread over processes, here each has the whole model and a share of the rows."""
+    trainer = about.trainer.model_copy(update={"compile": False})  # a compile takes longer than most evaluations
+    distributed = about.distributed.model_copy(update={"strategy": "auto", "rendezvous": RendezvousConfig()})
+    return Engine(resolve(about.run, trainer, distributed), distributed=distributed)
+
+
+def _ask_something(files: Sequence[str]) -> bool:
+    """Whether these are rows that can be answered; token shards and rows of text have a loss alone."""
+    if not are_rows(list(files)):
+        return False
+    first = next(read_rows(files[0], key="evaluation.data", default_split="test"))
+    return not (isinstance(first, Row) and is_text(first.values))
+
+
+def _base(folder: Path) -> Path:
+    base = tuned_from(folder)
+    if base is None:
+        raise ConfigError(f"evaluation.subject is base, but nothing says what {folder} was tuned from: name the base")
+    return base
+
+
+def _baseline(folder: Path, settings: EvaluationConfig, *, root: str) -> Path | None:
+    if settings.baseline is None:
+        return None
+    if settings.baseline == AUTO_BASELINE:
+        return None if settings.subject == "base" else tuned_from(folder)
+    ref = _last_published(root) if settings.baseline == LAST_PUBLISHED else settings.baseline
+    baseline = locate_model(ref, root_dir=root)
+    base_of(baseline)
+    if baseline == folder:
+        raise ConfigError(f"evaluation.baseline: {settings.baseline} is the model itself, {folder}")
+    return baseline
+
+
+def _last_published(root: str) -> str:
+    file = Path(root) / PUBLISHED_NAME
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["model"])
+    except FileNotFoundError:
+        raise ConfigError(f"nothing was published from {Path(root).absolute()} yet: there is no {file.name}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} does not say what was published last ({error!r})") from error
+
+
+def _trained_on(folder: Path) -> Config | None:
+    beside = config_file_beside(folder)
+    return load_config(str(beside)).config if beside else None

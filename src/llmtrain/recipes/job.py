@@ -116,6 +116,10 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
     config = config.model_copy(update={"distributed": distributed})
 
     model_folder, tokenizer_folder = _fetch(config, engine)
+    if isinstance(config.model, HuggingFaceConfig) and model_folder and Path(config.model.path).expanduser().is_dir():
+        # What the run begins from must be found later too, when a link such as runs/latest leads elsewhere.
+        begun_from = config.model.model_copy(update={"path": str(model_folder.resolve())})
+        config = config.model_copy(update={"model": begun_from})
     data, validation, chat_template = _open_data(config, engine, tokenizer_folder=tokenizer_folder)
     seed_step(config.run.seed, -1, rank=0)  # every rank builds the same weights
     if isinstance(config.model, HuggingFaceConfig):

@@ -10,6 +10,7 @@ What does not look like owner/name, or begins with a folder that is here, is nev
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from contextlib import suppress
@@ -21,6 +22,7 @@ from pydantic import ValidationError
 
 from llmtrain.config.chat import ChatConfig
 from llmtrain.config.errors import ConfigError
+from llmtrain.config.huggingface import HuggingFaceConfig
 from llmtrain.config.load import load_config
 from llmtrain.config.running import RunConfig
 from llmtrain.config.schema import Config
@@ -74,8 +76,11 @@ def base_of(folder: Path) -> Path | None:
     return base
 
 
-def load_language_model(folder: Path, *, device: torch.device) -> LanguageModel:
-    """The model or adapter in `folder`, on `device`. Raises ConfigError where it cannot be used."""
+def load_language_model(folder: Path, *, device: torch.device, for_rows: bool = False) -> LanguageModel:
+    """The model or adapter in `folder`, on `device`. Raises ConfigError where it cannot be used.
+
+    `for_rows`: with an encoder in any case, a plain chat template where the model has none.
+    """
     base = base_of(folder)
     config = config_beside(folder)
     network = _load(folder, base, device)
@@ -83,7 +88,7 @@ def load_language_model(folder: Path, *, device: torch.device) -> LanguageModel:
     if not _has_tokenizer(beside):
         return LanguageModel(model=network, tokenizer=None, encoder=None, eos_ids=frozenset(), folder=folder)
     tuned_on_rows = config is not None and isinstance(config.data, ChatConfig)
-    if isinstance(network, Decoder) and not tuned_on_rows and not _has_chat_template(beside):
+    if isinstance(network, Decoder) and not (tuned_on_rows or for_rows or _has_chat_template(beside)):
         tokenizer = load_tokenizer(beside)
         eos_ids = frozenset([tokenizer.eos_id])
         return LanguageModel(model=network, tokenizer=tokenizer, encoder=None, eos_ids=eos_ids, folder=folder)
@@ -105,10 +110,38 @@ def load_language_model(folder: Path, *, device: torch.device) -> LanguageModel:
     )
 
 
+def tuned_from(folder: Path) -> Path | None:
+    """The folder of the model that the one in `folder` was tuned from, fetched if need be; None for one that was not.
+
+    Raises ConfigError where it is not there any more.
+    """
+    if is_adapter_folder(folder):
+        return base_of(folder)
+    config = config_beside(folder)
+    if config is None:
+        return None
+    if isinstance(config.model, HuggingFaceConfig):
+        return _fetch(config.model.path, config.model.revision) if config.model.init == "pretrained" else None
+    return find_model(config.model.init_from, folder) if config.model.init_from is not None else None
+
+
+def model_fingerprint(folder: Path) -> str:
+    """Changes when other weights stand in `folder`: by names, sizes and times of its files."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    about = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr((str(folder), about)).encode()).hexdigest()
+
+
 def config_beside(folder: Path) -> Config | None:
     """The config of the run whose checkpoint a model folder belongs to; None for one that stands alone."""
+    beside = config_file_beside(folder)
+    return load_config(str(beside)).config if beside else None
+
+
+def config_file_beside(folder: Path) -> Path | None:
+    """Where it is written."""
     beside = folder.parent / "config.yaml"
-    return load_config(str(beside)).config if beside.is_file() else None
+    return beside if beside.is_file() else None
 
 
 def device_named(name: str) -> torch.device:

@@ -97,6 +97,14 @@ def example_of(values: Mapping[str, Any], *, text_column: str | None = None) -> 
     raise RowError(_unknown_shape(values, given, text_column))
 
 
+def is_text(values: Mapping[str, Any]) -> bool:
+    """Whether a row is nothing but text. What is no row that can be is not."""
+    try:
+        return isinstance(example_of(values), Text)
+    except RowError:
+        return False
+
+
 def _unknown_shape(values: Mapping[str, Any], given: Mapping[str, Any], text_column: str | None) -> str:
     empty = [key for key in values if key not in given and key in _KNOWN_KEYS]
     if empty:

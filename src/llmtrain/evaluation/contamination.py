@@ -1,0 +1,68 @@
+"""Whether a model was trained on what it is asked: the prompt word for word, or 13 words in a row.
+
+13-grams of lower-cased words as in Brown et al. 2020 (arXiv:2005.14165, appendix C); one that stands in more than ten
+training rows is boilerplate (a system text, a common instruction) and says nothing, as there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+from llmtrain.data.chat.holdout import prompt_of
+from llmtrain.data.chat.shapes import Chat, Completion, Example
+from llmtrain.evaluation.questions import Question
+
+NGRAM = 13
+BOILERPLATE_ROWS = 10
+_WORD = re.compile(r"\w+")
+
+
+class Overlap(NamedTuple):
+    """A question that the model may have learned from."""
+
+    question: int
+    """Its index."""
+    kind: Literal["exact", "13-gram"]
+    trained_on: str
+    """`file:line` of the first such training row."""
+
+
+def find_overlaps(questions: Sequence[Question], training: Iterable[tuple[Example, str]]) -> list[Overlap]:
+    """At most one for each question, in their order; an exact one goes before a 13-gram."""
+    prompts: dict[str, list[int]] = {}
+    ngrams: dict[int, list[int]] = {}
+    for index, question in enumerate(questions):
+        prompts.setdefault(prompt_of(question.example), []).append(index)
+        for ngram in _ngrams(question.example):
+            ngrams.setdefault(ngram, []).append(index)
+    exact: dict[int, str] = {}
+    met: dict[int, tuple[int, str]] = {}
+    for example, source in training:
+        if isinstance(example, Chat | Completion):
+            for index in prompts.get(prompt_of(example), ()):
+                exact.setdefault(index, source)
+        for ngram in _ngrams(example):
+            if ngram in ngrams:
+                count, first = met.get(ngram, (0, source))
+                met[ngram] = count + 1, first
+    found = {index: Overlap(index, "exact", source) for index, source in exact.items()}
+    for ngram, (count, source) in met.items():
+        if count <= BOILERPLATE_ROWS:
+            for index in ngrams[ngram]:
+                found.setdefault(index, Overlap(index, "13-gram", source))
+    return [found[index] for index in sorted(found)]
+
+
+def _ngrams(example: Example) -> set[int]:
+    words = _WORD.findall(_text(example).lower())
+    return {hash(tuple(words[begin : begin + NGRAM])) for begin in range(len(words) - NGRAM + 1)}
+
+
+def _text(example: Example) -> str:
+    if isinstance(example, Completion):
+        return f"{example.prompt} {example.completion}"
+    if isinstance(example, Chat):
+        return " ".join(str(turn["content"]) for turn in example.messages)
+    return example.text

@@ -1,0 +1,246 @@
+"""Metrics of written text against what was expected: each as a row's statistics, whose sums give the corpus's score.
+
+    (prediction, expected) ─ statistics ─▶ numbers of a row ─ summed over rows ─▶ score
+
+Means of rows are such sums too, so that all that is done with scores (totals, resampling) is done in one way. BLEU and
+chrF are sacreBLEU's, ROUGE is counted as the rouge-score package counts it, and tests hold it to that. An empty
+prediction counts as any other: it has nothing in common with what was expected. No torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
+
+from llmtrain.config.errors import ConfigError
+from llmtrain.config.faults import nearest
+
+BUILT_IN = ("exact_match", "jaccard", "rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf")
+ROUGE_WORDS = "words are runs of ASCII letters and digits, lower-cased, not stemmed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One figure; more is better."""
+
+    name: str
+    definition: str
+    """What is counted, and what is done to the texts first."""
+    statistics: Callable[[str, str], Sequence[float]]
+    """Of a row, (prediction, expected); as many for each row."""
+    score: Callable[[Sequence[float]], float]
+    """From the sums of the rows' statistics."""
+    row_score: Callable[[Sequence[float]], float]
+    """From a row's own."""
+    signature: str | None = None
+    """How the package that computes it names its settings."""
+
+
+def metrics_named(names: Sequence[str], *, ignore_case: bool = False) -> list[Metric]:
+    """The metrics of these names; or of import paths (`my_pkg.metrics:length_ratio`).
+
+    Raises ConfigError for a name that is none, and what cannot be imported.
+    """
+    metrics = [_metric(name, ignore_case=ignore_case) for name in names]
+    if twice := [name for name, count in Counter(metric.name for metric in metrics).items() if count > 1]:
+        raise ConfigError(f"evaluation.metrics names {', '.join(twice)} twice")
+    return metrics
+
+
+def mean_metric(name: str, definition: str, row: Callable[[str, str], float]) -> Metric:
+    """The mean over rows of what `row` gives for (prediction, expected)."""
+
+    def mean(sums: Sequence[float]) -> float:
+        return sums[0] / sums[1] if sums[1] else math.nan
+
+    return Metric(
+        name=name,
+        definition=definition,
+        statistics=lambda prediction, expected: (row(prediction, expected), 1.0),
+        score=mean,
+        row_score=mean,
+    )
+
+
+def _metric(name: str, *, ignore_case: bool) -> Metric:
+    if name == "exact_match":
+        case = "case ignored" if ignore_case else "case matters"
+        return mean_metric(
+            name,
+            f"share of rows whose prediction is what was expected, blanks around both taken off; {case}",
+            lambda prediction, expected: exact_match(prediction, expected, ignore_case=ignore_case),
+        )
+    if name == "jaccard":
+        what = "words that both have over words that either has, as sets, lower-cased, split at blanks; mean of rows"
+        return mean_metric(name, what, jaccard)
+    if name in ("rouge1", "rouge2"):
+        order = int(name[-1])
+        units = "words" if order == 1 else "pairs of words"
+        what = f"F1 of {units} in common, as rouge-score counts them; {ROUGE_WORDS}; mean of rows"
+        return mean_metric(name, what, lambda prediction, expected: rouge_n(prediction, expected, order=order))
+    if name == "rougeL":
+        what = f"F1 of the longest common subsequence of words, as rouge-score counts it; {ROUGE_WORDS}; mean of rows"
+        return mean_metric(name, what, rouge_l)
+    if name == "rougeLsum":
+        what = f"rougeL line by line, united, as rouge-score counts it; {ROUGE_WORDS}; mean of rows"
+        return mean_metric(name, what, rouge_lsum)
+    if name == "bleu":
+        return _bleu_metric()
+    if name == "chrf":
+        return _chrf_metric()
+    return _custom(name)
+
+
+def exact_match(prediction: str, expected: str, *, ignore_case: bool = False) -> float:
+    """1 where both are the same but for blanks around them, else 0."""
+    prediction, expected = prediction.strip(), expected.strip()
+    if ignore_case:
+        prediction, expected = prediction.casefold(), expected.casefold()
+    return float(prediction == expected)
+
+
+def jaccard(prediction: str, expected: str) -> float:
+    """Words of both over words of either; 0 where neither has any."""
+    ours, theirs = set(prediction.lower().split()), set(expected.lower().split())
+    return len(ours & theirs) / len(ours | theirs) if ours or theirs else 0.0
+
+
+def rouge_n(prediction: str, expected: str, *, order: int) -> float:
+    """F1 of n-grams (Lin 2004)."""
+    ours, theirs = _ngrams(prediction, order), _ngrams(expected, order)
+    common = sum(min(count, theirs[ngram]) for ngram, count in ours.items() if ngram in theirs)
+    return _f1(common, sum(ours.values()), sum(theirs.values()))
+
+
+def rouge_l(prediction: str, expected: str) -> float:
+    """F1 of the longest common subsequence (Lin 2004)."""
+    ours, theirs = _words(prediction), _words(expected)
+    return _f1(longest_common_subsequence(ours, theirs), len(ours), len(theirs))
+
+
+def rouge_lsum(prediction: str, expected: str) -> float:
+    """F1 of the union of common subsequences over lines; of single lines that is rougeL's."""
+    if "\n" not in prediction and "\n" not in expected:
+        return rouge_l(prediction, expected)
+    return float(_rouge_scorer().score(expected, prediction)["rougeLsum"].fmeasure)
+
+
+def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
+    """Its length, by columns of bits (Hyyrö 2004), some hundred times faster than by a table in Python."""
+    places: dict[str, int] = {}
+    for index, word in enumerate(first):
+        places[word] = places.get(word, 0) | 1 << index
+    whole = (1 << len(first)) - 1
+    column = whole
+    for word in second:
+        matched = column & places.get(word, 0)
+        column = ((column + matched) | (column - matched)) & whole
+    return len(first) - column.bit_count()
+
+
+def _f1(common: int, ours: int, theirs: int) -> float:
+    if not common:
+        return 0.0
+    precision, recall = common / ours, common / theirs
+    return 2 * precision * recall / (precision + recall)
+
+
+@lru_cache(maxsize=4)  # of one row's two texts, for several metrics
+def _words(text: str) -> tuple[str, ...]:
+    from rouge_score.tokenize import tokenize
+
+    return tuple(tokenize(text, None))
+
+
+def _ngrams(text: str, order: int) -> Counter[tuple[str, ...]]:
+    words = _words(text)
+    return Counter(zip(*(words[start:] for start in range(order)), strict=False))
+
+
+@cache
+def _rouge_scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeLsum"])
+
+
+def _bleu_metric() -> Metric:
+    from sacrebleu.metrics import BLEU
+
+    corpus, sentence = BLEU(), BLEU(effective_order=True)
+    corpus.corpus_score(["a"], [["a"]])  # it knows its signature once it was used
+
+    def statistics(prediction: str, expected: str) -> list[float]:
+        found: Any = sentence.sentence_score(prediction, [expected])
+        return [found.sys_len, found.ref_len, *found.counts, *found.totals]
+
+    def score(sums: Sequence[float], *, effective_order: bool = False) -> float:
+        sys_len, ref_len, *ngrams = (int(value) for value in sums)
+        return float(
+            BLEU.compute_bleu(
+                ngrams[:4], ngrams[4:], sys_len, ref_len, smooth_method="exp", effective_order=effective_order
+            ).score
+        )
+
+    return Metric(
+        name="bleu",
+        definition="corpus BLEU, 0 to 100, by sacreBLEU: n-grams are summed over rows; of one row, by effective order",
+        statistics=statistics,
+        score=score,
+        row_score=lambda sums: score(sums, effective_order=True),
+        signature=str(corpus.get_signature()),
+    )
+
+
+def _chrf_metric() -> Metric:
+    from sacrebleu.metrics import CHRF
+
+    chrf: Any = CHRF()
+    chrf.corpus_score(["a"], [["a"]])
+
+    def statistics(prediction: str, expected: str) -> list[float]:
+        found: list[list[float]] = chrf._extract_corpus_statistics([prediction], [[expected]])
+        return found[0]
+
+    def score(sums: Sequence[float]) -> float:
+        return float(chrf._compute_f_score(list(sums)))
+
+    return Metric(
+        name="chrf",
+        definition="corpus chrF2, 0 to 100, by sacreBLEU: n-grams of characters, without blanks, are summed over rows",
+        statistics=statistics,
+        score=score,
+        row_score=score,
+        signature=str(chrf.get_signature()),
+    )
+
+
+def _custom(path: str) -> Metric:
+    """A function of the user's own."""
+    module_name, _, function_name = path.partition(":")
+    if not function_name:
+        guess = nearest(path, BUILT_IN)
+        hint = f"; did you mean {guess!r}?" if guess else ""
+        known = f"there are {', '.join(BUILT_IN)}, and functions of your own (my_pkg.metrics:length_ratio)"
+        raise ConfigError(f"evaluation.metrics: there is no metric {path!r}{hint}: {known}")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"evaluation.metrics: {path} cannot be imported: {error}") from error
+    if not callable(function):
+        raise ConfigError(f"evaluation.metrics: {path} is no function of a prediction and what was expected")
+
+    def row(prediction: str, expected: str) -> float:
+        value = function(prediction, expected)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise ConfigError(f"evaluation.metrics: {path} gave {value!r} for the prediction {prediction[:80]!r}")
+        return float(value)
+
+    about = (inspect.getdoc(function) or "no description").partition("\n")[0]
+    return mean_metric(path, f"{about} (mean of rows)", row)

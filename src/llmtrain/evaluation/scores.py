@@ -1,0 +1,126 @@
+"""From rows to scores: statistics of every row and metric, on all cores where there are many, and their sums."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmtrain.evaluation.metrics import Metric, metrics_named
+
+Statistics = NDArray[np.float64]
+"""[rows, k]: what a metric counts of each row."""
+
+MANY_ROWS = 20_000
+"""From which on other processes help; each takes a second to start."""
+_CHUNK_ROWS = 2_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """What is shown of a metric or a loss: how rows' statistics become its score."""
+
+    name: str
+    definition: str
+    score: Callable[[Sequence[float]], float]
+    row_score: Callable[[Sequence[float]], float]
+    higher_is_better: bool = True
+    signature: str | None = None
+
+
+def figures_of(metrics: Sequence[Metric], *, with_loss: bool) -> list[Figure]:
+    """The metrics, after the figures of the loss where there is one."""
+    written = [
+        Figure(
+            name=metric.name,
+            definition=metric.definition,
+            score=metric.score,
+            row_score=metric.row_score,
+            signature=metric.signature,
+        )
+        for metric in metrics
+    ]
+    return [*LOSS_FIGURES, *written] if with_loss else written
+
+
+def row_statistics(
+    pairs: Sequence[tuple[str, str]],
+    names: Sequence[str],
+    *,
+    ignore_case: bool = False,
+    num_processes: int | None = None,
+) -> dict[str, Statistics]:
+    """By metric, the statistics of each (prediction, expected), in their order.
+
+    Raises ConfigError as `metrics_named` does.
+    """
+    metrics = metrics_named(names, ignore_case=ignore_case)
+    chunks = [pairs[begin : begin + _CHUNK_ROWS] for begin in range(0, len(pairs), _CHUNK_ROWS)]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(num_processes or (cores if len(pairs) >= MANY_ROWS else 1), len(chunks))
+    if workers <= 1:
+        done = [_chunk(chunk, metrics) for chunk in chunks]
+    else:
+        # Spawned: a fork of a process with torch's threads may hang.
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            jobs = [pool.submit(_named_chunk, chunk, tuple(names), ignore_case) for chunk in chunks]
+            done = [job.result() for job in jobs]
+    return {
+        metric.name: np.concatenate([part[index] for part in done]) if done else np.zeros((0, 2))
+        for index, metric in enumerate(metrics)
+    }
+
+
+def total(statistics: Statistics, rows: NDArray[np.bool_] | None = None) -> list[float]:
+    """The sums over all rows, or over those chosen."""
+    sums: list[float] = (statistics if rows is None else statistics[rows]).sum(axis=0).tolist()
+    return sums
+
+
+def scores(
+    figures: Sequence[Figure], statistics: Mapping[str, Statistics], rows: NDArray[np.bool_] | None = None
+) -> dict[str, float]:
+    """Each figure over all rows, or over those chosen."""
+    return {figure.name: figure.score(total(statistics[figure.name], rows)) for figure in figures}
+
+
+def _named_chunk(pairs: Sequence[tuple[str, str]], names: Sequence[str], ignore_case: bool) -> list[Statistics]:
+    return _chunk(pairs, metrics_named(names, ignore_case=ignore_case))
+
+
+def _chunk(pairs: Sequence[tuple[str, str]], metrics: Sequence[Metric]) -> list[Statistics]:
+    return [
+        np.array([metric.statistics(prediction, expected) for prediction, expected in pairs], np.float64)
+        for metric in metrics
+    ]
+
+
+def _loss(sums: Sequence[float]) -> float:
+    return sums[0] / sums[1] if sums[1] else math.nan
+
+
+def _perplexity(sums: Sequence[float]) -> float:
+    loss = _loss(sums)
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def _bits_per_byte(sums: Sequence[float]) -> float:
+    return sums[0] / math.log(2) / sums[2] if sums[2] else math.nan
+
+
+_OF_ANSWERS = "of the expected answer's tokens and the one that ends it, given the prompt"
+LOSS_FIGURES = tuple(
+    Figure(name=name, definition=definition, score=score, row_score=score, higher_is_better=False)
+    for name, definition, score in (
+        ("loss", f"mean negative log probability {_OF_ANSWERS}; nats a token", _loss),
+        ("perplexity", "exp(loss)", _perplexity),
+        ("bits_per_byte", f"negative log probability {_OF_ANSWERS}; bits a UTF-8 byte of the answer", _bits_per_byte),
+    )
+)
+"""Statistics of each: the row's loss in nats, its tokens, its bytes."""

@@ -1,0 +1,150 @@
+"""A model's answers to questions, and its loss on the expected ones: in batches, shared among processes, kept on disk.
+
+    questions ─ this process's share, by length ─ batch ─ generate, loss ─▶ a line each in the journal ─▶ all answers
+
+What the journal has already is not asked again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from llmtrain.config.errors import ConfigError
+from llmtrain.distributed.engine import Engine
+from llmtrain.evaluation.generation import context_of, generate
+from llmtrain.evaluation.questions import Asked
+from llmtrain.evaluation.row_loss import row_losses
+from llmtrain.evaluation.sampling import Sampling
+from llmtrain.recipes.language_model import LanguageModel
+
+TOO_LONG = "prompt too long"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How answers are written."""
+
+    max_new_tokens: int
+    sampling: Sampling
+    batch_size: int
+
+
+class Answer(NamedTuple):
+    """What a model wrote, and what the expected answer costs it."""
+
+    prediction: str
+    tokens: int
+    ended_by: str
+    """end, length (of max_new_tokens or the context), or: prompt too long."""
+    loss_sum: float
+    """In nats."""
+    loss_tokens: int
+    """0 where the question and the expected answer are too long for the context."""
+
+
+class Journal:
+    """Answers on disk, a line each: written by this process, read of all processes that came before."""
+
+    def __init__(self, folder: Path, name: str, *, rank: int) -> None:
+        self._file = folder / f"{name}.part-{rank}.jsonl"
+        self.known: dict[str, Answer] = {}
+        for file in sorted(folder.glob(f"{name}.part-*.jsonl")):
+            for line in file.read_text(encoding="utf-8").splitlines():
+                try:
+                    key, *values = json.loads(line)
+                    self.known[str(key)] = Answer(*values)
+                except (ValueError, TypeError):  # cut off in the middle of the line
+                    continue
+
+    def append(self, answers: Mapping[str, Answer]) -> None:
+        """Write them, so that a process that is killed has lost no finished batch."""
+        with self._file.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps([key, *answer], ensure_ascii=False) + "\n" for key, answer in answers.items())
+
+
+def answer_all(
+    language_model: LanguageModel,
+    asked: Sequence[Asked],
+    *,
+    decoding: Decoding,
+    end_of_turn: str,
+    engine: Engine,
+    journal: Journal | None = None,
+    after_batch: Callable[[int], None] = lambda _: None,
+) -> list[Answer]:
+    """An answer to each question, in their order, on every rank; the same for any batch size and number of ranks.
+
+    `end_of_turn` is the text of the control token that ends an answer, besides the model's own end tokens.
+    `after_batch` is told how many questions of this rank's are done. A prompt that leaves no room in the context is
+    answered by nothing.
+    """
+    keys = unique_keys(asked)
+    known = journal.known if journal else {}
+    prompts = [language_model.prompt_ids(one.text, is_complete=one.is_complete) for one in asked]
+    by_length = sorted(range(len(asked)), key=lambda row: len(prompts[row]), reverse=True)
+    share = by_length[engine.rank :: engine.world_size]
+    open_rows = [row for row in share if keys[row] not in known]
+    found = {row: known[keys[row]] for row in share if keys[row] in known}
+    writer = _Writer(language_model, decoding, end_of_turn)
+    for begin in range(0, len(open_rows), decoding.batch_size):
+        rows = open_rows[begin : begin + decoding.batch_size]
+        answers = writer.answers([asked[row] for row in rows], [prompts[row] for row in rows], [keys[r] for r in rows])
+        found |= dict(zip(rows, answers, strict=True))
+        if journal is not None:
+            journal.append({keys[row]: found[row] for row in rows})
+        after_batch(len(found))
+    everyone = [pair for part in engine.gather(list(found.items())) for pair in part]
+    return [answer for _, answer in sorted(everyone, key=lambda pair: pair[0])]
+
+
+def unique_keys(asked: Sequence[Asked]) -> list[str]:
+    """A key for each question, by what it says; the second of two equal ones has another."""
+    counts: Counter[str] = Counter()
+    keys = []
+    for one in asked:
+        keys.append(f"{one.key}-{counts[one.key]}")
+        counts[one.key] += 1
+    return keys
+
+
+class _Writer:
+    def __init__(self, language_model: LanguageModel, decoding: Decoding, end_of_turn: str) -> None:
+        if language_model.tokenizer is None or language_model.encoder is None:
+            raise ConfigError(f"{language_model.folder} has no tokenizer, so it cannot be asked anything")
+        self._model, self._tokenizer = language_model.model, language_model.tokenizer
+        self._encoder, self._decoding = language_model.encoder, decoding
+        end = self._tokenizer.token_id(end_of_turn) if end_of_turn else None
+        self._stop_ids = language_model.eos_ids if end is None else language_model.eos_ids | {end}
+        self._limit = context_of(language_model.model)
+
+    def answers(self, asked: Sequence[Asked], prompts: Sequence[Sequence[int]], keys: Sequence[str]) -> list[Answer]:
+        """Of one batch."""
+        fits = [len(prompt) < self._limit for prompt in prompts]
+        generated = iter(
+            generate(
+                self._model,
+                [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit],
+                max_new_tokens=self._decoding.max_new_tokens,
+                sampling=self._decoding.sampling,
+                stop_ids=self._stop_ids,
+                draw_keys=[key for key, fit in zip(keys, fits, strict=True) if fit],
+            )
+        )
+        whole = self._encoder.encode([one.whole for one in asked])
+        # A row that the context does not hold would have the loss of a part of it: it has none.
+        rows = [
+            (one.input_ids.tolist(), one.supervised.tolist()) if len(one.input_ids) <= self._limit else ((), ())
+            for one in whole
+        ]
+        answers = []
+        for prompt, fit, loss in zip(prompts, fits, row_losses(self._model, rows), strict=True):
+            tokens = next(generated) if fit else []
+            room = min(self._decoding.max_new_tokens, self._limit - len(prompt))
+            ended = TOO_LONG if not fit else "length" if len(tokens) == room else "end"
+            answers.append(Answer(self._tokenizer.decode(tokens), len(tokens), ended, *loss))
+        return answers

@@ -1,0 +1,184 @@
+"""`eval` on rows, top to bottom: models → questions → answers of both → statistics → scores, comparison → files.
+
+Answers are kept as they come, so that an evaluation that was stopped goes on where it was: an unfinished one of the
+same questions, models and decoding is found again (`evaluation_folder`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmtrain.config.errors import ConfigError
+from llmtrain.config.evaluation import EvaluationConfig
+from llmtrain.config.schema import Config
+from llmtrain.data.chat.faults import Fault, Faults, RowError
+from llmtrain.distributed.engine import Engine
+from llmtrain.evaluation.contamination import Overlap, find_overlaps
+from llmtrain.evaluation.metrics import metrics_named
+from llmtrain.evaluation.questions import Asked, Question, ask, read_questions
+from llmtrain.evaluation.sampling import Sampling
+from llmtrain.evaluation.scores import scores
+from llmtrain.recipes.answers import Answer, Decoding, Journal, answer_all, unique_keys
+from llmtrain.recipes.evaluation_folder import evaluation_folder, write_evaluation
+from llmtrain.recipes.language_model import LanguageModel
+from llmtrain.recipes.measured import Measured, measure
+from llmtrain.recipes.open_model import load_language_model, model_fingerprint
+from llmtrain.recipes.training_rows import training_rows
+from llmtrain.tracking.progress import Progress
+
+log = logging.getLogger("llmtrain.eval")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subjects:
+    """What is measured: folders of models or adapters."""
+
+    model: Path
+    baseline: Path | None
+    trained_on: Config | None
+    """The config whose training rows the questions are looked for in."""
+
+
+def evaluate_rows(
+    subjects: Subjects, settings: EvaluationConfig, *, seed: int, root_dir: str, engine: Engine
+) -> dict[str, Any]:
+    """The document of metrics.json, which says where it is, on every rank.
+
+    Raises ConfigError for faults of rows, and for what cannot be asked.
+    """
+    began = time.monotonic()
+    metrics_named(settings.metrics, ignore_case=settings.ignore_case)  # what is wrong with them is wrong now
+    questions = read_questions(settings.files, key="evaluation.data", max_samples=settings.max_samples)
+    model = load_language_model(subjects.model, device=engine.device, for_rows=True)
+    asked = ask_all(questions, model, chat=settings.chat)
+    identity = _identity(subjects, settings, asked, seed=seed)
+    make_folder = partial(evaluation_folder, subjects.model, root=Path(root_dir), identity=identity)
+    folder = engine.from_main(make_folder)
+    assert model.encoder is not None
+    answer = partial(
+        _answers,
+        asked=asked,
+        decoding=decoding_of(settings, seed=seed),
+        end_of_turn=model.encoder.template.end_of_turn,
+        engine=engine,
+        folder=folder,
+    )
+    answers, baseline_answers = answer(model, name="model"), None
+    if subjects.baseline is not None:
+        del model  # one at a time is in memory
+        opened = load_language_model(subjects.baseline, device=engine.device, for_rows=True)
+        baseline_answers = answer(opened, name="baseline")
+
+    def conclude() -> dict[str, Any]:
+        measured = measure(questions, answers, baseline_answers, settings, seed=seed)
+        overlaps = _overlaps(questions, subjects.trained_on) if settings.contamination else "it was not asked for"
+        document = {
+            "model": str(subjects.model),
+            "baseline": str(subjects.baseline) if subjects.baseline else None,
+            "output": str(folder),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            **measured.document(),
+            "contamination": _contamination(overlaps, measured),
+            "settings": {**settings.model_dump(mode="json"), "seed": seed},
+            "seconds": time.monotonic() - began,
+        }
+        write_evaluation(folder, document, measured.rows(overlaps if isinstance(overlaps, list) else []))
+        return document
+
+    return engine.from_main(conclude)
+
+
+def ask_all(questions: Sequence[Question], model: LanguageModel, *, chat: bool | None) -> list[Asked]:
+    """The questions as the model reads them. ConfigError with every row that its template does not take."""
+    if model.encoder is None:
+        raise ConfigError(f"{model.folder} has no tokenizer, so it cannot be asked anything")
+    faults, asked = Faults(), []
+    for question in questions:
+        try:
+            asked.append(ask(question, model.encoder.template, chat=model.chats if chat is None else chat))
+        except RowError as error:
+            faults.add(Fault(question.source, str(error)))
+    faults.raise_if_any("Correct these rows, or ask in plain text: evaluation.chat=false.")
+    return asked
+
+
+def decoding_of(settings: EvaluationConfig, *, seed: int) -> Decoding:
+    """How answers are written."""
+    return Decoding(
+        max_new_tokens=settings.max_new_tokens,
+        sampling=Sampling(temperature=settings.temperature, top_p=settings.top_p, seed=seed),
+        batch_size=settings.batch_size,
+    )
+
+
+def _answers(
+    language_model: LanguageModel,
+    *,
+    name: str,
+    asked: Sequence[Asked],
+    decoding: Decoding,
+    end_of_turn: str,
+    engine: Engine,
+    folder: Path,
+) -> list[Answer]:
+    log.info("%s questions to the %s, %s", f"{len(asked):,}", name, language_model.folder)
+    share = len(asked[engine.rank :: engine.world_size])
+    with Progress(quiet=not engine.is_main) as progress:
+        return answer_all(
+            language_model,
+            asked,
+            decoding=decoding,
+            end_of_turn=end_of_turn,
+            engine=engine,
+            journal=Journal(folder, name, rank=engine.rank),
+            after_batch=lambda done: progress.track(f"answers of the {name}", done, share),
+        )
+
+
+def _identity(subjects: Subjects, settings: EvaluationConfig, asked: Sequence[Asked], *, seed: int) -> str:
+    """What makes two evaluations the same, but for how rows are batched and what is done with the answers."""
+    decoding = settings.model_dump(mode="json", include={"max_new_tokens", "temperature", "top_p"})
+    models = [model_fingerprint(folder) for folder in (subjects.model, subjects.baseline) if folder is not None]
+    about = json.dumps([models, decoding, seed, unique_keys(asked)], sort_keys=True)
+    return hashlib.sha256(about.encode()).hexdigest()
+
+
+# -- contamination -----------------------------------------------------------------------------------------------------
+
+
+def _overlaps(questions: Sequence[Question], config: Config | None) -> list[Overlap] | str:
+    """The questions among the training rows; or why they were not looked for."""
+    if config is None:
+        return "nothing says what the model was trained on"
+    try:
+        return find_overlaps(questions, training_rows(config))
+    except ConfigError as error:
+        return str(error)
+
+
+def _contamination(overlaps: list[Overlap] | str, measured: Measured) -> dict[str, Any]:
+    if isinstance(overlaps, str):
+        return {"checked": False, "why": overlaps}
+    exact = sum(overlap.kind == "exact" for overlap in overlaps)
+    found: dict[str, Any] = {"checked": True, "rows": len(overlaps), "exact": exact, "13-gram": len(overlaps) - exact}
+    if overlaps:
+        found["named"] = [
+            f"{measured.questions[overlap.question].source} = {overlap.trained_on} ({overlap.kind})"
+            for overlap in overlaps
+        ]
+        clean = np.ones(len(measured.questions), np.bool_)
+        clean[[overlap.question for overlap in overlaps]] = False
+        found["scores_with"] = scores(measured.figures, measured.statistics)
+        found["scores_without"] = scores(measured.figures, measured.statistics, clean) if clean.any() else None
+    return found
