@@ -1,23 +1,20 @@
 from __future__ import annotations
 
-import fcntl
 import logging
 import math
 import os
 import re
 import signal
-import struct
 import sys
-import termios
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from llmtrain.config.running import LoggingConfig
+from llmtrain.testing.terminal import terminal_as_stderr
 from llmtrain.tracking import terminal
 from llmtrain.tracking.logs import reset_logging, setup_logging
 from llmtrain.tracking.metrics import METRIC_NAMES, describe, short_count, short_duration
@@ -45,7 +42,7 @@ class Clock:
 
 @pytest.fixture(autouse=True)
 def _fresh_console(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("CI", "NO_COLOR", "FORCE_COLOR", "COLORTERM", "COLUMNS"):
+    for name in ("CI", "KUBERNETES_SERVICE_HOST", "NO_COLOR", "FORCE_COLOR", "COLORTERM", "COLUMNS", "LINES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
     reset_logging()
@@ -53,75 +50,6 @@ def _fresh_console(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     reset_logging()
     terminal.forget_console()
-
-
-class Terminal:
-    """A pseudo-terminal, and the screen that a person would see there (scrolled lines included)."""
-
-    def __init__(self, *, columns: int) -> None:
-        self._master, slave = os.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-        self.file = os.fdopen(slave, "w", encoding="utf-8")
-        self._columns = columns
-        self._received = bytearray()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        try:
-            while data := os.read(self._master, 65536):
-                self._received += data
-        except OSError:
-            return  # what Linux says when the other side is closed
-
-    def close(self) -> None:
-        self.file.close()
-        self._reader.join(5)  # the end comes after all that was written
-        os.close(self._master)
-
-    @property
-    def raw(self) -> str:
-        return self._received.decode()
-
-    def screen(self) -> list[str]:
-        """Carry out the few controls that are used: line feeds, returns, cursor up, erase line."""
-        lines, row, column = [""], 0, 0
-        for control, char in re.findall(r"(\x1b\[[?\d;]*[A-Za-z])|([^\x1b])", self.raw):
-            if control.endswith("A"):
-                row -= int(control[2:-1] or 1)
-            elif control.endswith("K"):
-                lines[row] = ""
-            elif control:
-                assert control[-1] in "mhl", f"the screen does not know {control!r}"
-            elif char == "\r":
-                column = 0
-            elif char == "\n":
-                row += 1
-                lines += [""] * (row + 1 - len(lines))
-            else:
-                if column == self._columns:
-                    row, column = row + 1, 0
-                    lines += [""] * (row + 1 - len(lines))
-                lines[row] = (lines[row].ljust(column)[:column] + char + lines[row][column + 1 :]).rstrip("\n")
-                column += 1
-        return [line.rstrip() for line in lines if line.strip()]
-
-
-@contextmanager
-def terminal_as_stderr(*, columns: int = 100) -> Iterator[Terminal]:
-    """A block at a terminal; its screen is complete afterwards."""
-    tty, before = Terminal(columns=columns), sys.stderr
-    # Rich asks the process's own streams for the width; those of a test are none.
-    os.environ["COLUMNS"] = str(columns)
-    terminal.forget_console()
-    sys.stderr = tty.file
-    try:
-        yield tty
-        assert sys.stderr is tty.file
-    finally:
-        sys.stderr = before
-        del os.environ["COLUMNS"]
-        tty.close()
 
 
 def test_a_plain_line_holds_the_figures_in_one_scheme(
@@ -254,8 +182,10 @@ def test_no_color_takes_the_colours_and_not_the_bar(monkeypatch: pytest.MonkeyPa
     assert len(colours["COLORTERM"]) >= 3
 
 
-@pytest.mark.parametrize(("name", "value"), [("CI", "true"), ("TERM", "dumb")])
-def test_in_ci_and_on_a_dumb_terminal_there_are_plain_lines(
+@pytest.mark.parametrize(
+    ("name", "value"), [("CI", "true"), ("TERM", "dumb"), ("KUBERNETES_SERVICE_HOST", "10.96.0.1")]
+)
+def test_in_ci_in_a_pod_and_on_a_dumb_terminal_there_are_plain_lines(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)

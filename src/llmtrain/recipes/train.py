@@ -120,10 +120,9 @@ def _train_in(run: Path, job: Job, stop: StopSignal) -> dict[str, Any]:
     gang = engine.gang()
     store = _open_store(job, run, gang) if gang else None
     outcome: Literal["finished", "preempted", "failed"] = "failed"
-    plain = True if config.logging.json_output else None
     with (
         MachineMonitor(run=run, device=engine.device, interval_sec=config.tracking.system_interval_sec) as monitor,
-        Progress(job.schedule.total_steps, start_step=state.step, plain=plain, quiet=not engine.is_main) as progress,
+        Progress(job.schedule.total_steps, start_step=state.step, quiet=not engine.is_main) as progress,
     ):
         report = Reporter(
             sinks=sinks,

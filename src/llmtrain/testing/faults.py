@@ -5,6 +5,7 @@
 Each wish is ACTION@POINT, followed by options behind colons:
 
     kill            SIGKILL to this process: nothing is flushed, no handler runs
+    int             SIGINT to this process, as Ctrl-C sends it
     term            SIGTERM to this process, as a scheduler sends it before it takes the machine away
     raise           raises FaultInjected; with the name of an errno (`raise@temp-made:EROFS`) that OSError instead
     stop            SIGSTOP to this process: it stands still, its connections stay open
@@ -32,8 +33,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 VARIABLE = "LLMTRAIN_FAULTS"
-_ACTIONS = ("cut", "kill", "nan", "raise", "sleep", "stop", "term")
-_SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
+_ACTIONS = ("cut", "int", "kill", "nan", "raise", "sleep", "stop", "term")
+_SIGNALS = {"int": signal.SIGINT, "kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
 _times_met: Counter[tuple[str, int]] = Counter()
 
 

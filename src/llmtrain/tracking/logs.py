@@ -39,6 +39,7 @@ def setup_logging(config: LoggingConfig, *, run_folder: Path | None, rank: int) 
         path = run_folder / "logs" / (config.file_name if rank == 0 else f"rank_{rank}.log")
         handlers.append(_open_file(path, as_json=config.json_output, rank=rank))
     reset_logging()
+    terminal.set_lines_only(config.json_output)
     logger = logging.getLogger(ROOT_LOGGER)
     for handler in handlers or [logging.NullHandler()]:
         logger.addHandler(handler)
@@ -55,6 +56,7 @@ def reset_logging() -> None:
         handler.close()
     logger.setLevel(logging.NOTSET)
     logger.propagate = True
+    terminal.set_lines_only(False)
 
 
 class ConsoleHandler(logging.Handler):

@@ -1,16 +1,14 @@
-"""How far a run is: a live bar on a terminal, plain lines elsewhere.
+"""How far a run is: a live view on a terminal (`live`), plain lines elsewhere.
 
-    ⠼ training ━━━━━━━━━╸━━━━━━━━━━━━━━━━━━ 120/900  loss 3.210  6.1k tok/s  mfu 41%  eta 4m12s
     12:01:33 INFO  [train] step 120/900  loss 3.210  lr 3.0e-03  grad 0.82  6.1k tok/s  mfu 41%  eta 4m12s
 
-The figures are always logged, so the run's log file has them; a terminal with the bar repeats only validation's.
+The figures are always logged, so the run's log file has them; a terminal with the view repeats only validation's.
 Both go to stderr. What the figures are called is in `metrics`.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -18,28 +16,22 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
-from rich.progress import Progress as RichProgress
-from rich.table import Column
-
 from llmtrain.tracking import terminal
+from llmtrain.tracking.live import REDRAWS_PER_SEC, LiveView
 from llmtrain.tracking.metrics import VAL_LOSS, describe, short_count, short_duration
 
 log = logging.getLogger("llmtrain.train")
 stage_log = logging.getLogger("llmtrain.progress")
 
-# Each redraw takes over a millisecond from a training process that may own two cores.
-_REDRAWS_PER_SEC = 2
 _LINE_INTERVAL_SEC = 10.0
 _PACE_WINDOW = 200
-_MIN_BAR_WIDTH = 6
 
 
 class Progress:
     """Shows the steps of a run, and the progress of other stages (`track`); used as a context manager.
 
     `total_steps`: None for work that has no steps, such as preparing data. `start_step`: steps that a resumed run has
-    behind it. `plain`: lines instead of a bar; None finds out. `quiet`: neither, for the ranks that say nothing.
+    behind it. `plain`: lines instead of the view; None finds out. `quiet`: neither, for the ranks that say nothing.
     """
 
     def __init__(
@@ -55,23 +47,22 @@ class Progress:
         self._quiet = quiet
         self._clock = clock
         self._stage = "starting"
-        self._shown: dict[str, float] = {}
         # (time, step); the first is that of the first step's end, so that its compilation does not count.
         self._pace: deque[tuple[float, int]] = deque(maxlen=_PACE_WINDOW)
         self._tracked: dict[str, _Tracked] = {}
-        use_bar = not quiet and not (not terminal.can_draw() if plain is None else plain)
-        self._bar = _Bar(total_steps, start_step=start_step) if use_bar else None
+        draws = not quiet and not (not terminal.can_draw() if plain is None else plain)
+        self._view = LiveView(total_steps, start_step=start_step) if draws else None
 
     def __enter__(self) -> Self:
-        if self._bar:
-            self._bar.start()
+        if self._view:
+            self._view.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._bar:
-            self._bar.stop()
+        if self._view:
+            self._view.stop()
 
     def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
         """`step` steps are done; with `metrics`, which carry their full names, they are shown and logged."""
@@ -82,12 +73,23 @@ class Progress:
         seconds_left = self._seconds_left(step)
         eta = "" if seconds_left is None else f"eta {short_duration(seconds_left)}"
         if metrics is not None:
-            self._shown |= metrics
+            if self._view:
+                self._view.figures.update(metrics)
             line = "  ".join(filter(None, (f"step {step}/{self._total_steps}", describe(metrics), eta)))
             is_rare = VAL_LOSS in metrics  # a result to keep on the screen, even above a bar
             log.info("%s", line, extra={"shown_by_bar": not is_rare, "step": step, "metrics": dict(metrics)})
-        if self._bar:
-            self._bar.move(step, figures=describe(self._shown, brief=True), eta=eta)
+        if self._view:
+            self._view.move(step, eta=eta)
+
+    def evaluated(self, step: int, figures: Mapping[str, float], *, best: bool) -> None:
+        """An evaluation is done; it is logged elsewhere."""
+        if self._view:
+            self._view.figures.evaluated(step, figures, best=best)
+
+    def saved(self, step: int) -> None:
+        """A checkpoint is being written."""
+        if self._view:
+            self._view.figures.saved(step)
 
     def stage(self, text: str) -> StageScope:
         """Show what the run does now: training, compiling, evaluating, saving.
@@ -110,27 +112,27 @@ class Progress:
         tracked = self._tracked.get(stage)
         if tracked is None:
             tracked = self._tracked[stage] = _Tracked(began=now, first=done, told=now)
-            if self._bar:
-                self._bar.add(stage, total)
+            if self._view:
+                self._view.add(stage, total)
         finished = done >= total
-        interval = 1 / _REDRAWS_PER_SEC if self._bar else _LINE_INTERVAL_SEC
-        if now - tracked.told >= interval or (finished and (self._bar or tracked.told > tracked.began)):
+        interval = 1 / REDRAWS_PER_SEC if self._view else _LINE_INTERVAL_SEC
+        if now - tracked.told >= interval or (finished and (self._view or tracked.told > tracked.began)):
             tracked.told = now
             figures = tracked.describe(done, total, now=now, speed=speed)
-            if self._bar:
-                self._bar.move_added(stage, done, total, figures=figures)
+            if self._view:
+                self._view.move_added(stage, done, total, figures=figures)
             else:
                 stage_log.info("%s %s", stage, figures)
         if finished:
             del self._tracked[stage]
-            if self._bar:
-                self._bar.remove(stage)
+            if self._view:
+                self._view.remove(stage)
 
     def _set_stage(self, text: str) -> None:
         if text != self._stage:
             self._stage = text
-            if self._bar:
-                self._bar.set_stage(text)
+            if self._view:
+                self._view.set_stage(text)
             elif not self._quiet:
                 stage_log.debug("%s", text)
 
@@ -171,70 +173,3 @@ class _Tracked:
         if rate > 0:
             parts += [speed or f"{short_count(rate)}/s", f"eta {short_duration((total - done) / rate)}"]
         return "  ".join(parts)
-
-
-class _Bar:
-    """The bars as they are drawn: the run's own, and one for each stage that is tracked."""
-
-    def __init__(self, total_steps: int | None, *, start_step: int) -> None:
-        self._rich = RichProgress(
-            SpinnerColumn(finished_text="✓", table_column=Column(no_wrap=True)),
-            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
-            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=_MIN_BAR_WIDTH)),
-            TextColumn("{task.fields[count]}", table_column=Column(no_wrap=True)),
-            TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
-            TextColumn("{task.fields[eta]}", table_column=Column(no_wrap=True)),
-            console=terminal.stderr_console(),
-            refresh_per_second=_REDRAWS_PER_SEC,
-            expand=True,
-            # Text printed to a terminal goes above the bar; a redirected stdout is nobody's to touch.
-            redirect_stdout=sys.stdout.isatty(),
-            redirect_stderr=True,
-        )
-        self._added: dict[str, TaskID] = {}
-        self._stage = "starting"
-        self._total_steps = total_steps
-        self._main: TaskID | None = None
-        if total_steps is not None:
-            self._main = self._rich.add_task(
-                self._stage,
-                total=total_steps,
-                completed=start_step,
-                count=f"{start_step}/{total_steps}",
-                figures="",
-                eta="",
-            )
-
-    def start(self) -> None:
-        self._rich.start()
-        terminal.set_bar_live(True)
-
-    def stop(self) -> None:
-        terminal.set_bar_live(False)
-        for stage in list(self._added):
-            self.remove(stage)
-        if self._rich.finished:
-            self.set_stage("done")
-        self._rich.stop()
-
-    def move(self, step: int, *, figures: str, eta: str) -> None:
-        if self._main is not None:
-            count = f"{step}/{self._total_steps}"
-            room = self._rich.console.width - len(f"⠼ {self._stage} {'━' * _MIN_BAR_WIDTH} {count}  {eta}")
-            while len(figures) > room:  # on a narrow terminal the last ones go, not a bit of each
-                figures = figures.rpartition("  ")[0]
-            self._rich.update(self._main, completed=step, count=count, figures=figures, eta=eta)
-
-    def set_stage(self, text: str) -> None:
-        self._stage = text
-        if self._main is not None:
-            self._rich.update(self._main, description=text)
-
-    def add(self, stage: str, total: int) -> None:
-        self._added[stage] = self._rich.add_task(stage, total=total, count="", figures="", eta="")
-
-    def move_added(self, stage: str, done: int, total: int, *, figures: str) -> None:
-        self._rich.update(self._added[stage], completed=done, total=total, figures=figures)
-
-    def remove(self, stage: str) -> None:
-        self._rich.remove_task(self._added.pop(stage))

@@ -13,6 +13,7 @@ from rich.file_proxy import FileProxy
 
 _console: Console | None = None
 _bar_is_live = False
+_lines_only = False
 
 
 def stderr_console() -> Console:
@@ -24,9 +25,13 @@ def stderr_console() -> Console:
 
 
 def can_draw() -> bool:
-    """Whether a bar can be drawn: stderr is a terminal that moves its cursor, and no CI records it."""
+    """Whether a bar can be drawn: stderr is a terminal that moves its cursor, and no CI and no pod's log records it.
+
+    Not where the log is JSON lines (`set_lines_only`): a program reads those.
+    """
     in_ci = os.environ.get("CI", "").lower() not in ("", "0", "false")
-    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not in_ci
+    is_recorded = in_ci or "KUBERNETES_SERVICE_HOST" in os.environ
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not is_recorded and not _lines_only
 
 
 def bar_is_live() -> bool:
@@ -38,6 +43,12 @@ def set_bar_live(live: bool) -> None:
     """Told by the bar when it appears and disappears."""
     global _bar_is_live
     _bar_is_live = live
+
+
+def set_lines_only(wanted: bool) -> None:
+    """Told by the log whether its lines are all that may be written."""
+    global _lines_only
+    _lines_only = wanted
 
 
 def forget_console() -> None:

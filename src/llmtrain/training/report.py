@@ -109,11 +109,14 @@ class Reporter:
     def evaluated(self, state: RunState, figures: Mapping[str, float]) -> None:
         """An evaluation is done."""
         self._sinks.log(state.step, figures)
-        best = "  (the best so far)" if state.best_step == state.step else ""
+        is_best = state.best_step == state.step
+        self._progress.evaluated(state.step, figures, best=is_best)
+        best = "  (the best so far)" if is_best else ""
         log.info("step %d  %s%s", state.step, names.describe(figures), best)
 
     def saved(self, state: RunState, *, best: bool) -> None:
         """A checkpoint of this step is being written."""
+        self._progress.saved(state.step)
         self._events.add("saved", step=state.step, best=best)
 
     def summary(
