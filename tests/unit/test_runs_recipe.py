@@ -52,6 +52,7 @@ def test_runs_are_listed_newest_first_with_their_figures(tmp_path: Path) -> None
         "val_loss": 2.75,
         "best_val_loss": None,
         "bits_per_byte": 1.25,
+        "tokens_per_sec": None,
         "tokens": 640,
         "seconds": 3.5,
         "bytes": size,

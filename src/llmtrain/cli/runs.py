@@ -1,8 +1,9 @@
-"""runs, report: what was trained, in a list, side by side, or as a page."""
+"""runs, report, ui: what was trained, in a list, side by side, as a page, or live."""
 
 from __future__ import annotations
 
 import json as json_library
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -14,13 +15,14 @@ from llmtrain.cli.output import Outcome, columns
 COLUMNS = ("run", "state", "steps", "loss", "val loss", "bits/byte", "tokens", "time", "size")
 RESULTS = ("name", "state", "steps", "loss", "val_loss", "best_val_loss", "bits_per_byte", "tokens", "seconds", "bytes")
 
-RootDir = Annotated[str, typer.Option("--root-dir", metavar="DIR", help="Folder of all runs.")]
+RootDir = Annotated[str, typer.Option("--root-dir", "--root", metavar="DIR", help="Folder of all runs.")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Adds this file's verbs to the program."""
     app.command("runs")(runs)
     app.command("report")(report)
+    app.command("ui")(ui)
 
 
 def runs(
@@ -73,6 +75,21 @@ def report(
     written = recipe(names or ["latest"], output=output, root_dir=root_dir)
     size = f"{written['bytes'] / 1e6:.1f} MB, {written['points']:,} points"
     return Outcome(written, "\n".join([f"{written['report']} ({size})", *written["problems"]]))
+
+
+def ui(
+    host: Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Where to serve.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", metavar="N", min=0, max=65535, help="0: any that is free.")] = 8765,
+    root_dir: RootDir = "runs",
+    json: Json = False,
+) -> Outcome:
+    """Show all runs live in the browser: list, compare, follow one that trains, and let its model write."""
+    from llmtrain.recipes.ui import serve
+
+    def ready(url: str) -> None:
+        print(f"{url}  (Ctrl-C ends)", file=sys.stderr, flush=True)
+
+    return Outcome(serve(root_dir=root_dir, host=host, port=port, ready=ready), "")
 
 
 def _row(run: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +27,7 @@ from llmtrain.tracking.redaction import redact
 
 MAX_EVENTS = 400
 MAX_SAMPLES = 200
+NO_CURVES = Curves()
 _POINTS_OF_ALL_RUNS = 4 * DRAWN_POINTS
 
 
@@ -56,21 +58,26 @@ def run_document(folder: Path, *, num_points: int = DRAWN_POINTS) -> dict[str, A
     )
     if curves.damaged_lines:
         problems.append(f"metrics.jsonl: {curves.damaged_lines} damaged lines are left out")
-    return {
+    if summary.get("steps") != about["steps"]:  # of before the run went on
+        summary = {}
+    told = {
         **{key: value for key, value in about.items() if key != "folder"},
         "summary": {key: summary[key] for key in _SUMMARY_KEYS if key in summary},
-        "curves": as_drawn(curves, num_points=num_points),
-        "num_points": curves.num_points,
-        "tokens_by_step": tokens_by_step(curves),
-        "clock_began": curves.began,
-        "events": _events(events, curves),
-        "followed_from": {"metrics.jsonl": curves.num_bytes},
         "evaluations": list(_evaluations(folder)),
         "samples": _samples(folder / "samples.jsonl"),
         "config": config,
         "environment": redact(_environment(meta)),
         "data": _data(config, meta),
         "problems": problems,
+    }
+    return {
+        **_finite(told),
+        "curves": as_drawn(curves, num_points=num_points),
+        "num_points": curves.num_points,
+        "tokens_by_step": tokens_by_step(curves),
+        "clock_began": curves.began,
+        "events": told_events(events, curves),
+        "followed_from": f"{curves.num_bytes}-{curves.file_id}",
     }
 
 
@@ -80,7 +87,7 @@ _SUMMARY_KEYS = (
 )
 
 
-def _events(events: Sequence[Mapping[str, Any]], curves: Curves) -> list[dict[str, Any]]:
+def told_events(events: Sequence[Mapping[str, Any]], curves: Curves = NO_CURVES) -> list[dict[str, Any]]:
     """The newest events, the figures that were no numbers among them."""
     told = [{**event, "details": _details(event)} for event in events]
     told += [
@@ -185,6 +192,15 @@ def _manifest(folder: Path) -> dict[str, Any]:
         "inputs": [entry.model_dump(mode="json") for entry in manifest.inputs],
         "options": redact(manifest.options),
     }
+
+
+def _finite(value: Any) -> Any:
+    """With None for what JSON has no number for, which a file of another's making may hold."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _epoch_seconds(value: Any) -> float | None:

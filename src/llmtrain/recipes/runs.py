@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.tree import parse_file
+from llmtrain.files import follow
 from llmtrain.tracking import metrics as names
 from llmtrain.training.runs import find_run, is_locked, is_run
 
@@ -33,16 +34,20 @@ def list_runs(*, root_dir: str = "runs", sort: str = "time") -> list[dict[str, A
     """
     if sort not in SORTS:
         raise ConfigError(f"runs cannot be sorted by {sort!r}; it should be one of {', '.join(SORTS)}")
-    root = Path(root_dir)
-    if not root.is_dir():
-        raise ConfigError(f"{root.absolute()}: there is no such folder; name the folder of runs with --root-dir")
-    runs = [describe_run(folder) for folder in sorted(root.iterdir()) if is_run(folder) and not folder.is_symlink()]
+    runs = [describe_run(folder) for folder in find_runs(Path(root_dir))]
     if sort not in _ASCENDING:
         runs.reverse()
     known = sorted(
         (run for run in runs if run[sort] is not None), key=lambda run: run[sort], reverse=sort not in _ASCENDING
     )
     return known + [run for run in runs if run[sort] is None]
+
+
+def find_runs(root: Path) -> list[Path]:
+    """The run folders in `root`, by name. Raises ConfigError when there is no such folder."""
+    if not root.is_dir():
+        raise ConfigError(f"{root.absolute()}: there is no such folder; name the folder of runs with --root-dir")
+    return [folder for folder in sorted(root.iterdir()) if is_run(folder) and not folder.is_symlink()]
 
 
 def compare_runs(refs: Sequence[str], *, root_dir: str = "runs") -> dict[str, Any]:
@@ -81,8 +86,9 @@ def describe_run(folder: Path) -> dict[str, Any]:
         "steps": step if stale else steps,
         "loss": _number(summary.get("last_loss"), figures.get(names.TRAIN_LOSS)),
         "val_loss": _number(summary.get("val_loss"), figures.get(names.VAL_LOSS)),
-        "best_val_loss": _number(summary.get("best_val_loss")),
+        "best_val_loss": _number(summary.get("best_val_loss"), _position(folder).get("best_val_loss")),
         "bits_per_byte": _number(figures.get(names.VAL_BITS_PER_BYTE)),
+        "tokens_per_sec": _number(summary.get("tokens_per_sec"), figures.get(names.TRAIN_TOKENS_PER_SEC)),
         "tokens": _number(summary.get("tokens"), figures.get(names.TRAIN_TOKENS_TOTAL)),
         "seconds": _seconds(meta, summary, figures),
         "bytes": _size(folder),
@@ -118,6 +124,13 @@ def _state(folder: Path, summary: Mapping[str, Any]) -> Literal["running", "fini
         return "running"
     state = summary.get("state")
     return state if state in ("finished", "preempted", "failed") else "killed"
+
+
+def _position(folder: Path) -> dict[str, Any]:
+    """Where the newest checkpoint stands, and what it had measured until then; {} without one."""
+    state = follow(folder / "checkpoints" / "latest") / "state.json"
+    position = json_object(state, problems=[]).get("position")
+    return position if isinstance(position, dict) else {}
 
 
 def _seconds(meta: Mapping[str, Any], summary: Mapping[str, Any], figures: Mapping[str, Any]) -> float | None:

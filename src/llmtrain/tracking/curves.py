@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,8 @@ class Curves:
     """Seconds since 1970 that count as 0 on the curves after the last pause."""
     num_bytes: int = 0
     """Of the file, up to its last whole line."""
+    file_id: int = 0
+    """Of the file system; when a run goes on, a file with another takes its place. 0: there is none yet."""
     damaged_lines: int = 0
 
     @property
@@ -62,7 +65,8 @@ def read_curves(path: Path, *, began: float | None, resumes: Iterable[float] = (
     time between such a moment and the line before it is left out of `seconds`.
     """
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content, file_id = file.read(), os.fstat(file.fileno()).st_ino
     except OSError:
         return Curves()
     num_bytes = content.rfind(b"\n") + 1
@@ -70,7 +74,7 @@ def read_curves(path: Path, *, began: float | None, resumes: Iterable[float] = (
     for line in _lines(content):
         columns.add(line)
     if not columns.times:
-        return Curves(num_bytes=num_bytes, damaged_lines=columns.damaged)
+        return Curves(num_bytes=num_bytes, file_id=file_id, damaged_lines=columns.damaged)
     times = np.array(columns.times)
     began = times[0] if began is None else began
     pauses = _pauses(times, sorted(resumes))
@@ -84,6 +88,7 @@ def read_curves(path: Path, *, began: float | None, resumes: Iterable[float] = (
         non_finite=tuple(columns.non_finite),
         began=float(began + pauses[-1]),
         num_bytes=num_bytes,
+        file_id=file_id,
         damaged_lines=columns.damaged,
     )
 

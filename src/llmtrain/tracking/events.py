@@ -61,7 +61,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     events = []
     for text in lines:
         try:
-            line = json.loads(text)
+            line = json.loads(text, parse_constant=lambda _: None)
         except ValueError:
             continue
         if isinstance(line, dict) and isinstance(line.get("event"), str) and isinstance(line.get("step"), int):

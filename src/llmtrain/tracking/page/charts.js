@@ -1,8 +1,9 @@
 "use strict";
 // Charts: which there are, what is on them, and how the reader sees them. Plotly draws.
 
+const COLORS_ON_DARK = ["#7b9bf2", "#f5a742", "#f27d92", "#4cc9ae", "#b59ae0", "#82d173", "#67bdeb", "#c99a70", "#e58fd0", "#a5abb5"];
 const COLORS = ["#4269d0", "#e8890c", "#e0526b", "#1fa187", "#9467bd", "#4fae3f", "#2e9fd6", "#a8703e", "#d161b5", "#80868f"];
-const HIDDEN_FIGURES = new Set(["train/epoch", "train/tokens_total"]);
+const HIDDEN_FIGURES = new Set(["train/epoch", "train/tokens_total", "perf/compile_sec"]);
 const SECTIONS = [
   ["learning", "Learning"],
   ["speed", "Speed"],
@@ -10,15 +11,34 @@ const SECTIONS = [
   ["evaluation", "Evaluations while training"],
   ["other", "Other figures"],
 ];
+// Figures that share a chart, in this order. Any other figure has one of its own.
 const KNOWN_CHARTS = [
-  { section: "learning", title: "Loss", unit: "nats a token", names: ["train/loss", "val/loss"], wide: true, smooth: true },
-  { section: "learning", title: "Learning rate", names: ["train/lr"] },
-  { section: "learning", title: "Gradient norm", unit: "before clipping", names: ["train/grad_norm"], smooth: true },
-  { section: "learning", title: "Bits per byte", unit: "validation", names: ["val/bits_per_byte"] },
-  { section: "learning", title: "Perplexity", unit: "validation", names: ["val/perplexity"] },
-  { section: "speed", title: "Throughput", unit: "tokens a second, all ranks", names: ["train/tokens_per_sec"], smooth: true, zero: true },
-  { section: "speed", title: "Model FLOPs utilisation", names: ["train/mfu"], smooth: true, zero: true, percent: true },
-  { section: "speed", title: "Time a step", unit: "seconds", names: ["train/step_time_sec"], smooth: true, zero: true },
+  { section: "learning", title: "Loss", unit: "nats a token", keys: ["train/loss", "val/loss"], wide: true, smooth: true },
+  { section: "learning", title: "Learning rate", keys: ["train/lr"] },
+  { section: "learning", title: "Gradient norm", unit: "before clipping", keys: ["train/grad_norm"], smooth: true },
+  { section: "learning", title: "Bits per byte", unit: "validation", keys: ["val/bits_per_byte"] },
+  { section: "learning", title: "Perplexity", unit: "validation", keys: ["val/perplexity"] },
+  { section: "speed", title: "Throughput", unit: "tokens a second, all ranks", keys: ["train/tokens_per_sec"], smooth: true, zero: true },
+  { section: "speed", title: "Model FLOPs utilisation", keys: ["train/mfu"], smooth: true, zero: true, percent: true },
+  { section: "speed", title: "Time a step", unit: "seconds", keys: ["train/step_time_sec"], smooth: true, zero: true },
+  {
+    section: "speed",
+    title: "Where the time goes",
+    keys: ["perf/goodput", "perf/data_wait", "perf/checkpoint_stall"],
+    smooth: true,
+    zero: true,
+    percent: true,
+  },
+  { section: "machine", title: "GPU", unit: "% of the time busy", keys: ["system/gpu_percent"], smooth: true, zero: true },
+  { section: "machine", title: "GPU memory", unit: "GB", keys: ["system/gpu_memory_gb"], zero: true },
+  { section: "machine", title: "GPU power", unit: "W", keys: ["system/gpu_power_watts"], smooth: true, zero: true },
+  { section: "machine", title: "GPU temperature", unit: "°C", keys: ["system/gpu_temperature_celsius"], smooth: true },
+  { section: "machine", title: "Processor and memory", unit: "% of the machine", keys: ["system/cpu_percent", "system/memory_percent"], smooth: true, zero: true },
+  { section: "machine", title: "Processor of this process", unit: "% of one core", keys: ["system/process_cpu_percent"], smooth: true, zero: true },
+  { section: "machine", title: "Memory of this process", unit: "GB", keys: ["system/rss_gb", "system/peak_rss_gb"], zero: true },
+  { section: "machine", title: "Disk", unit: "MB a second", keys: ["system/disk_read_mb_per_sec", "system/disk_written_mb_per_sec"], smooth: true, zero: true },
+  { section: "machine", title: "Disk, free", unit: "GB", keys: ["system/disk_free_gb"] },
+  { section: "machine", title: "Network", unit: "MB a second", keys: ["system/net_received_mb_per_sec", "system/net_sent_mb_per_sec"], smooth: true, zero: true },
 ];
 const SECTION_OF_PREFIX = { system: "machine", perf: "speed", eval: "evaluation", train: "learning", val: "learning" };
 const EVENT_LOOKS = {
@@ -29,31 +49,32 @@ const EVENT_LOOKS = {
   "non-finite": { symbol: "x", color: "bad" },
 };
 
-// A figure of one rank or device shares its chart with those of the others: system/gpu_0/power_w → system/gpu/power_w.
+// The figures of several ranks or devices share a chart: system/rss_gb/rank_3 → system/rss_gb, a/gpu_0/b → a/gpu/b.
 function chartKey(name) {
-  return name.replace(/[_/]?(rank|gpu|cpu|device|node)[_-]?\d+/g, (match) => match.replace(/[_-]?\d+$/, ""));
+  return name.replace(/\/(rank_\d+|min|max)$/, "").replace(/(rank|gpu|device|node)[_-]?\d+/g, "$1");
 }
 
 function chartsOf(runs) {
   const names = [...new Set(runs.flatMap((run) => Object.keys(run.curves)))].filter((name) => !HIDDEN_FIGURES.has(name));
-  const known = new Set(KNOWN_CHARTS.flatMap((chart) => chart.names));
-  const found = KNOWN_CHARTS.filter((chart) => chart.names.some((name) => names.includes(name)));
-  const groups = new Map();
-  for (const name of names.filter((one) => !known.has(one))) {
-    const key = chartKey(name);
-    groups.set(key, [...(groups.get(key) ?? []), name]);
+  const byKey = new Map();
+  for (const name of names) byKey.set(chartKey(name), [...(byKey.get(chartKey(name)) ?? []), name]);
+  const charts = KNOWN_CHARTS.map((chart) => ({ ...chart, names: chart.keys.flatMap((key) => byKey.get(key) ?? []) }));
+  const known = new Set(KNOWN_CHARTS.flatMap((chart) => chart.keys));
+  for (const [key, members] of byKey) {
+    if (!known.has(key)) charts.push(chartOfUnknown(key, members));
   }
-  for (const [key, members] of groups) {
-    const [prefix, ...rest] = key.split("/");
-    found.push({
-      section: SECTION_OF_PREFIX[prefix] ?? "other",
-      title: rest.length ? rest.join(" ").replaceAll("_", " ") : key,
-      unit: rest.length && !SECTION_OF_PREFIX[prefix] ? prefix : "",
-      names: members,
-      smooth: prefix !== "eval",
-    });
-  }
-  return found;
+  return charts.filter((chart) => chart.names.length);
+}
+
+function chartOfUnknown(key, names) {
+  const [prefix, ...rest] = key.split("/");
+  return {
+    section: SECTION_OF_PREFIX[prefix] ?? "other",
+    title: rest.length ? rest.join(" ").replaceAll("_", " ") : key,
+    unit: rest.length && !SECTION_OF_PREFIX[prefix] ? prefix : "",
+    names,
+    smooth: prefix !== "eval",
+  };
 }
 
 // -- the reader's choices ----------------------------------------------------------------------------------------------
@@ -64,8 +85,12 @@ function color(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 }
 
+function lineColor(number) {
+  return (isDark() ? COLORS_ON_DARK : COLORS)[number % COLORS.length];
+}
+
 function runColor(run) {
-  return COLORS[run.number % COLORS.length];
+  return lineColor(run.number);
 }
 
 // -- points ------------------------------------------------------------------------------------------------------------
@@ -123,8 +148,9 @@ function tracesOf(chart, runs, unit) {
     names.forEach((name, index) => {
       const curve = run.curves[name];
       const several = runs.length > 1;
-      const line = several ? runColor(run) : COLORS[index % COLORS.length];
-      const label = plain(several ? (chart.names.length > 1 ? `${run.label} ${name}` : run.label) : name);
+      const line = several ? runColor(run) : lineColor(index);
+      const short = name.replace(/^(system|perf)\//, "");
+      const label = plain(several ? (chart.names.length > 1 ? `${run.label} ${short}` : run.label) : short);
       const few = curve.value.length <= 40;
       const format = chart.percent ? ".1%" : ".5~g";
       const base = { type: "scatter", x: xValues(run, curve, unit), y: curve.value, name: label };
@@ -145,7 +171,7 @@ function tracesOf(chart, runs, unit) {
           ...base,
           mode: "lines",
           line: { color: line, width: 1 },
-          opacity: 0.28,
+          opacity: 0.35,
           showlegend: false,
           hovertemplate: `%{y:${format}}`,
         });

@@ -13,11 +13,14 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 STYLE: Final = "page.css"
 SCRIPTS: Final = ("elements.js", "charts.js", "page.js")
 """In this order: each uses what the ones before it define."""
+
+LIVE_SCRIPTS: Final = ("plotly.js", *SCRIPTS, "runs_list.js", "live.js")
+"""Those of the pages that a server shows, in their order; plotly.js is `plotly_script`."""
 
 _HEAD = """<!doctype html>
 <html lang="en">
@@ -32,6 +35,22 @@ _HEAD = """<!doctype html>
 <body>
 <main id="page"></main>
 <noscript>This page draws itself with a script, which this browser does not run.</noscript>
+"""
+
+_LIVE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+<title>{title} · llmtrain</title>
+<link rel="stylesheet" href="/static/{style}">
+</head>
+<body data-kind="{kind}">
+<main id="page"></main>
+{scripts}</body>
+</html>
 """
 
 
@@ -53,6 +72,12 @@ def standalone_page(document: Mapping[str, Any], *, title: str) -> str:
             "</body>\n</html>\n",
         ]
     )
+
+
+def live_page(*, title: str, kind: Literal["list", "runs"]) -> str:
+    """HTML that loads its parts and its data from the server that sent it."""
+    scripts = "".join(f'<script src="/static/{name}"></script>\n' for name in LIVE_SCRIPTS)
+    return _LIVE.format(title=html.escape(title), kind=kind, style=STYLE, scripts=scripts)
 
 
 @cache

@@ -11,8 +11,8 @@ function startReport() {
 }
 
 class Page {
-  // `extras`: elements that the live pages put into the head.
-  constructor(root, data, { extras = [] } = {}) {
+  // For the live pages, `extras` are elements for the head, and `keepView` leaves the reader's choices as they are.
+  constructor(root, data, { extras = [], keepView = false } = {}) {
     this.root = root;
     this.data = data;
     data.runs.forEach((run, number) => {
@@ -20,7 +20,7 @@ class Page {
       run.label = run.id;
     });
     const longest = Math.max(0, ...data.runs.flatMap((run) => Object.values(run.curves).map((curve) => curve.count)));
-    view.smoothing = longest > MANY_POINTS ? 0.8 : 0;
+    if (!keepView) view.smoothing = longest > MANY_POINTS ? 0.8 : 0;
     this.charts = new Charts(data.runs);
     this.figures = element("div", { id: "figures" });
     this.evaluations = element("div");
@@ -29,8 +29,7 @@ class Page {
       this.head(extras),
       this.problems(),
       this.figures,
-      this.toolbar(),
-      ...this.charts.sections().filter(Boolean),
+      element("div", {}, this.toolbar(), ...this.charts.sections().filter(Boolean)),
       this.evaluations,
       ...[samplesSection(data.runs), configSection(data), environmentSection(data.runs), dataSection(data.runs)].filter(Boolean),
       this.happenings,
@@ -69,8 +68,13 @@ class Page {
           : this.chips(),
         alone && run.notes ? element("p", { class: "notes" }, figure(run.notes)) : null,
       ),
-      element("div", { class: "buttons" }, extras, themeButton(() => this.charts.redraw())),
+      element("div", { class: "buttons" }, extras, themeButton(() => this.recolor())),
     );
+  }
+
+  recolor() {
+    for (const dot of this.root.querySelectorAll("i[data-color]")) dot.style.background = lineColor(Number(dot.dataset.color));
+    this.charts.redraw();
   }
 
   chips() {
@@ -90,7 +94,7 @@ class Page {
               this.charts.redraw();
             },
           },
-          element("i", { style: `background:${runColor(run)}` }),
+          dot(run.number),
           run.label,
         );
         return chip;
@@ -165,6 +169,11 @@ class Page {
   }
 }
 
+// A spot of a curve's color, which changes with the theme.
+function dot(number, attributes = { style: `background:${lineColor(number)}` }) {
+  return element("i", { "data-color": number, ...attributes });
+}
+
 // -- what a run came to ------------------------------------------------------------------------------------------------
 
 function lastOf(run, name) {
@@ -173,8 +182,8 @@ function lastOf(run, name) {
 
 const RESULTS = [
   ["loss", "Loss", (run) => run.loss],
-  ["val_loss", "Validation loss", (run) => run.val_loss],
-  ["best_val_loss", "Best validation loss", (run) => run.best_val_loss],
+  ["val_loss", "Validation", (run) => run.val_loss],
+  ["best_val_loss", "Best validation", (run) => run.best_val_loss],
   ["bits_per_byte", "Bits per byte", (run) => run.bits_per_byte],
   ["steps", "Steps", (run) => run.steps],
   ["tokens", "Tokens", (run) => run.tokens, shortCount],
@@ -222,7 +231,7 @@ function severalRuns(runs) {
 }
 
 function runHead(run) {
-  return element("span", { class: "runhead" }, element("i", { style: `background:${runColor(run)}` }), run.label);
+  return element("span", { class: "runhead" }, dot(run.number), run.label);
 }
 
 const ACTIVITIES = ["step", "compile", "data", "evaluation", "saving", "other"];
@@ -240,7 +249,7 @@ function timeBar(run) {
       "div",
       { class: "bar" },
       names.map((name, index) =>
-        element("i", { style: `flex-grow:${spent[name] / total};background:${COLORS[index % COLORS.length]}`, title: name }),
+        dot(index, { style: `flex-grow:${spent[name] / total};background:${lineColor(index)}`, title: name }),
       ),
     ),
     element(
@@ -250,7 +259,7 @@ function timeBar(run) {
         element(
           "span",
           {},
-          element("i", { style: `background:${COLORS[index % COLORS.length]}` }),
+          dot(index),
           `${name} ${shortDuration(spent[name])} (${percent(spent[name] / total)})`,
         ),
       ),

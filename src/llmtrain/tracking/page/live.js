@@ -1,0 +1,211 @@
+"use strict";
+// What a server adds to the pages: runs are followed while they train, and models asked to write.
+
+const REDRAW_EVERY_MS = 1000;
+const MOST_POINTS = 4000;
+
+class LivePage {
+  constructor(root) {
+    this.root = root;
+    this.ids = new URLSearchParams(location.search).getAll("run");
+    this.waiting = false;
+    this.load();
+  }
+
+  address(path, extra = []) {
+    return `${path}?${new URLSearchParams([...this.ids.map((id) => ["run", id]), ...extra])}`;
+  }
+
+  async load() {
+    this.source?.close();
+    try {
+      const answer = await fetch(this.address("/api/page"));
+      const document_ = await answer.json();
+      if (!answer.ok) throw new Error(document_.error);
+      this.show(document_);
+    } catch (error) {
+      this.root.replaceChildren(
+        element("h1", {}, "This page cannot be shown"),
+        element("p", {}, error.message),
+        element("p", {}, element("a", { href: "/" }, "All runs")),
+      );
+    }
+  }
+
+  show(document_) {
+    this.connection = element("span", { class: "connection", role: "status" });
+    const back = element("a", { class: "button", href: "/" }, "← All runs");
+    this.page = new Page(this.root, document_, { extras: [this.connection, back], keepView: Boolean(this.page) });
+    this.runs = new Map(document_.runs.map((run) => [run.id, run]));
+    if (document_.runs.length === 1 && document_.runs[0].can_write) {
+      this.chat ??= new ChatBox(document_.runs[0].id);
+      this.page.happenings.before(this.chat.section);
+    }
+    this.follow(document_.runs);
+  }
+
+  follow(runs) {
+    this.source = new EventSource(this.address("/api/follow", runs.map((run) => ["from", run.followed_from])));
+    const hear = (kind, act) =>
+      this.source.addEventListener(kind, (event) => {
+        const { run, ...content } = JSON.parse(event.data);
+        act(this.runs.get(run), content);
+      });
+    this.source.addEventListener("open", () => (this.connection.textContent = ""));
+    // A connection that was lost would begin at an old place of the file: the page is loaded anew instead.
+    this.source.addEventListener("error", () => {
+      this.source.close();
+      this.connection.textContent = "not connected";
+      setTimeout(() => this.reconnect(), 2000);
+    });
+    hear("lines", (run, { lines }) => this.append(run, lines));
+    hear("events", (run, { events }) => {
+      run.events = [...run.events.filter((event) => event.event === "non-finite"), ...events].sort((a, b) => a.step - b.step);
+      this.redrawSoon();
+    });
+    hear("reset", () => this.load());
+  }
+
+  async reconnect() {
+    try {
+      if ((await fetch("/api/runs")).ok) {
+        this.load();
+        return;
+      }
+    } catch {
+      // The server is not there; the page stays as it is.
+    }
+    setTimeout(() => this.reconnect(), 2000);
+  }
+
+  append(run, lines) {
+    let isNew = false;
+    for (const { step, time, non_finite: wrong, ...figures } of lines) {
+      const seconds = time - run.clock_began;
+      for (const [name, value] of Object.entries(figures)) {
+        const curve = run.curves[name];
+        if (typeof value !== "number") continue;
+        if (!curve) {
+          isNew = true;
+          continue;
+        }
+        for (const points of [curve, curve.means].filter(Boolean)) {
+          points.step.push(step);
+          points.seconds.push(seconds);
+          points.value.push(value);
+        }
+        curve.count += 1;
+      }
+      for (const [name, what] of Object.entries(wrong ?? {})) {
+        run.events.push({ step, event: "non-finite", details: `${name} was ${what}` });
+      }
+      if (typeof figures["train/tokens_total"] === "number") {
+        run.tokens = figures["train/tokens_total"];
+        run.tokens_by_step.step.push(step);
+        run.tokens_by_step.tokens.push(run.tokens);
+      }
+      run.steps = Math.max(run.steps ?? 0, step);
+      run.seconds = seconds;
+      run.loss = figures["train/loss"] ?? run.loss;
+      run.val_loss = figures["val/loss"] ?? run.val_loss;
+      run.bits_per_byte = figures["val/bits_per_byte"] ?? run.bits_per_byte;
+      if (typeof figures["val/loss"] === "number") run.best_val_loss = Math.min(run.best_val_loss ?? Infinity, figures["val/loss"]);
+    }
+    const tooMany = Object.values(run.curves).some((curve) => curve.value.length > MOST_POINTS);
+    if (isNew || tooMany) this.load();
+    else this.redrawSoon();
+  }
+
+  redrawSoon() {
+    if (this.waiting) return;
+    this.waiting = true;
+    setTimeout(() => {
+      this.waiting = false;
+      this.page.refreshTables();
+      this.page.charts.redraw();
+    }, REDRAW_EVERY_MS);
+  }
+}
+
+// -- the chat box ------------------------------------------------------------------------------------------------------
+
+class ChatBox {
+  constructor(run) {
+    this.run = run;
+    this.log = element("div", { class: "samples", id: "answers", "aria-live": "polite" });
+    this.prompt = element("textarea", {
+      id: "prompt",
+      rows: 3,
+      placeholder: "A text to go on from, or a question",
+      "aria-label": "Prompt",
+      onkeydown: (event) => {
+        if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.ask();
+      },
+    });
+    this.button = element("button", { id: "write", class: "primary", onclick: () => (this.stopper ? this.stopper.abort() : this.ask()) }, "Write");
+    this.settings = [
+      ["max_new_tokens", "Tokens", { value: 200, min: 1, max: 4096, step: 1 }],
+      ["temperature", "Temperature", { value: 0.8, min: 0, max: 10, step: 0.1 }],
+      ["top_p", "Top p", { value: 0.95, min: 0.01, max: 1, step: 0.01 }],
+      ["seed", "Seed", { min: 0, step: 1, placeholder: "any" }],
+    ].map(([name, label, limits]) => {
+      const input = element("input", { type: "number", name, ...limits });
+      return { name, input, label: element("label", {}, label, input) };
+    });
+    this.section = section(
+      "chat",
+      "Try the model",
+      this.prompt,
+      element("div", { class: "settings" }, this.settings.map(({ label }) => label), this.button),
+      this.log,
+    );
+  }
+
+  async ask() {
+    const prompt = this.prompt.value;
+    if (!prompt || this.stopper) return;
+    const asked = { run: this.run, prompt, seed: Math.floor(Math.random() * 2 ** 31) };
+    for (const { name, input } of this.settings) if (input.value !== "") asked[name] = Number(input.value);
+    const answer = document.createTextNode("");
+    const note = element("small", {}, "…");
+    this.log.prepend(element("pre", {}, element("span", { class: "prompt" }, prompt), answer, note));
+    this.stopper = new AbortController();
+    this.button.textContent = "Stop";
+    try {
+      await this.read(asked, answer, note);
+    } catch (error) {
+      note.textContent = error.name === "AbortError" ? "stopped" : error.message;
+    } finally {
+      this.stopper = null;
+      this.button.textContent = "Write";
+    }
+  }
+
+  async read(asked, answer, note) {
+    const response = await fetch("/api/generate", {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify(asked),
+      signal: this.stopper.signal,
+    });
+    if (!response.ok) throw new Error((await response.json()).error);
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    let rest = "";
+    for (let part = await reader.read(); !part.done; part = await reader.read()) {
+      const lines = (rest + part.value).split("\n");
+      rest = lines.pop();
+      for (const line of lines) {
+        const message = JSON.parse(line);
+        if (message.text) answer.data += message.text;
+        if (message.error) note.textContent = message.error;
+        if (message.done) note.textContent = `${message.done.tokens} tokens, seed ${asked.seed}, ended by ${message.done.ended_by}`;
+      }
+    }
+  }
+}
+
+// -- which page this is ------------------------------------------------------------------------------------------------
+
+const pageRoot = document.getElementById("page");
+if (document.body.dataset.kind === "list") new RunsList(pageRoot);
+else new LivePage(pageRoot);

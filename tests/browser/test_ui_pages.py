@@ -1,0 +1,159 @@
+"""The live pages in a real browser, served by the program itself: list, comparison, a run that trains, the chat box."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from llmtrain.config.load import load_config
+from llmtrain.recipes.train import train
+from llmtrain.testing.browser import Visit
+from llmtrain.testing.recorded_run import figures_of, recorded_run
+from llmtrain.testing.tiny_run import tiny_config, write_config
+from llmtrain.tracking.events import EventLog
+from llmtrain.training.runs import locked
+
+pytestmark = pytest.mark.slow
+
+PATIENCE_MS = 60_000
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def server(root: Path, visit: Visit) -> Iterator[str]:
+    """The address of `llmtrain ui` over `root`; it ended well at Ctrl-C."""
+    root.mkdir(exist_ok=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llmtrain", "ui", "--root", str(root), "--port", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stderr is not None
+    try:
+        found = re.match(r"(http://127\.0\.0\.1:\d+)/  \(Ctrl-C ends\)\n", process.stderr.readline())
+        assert found
+        yield found[1]
+        visit.page.goto("about:blank")  # a page that is open complains when its server is gone
+        process.send_signal(signal.SIGINT)
+        _, complaints = process.communicate(timeout=60)
+        assert (process.returncode, complaints) == (0, "")
+    finally:
+        process.kill()
+
+
+def test_the_list_is_filtered_sorted_and_leads_to_a_comparison(visit: Visit, root: Path, server: str) -> None:
+    for name, lr, state in (("low", 0.001, "finished"), ("high", 0.002, "failed"), ("<i>odd", 0.003, "finished")):
+        recorded_run(root, name, lr=lr, num_steps=int(lr * 1e5), state=state)
+    page = visit.page
+    page.goto(server)
+    rows = page.locator("tbody tr")
+    expect(rows).to_have_count(3)
+    expect(page.locator("tbody b").first).to_have_text(re.compile("-name$"))
+    assert "<i>odd-name" in page.locator("tbody b").all_inner_texts()
+    page.get_by_role("button", name="Steps", exact=True).click()
+    assert page.locator("tbody td:nth-child(4)").all_inner_texts() == ["100", "200", "300"]
+    page.locator("#filter").fill("HIGH")
+    expect(rows).to_have_count(1)
+    page.locator("#filter").fill("")
+    page.get_by_role("button", name="failed", exact=True).click()
+    expect(rows).to_have_count(2)
+    page.get_by_role("button", name="failed", exact=True).click()
+    expect(page.locator("#compare")).to_be_disabled()
+    for name in ("low", "high"):
+        page.get_by_label(f"Compare {name}").check()
+    page.locator("#compare").click()
+    page.wait_for_selector(".plot .main-svg")
+    assert page.locator("h1").inner_text() == "2 runs"
+    assert page.locator("#chips button").all_inner_texts() == ["low", "high"]
+    assert "optimizer.lr" in page.locator("#config").inner_text()
+    assert all(url.startswith(server) for url in visit.requests)
+
+
+def test_a_run_that_trains_is_followed_to_its_end(visit: Visit, root: Path, server: str) -> None:
+    folder = recorded_run(root, "live", num_steps=100, state="killed")
+    with locked(folder):
+        page = visit.open(f"{server}/runs?run=live")
+        badge, steps = page.locator(".head .badge"), page.locator("[data-figure=steps] b")
+        expect(badge).to_have_text("running")
+        expect(steps).to_have_text("100")
+        page.get_by_role("navigation").get_by_text("Log y").click()
+        with (folder / "metrics.jsonl").open("a") as file:
+            for step in range(101, 121):
+                file.write(json.dumps(figures_of(step)) + "\n")
+            file.write(json.dumps({"step": 120, "time": figures_of(120)["time"], "val/loss": 1.75}) + "\n")
+        expect(steps).to_have_text("120", timeout=PATIENCE_MS)
+        expect(page.locator("[data-figure=best_val_loss] b")).to_have_text("1.75")
+        last = "() => document.querySelector('.card.wide .plot').data[0].x.at(-1)"
+        page.wait_for_function(f"({last})() === 120", timeout=PATIENCE_MS)
+        EventLog(folder / "events.jsonl").add("skipped", step=110)
+        skipped = "() => document.querySelector('.card.wide .plot').data.some((one) => one.name === 'skipped')"
+        page.wait_for_function(skipped, timeout=PATIENCE_MS)
+        (folder / "summary.json").write_text(json.dumps({"state": "finished", "steps": 120, "goodput": 0.5}))
+    expect(badge).to_have_text("finished", timeout=PATIENCE_MS)
+    expect(page.locator("[data-figure=goodput] b")).to_have_text("50 %")
+    page.wait_for_selector(".plot .main-svg")
+    # What the reader chose stays as it was.
+    assert page.evaluate("() => document.querySelector('.card.wide .plot').layout.yaxis.type") == "log"
+    expect(page.locator("#toggle-logY")).to_be_checked()
+
+
+def test_a_figure_that_appears_later_gets_its_chart(visit: Visit, root: Path, server: str) -> None:
+    folder = recorded_run(root, "live", num_steps=20, state="killed")
+    page = visit.open(f"{server}/runs?run=live")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 21, "time": figures_of(21)["time"], "custom/late_figure": 1.0}) + "\n")
+    expect(page.locator("figcaption", has_text="late figure")).to_be_visible(timeout=PATIENCE_MS)
+
+
+def test_the_live_pages_fit_a_phone_in_the_dark(visit: Visit, root: Path, server: str) -> None:
+    for name in ("20261120-100000-1a2b3c4-a-rather-long-name", "b"):
+        recorded_run(root, name, num_steps=60)
+    page = visit.page
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.emulate_media(color_scheme="dark")
+    page.goto(server)
+    expect(page.locator("tbody tr")).to_have_count(2)
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    visit.open(f"{server}/runs?run=b")
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+def test_a_run_that_is_not_there_is_said(chromium: object, root: Path, server: str, visit: Visit) -> None:
+    page = visit.page
+    page.goto(server)
+    answer = page.goto(f"{server}/runs?run=none")
+    assert answer.status == 404
+    visit.complaints.clear()  # Chromium's own line about the 404
+
+
+def test_a_finished_model_writes_in_the_chat_box(visit: Visit, root: Path, tmp_path: Path, server: str) -> None:
+    config = write_config(tmp_path / "tiny.yaml", tiny_config(tmp_path / "shards", root))
+    train(load_config(str(config), ["trainer.max_steps=4", "trainer.eval_every_steps=null", "output.run_id=tiny"]))
+    page = visit.open(f"{server}/runs?run=tiny")
+    page.locator("#prompt").fill("def <b>f")
+    page.get_by_role("spinbutton", name="Tokens").fill("12")
+    page.get_by_label("Seed").fill("5")
+    page.locator("#write").click()
+    answer = page.locator("#answers pre").first
+    note = answer.locator("small")
+    expect(note).to_have_text(re.compile(r"^\d+ tokens, seed 5, ended by (length|end)$"), timeout=PATIENCE_MS)
+    first = answer.inner_text()
+    assert first.startswith("def <b>f")
+    page.locator("#write").click()
+    expect(page.locator("#answers pre")).to_have_count(2)
+    expect(note).to_have_text(re.compile("ended by"), timeout=PATIENCE_MS)
+    assert answer.inner_text() == first
