@@ -134,7 +134,7 @@ def test_dark_and_light_are_the_reader_s_or_the_system_s(visit: Visit, one: Path
     )
 
     def wait_for(wanted: str) -> None:
-        page.wait_for_function(f"({looks})() === '{wanted}'")
+        page.wait_for_function(f"(wanted) => ({looks})() === wanted", arg=wanted)
 
     light, dark = "rgb(247, 247, 245) and #ecece8", "rgb(18, 20, 23) and #262a30"
     wait_for(light)

@@ -98,7 +98,7 @@ def test_a_run_that_trains_is_followed_to_its_end(visit: Visit, root: Path, serv
         expect(steps).to_have_text("120", timeout=PATIENCE_MS)
         expect(page.locator("[data-figure=best_val_loss] b")).to_have_text("1.75")
         last = "() => document.querySelector('.card.wide .plot').data[0].x.at(-1)"
-        page.wait_for_function(f"({last})() === 120", timeout=PATIENCE_MS)
+        page.wait_for_function(f"() => ({last})() === 120", timeout=PATIENCE_MS)
         EventLog(folder / "events.jsonl").add("skipped", step=110)
         skipped = "() => document.querySelector('.card.wide .plot').data.some((one) => one.name === 'skipped')"
         page.wait_for_function(skipped, timeout=PATIENCE_MS)
