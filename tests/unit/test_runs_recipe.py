@@ -177,6 +177,39 @@ def test_a_comparison_shows_where_configs_differ(tmp_path: Path) -> None:
     assert {"key": "val/bits_per_byte", "values": [1.25, 1.25]} in compared["figures"]
 
 
+def test_a_comparison_shows_curves_by_step(tmp_path: Path) -> None:
+    for name, offset in (("a", 0.0), ("b", 1.0)):
+        folder = make_run(tmp_path, name)
+        lines = [{"step": n, "time": 1795170000.0 + n, "train/loss": n + offset} for n in range(1, 101)]
+        lines += [{"step": n, "time": 1795170000.0 + n, "val/loss": 2.0 + offset} for n in (50, 100)]
+        lines = [line for line in lines if name == "a" or line["step"] <= 50]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    curves = compare_runs(["a", "b"], root_dir=str(tmp_path))["curves"]
+    assert [row["step"] for row in curves["train/loss"]] == list(range(10, 101, 10))
+    assert curves["train/loss"][1]["values"] == [15.5, 16.5]  # the mean of steps 11 to 20
+    assert curves["train/loss"][-1]["values"] == [95.5, None]
+    assert curves["val/loss"] == [{"step": 50, "values": [2.0, 3.0]}, {"step": 100, "values": [2.0, None]}]
+
+
+def test_the_list_is_filtered_by_state_and_by_text(tmp_path: Path) -> None:
+    make_run(tmp_path, "a", minute=1)
+    make_run(tmp_path, "b", minute=2, state="failed")
+    tagged = make_run(tmp_path, "c", minute=3, state="failed")
+    meta = json.loads((tagged / "meta.json").read_text())
+    (tagged / "meta.json").write_text(json.dumps({**meta, "tags": ["Baseline"], "notes": "with dropout"}))
+
+    def listed(**filters: Any) -> list[str]:
+        return [one["id"] for one in list_runs(root_dir=str(tmp_path), **filters)]
+
+    assert listed(states=["failed"]) == ["c", "b"]
+    assert listed(states=["failed", "finished"], limit=2) == ["c", "b"]
+    assert listed(find="baseLINE") == listed(find="DROPOUT") == ["c"]
+    assert listed(find="a-name") == ["a"]
+    assert listed(find="a-name", states=["failed"]) == []
+    with pytest.raises(ConfigError, match="'done' is no state of a run; it should be one of running, finished"):
+        listed(states=["done"])
+
+
 def test_the_program_lists_and_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["runs", "--root-dir", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{tmp_path} has no runs\n"
@@ -185,13 +218,13 @@ def test_the_program_lists_and_compares(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "a" / "summary.json").write_text("{")
     assert run(["runs", "--root-dir", str(tmp_path)]) == 0
     head, newest, oldest, _, problem = capsys.readouterr().out.splitlines()
-    assert head.split() == ["run", "state", "steps", "loss", "val", "loss", "bits/byte", "tokens", "time", "size"]
-    assert newest.split()[:7] == ["b", "finished", "20", "2.5000", "2.7500", "1.250", "640"]
+    assert head.split() == ["run", "state", "steps", "loss", "best", "val", "tok/s", "tokens", "time", "age", "size"]
+    assert newest.split()[:6] == ["b", "finished", "20", "2.5000", "2.7500", "640"]
     assert oldest.split()[:2] == ["a", "killed"]
     assert problem.startswith("a: summary.json cannot be read")
     assert run(["runs", "a", "b", "--root-dir", str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    assert "\nconfig (where it differs)\n" in text
+    assert "\nconfig, where it differs\n" in text
     assert [line.split() for line in text.splitlines() if "run.seed" in line] == [["run.seed", "0", "1"]]
     assert run(["runs", "--json", "--root-dir", str(tmp_path)]) == 0
     assert [one["id"] for one in json.loads(capsys.readouterr().out)] == ["b", "a"]

@@ -20,27 +20,52 @@ from llmtrain.files import follow
 from llmtrain.tracking import metrics as names
 from llmtrain.training.runs import find_run, is_locked, is_run
 
-SORTS = ("time", "id", "name", "state", "steps", "loss", "val_loss", "bits_per_byte", "tokens", "seconds", "bytes")
-_ASCENDING = ("id", "name", "state", "loss", "val_loss", "bits_per_byte")
+STATES = ("running", "finished", "preempted", "failed", "killed")
+SORTS = (
+    *("time", "id", "name", "state", "steps", "loss", "val_loss", "best_val_loss", "bits_per_byte"),
+    *("tokens_per_sec", "tokens", "seconds", "bytes"),
+)
+_ASCENDING = ("id", "name", "state", "loss", "val_loss", "best_val_loss", "bits_per_byte")
 """For these the first of all is the one to look at: the lowest loss. For the others it is the highest."""
 _TAIL_BYTES = 1 << 18
 """Of metrics.jsonl, what is read for the last figures: about a thousand lines."""
 
 
-def list_runs(*, root_dir: str = "runs", sort: str = "time") -> list[dict[str, Any]]:
+def list_runs(
+    *,
+    root_dir: str = "runs",
+    sort: str = "time",
+    states: Sequence[str] = (),
+    find: str | None = None,
+    limit: int | None = None,
+) -> list[dict[str, Any]]:
     """Every run below `root_dir`, the newest first, or ordered by one of SORTS. Other folders are passed over.
 
-    Raises ConfigError when there is no such folder.
+    `states`: only runs in one of these; `find`: only those with this text in id, name, notes or a tag, upper or lower
+    case; `limit`: only the first so many. Raises ConfigError when there is no such folder, sort or state.
     """
     if sort not in SORTS:
         raise ConfigError(f"runs cannot be sorted by {sort!r}; it should be one of {', '.join(SORTS)}")
-    runs = [describe_run(folder) for folder in find_runs(Path(root_dir))]
+    for state in states:
+        if state not in STATES:
+            raise ConfigError(f"{state!r} is no state of a run; it should be one of {', '.join(STATES)}")
+    runs = [
+        run
+        for run in map(describe_run, find_runs(Path(root_dir)))
+        if (not states or run["state"] in states) and (find is None or find.lower() in _words(run))
+    ]
     if sort not in _ASCENDING:
         runs.reverse()
     known = sorted(
         (run for run in runs if run[sort] is not None), key=lambda run: run[sort], reverse=sort not in _ASCENDING
     )
-    return known + [run for run in runs if run[sort] is None]
+    return (known + [run for run in runs if run[sort] is None])[:limit]
+
+
+def _words(run: Mapping[str, Any]) -> str:
+    """Where `find` looks."""
+    tags = run["tags"] if isinstance(run["tags"], list) else []
+    return "\n".join(str(word) for word in (run["id"], run["name"], run["notes"], *tags) if word is not None).lower()
 
 
 def find_runs(root: Path) -> list[Path]:
@@ -51,17 +76,24 @@ def find_runs(root: Path) -> list[Path]:
 
 
 def compare_runs(refs: Sequence[str], *, root_dir: str = "runs") -> dict[str, Any]:
-    """Runs side by side: what each came to, the keys in which their configs differ, their last figures.
+    """Runs side by side: what each came to, the keys in which their configs differ, their curves and last figures.
 
     Raises ConfigError when one is not found.
     """
+    from llmtrain.tracking.curves import means_by_step, read_curves  # here: a list of runs needs no numpy
+
     folders = [find_run(ref, Path(root_dir))[0] for ref in refs]
     runs = [describe_run(folder) for folder in folders]
     configs = [flat_config(folder, problems=run["problems"]) for folder, run in zip(folders, runs, strict=True)]
     figures = [last_figures(folder / "metrics.jsonl") for folder in folders]
+    curves = [read_curves(folder / "metrics.jsonl", began=None) for folder in folders]
     return {
         "runs": runs,
         "config": side_by_side(configs, only_different=True),
+        "curves": {
+            name: means_by_step([one.by_name.get(name) for one in curves])
+            for name in (names.TRAIN_LOSS, names.VAL_LOSS)
+        },
         "figures": [row for row in side_by_side(figures, only_different=False) if row["key"] != "time"],
     }
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -108,6 +109,25 @@ def tokens_by_step(curves: Curves) -> dict[str, list[float]]:
         return {"step": [], "tokens": []}
     chosen = visible_points(curve.step, curve.value, num_points=DRAWN_POINTS)
     return {"step": _plain(curve.step[chosen]), "tokens": _plain(curve.value[chosen])}
+
+
+def means_by_step(curves: Sequence[Curve | None], *, num_rows: int = 10) -> list[dict[str, Any]]:
+    """Curves as a table of at most `num_rows` rows, evenly over the longest of them, of `step` and `values`.
+
+    A value is the curve's mean since the row before, None where it has no point there.
+    """
+    known = [curve.step for curve in curves if curve is not None]
+    if not known:
+        return []
+    steps = np.unique(np.concatenate(known))
+    # Rows end at steps that have a point, so that a figure that is rare keeps its own steps.
+    ends = steps[np.linspace(0, len(steps), min(num_rows, len(steps)) + 1)[1:].astype(np.int64) - 1]
+    rows = []
+    for begin, end in pairwise([-math.inf, *ends.tolist()]):
+        parts = [None if one is None else one.value[(one.step > begin) & (one.step <= end)] for one in curves]
+        values = [None if part is None or not len(part) else float(part.mean()) for part in parts]
+        rows.append({"step": int(end), "values": values})
+    return rows
 
 
 def _drawn(curve: Curve, *, num_points: int) -> dict[str, Any]:

@@ -77,6 +77,15 @@ def create_run(root: Path, run_id: str) -> Path:
     return folder
 
 
+def point_to_latest(root: Path) -> None:
+    """Let `root/latest` point to the newest of the runs that are there, by their names; without one it goes."""
+    names = sorted(folder.name for folder in root.glob("*") if is_run(folder) and not folder.is_symlink())
+    if names:
+        _point(root / "latest", names[-1])
+    else:
+        (root / "latest").unlink(missing_ok=True)
+
+
 def find_run(ref: str, root: Path) -> tuple[Path, Path | None]:
     """The run folder that `ref` names, and the checkpoint if it names one.
 
