@@ -18,7 +18,7 @@ from typing import Any
 
 import typer
 
-from llmtrain.cli import config, convert, evaluate, inspect, machine, model, prepare, runs, smoke, train
+from llmtrain.cli import config, convert, evaluate, inspect, machine, model, prepare, publish, runs, smoke, train
 from llmtrain.cli.output import Outcome, drop_stdout, json_document
 from llmtrain.config.errors import ConfigError, Preempted, RunError
 from llmtrain.models.hub import use_older_names
@@ -44,6 +44,7 @@ machine.add_to(app)
 train.add_to(app)
 evaluate.add_to(app)
 model.add_to(app)
+publish.add_to(app)
 smoke.add_to(app)
 runs.add_to(app)
 config.add_to(app)

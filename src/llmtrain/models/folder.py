@@ -52,8 +52,11 @@ def write_model_folder(
     state_dict: Mapping[str, Tensor],
     tokenizer_folder: Path | None = None,
     eos_id: int | None = None,
+    own_names: bool = False,
 ) -> None:
     """Writes a decoder's weights and all that is needed to use them; files of those names are replaced.
+
+    `own_names`: tensors have the decoder's own names, even where a layout of transformers holds it.
 
     Raises:
         ValueError: `state_dict` has not exactly the tensors of such a decoder.
@@ -61,7 +64,7 @@ def write_model_folder(
     state_dict = clean_state_dict(state_dict)
     check_tensors(state_dict, config, vocab_size, where="the state dict")
     folder.mkdir(parents=True, exist_ok=True)
-    write_weights(folder / WEIGHTS_FILE, config=config, state_dict=state_dict)
+    write_weights(folder / WEIGHTS_FILE, config=config, state_dict=state_dict, own_names=own_names)
     write_description(
         folder,
         config=config,
@@ -69,6 +72,7 @@ def write_model_folder(
         dtype=_common_dtype(state_dict),
         tokenizer_folder=tokenizer_folder,
         eos_id=eos_id,
+        own_names=own_names,
     )
 
 
@@ -78,9 +82,11 @@ def unit_of(name: str) -> str:
     return ".".join(parts[:2]) if parts[0] == "blocks" else name
 
 
-def write_weights(file: Path, *, config: DecoderConfig, state_dict: Mapping[str, Tensor]) -> None:
+def write_weights(
+    file: Path, *, config: DecoderConfig, state_dict: Mapping[str, Tensor], own_names: bool = False
+) -> None:
     """Writes a decoder's weights, or whole units of them, under the names that its folder has them by."""
-    layout = layout_for(config)
+    layout = None if own_names else layout_for(config)
     tensors = dict(state_dict) if layout is None else layout.to_theirs(state_dict, config)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(tensors, file, metadata={"format": "pt"})
@@ -94,9 +100,10 @@ def write_description(
     dtype: torch.dtype,
     tokenizer_folder: Path | None = None,
     eos_id: int | None = None,
+    own_names: bool = False,
 ) -> None:
     """Writes all of a model folder but the weights, which are of `dtype`."""
-    layout, named_dtype = layout_for(config), str(dtype).removeprefix("torch.")
+    layout, named_dtype = None if own_names else layout_for(config), str(dtype).removeprefix("torch.")
     described: dict[str, Any] = {
         "architectures": ["LlmtrainDecoder" if layout is None else layout.architecture],
         "model_type": OWN_MODEL_TYPE if layout is None else layout.model_type,

@@ -76,14 +76,17 @@ def base_of(folder: Path) -> Path | None:
     return base
 
 
-def load_language_model(folder: Path, *, device: torch.device, for_rows: bool = False) -> LanguageModel:
+def load_language_model(
+    folder: Path, *, device: torch.device, for_rows: bool = False, quantization: str = "none"
+) -> LanguageModel:
     """The model or adapter in `folder`, on `device`. Raises ConfigError where it cannot be used.
 
-    `for_rows`: with an encoder in any case, a plain chat template where the model has none.
+    `for_rows`: with an encoder in any case, a plain chat template where the model has none. `quantization`: the base of
+    an adapter is given the values that it has in so few bits.
     """
     base = base_of(folder)
     config = config_beside(folder)
-    network = _load(folder, base, device)
+    network = _load(folder, base, device, quantization)
     beside = folder if base is None or _has_tokenizer(folder) else base
     if not _has_tokenizer(beside):
         return LanguageModel(model=network, tokenizer=None, encoder=None, eos_ids=frozenset(), folder=folder)
@@ -163,7 +166,7 @@ def _fetch(path: str, revision: str | None) -> Path:
         raise ConfigError(str(error).removeprefix("model.path ")) from error
 
 
-def _load(folder: Path, base: Path | None, device: torch.device) -> AnyModel:
+def _load(folder: Path, base: Path | None, device: torch.device, quantization: str) -> AnyModel:
     whole = base or folder
     if base is None and "llmtrain" in _json(whole / "config.json"):
         return read_model_folder(whole)[0].to(device).eval()
@@ -171,7 +174,7 @@ def _load(folder: Path, base: Path | None, device: torch.device) -> AnyModel:
         raise ConfigError(f"{folder} is an adapter of a decoder that transformers does not have: it cannot be loaded")
     from llmtrain.models.huggingface_load import read_huggingface
 
-    return read_huggingface(whole, adapter=folder if base else None, device=device)
+    return read_huggingface(whole, adapter=folder if base else None, quantization=quantization, device=device)
 
 
 def _has_tokenizer(folder: Path) -> bool:

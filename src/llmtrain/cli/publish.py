@@ -1,0 +1,115 @@
+"""export, merge: a model made into what others load, and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from llmtrain.cli.options import Json
+from llmtrain.cli.output import Outcome, table
+
+ROWS = (
+    ("output", "output"),
+    ("stored as", "dtype"),
+    ("compared on", "compared_on"),
+    ("tokens compared", "tokens"),
+    ("largest difference of logits", "max_logit_difference"),
+    ("tolerance", "tolerance"),
+    ("KL divergence, nats a token", "mean_kl_nats"),
+    ("greedy tokens", "greedy_tokens"),
+    ("of these equal", "greedy_tokens_equal"),
+)
+
+Model = Annotated[
+    str, typer.Argument(metavar="[MODEL]", help="A run, checkpoint, model or adapter folder, or owner/name.")
+]
+To = Annotated[str | None, typer.Option("--to", metavar="FOLDER", help="Where it goes.", show_default=False)]
+Dtype = Annotated[
+    str | None,
+    typer.Option("--dtype", metavar="NAME", help="float32, bfloat16 or float16; the source's when not given."),
+]
+Data = Annotated[
+    list[str] | None,
+    typer.Option("--data", metavar="PATH", help="Rows or shards to compare on; the run's own when not given."),
+]
+Tolerance = Annotated[
+    float | None,
+    typer.Option("--tolerance", metavar="X", min=0.0, help="Share of the largest logit that may differ."),
+]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what llmtrain made there before.")]
+RootDir = Annotated[str, typer.Option("--root-dir", metavar="DIR", help="Folder of all runs.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds this file's verbs to the program."""
+    app.command("export")(export)
+    app.command("merge")(merge)
+
+
+def export(
+    model: Model = "latest",
+    format: Annotated[str, typer.Option("--format", metavar="NAME", help="hf or safetensors.")] = "hf",
+    to: To = None,
+    dtype: Dtype = None,
+    data: Data = None,
+    tolerance: Tolerance = None,
+    device: Device = "auto",
+    root_dir: RootDir = "runs",
+    force: Force = False,
+    json: Json = False,
+) -> Outcome:
+    """Write a model for transformers, or as plain safetensors; it is loaded again and compared before it counts."""
+    from llmtrain.recipes.export import export as recipe
+    from llmtrain.recipes.exported import Request
+
+    result = recipe(
+        model,
+        Request(
+            to=to,
+            dtype=dtype,
+            data=data or [],
+            tolerance=tolerance,
+            device=device,
+            root_dir=root_dir,
+            force=force,
+        ),
+        format=format,
+    )
+    return Outcome(result, _shown(result))
+
+
+def merge(
+    model: Model = "latest",
+    to: To = None,
+    dtype: Dtype = None,
+    data: Data = None,
+    tolerance: Tolerance = None,
+    device: Device = "auto",
+    root_dir: RootDir = "runs",
+    force: Force = False,
+    json: Json = False,
+) -> Outcome:
+    """Merge a LoRA adapter into its base; the result is loaded again and compared before it counts."""
+    from llmtrain.recipes.exported import Request
+    from llmtrain.recipes.merge import merge as recipe
+
+    result = recipe(
+        model,
+        Request(
+            to=to,
+            dtype=dtype,
+            data=data or [],
+            tolerance=tolerance,
+            device=device,
+            root_dir=root_dir,
+            force=force,
+        ),
+    )
+    return Outcome(result, _shown(result))
+
+
+def _shown(result: Mapping[str, Any]) -> str:
+    return table(result, ROWS)

@@ -1,0 +1,134 @@
+"""Whether two models say the same: logits on the same rows, and what each writes greedily after their beginnings.
+
+    source ─ answer ─▶ Answers ─┐                     the source's answers are kept on the CPU, so that the two models
+                                ├─▶ Agreement         need not be in memory together
+    result ─ answer ─▶ Answers ─┘
+
+No cache is used: what is compared is the plain forward pass, which every format has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Logits = Callable[[Tensor], Tensor]
+"""[b, t] int64 token ids → [b, t, vocab] scores."""
+
+NUM_WRITTEN = 4
+"""Rows after whose first half something is written."""
+NEW_TOKENS = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What a model says to some rows, on the CPU, in float32."""
+
+    logits: list[Tensor]
+    """[t, vocab] of each row."""
+    written: list[list[int]]
+    """Greedily, after the first half of each of the first NUM_WRITTEN rows."""
+    chosen_from: list[list[Tensor]]
+    """[vocab] scores from which each of these tokens was chosen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How far a result is from its source."""
+
+    rows: int
+    tokens: int
+    max_difference: float
+    """Of any two logits, as a share of the source's largest."""
+    mean_kl: float
+    """Of the distributions of the next token, in nats a token: what the difference costs."""
+    written: int
+    """Tokens that were written greedily by the source."""
+    written_equal: int
+    """Of these, how many the result wrote too, up to the first that differs in each row."""
+    largest_gap: float
+    """Where the two first wrote different tokens, by how much the source preferred its own: a share as above."""
+
+    def why_not_within(self, tolerance: float) -> str | None:
+        """What is over `tolerance`, a share of the largest logit; None if nothing is.
+
+        Two tokens whose scores are closer than the logits may differ are a tie, which may be broken either way.
+        """
+        if not self.max_difference <= tolerance:  # also for NaN
+            return f"logits differ by {self.max_difference:.2e} of the largest, over the tolerance of {tolerance:.0e}"
+        if not self.largest_gap <= 2 * tolerance:
+            return f"greedy texts differ, at a token that was preferred by {self.largest_gap:.2e}"
+        return None
+
+
+@torch.inference_mode()
+def answer(logits: Logits, rows: Sequence[Sequence[int]], *, limit: int | None = None) -> Answers:
+    """What a model says to `rows` of at least two tokens; nothing longer than `limit` tokens is made."""
+    written, chosen_from = [], []
+    for row in rows[:NUM_WRITTEN]:
+        ids, scores = list(row[: max(1, len(row) // 2)]), []
+        prompt = len(ids)
+        for _ in range(NEW_TOKENS if limit is None else min(NEW_TOKENS, limit - prompt)):
+            last_v = _scores(logits, [ids])[0, -1]
+            scores.append(last_v)
+            ids.append(int(last_v.argmax()))
+        written.append(ids[prompt:])
+        chosen_from.append(scores)
+    return Answers(logits=[_scores(logits, [row])[0] for row in rows], written=written, chosen_from=chosen_from)
+
+
+def compare(source: Answers, result: Answers) -> Agreement:
+    """How far `result` is from `source`, both answers to the same rows."""
+    largest = max(float(row.abs().max()) for row in source.logits) or 1.0
+    differences = [
+        float((ours - theirs).abs().max()) for ours, theirs in zip(result.logits, source.logits, strict=True)
+    ]
+    kl = [_kl(theirs, ours) for ours, theirs in zip(result.logits, source.logits, strict=True)]
+    num_tokens = sum(len(row) for row in source.logits)
+    equal, gaps = 0, [0.0]
+    for ours, theirs, scores in zip(result.written, source.written, source.chosen_from, strict=True):
+        same = next((place for place, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1]), None)
+        equal += len(theirs) if same is None else same
+        if same is not None:
+            gaps.append(float(scores[same][theirs[same]] - scores[same][ours[same]]) / largest)
+    return Agreement(
+        rows=len(source.logits),
+        tokens=num_tokens,
+        max_difference=_worst(differences) / largest,
+        mean_kl=sum(kl) / num_tokens,
+        written=sum(map(len, source.written)),
+        written_equal=equal,
+        largest_gap=_worst(gaps),
+    )
+
+
+def figures(agreement: Agreement) -> dict[str, Any]:
+    """For export.json and the terminal."""
+    return {
+        "rows": agreement.rows,
+        "tokens": agreement.tokens,
+        "max_logit_difference": agreement.max_difference,
+        "mean_kl_nats": agreement.mean_kl,
+        "greedy_tokens": agreement.written,
+        "greedy_tokens_equal": agreement.written_equal,
+        "greedy_largest_gap": agreement.largest_gap,
+    }
+
+
+def _scores(logits: Logits, ids: list[Any]) -> Tensor:
+    return logits(torch.tensor([list(row) for row in ids])).detach().float().cpu()
+
+
+def _kl(source_tv: Tensor, result_tv: Tensor) -> float:
+    """Summed over the row's tokens."""
+    source, result = source_tv.double().log_softmax(-1), result_tv.double().log_softmax(-1)
+    return float((source.exp() * (source - result)).sum())
+
+
+def _worst(values: Sequence[float]) -> float:
+    """The largest; NaN if one is."""
+    return float(torch.tensor(values, dtype=torch.float64).max())

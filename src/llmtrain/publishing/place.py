@@ -1,0 +1,75 @@
+"""A folder that appears whole or not at all: filled and checked beside its place, then moved there in one step."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llmtrain.config.errors import ConfigError, RunError
+from llmtrain.files import sync
+
+EXPORT_FILE = "export.json"
+"""What was made of what, and how far it is from it."""
+PUBLISH_FILE = "publish.json"
+MADE_HERE = (EXPORT_FILE, PUBLISH_FILE)
+
+
+def check_free(destination: Path, *, force: bool) -> None:
+    """ConfigError if something is at `destination` already, unless `force`d and it is one that was made here."""
+    if not os.path.lexists(destination):
+        parent = next(folder for folder in destination.absolute().parents if folder.exists())
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise ConfigError(f"{destination}: nothing can be written in {parent}; name another folder with --to")
+        return
+    if not destination.is_dir():
+        raise ConfigError(f"{destination} is there, and is no folder; name another one with --to")
+    if not any(destination.iterdir()):
+        return
+    if not force:
+        raise ConfigError(f"{destination} is there already; name another folder with --to, or replace it: --force")
+    if not any((destination / name).is_file() for name in MADE_HERE):
+        raise ConfigError(
+            f"{destination} was not made by llmtrain (it has no {' or '.join(MADE_HERE)}), so --force does not replace "
+            "it; remove it yourself, or name another folder with --to"
+        )
+
+
+@contextmanager
+def new_folder(destination: Path, *, force: bool) -> Iterator[Path]:
+    """An empty folder to fill, which is moved to `destination` if the block ends well; else nothing is left of it.
+
+    Raises ConfigError as `check_free` does; RunError if it cannot be written, on a full disk for example.
+    """
+    check_free(destination, force=force)
+    destination = destination.absolute()
+    part = destination.with_name(f".{destination.name}.part-{os.getpid()}")
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        part.mkdir()
+        yield part
+        _sync_all(part)
+        _move(part, destination, force=force)
+    except OSError as error:
+        raise RunError(f"{destination} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _move(part: Path, destination: Path, *, force: bool) -> None:
+    check_free(destination, force=force)  # another process may have made it meanwhile
+    replaced = destination.with_name(f".{destination.name}.replaced-{os.getpid()}")
+    if destination.is_dir():
+        destination.rename(replaced)
+    part.rename(destination)
+    sync(destination.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _sync_all(folder: Path) -> None:
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            sync(Path(parent) / name)
+        sync(Path(parent))

@@ -1,0 +1,140 @@
+"""`merge`: base and adapter in one model that says what the two say, also where the base was in 4 bits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llmtrain.config.errors import ConfigError, RunError
+from llmtrain.config.lora import LoraConfig
+from llmtrain.models.huggingface_load import quantization_config
+from llmtrain.models.lora import add_lora, trainable_state_dict, write_adapter
+from llmtrain.models.quantized import round_as_quantized
+from llmtrain.recipes.exported import Request
+from llmtrain.recipes.merge import merge
+from llmtrain.testing.chat import CHATML, tiny_chat_tokenizer
+from llmtrain.testing.tiny_huggingface import tiny_network
+
+IDS = torch.tensor([[5, 17, 3, 40, 9, 100, 31]])
+
+
+def write_base(folder: Path, family: str = "llama", **changes: Any) -> Path:
+    tokenizer = tiny_chat_tokenizer(CHATML)
+    tokenizer.save_pretrained(folder)
+    tiny_network(family, vocab_size=len(tokenizer), **changes).save_pretrained(folder)
+    return folder
+
+
+def write_tuned(folder: Path, base: Path, **lora: Any) -> Path:
+    """An adapter that has had an effect, since B is not 0."""
+    network = AutoModelForCausalLM.from_pretrained(base)
+    tuned = add_lora(network, LoraConfig.model_validate({"r": 4, "alpha": 8, **lora}), base=str(base))
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name or "modules_to_save.default" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    write_adapter(folder, tuned, trainable_state_dict(tuned))
+    return folder
+
+
+def as_run(root: Path, adapter: Path, *, base: Path, model: dict[str, Any]) -> Path:
+    """The adapter as the checkpoint of a run with such a `model` section."""
+    run = root / "tuned"
+    shutil.copytree(adapter, run / "checkpoints" / "step_000010" / "model")
+    keys = {"model": {"name": "huggingface", "path": str(base), **model}, "data": {"name": "chat", "train": "gone"}}
+    for place in (run / "config.yaml", run / "checkpoints" / "step_000010" / "config.yaml"):
+        place.write_text(json.dumps(keys))
+    (run / "meta.json").write_text("{}")
+    (run / "checkpoints" / "latest").symlink_to("step_000010")
+    return run
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("family", "lora"),
+    [
+        ("llama", {}),
+        ("llama", {"dora": True}),
+        ("qwen3", {"rslora": True}),
+        ("gpt2", {}),
+        ("llama", {"modules_to_save": ["lm_head"]}),
+    ],
+    ids=["llama", "dora", "qwen3-rslora", "gpt2", "lm_head"],
+)
+def test_the_merged_model_says_what_base_and_adapter_say(tmp_path: Path, family: str, lora: dict[str, Any]) -> None:
+    tied = {"tie_word_embeddings": True} if "modules_to_save" in lora else {}
+    base = write_base(tmp_path / "base", family, **tied)
+    adapter = write_tuned(tmp_path / "adapter", base, **lora)
+    result = merge(str(adapter), Request(to=str(tmp_path / "out"), device="cpu"))
+    both = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter))(IDS).logits
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(IDS).logits
+    torch.testing.assert_close(merged, both, rtol=0, atol=1e-4)
+    untouched = AutoModelForCausalLM.from_pretrained(base)(IDS).logits
+    assert float((untouched - merged).abs().max()) > 0.1
+    assert result["max_logit_difference"] < 1e-5
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == CHATML
+    assert not list((tmp_path / "out").glob("adapter*"))
+    assert result["source"]["base"] == "base"
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_rounding_gives_the_weights_of_a_model_that_is_loaded_in_few_bits(
+    tmp_path: Path, family: str, quantization: str
+) -> None:
+    base = write_base(tmp_path / "base", family)
+    ours = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).float()
+    untouched = {name: tensor.clone() for name, tensor in ours.named_parameters()}
+    round_as_quantized(ours, quantization)
+    settings = quantization_config(quantization)
+    theirs = AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.bfloat16, quantization_config=settings, device_map={"": "cpu"}
+    ).dequantize()
+    changed = 0
+    for name, weight in theirs.named_parameters():
+        mine = ours.get_parameter(name)
+        if ".c_" in name and mine.ndim == 2:  # their layers keep GPT-2's matrices turned
+            mine, untouched[name] = mine.t(), untouched[name].t()
+        # What they give back of 8 bits is rounded once more, to 16.
+        torch.testing.assert_close(mine, weight.float(), rtol=0 if quantization == "nf4" else 2**-8, atol=0)
+        changed += not torch.equal(mine, untouched[name])
+    assert changed == (14 if family == "llama" else 8)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_a_base_in_few_bits_is_merged_with_the_values_that_it_had_there(tmp_path: Path, quantization: str) -> None:
+    base = write_base(tmp_path / "base")
+    adapter = write_tuned(tmp_path / "adapter", base)
+    run = as_run(tmp_path / "runs", adapter, base=base, model={"lora": {"r": 4}, "quantization": quantization})
+    result = merge(str(run), Request(to=str(tmp_path / "out"), device="cpu"))
+    assert result["base_quantization"] == quantization
+    assert result["dtype"] == "bfloat16"
+    assert 1e-4 < result["max_logit_difference"] < 0.05
+    network = AutoModelForCausalLM.from_pretrained(base)
+    round_as_quantized(network, quantization)
+    trained = PeftModel.from_pretrained(network, str(adapter))(IDS).logits
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)(IDS).logits
+    wide = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter))(IDS).logits
+    assert float((merged - trained).abs().mean()) < 0.5 * float((wide - trained).abs().mean())
+
+
+def test_what_cannot_be_merged_is_said(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    with pytest.raises(ConfigError, match="is a whole model, without an adapter to merge: llmtrain export"):
+        merge(str(base), Request(to=str(tmp_path / "out"), device="cpu"))
+    adapter = write_tuned(tmp_path / "adapter", base)
+    with pytest.raises(RunError, match="does not agree"):
+        merge(str(adapter), Request(to=str(tmp_path / "out"), device="cpu", dtype="bfloat16", tolerance=1e-6))
+    assert not (tmp_path / "out").exists()
+    shutil.rmtree(base)
+    with pytest.raises(ConfigError, match="its base is not to be had"):
+        merge(str(adapter), Request(to=str(tmp_path / "out"), device="cpu"))
