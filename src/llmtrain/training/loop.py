@@ -23,6 +23,7 @@ from llmtrain.testing.faults import reach
 from llmtrain.training.cadence import NOT_LATE, Late, Stopwatch
 from llmtrain.training.non_finite import StepFigures, may_update
 from llmtrain.training.optimizers import NamedOptimizer
+from llmtrain.training.pace import Pace
 from llmtrain.training.plan import Schedule
 from llmtrain.training.report import Reporter
 from llmtrain.training.signals import StopRequested, StopSignal
@@ -53,7 +54,7 @@ def fit(
     """
     start_step, model_can_stop_alone = state.step, engine.world_size == 1
     evaluation_watch, save_watch = Stopwatch(schedule.evaluate.every_seconds), Stopwatch(schedule.save.every_seconds)
-    late = NOT_LATE
+    late, pace = NOT_LATE, Pace(model, engine=engine)
     model.train()
     try:
         while True:
@@ -81,6 +82,7 @@ def fit(
             micro_batches, items = _wait_for(batches, stop, report), schedule.next_items(state)
             if state.leaves_out(items):
                 micro_batches = []  # a step of no tokens, which changes nothing
+            waited_sec = time.perf_counter() - began
             engine.watchdog.beat("step")
             with report.spent("step" if state.step > start_step else "compile"):
                 with stop.interrupts(when=model_can_stop_alone):
@@ -89,9 +91,10 @@ def fit(
                     watched = Late(evaluation_watch.is_late, save_watch.is_late) if engine.is_main else NOT_LATE
                     num_tokens, late = agree(micro_batches, engine=engine, stop_requested=stop.requested, late=watched)
                     scale = state.loss_scale.value if state.loss_scale else 1.0
-                    loss_sum = compute_gradients(
-                        model, micro_batches, engine=engine, num_tokens=num_tokens, loss_scale=scale
-                    )
+                    with pace.computing():
+                        loss_sum = compute_gradients(
+                            model, micro_batches, engine=engine, num_tokens=num_tokens, loss_scale=scale
+                        )
                 reach("update", step=state.step)
                 grad_norm = gradient_norm(optimizer) / scale
                 found = StepFigures(state.step + 1, loss_sum / max(1, num_tokens), grad_norm, items)
@@ -111,6 +114,7 @@ def fit(
                 seconds=time.perf_counter() - began,
                 due=state.step % schedule.log_every == 0 or state.step >= schedule.total_steps,
             )
+            pace.stepped(state.step, waited_sec=waited_sec, seconds=time.perf_counter() - began)
             reach("stepped", step=state.step)
     except StopRequested:
         log.warning("%s: saving step %d, then stopping", stop.received.name if stop.received else "a rank", state.step)

@@ -20,6 +20,7 @@ from torch import nn
 from llmtrain.contracts import IGNORE_INDEX, Batch
 from llmtrain.distributed.engine import Engine
 from llmtrain.distributed.sharding import whole
+from llmtrain.testing.faults import reach
 from llmtrain.training.cadence import NOT_LATE, Late
 from llmtrain.training.optimizers import NamedOptimizer
 from llmtrain.training.signals import StopRequested
@@ -58,6 +59,8 @@ def compute_gradients(
     for index, batch in enumerate(micro_batches):
         with engine.no_sync(model, enabled=index < len(micro_batches) - 1):
             micro_loss_sum, _ = model(engine.to_device(batch))
+            if reach("loss", micro_batch=index):
+                micro_loss_sum = micro_loss_sum * float("nan")
             engine.backward(micro_loss_sum * scale)
         loss_sum += micro_loss_sum.detach()
     return engine.sum_floats([loss_sum.item()])[0]
