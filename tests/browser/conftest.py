@@ -10,9 +10,9 @@ import pytest
 from llmtrain.testing.browser import Visit, chromium_path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """Chromium without a window."""
+    """Chromium without a window; not for the session, since Playwright's event loop would be in other tests' way."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

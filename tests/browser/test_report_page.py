@@ -15,7 +15,32 @@ from llmtrain.testing.recorded_run import BEGAN, recorded_run
 
 pytestmark = pytest.mark.slow
 
-CURVES_OF_LOSS = "() => document.querySelector('.card.wide .plot').data.filter((one) => one.yaxis !== 'y2')"
+CURVES_OF_LOSS = (
+    "() => document.querySelector('.card.wide .plot').data"
+    ".filter((one) => one.yaxis !== 'y2' && one.hoverinfo !== 'skip')"
+)
+
+
+def write_evaluation(folder: Path, name: str, document: dict[str, Any]) -> None:
+    (folder / "eval" / name).mkdir(parents=True)
+    (folder / "eval" / name / "metrics.json").write_text(json.dumps(document))
+
+
+def scored(rouge: float) -> dict[str, Any]:
+    """What `eval` writes of rows, with a comparison and rows that were trained on."""
+    difference = {"base": 0.125, "tuned": rouge, "difference": rouge - 0.125, "low": 0.0625, "high": 0.6875}
+    counts = {"wins": 7, "losses": 2, "ties": 1, "higher_is_better": True, "verdict": "better"}
+    return {
+        "time": "2026-11-20T11:00:00+00:00",
+        "baseline": "models/<b>base",
+        "data": "a.jsonl, b.jsonl",
+        "rows": 10,
+        "scores": {"loss": 1.5, "rougeL": rouge},
+        "comparison": {"rougeL": difference | counts},
+        "files": {name: {"rows": 5, "scores": {"loss": 1.5, "rougeL": rouge}} for name in ("a.jsonl", "b.jsonl")},
+        "contamination": {"checked": True, "rows": 3, "exact": 2, "named": ["row 1"]},
+        "got_worse": {"rougeL": ["a.jsonl:3"]},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -29,16 +54,22 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (folder / "samples.jsonl").open("w") as file:
         for step in (50, 100):
             file.write(json.dumps({"step": step, "prompt": "def <b>f", "completion": f"(): # {step}"}) + "\n")
-    (folder / "eval" / "1").mkdir(parents=True)
-    (folder / "eval" / "1" / "metrics.json").write_text(json.dumps({"test": {"rougeL": 0.25}}))
+    (folder / "config.as-written.yaml").write_text("model: {d_model: 64}  # <i>small\n")
+    write_evaluation(folder, "1", {"test": {"rougeL": 0.25}})
+    write_evaluation(folder, "20261120-110000", scored(0.5))
     write_report([folder], root / "page.html")
     return root / "page.html"
+
+
+ROWS = "(tables) => tables.map((one) => [...one.rows].map((row) => [...row.cells].map((cell) => cell.innerText)))"
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("two")
     folders = [recorded_run(root, name, lr=lr, last_loss=lr) for name, lr in (("low", 0.001), ("high", 0.002))]
+    for folder, rouge in zip(folders, (0.25, 0.75), strict=True):
+        write_evaluation(folder, "20261120-110000", scored(rouge))
     write_report(folders, root / "page.html")
     return root / "page.html"
 
@@ -48,19 +79,32 @@ def test_it_shows_everything_and_asks_nobody(visit: Visit, one: Path) -> None:
     visit.draw_all()
     assert visit.requests == [one.as_uri()]
     titles = page.locator("figcaption").all_inner_texts()
-    assert [title.split("\n")[0].strip() for title in titles] == [
-        *("Lossnats a token", "Learning rate", "Gradient normbefore clipping", "Bits per bytevalidation"),
-        *("Perplexityvalidation", "Throughputtokens a second, all ranks", "Time a stepseconds"),
-        *("Processor and memory% of the machine", "gpu power w"),
+    assert [", ".join(title.split("\n")[:2]) for title in titles] == [
+        *("Loss, nats a token", "Learning rate", "Gradient norm, before clipping", "Bits per byte, validation"),
+        *("Perplexity, validation", "Throughput, tokens a second, all ranks", "Time a step, seconds"),
+        *("Processor and memory, % of the machine", "gpu power w"),
     ]
     assert page.locator("h2").all_inner_texts() == [
         *("Learning", "Speed", "Machine", "Evaluations", "Samples", "Config", "Environment", "Data", "Events"),
     ]
     assert page.locator("[data-figure=best_val_loss] b").inner_text() == "2.3"
+    assert page.locator(".written").inner_text() == "model: {d_model: 64}  # <i>small"
+    assert page.locator(".marks").inner_text().split() == ["▲", "saved", "●", "resumed", "✕", "skipped"]
     assert page.locator(".samples pre").inner_text() == "def <b>f(): # 100"
     page.locator("#samples input").fill("0")
     assert page.locator(".samples pre").inner_text() == "def <b>f(): # 50"
-    assert "test.rougeL" in page.locator("#evaluations").inner_text()
+    evaluations = page.locator("#evaluations table").evaluate_all(ROWS)
+    training, foreign, scores, comparison = evaluations
+    assert training[0] == ["step", "val/loss", "val/perplexity", "val/bits_per_byte"]
+    assert len(training) == 5
+    assert foreign == [["test.rougeL", "0.25"]]
+    assert scores == [
+        ["", "rows", "loss", "rougeL"],
+        *([name, "5", "1.5", "0.5"] for name in ("a.jsonl", "b.jsonl")),
+        ["all", "10", "1.5", "0.5"],
+    ]
+    assert comparison[1] == ["rougeL", "0.125", "0.5", "+0.375", "+0.0625 … +0.6875", "7", "2", "1", "better"]
+    assert "3 rows stand among the training rows, 2 of them word for word" in page.locator("#evaluations").inner_text()
     power = page.locator("figure", has_text="gpu power w").locator(".plot")
     assert power.evaluate("(plot) => plot.data.filter((one) => one.opacity).map((one) => [one.name, one.y[0]])") == [
         ["gpu_0/power_w", 300],
@@ -170,6 +214,9 @@ def test_runs_beside_each_other_can_be_hidden_and_differ_where_they_say(visit: V
     assert [row.split("\t")[0].strip() for row in rows] == ["run.name", "optimizer.lr"]
     marked = page.locator("#results .marked").all_inner_texts()
     assert marked == ["0.001"]
+    assert page.locator("#evaluations table").first.locator(".marked").all_inner_texts() == ["0.75"] * 3
+    legend = page.locator(".card.wide .legend .legendtext").all_text_contents()
+    assert legend == ["train/loss", "val/loss"]  # by their dash; the chips tell whose color it is
 
 
 def test_a_million_points_open_in_under_two_seconds(visit: Visit, tmp_path: Path) -> None:

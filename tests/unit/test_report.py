@@ -104,7 +104,7 @@ def test_the_page_is_one_file_whose_scripts_are_the_only_ones_that_may_run(tmp_p
     assert policy
     allowed = set(re.findall(r"&#x27;sha256-([^&]*)&#x27;", policy[1]))
     assert {base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in scripts} == allowed
-    assert len(scripts) == 5
+    assert len(scripts) == 6
     assert "alert(1)" not in "".join(scripts)
     assert policy[1].startswith("default-src &#x27;none&#x27;; ")
     assert not re.search(r"<(?:link|img|iframe|script)[^>]+(?:src|href)=", page.replace("".join(scripts), ""))
@@ -147,3 +147,35 @@ def test_a_report_that_fails_at_the_end_of_a_run_is_one_warning(
     recipe.report_at_end(folder)
     (record,) = caplog.records
     assert "report.html could not be made (ValueError: something unforeseen)" in record.getMessage()
+
+
+def test_of_an_evaluation_of_rows_its_scores_are_shown_and_no_rows(tmp_path: Path) -> None:
+    run_folder = recorded_run(tmp_path, "a", num_steps=5)
+    scores = {"loss": 1.5, "rougeL": 0.25}
+    document = {
+        "time": "2026-11-21T10:00:00+00:00",
+        "baseline": None,
+        "rows": 10,
+        "scores": scores,
+        "files": {"a.jsonl": {"rows": 10, "scores": scores, "comparison": {}}},
+        "contamination": {"checked": True, "rows": 1, "exact": 0, "named": ["a.jsonl:1 = train.jsonl:7 (13-gram)"]},
+        "got_worse": {"rougeL": ["a.jsonl:3"]},
+        "settings": {"max_new_tokens": 256},
+    }
+    (run_folder / "eval" / "20261121-110000").mkdir(parents=True)
+    (run_folder / "eval" / "20261121-110000" / "metrics.json").write_text(json.dumps(document))
+    shown = run_document(run_folder)["evaluations"][-1]
+    assert shown["name"] == "20261121-110000"
+    assert (shown["rows"], shown["scores"]) == (10, scores)
+    assert shown["files"] == {"a.jsonl": {"rows": 10, "scores": scores}}
+    assert shown["contamination"] == {"checked": True, "rows": 1, "exact": 0}
+    assert not {"got_worse", "settings"} & shown.keys()
+
+
+def test_samples_of_a_step_that_came_twice_are_the_later_ones_in_the_order_of_steps(tmp_path: Path) -> None:
+    run_folder = recorded_run(tmp_path, "a", num_steps=5)
+    lines = [(50, "a", "1"), (100, "a", "2"), (100, "b", "3"), (50, "a", "4"), ("x", "a", "5")]
+    text = "".join(json.dumps({"step": s, "prompt": p, "completion": c}) + "\n" for s, p, c in lines)
+    (run_folder / "samples.jsonl").write_text(text)
+    shown = [(one["step"], one["prompt"], one["completion"]) for one in run_document(run_folder)["samples"]]
+    assert shown == [(50, "a", "4"), (100, "a", "2"), (100, "b", "3")]

@@ -24,6 +24,7 @@ from llmtrain.recipes.runs import describe_run, flat_config, json_object, side_b
 from llmtrain.tracking.curves import DRAWN_POINTS, Curves, as_drawn, read_curves, tokens_by_step
 from llmtrain.tracking.events import EVENTS_NAME, read_events
 from llmtrain.tracking.redaction import redact
+from llmtrain.training.runs import AS_WRITTEN
 
 MAX_EVENTS = 400
 MAX_SAMPLES = 200
@@ -66,6 +67,7 @@ def run_document(folder: Path, *, num_points: int = DRAWN_POINTS) -> dict[str, A
         "evaluations": list(_evaluations(folder)),
         "samples": _samples(folder / "samples.jsonl"),
         "config": config,
+        "config_as_written": _text(folder / AS_WRITTEN),
         "environment": redact(_environment(meta)),
         "data": _data(config, meta),
         "problems": problems,
@@ -103,23 +105,44 @@ def _details(event: Mapping[str, Any]) -> str:
 
 
 def _evaluations(folder: Path) -> Iterator[dict[str, Any]]:
-    """What each eval/<time>/metrics.json holds, by dotted key."""
+    """Scores and comparison out of each eval/<time>/metrics.json, the newest last; one of another kind whole."""
     for path in sorted(folder.glob("eval/*/metrics.json")):
         with contextlib.suppress(OSError, ValueError):
             document = json.loads(path.read_bytes())
             if isinstance(document, dict):
-                yield {"name": path.parent.name, "metrics": document}
+                is_ours = isinstance(document.get("scores"), dict) and isinstance(document.get("files"), dict)
+                yield {"name": path.parent.name, **(_scores(document) if is_ours else {"metrics": document})}
+
+
+def _scores(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What a page shows of an evaluation of rows: no list of rows, no settings."""
+    kept = {key: document.get(key) for key in ("time", "model", "baseline", "data", "rows", "scores", "comparison")}
+    files = {
+        name: {key: part.get(key) for key in ("rows", "scores")}
+        for name, part in document["files"].items()
+        if isinstance(part, dict) and isinstance(part.get("scores"), dict)
+    }
+    about = document.get("contamination")
+    contamination = {key: about.get(key) for key in ("checked", "rows", "exact")} if isinstance(about, dict) else None
+    return {**kept, "files": files, "contamination": contamination}
 
 
 def _samples(path: Path) -> list[dict[str, Any]]:
-    """The newest lines `{"step", "prompt", "completion"}` of samples.jsonl."""
-    samples = []
+    """The newest lines `{"step", "prompt", "completion"}` of samples.jsonl; the last ones of a step that came twice."""
+    samples: dict[tuple[Any, Any], dict[str, Any]] = {}
     with contextlib.suppress(OSError):
         for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 line = json.loads(text)
-                samples.append({key: line[key] for key in ("step", "prompt", "completion")})
-    return samples[-MAX_SAMPLES:]
+                if isinstance(line["step"], int):
+                    samples[line["step"], line["prompt"]] = {key: line[key] for key in ("step", "prompt", "completion")}
+    return sorted(samples.values(), key=lambda sample: sample["step"])[-MAX_SAMPLES:]
+
+
+def _text(path: Path) -> str | None:
+    with contextlib.suppress(OSError):
+        return path.read_text(encoding="utf-8", errors="replace")
+    return None
 
 
 def _environment(meta: Mapping[str, Any]) -> dict[str, Any]:

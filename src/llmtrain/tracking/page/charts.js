@@ -42,12 +42,14 @@ const KNOWN_CHARTS = [
 ];
 const SECTION_OF_PREFIX = { system: "machine", perf: "speed", eval: "evaluation", train: "learning", val: "learning" };
 const EVENT_LOOKS = {
-  saved: { symbol: "triangle-up", color: "muted" },
-  resumed: { symbol: "circle", color: "good", line: "dash" },
-  stopped: { symbol: "square", color: "muted", line: "dot" },
-  skipped: { symbol: "x", color: "bad", line: "solid" },
-  "non-finite": { symbol: "x", color: "bad" },
+  saved: { symbol: "triangle-up", sign: "▲", color: "muted" },
+  resumed: { symbol: "circle", sign: "●", color: "good", line: "dash" },
+  stopped: { symbol: "square", sign: "■", color: "muted", line: "dot" },
+  skipped: { symbol: "x", sign: "✕", color: "bad", line: "solid" },
+  "non-finite": { symbol: "x", sign: "✕", color: "bad" },
 };
+// Several runs differ by color, as the chips say; the figures that share a chart then differ by these.
+const DASHES = ["solid", "dot", "dash", "dashdot", "longdash"];
 
 // The figures of several ranks or devices share a chart: system/rss_gb/rank_3 → system/rss_gb, a/gpu_0/b → a/gpu/b.
 function chartKey(name) {
@@ -142,20 +144,19 @@ function plain(text) {
 
 function tracesOf(chart, runs, unit) {
   const shown = runs.filter((run) => !view.hidden.has(run.id));
-  const traces = [];
+  const several = runs.length > 1;
+  const traces = several && chart.names.length > 1 ? dashLegend(chart) : [];
   for (const run of shown) {
     const names = chart.names.filter((name) => run.curves[name]?.value.length);
     names.forEach((name, index) => {
       const curve = run.curves[name];
-      const several = runs.length > 1;
       const line = several ? runColor(run) : lineColor(index);
-      const short = name.replace(/^(system|perf)\//, "");
+      const short = shortName(name);
       const label = plain(several ? (chart.names.length > 1 ? `${run.label} ${short}` : run.label) : short);
       const few = curve.value.length <= 40;
       const format = chart.percent ? ".1%" : ".5~g";
-      const base = { type: "scatter", x: xValues(run, curve, unit), y: curve.value, name: label };
-      const isMain = index === 0;
-      const dash = several && !isMain ? "dot" : "solid";
+      const base = { type: "scatter", x: xValues(run, curve, unit), y: curve.value, name: label, showlegend: !several };
+      const dash = several ? DASHES[chart.names.indexOf(name) % DASHES.length] : "solid";
       if (!(chart.smooth && view.smoothing > 0 && !few)) {
         traces.push({
           ...base,
@@ -189,6 +190,24 @@ function tracesOf(chart, runs, unit) {
     });
   }
   return traces;
+}
+
+function shortName(name) {
+  return name.replace(/^(system|perf)\//, "");
+}
+
+// Entries of the legend alone: which dash is which figure, in no run's color.
+function dashLegend(chart) {
+  return chart.names.map((name, index) => ({
+    type: "scatter",
+    mode: "lines",
+    x: [null],
+    y: [null],
+    name: plain(shortName(name)),
+    line: { color: color("muted"), width: 1.8, dash: DASHES[index % DASHES.length] },
+    hoverinfo: "skip",
+    showlegend: true,
+  }));
 }
 
 function eventTraces(chart, runs, unit) {
@@ -309,12 +328,13 @@ class Charts {
 
   card(chart) {
     const box = element("div", { class: "plot" });
+    if (chart.wide) chart.marks = element("span", { class: "marks" });
     this.boxes.set(box, chart);
     this.watcher.observe(box);
     return element(
       "figure",
       { class: chart.wide ? "card wide" : "card" },
-      element("figcaption", {}, chart.title, chart.unit ? element("small", {}, chart.unit) : null),
+      element("figcaption", {}, chart.title, chart.unit ? element("small", {}, chart.unit) : null, chart.marks),
       box,
     );
   }
@@ -326,10 +346,19 @@ class Charts {
     const events = eventTraces(chart, this.runs, unit);
     const numNamed = traces.filter((trace) => trace.showlegend !== false).length;
     this.drawn.add(box);
+    chart.marks?.replaceChildren(...this.marks());
     const layout = layoutOf(chart, unit, events.shapes, numNamed);
     // The reader's own zoom stays as long as the axes mean the same.
     layout.uirevision = [view.x, view.logX, view.logY].join();
     return Plotly.react(box, [...traces, ...events.traces], layout, PLOT_OPTIONS);
+  }
+
+  // What the signs on the curves mean, of those that are there.
+  marks() {
+    const seen = new Set(view.events ? this.runs.flatMap((run) => run.events.map((event) => event.event)) : []);
+    return Object.entries(EVENT_LOOKS)
+      .filter(([kind]) => seen.has(kind))
+      .map(([kind, look]) => element("span", {}, element("span", { style: `color:${color(look.color)}` }, look.sign), ` ${kind}`));
   }
 
   redraw() {

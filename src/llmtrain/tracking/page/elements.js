@@ -24,7 +24,7 @@ function shortCount(number) {
 
 function shortBytes(bytes) {
   for (const [unit, size] of [["TiB", 2 ** 40], ["GiB", 2 ** 30], ["MiB", 2 ** 20], ["KiB", 2 ** 10]]) {
-    if (bytes >= size) return (bytes / size).toFixed(bytes / size < 99.95 ? 1 : 0) + " " + unit;
+    if (bytes >= 0.9995 * size) return (bytes / size).toFixed(bytes / size < 99.95 ? 1 : 0) + " " + unit;
   }
   return bytes + " B";
 }

@@ -16,7 +16,7 @@ from importlib import resources
 from typing import Any, Final, Literal
 
 STYLE: Final = "page.css"
-SCRIPTS: Final = ("elements.js", "charts.js", "page.js")
+SCRIPTS: Final = ("elements.js", "charts.js", "evaluations.js", "page.js")
 """In this order: each uses what the ones before it define."""
 
 LIVE_SCRIPTS: Final = ("plotly.js", *SCRIPTS, "runs_list.js", "live.js")

@@ -1,8 +1,6 @@
 "use strict";
 // The page about one run or several: from the document that Python made (recipes/run_document.py) to elements.
 
-const BETTER_WHEN_LOW = /loss|perplexity|bits_per_byte|seconds|duration|peak_memory/;
-const MAX_EVALUATIONS_SHOWN = 30;
 const MANY_POINTS = 60;
 
 function startReport() {
@@ -25,16 +23,21 @@ class Page {
     this.figures = element("div", { id: "figures" });
     this.evaluations = element("div");
     this.happenings = element("div");
-    root.replaceChildren(
+    const parts = [
       this.head(extras),
       this.problems(),
       this.figures,
+      data.runs.length > 1 ? configSection(data) : null,
       element("div", {}, this.toolbar(), ...this.charts.sections().filter(Boolean)),
       this.evaluations,
-      ...[samplesSection(data.runs), configSection(data), environmentSection(data.runs), dataSection(data.runs)].filter(Boolean),
+      samplesSection(data.runs),
+      data.runs.length > 1 ? null : configSection(data),
+      environmentSection(data.runs),
+      dataSection(data.runs),
       this.happenings,
       element("footer", {}, `llmtrain ${data.version}, made ${when(data.made)}`),
-    );
+    ];
+    root.replaceChildren(...parts.filter(Boolean));
     this.refreshTables();
   }
 
@@ -65,7 +68,7 @@ class Page {
               run.time ? element("span", {}, when(run.time)) : null,
               ...(Array.isArray(run.tags) ? run.tags : []).map((tag) => element("span", { class: "tag" }, figure(tag))),
             )
-          : this.chips(),
+          : element("p", { class: "under" }, runs.map((one) => one.name || one.id).join(" · ")),
         alone && run.notes ? element("p", { class: "notes" }, figure(run.notes)) : null,
       ),
       element("div", { class: "buttons" }, extras, themeButton(() => this.recolor())),
@@ -80,7 +83,7 @@ class Page {
   chips() {
     return element(
       "div",
-      { class: "chips", id: "chips" },
+      { class: "chips flat", id: "chips" },
       this.data.runs.map((run) => {
         const chip = element(
           "button",
@@ -165,6 +168,7 @@ class Page {
       toggle("logY", "Log y"),
       toggle("logX", "Log x"),
       toggle("events", "Events"),
+      this.data.runs.length > 1 ? this.chips() : null,
     );
   }
 }
@@ -182,21 +186,27 @@ function lastOf(run, name) {
 
 const RESULTS = [
   ["loss", "Loss", (run) => run.loss],
-  ["val_loss", "Validation", (run) => run.val_loss],
-  ["best_val_loss", "Best validation", (run) => run.best_val_loss],
+  ["val_loss", "Val loss", (run) => run.val_loss],
+  ["best_val_loss", "Best val loss", (run) => run.best_val_loss],
   ["bits_per_byte", "Bits per byte", (run) => run.bits_per_byte],
   ["steps", "Steps", (run) => run.steps],
   ["tokens", "Tokens", (run) => run.tokens, shortCount],
-  ["tokens_per_sec", "Tokens a second", (run) => run.summary.tokens_per_sec ?? lastOf(run, "train/tokens_per_sec"), shortCount],
+  ["tokens_per_sec", "Tokens/s", (run) => run.summary.tokens_per_sec ?? lastOf(run, "train/tokens_per_sec"), shortCount],
   ["mfu", "MFU", (run) => lastOf(run, "train/mfu"), percent],
   ["seconds", "Time", (run) => run.seconds, shortDuration],
   ["goodput", "Goodput", (run) => run.summary.goodput, percent],
   ["parameters", "Parameters", (run) => run.summary.parameters?.total, shortCount],
-  ["trainable", "Trainable", (run) => run.summary.parameters?.trainable, shortCount],
+  ["trainable", "Trainable", trainableShare, shortCount],
   ["peak_memory", "Peak memory", (run) => run.summary.peak_memory_bytes, shortBytes],
   ["skipped", "Skipped steps", (run) => run.summary.skipped_steps || null],
-  ["processes", "Processes", (run) => run.summary.world_size],
+  ["processes", "Processes", (run) => (run.summary.world_size > 1 ? run.summary.world_size : null)],
 ];
+
+// Where only a part of the parameters is trained.
+function trainableShare(run) {
+  const { total, trainable } = run.summary.parameters ?? {};
+  return trainable === total ? null : trainable;
+}
 
 function oneRun(run) {
   const tiles = RESULTS.filter(([, , value]) => ![null, undefined].includes(value(run))).map(([key, label, value, write]) =>
@@ -211,8 +221,8 @@ function severalRuns(runs) {
   );
   const best = rows.map((row) => {
     const known = row.values.filter((value) => typeof value === "number");
-    if (!BETTER_WHEN_LOW.test(row.key) || known.length < 2 || new Set(known).size < 2) return -1;
-    return 1 + row.values.indexOf(Math.min(...known));
+    const better = BETTER_WHEN_LOW.test(row.key) ? Math.min : BETTER_WHEN_HIGH.has(row.key) ? Math.max : null;
+    return better && new Set(known).size > 1 ? 1 + row.values.indexOf(better(...known)) : -1;
   });
   return [
     section(
@@ -234,6 +244,7 @@ function runHead(run) {
   return element("span", { class: "runhead" }, dot(run.number), run.label);
 }
 
+const BETTER_WHEN_HIGH = new Set(["tokens_per_sec", "mfu", "goodput"]);
 const ACTIVITIES = ["step", "compile", "data", "evaluation", "saving", "other"];
 
 function timeBar(run) {
@@ -264,34 +275,6 @@ function timeBar(run) {
         ),
       ),
     ),
-  );
-}
-
-// -- evaluations -------------------------------------------------------------------------------------------------------
-
-function evaluationsSection(runs) {
-  const parts = runs.flatMap((run) => [duringTraining(run), ...run.evaluations.map(evaluationTable)].filter(Boolean).map((part, index) =>
-    runs.length > 1 && index === 0 ? element("div", {}, element("h3", {}, runHead(run)), part) : part,
-  ));
-  return section("evaluations", "Evaluations", ...parts);
-}
-
-function duringTraining(run) {
-  const names = Object.keys(run.curves).filter((name) => /^(val|eval)\//.test(name));
-  const steps = [...new Set(names.flatMap((name) => run.curves[name].step))].sort((a, b) => a - b).slice(-MAX_EVALUATIONS_SHOWN);
-  if (!steps.length) return null;
-  const columns = names.map((name) => new Map(run.curves[name].step.map((step, index) => [step, run.curves[name].value[index]])));
-  const rows = steps.map((step) => [step, ...columns.map((column) => column.get(step))]);
-  const best = names.map((name, index) => (BETTER_WHEN_LOW.test(name) ? Math.min(...columns[index].values()) : NaN));
-  return table(["step", ...names], rows, { marked: (row, column) => column > 0 && rows[row][column] === best[column - 1] });
-}
-
-function evaluationTable(evaluation) {
-  return element(
-    "details",
-    { open: true },
-    element("summary", {}, `llmtrain eval, ${evaluation.name}`),
-    table(null, flatten(evaluation.metrics)),
   );
 }
 
@@ -345,7 +328,7 @@ function configSection(data) {
   filter("");
   const all = element(
     "details",
-    { open: runs.length === 1 ? false : null },
+    {},
     element("summary", {}, runs.length > 1 ? "All keys" : `All ${keys.length} keys`),
     element("input", { type: "search", placeholder: "Find a key or a value", "aria-label": "Find a key or a value", oninput: (event) => filter(event.target.value) }),
     list,
@@ -356,7 +339,14 @@ function configSection(data) {
       : data.differences.length
         ? table(head, data.differences.map((row) => [element("code", {}, row.key), ...row.values.map((value) => (value === null ? "–" : figure(value)))]), { numeric: false })
         : element("p", {}, "The configs are the same.");
-  return section("config", runs.length > 1 ? "Config: where the runs differ" : "Config", differences, all);
+  const written = runs.length === 1 && runs[0].config_as_written;
+  return section(
+    "config",
+    runs.length > 1 ? "Config: where the runs differ" : "Config",
+    written ? element("pre", { class: "written" }, written.trim()) : null,
+    differences,
+    all,
+  );
 }
 
 function configValue(run, key) {
