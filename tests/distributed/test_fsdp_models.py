@@ -98,6 +98,7 @@ def train(
     if compiled:
         trained.module.compile_parts()
     model = engine.setup(trained.module)
+    trained.start()
     optimizer = build_optimizer(OptimizerConfig(lr=0.01, eps=EPS), trained.module)
     start = 0
     if found := newest_good(checkpoints):

@@ -71,6 +71,7 @@ class Run:
             config, needed_vocab=VOCAB, tokenizer_folder=None, eos_id=0, cut=self.engine.cuts
         )
         self.model = self.engine.setup(self.trained.module)
+        self.trained.start()
         self.optimizer: NamedOptimizer = build_optimizer(
             OptimizerConfig.model_validate({"name": optimizer, "lr": 0.01}), self.trained.module
         )

@@ -32,3 +32,8 @@ class LoraConfig(Section):
             except re.error as error:
                 raise ValueError(f"target_modules {self.target_modules!r} is no pattern: {error}") from None
         return self
+
+    @property
+    def begins_with_base(self) -> bool:
+        """Whether what is trained begins with values of the base model, which must be there by then."""
+        return self.dora or bool(self.modules_to_save)

@@ -40,8 +40,8 @@ class Part:
 
 
 def shard(module: nn.Module, mesh: DeviceMesh, *, precision: str) -> nn.Module:
-    """Cut the parameters of `module`, in place, over the data-parallel ranks of `mesh`; a module on the meta device
-    gets memory, without values, for its own part alone.
+    """Cut the parameters of `module`, in place, over the data-parallel ranks of `mesh`; of those on the meta device
+    this rank's part gets memory, without values.
 
     A module that has `layers()` is cut one of these at a time, so that no more than two are whole at once. Gradients
     are added up in float32; with bf16-mixed what is gathered is bfloat16, half the bytes, and the parts stay float32.
@@ -53,8 +53,9 @@ def shard(module: nn.Module, mesh: DeviceMesh, *, precision: str) -> nn.Module:
     for layer in layers_of(module):
         fully_shard(layer, mesh=data_parallel, mp_policy=policy)
     fully_shard(module, mesh=data_parallel, mp_policy=policy)
-    if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
-        module.to_empty(device=mesh.device_type)
+    if any(parameter.is_meta for parameter in module.parameters()):
+        device = mesh.device_type
+        module._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t)  # type: ignore[no-untyped-call]
     module.register_forward_hook(_cut_again)
     if hasattr(module, "logits"):
         register_fsdp_forward_method(module, "logits")
@@ -91,6 +92,21 @@ def whole(tensor: Tensor) -> Tensor:
         return tensor
     full: Tensor = tensor.full_tensor()
     return full
+
+
+@torch.no_grad()
+def fill(tensor: Tensor, draw: Callable[[Tensor], object]) -> None:
+    """Let `draw` give `tensor` its first values, the same ones whether it is cut or not, and on whatever device.
+
+    Of a tensor that is cut the whole is drawn, in float32 on the CPU, and this rank keeps its part: so no more than one
+    parameter is ever whole.
+    """
+    if not is_cut(tensor):
+        draw(tensor)
+        return
+    values = torch.empty(tensor.shape)
+    draw(values)
+    take_part(tensor, values)
 
 
 def take_part(tensor: Tensor, values: Tensor) -> None:

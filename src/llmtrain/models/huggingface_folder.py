@@ -18,6 +18,7 @@ from llmtrain.contracts import TOKENIZER_FILES
 from llmtrain.distributed.sharding import take_part
 from llmtrain.models.hub import missing_files
 from llmtrain.models.huggingface import HuggingFaceModel
+from llmtrain.models.huggingface_parts import read_in_parts, why_not_in_parts
 from llmtrain.models.lora import read_adapter, trainable_state_dict, write_adapter
 
 
@@ -68,6 +69,9 @@ def read_huggingface_folder(folder: Path, model: HuggingFaceModel) -> None:
     if missing := missing_files(folder, weights=True):
         raise ConfigError(f"{folder} lacks {', '.join(missing)}")
     network = model.network
+    if why_not_in_parts(folder, network, exactly=True) is None:
+        read_in_parts(folder, network)
+        return
     dtype = next(network.parameters()).dtype
     try:
         stored, found = type(network).from_pretrained(

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from llmtrain.config.errors import ConfigError
@@ -21,6 +22,7 @@ from llmtrain.config.huggingface import HuggingFaceConfig
 from llmtrain.distributed.engine import computes_bf16
 from llmtrain.models.hub import fetch_model, fetch_tokenizer
 from llmtrain.models.huggingface import HuggingFaceModel
+from llmtrain.models.huggingface_parts import why_not_in_parts
 from llmtrain.models.lora import add_lora, with_adapter
 from llmtrain.models.quantized import round_as_quantized
 
@@ -43,19 +45,23 @@ def fetch(config: HuggingFaceConfig) -> tuple[Path, Path]:
     return model, model if own else fetch_tokenizer(str(config.tokenizer), local_files_only=config.local_files_only)
 
 
-def build_huggingface(config: HuggingFaceConfig, folder: Path, *, seed: int, precision: str) -> HuggingFaceModel:
+def build_huggingface(
+    config: HuggingFaceConfig, folder: Path, *, seed: int, precision: str, empty: bool = False
+) -> HuggingFaceModel:
     """The model in `folder` as `config` wants it. `precision` is the resolved one of the trainer.
+
+    `empty`: weights that can be read tensor by tensor are left on the meta device, for `read_in_parts`.
 
     Raises ConfigError: the folder holds no causal model that transformers knows, tensors are missing or of the wrong
     shape, a LoRA target matches nothing, or this machine cannot quantize.
     """
     check_quantization(config.quantization)
     transformers_logging.disable_progress_bar()
-    network = (
-        _random(config, folder, seed=seed)
-        if config.init == "random"
-        else _pretrained(config, folder, weights_dtype(config, precision=precision))
-    )
+    if config.init == "random":
+        network = _random(config, folder, seed=seed)
+    else:
+        dtype = weights_dtype(config, precision=precision)
+        network = (_empty(config, folder, dtype) if empty else None) or _pretrained(config, folder, dtype)
     _check_generation_config(network, folder)
     if config.lora is None:
         return HuggingFaceModel(network)
@@ -128,6 +134,21 @@ def _random(config: HuggingFaceConfig, folder: Path, *, seed: int) -> Any:
     described = describe(config, folder)
     torch.manual_seed(seed)
     return from_description(config, described, dtype=torch.bfloat16 if config.dtype == "bfloat16" else torch.float32)
+
+
+def _empty(config: HuggingFaceConfig, folder: Path, dtype: torch.dtype) -> Any:
+    """The model without values, or None where it has to be read whole, which the log says."""
+    if config.quantization != "none" or (config.lora and config.lora.begins_with_base):
+        return None
+    with init_empty_weights(include_buffers=False):
+        network = from_description(config, describe(config, folder), dtype=dtype)
+    network.tie_weights()
+    if why := why_not_in_parts(folder, network):
+        log.info("%s: each process reads all the weights before it keeps its part, since %s", config.path, why)
+        return None
+    if (folder / "generation_config.json").exists():
+        network.generation_config = GenerationConfig.from_pretrained(folder)
+    return network
 
 
 def from_description(config: HuggingFaceConfig, described: Any, *, dtype: torch.dtype) -> Any:

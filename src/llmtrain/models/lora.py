@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def add_lora_to_decoder(decoder: nn.Module, lora: LoraConfig) -> None:
     config = _peft_config(decoder, lora, head=getattr(decoder, "output", None))
     if isinstance(getattr(decoder, "output", None), nn.Linear) and "output" in (config.target_modules or ()):
         raise ConfigError("model.lora.target_modules: the decoder's output takes no adapter; remove it from the list")
-    inject_adapter_in_model(config, decoder)
+    with _stand_ins(decoder):
+        inject_adapter_in_model(config, decoder)
     _keep_trainable_in_float32(decoder)
 
 
@@ -131,6 +133,31 @@ def read_adapter(folder: Path, network: nn.Module) -> None:
         take_part(tensor, tensors[name])
 
 
+@contextmanager
+def _stand_ins(network: nn.Module) -> Iterator[None]:
+    """In this block one number stands for each parameter that is on the meta device.
+
+    peft puts adapters where the base is; there they would lose the values that they begin with.
+    """
+    held = [
+        (module, name, parameter)
+        for module in network.modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None and parameter.is_meta
+    ]
+    for module, name, parameter in held:
+        number = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+        module._parameters[name] = nn.Parameter(number, requires_grad=parameter.requires_grad)
+    try:
+        yield
+    finally:
+        for module, name, parameter in held:
+            stand_in = module._parameters[name]
+            assert stand_in is not None
+            parameter.requires_grad_(stand_in.requires_grad)
+            module._parameters[name] = parameter
+
+
 def linear_layers(network: nn.Module) -> list[str]:
     """The full names of all layers that can take an adapter."""
     return [name for name, module in network.named_modules() if is_linear(module)]
@@ -142,7 +169,7 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def _wrapped(network: nn.Module, config: PeftConfig) -> Any:
-    with warnings.catch_warnings():  # peft asks transformers by a name that is going away
+    with warnings.catch_warnings(), _stand_ins(network):  # peft asks transformers by a name that is going away
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
         return get_peft_model(network, config)
 

@@ -190,6 +190,9 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
     )
     if checkpoint:
         job.load_tensors(checkpoint)
+    else:
+        seed_step(config.run.seed, -1, rank=0)
+        trained.start()
     return job
 
 

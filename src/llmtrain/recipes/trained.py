@@ -51,6 +51,8 @@ class Trained:
     """Write a checkpoint's `model/` from (copies of) them."""
     read: Callable[[Path], None]
     """Take them over from such a folder."""
+    start: Callable[[], None]
+    """Give the module the values that it begins with, once its parameters are cut. Nothing to do where they are not."""
     split: SplitModel | None = None
     """How several ranks write `model/` together; None: one of them writes it alone."""
 
@@ -112,7 +114,8 @@ def build_decoder(
 ) -> Trained:
     """A decoder with random weights, or with those in `init_from`, whole or with adapters. `chat_template` goes along.
 
-    `cut`: its parameters are going to be cut over the ranks.
+    `cut`: its parameters are going to be cut over the ranks. Until then they are on the meta device, so that none of
+    them is whole on a rank; they get their values, the same as without, from `read` or `start`.
 
     Raises ConfigError if its vocabulary is smaller than the tokenizer's, or the weights do not fit.
     """
@@ -123,9 +126,19 @@ def build_decoder(
             + (own if config.init_from is None else "name the tokenizer that the model in model.init_from has")
         )
     vocab_size = config.vocab_size or needed_vocab
-    decoder = Decoder(config, vocab_size)
-    if config.init_from is not None:
-        decoder.load_state_dict(read_state_dict(Path(config.init_from), config, vocab_size=vocab_size))
+    with torch.device("meta"):
+        decoder = Decoder(config, vocab_size)
+
+    def start() -> None:
+        if config.init_from is None:
+            decoder.reset_parameters()
+        else:
+            _load(decoder, read_state_dict(Path(config.init_from), config, vocab_size=vocab_size))
+
+    is_empty = cut and not (config.lora and config.lora.begins_with_base)
+    if not is_empty:
+        decoder.to_empty(device="cpu")
+        start()
 
     trained_config = config.model_copy(update={"init_from": None, "lora": None})
     described: dict[str, Any] = {
@@ -152,6 +165,7 @@ def build_decoder(
         tensors=decoder.state_dict,
         write=write,
         read=lambda folder: _load(decoder, read_state_dict(folder, config)),
+        start=start if is_empty else _has_begun,
         split=SplitModel(unit_of, write_some, write_rest),
     )
     return whole if config.lora is None else _with_adapters(whole, decoder, config.lora, cut=cut)
@@ -179,11 +193,15 @@ def _with_adapters(whole: Trained, decoder: Decoder, lora: LoraConfig, *, cut: b
         write_adapter(folder / ADAPTER_FOLDER, model, {name: tensors[name] for name in trainable})
         whole.write(folder, merged_state_dict(model, tensors))
 
+    def read(folder: Path) -> None:
+        whole.start()
+        read_adapter(folder / ADAPTER_FOLDER, decoder)
+
     return replace(
         whole,
         tensors=decoder.state_dict if cut else lambda: trainable_state_dict(decoder),
         write=write,
-        read=lambda folder: read_adapter(folder / ADAPTER_FOLDER, decoder),
+        read=read,
         split=None,
     )
 
@@ -191,7 +209,12 @@ def _with_adapters(whole: Trained, decoder: Decoder, lora: LoraConfig, *, cut: b
 @torch.no_grad()
 def _load(decoder: Decoder, weights: Mapping[str, Tensor]) -> None:
     for name, tensor in decoder.state_dict().items():
-        take_part(tensor, weights[name])
+        if ".lora_" not in name:
+            take_part(tensor, weights[name.replace(".base_layer.", ".")])
+
+
+def _has_begun() -> None:
+    """Of a module that has its values."""
 
 
 def build_huggingface(
@@ -208,7 +231,8 @@ def build_huggingface(
 ) -> Trained:
     """The model in `model_folder`, whole or with adapters. `chat_template` goes along with its tokenizer.
 
-    `cut`: its parameters are going to be cut over the ranks.
+    `cut`: its parameters are going to be cut over the ranks. Until then they are on the meta device where the files
+    hold each as it is, so that none of them is whole on a rank; they get their values from `read` or `start`.
 
     Raises ConfigError if the model cannot be had, or the vocabulary or the length of the rows does not fit.
     """
@@ -218,8 +242,9 @@ def build_huggingface(
         write_huggingface_folder,
     )
     from llmtrain.models.huggingface_load import build_huggingface as build
+    from llmtrain.models.huggingface_parts import read_in_parts
 
-    model = build(config, model_folder, seed=seed, precision=precision)
+    model = build(config, model_folder, seed=seed, precision=precision, empty=cut)
     if model.vocab_size < needed_vocab:
         raise ConfigError(
             f"the tokenizer in {tokenizer_folder} has {needed_vocab} tokens, but the model in {config.path} knows "
@@ -233,13 +258,24 @@ def build_huggingface(
         write_huggingface_folder(folder, model=shape, state_dict=weights, tokenizer_folder=tokenizer_folder)
         _write_template(folder, chat_template)
 
+    def start() -> None:
+        read_in_parts(model_folder, model.network)
+
+    is_empty = any(parameter.is_meta for parameter in model.parameters())
+
+    def read(folder: Path) -> None:
+        if is_empty and config.lora is not None:
+            start()
+        read_huggingface_folder(folder, model)
+
     tuning = config.model_dump(mode="json", include={"name", "path", "revision", "init", "lora", "quantization"})
     return Trained(
         module=model,
         described={**tuning, "vocab_size": model.vocab_size},
         tensors=lambda: checkpoint_tensors(model),
         write=write,
-        read=lambda folder: read_huggingface_folder(folder, model),
+        read=read,
+        start=start if is_empty else _has_begun,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from llmtrain.config.model import DecoderConfig
 from llmtrain.contracts import IGNORE_INDEX, Batch
+from llmtrain.distributed.sharding import fill
 from llmtrain.models.decoder.attention import Attention
 from llmtrain.models.decoder.cache import KVCache
 from llmtrain.models.decoder.feed_forward import build_feed_forward
@@ -97,23 +99,23 @@ class Decoder(nn.Module):
         self._checkpointing = False
         self.reset_parameters()
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draws all weights anew, from PyTorch's global generator."""
+        """Draws all weights anew, from PyTorch's global generator; of those that are cut over ranks the same values."""
         config: DecoderConfig = self.config
         std = config.init_std
         into_residual = std / math.sqrt(2 * config.num_layers) if config.residual_scaled_init else std
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=into_residual if name.endswith(("o_proj", "down_proj")) else std)
+                into = into_residual if name.endswith(("o_proj", "down_proj")) else std
+                fill(module.weight, partial(nn.init.normal_, std=into))
                 if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                    fill(module.bias, nn.init.zeros_)
             elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=std)
+                fill(module.weight, partial(nn.init.normal_, std=std))
             elif isinstance(module, RMSNorm | LayerNorm):
-                nn.init.ones_(module.weight)
+                fill(module.weight, nn.init.ones_)
                 if isinstance(module, LayerNorm):
-                    nn.init.zeros_(module.bias)
+                    fill(module.bias, nn.init.zeros_)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The sum of the supervised tokens' losses in nats (float32 scalar), and their number (int64 scalar)."""
