@@ -11,6 +11,7 @@ import typer
 from llmtrain.cli.blocks import Block, Figures, Lines, Table, as_text, terminal_width, wants_colour
 from llmtrain.cli.options import ConfigOption, Json, Overrides
 from llmtrain.cli.output import Outcome, table
+from llmtrain.cli.workers import NodeRank, NumNodes, NumProcesses, Rendezvous, gang_of, run_in
 from llmtrain.config.errors import ConfigError
 
 ROWS = (
@@ -107,11 +108,14 @@ def evaluate(
     root_dir: Annotated[
         str | None, typer.Option("--root-dir", metavar="DIR", help="Folder of all runs.", show_default=False)
     ] = None,
+    nproc: NumProcesses = None,
+    nnodes: NumNodes = 1,
+    node_rank: NodeRank = None,
+    rendezvous: Rendezvous = None,
     json: Json = False,
 ) -> Outcome:
     """Measure a model: its loss, its answers to rows, and whether they are better than another model's."""
     from llmtrain.config.overrides import looks_like_override
-    from llmtrain.recipes.evaluate import evaluate as recipe
 
     values = list(overrides or [])
     if model is not None and looks_like_override(model):
@@ -132,10 +136,29 @@ def evaluate(
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if no_baseline:
         settings["baseline"] = None
+    gang = gang_of(nproc, nnodes=nnodes, node_rank=node_rank, rendezvous=rendezvous)
+    if gang:
+        words = [model] if model is not None else []
+        options = {**settings, "config": config, "steps": steps, "root_dir": root_dir}
+        return run_in(gang, ["eval", *words, *values, *_options(options)], as_json=json)
+    from llmtrain.recipes.evaluate import evaluate as recipe
+
     result = recipe(model, config=config, overrides=values, settings=settings, steps=steps, root_dir=root_dir)
     if "scores" not in result:
         return Outcome(result, table(result, ROWS))
     return Outcome(result, as_text(list(_blocks(result)), colour=wants_colour(), width=terminal_width()))
+
+
+def _options(given: Mapping[str, Any]) -> Iterator[str]:
+    """The options once more, for the processes that are started."""
+    if "baseline" in given and given["baseline"] is None:
+        yield "--no-baseline"
+    for name, value in given.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            yield flag if value else f"--no-{name}"
+        elif value is not None:
+            yield from (f"{flag}={one}" for one in (value if isinstance(value, list) else [value]))
 
 
 def _blocks(result: Mapping[str, Any]) -> Iterator[Block]:
@@ -196,7 +219,9 @@ def _notes(result: Mapping[str, Any]) -> Iterator[Block]:
     elif contamination["rows"]:
         named = contamination["named"]
         more = f"and {len(named) - MAX_NAMED:,} more" if len(named) > MAX_NAMED else ""
-        yield Lines("rows that the model was trained on", [*named[:MAX_NAMED], *([more] if more else [])], "warning")
+        yield Lines(
+            "rows that stand among the training rows", [*named[:MAX_NAMED], *([more] if more else [])], "warning"
+        )
         if contamination["scores_without"]:
             yield Table(
                 "scores with and without them",
@@ -211,4 +236,4 @@ def _notes(result: Mapping[str, Any]) -> Iterator[Block]:
 def _number(value: float | None, *, sign: bool = False) -> str:
     if value is None or not math.isfinite(value):
         return "–"
-    return f"{value:+.4g}" if sign else f"{value:.4g}"
+    return f"{value:+.4g}" if sign and value else f"{value:.4g}"

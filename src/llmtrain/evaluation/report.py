@@ -115,8 +115,11 @@ def _definitions(document: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _rows(rows: Sequence[Mapping[str, Any]], *, with_baseline: bool) -> Iterable[str]:
-    shown = rows[:MAX_ROWS]
-    more = f" (the first {MAX_ROWS:,} of {len(rows):,}; predictions.jsonl has all)" if len(rows) > MAX_ROWS else ""
+    # Where not all are shown, those that changed are.
+    rank = {"worse": 0, "better": 1}
+    by_interest = sorted(range(len(rows)), key=lambda row: rank.get(rows[row].get("change", ""), 2))
+    shown = [rows[row] for row in sorted(by_interest[:MAX_ROWS])]
+    more = f" ({MAX_ROWS:,} of {len(rows):,}; predictions.jsonl has all)" if len(rows) > MAX_ROWS else ""
     options = "<option value=all>all<option value=worse>got worse<option value=better>got better"
     chooser = f"<select id=show>{options if with_baseline else '<option value=all>all'}</select>"
     yield f"<h2>Rows{more}</h2><p>{chooser}"
@@ -146,4 +149,4 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, classes: Seque
 def _number(value: Any, *, sign: bool = False) -> str:
     if value is None or not math.isfinite(value):
         return "–"
-    return f"{value:+.4g}" if sign else f"{value:.4g}"
+    return f"{value:+.4g}" if sign and value else f"{value:.4g}"

@@ -7,6 +7,7 @@ MODEL, config, data ─┬─ rows that ask something ─▶ evaluate_rows: loss
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -25,7 +26,14 @@ from llmtrain.data.chat.shapes import is_text
 from llmtrain.distributed.engine import Engine, resolve
 from llmtrain.evaluation.loss import evaluate_loss
 from llmtrain.recipes.held_out import are_rows, evaluation_config, open_held_out
-from llmtrain.recipes.open_model import base_of, config_file_beside, load_language_model, locate_model, tuned_from
+from llmtrain.recipes.open_model import (
+    base_of,
+    config_beside,
+    config_file_beside,
+    load_language_model,
+    locate_model,
+    tuned_from,
+)
 from llmtrain.tracking.logs import setup_logging
 from llmtrain.tracking.progress import Progress
 
@@ -44,18 +52,18 @@ def evaluate(
 ) -> dict[str, Any]:
     """How good `model` is on the rows or token shards of `evaluation.data`, or on its run's validation data.
 
-    `config` and `overrides` say how; its run's own config where none is named. `settings` are keys of its `evaluation`
-    section that win over it. `steps`: batches of a loss. Raises ConfigError for what is not there, and what does not
-    go together.
+    `model`: when not given, the run of the config's output.run_id, or the newest. `config` and `overrides` say how; its
+    run's own config where none is named. `settings` are keys of the `evaluation` section that win over it. `steps`:
+    batches of a loss. Raises ConfigError for what is not there, and what does not go together.
     """
     named = load_config(config, overrides).config if config is not None else None
     root = root_dir or (named or plain_config(())).output.root_dir
-    folder = locate_model(model or "latest", root_dir=root)
+    folder = locate_model(model or (named and named.output.run_id) or "latest", root_dir=root)
     about = named or _own_config(folder, overrides)
     chosen = _with(about.evaluation, settings or {})
     if chosen.subject == "base":
         folder = _base(folder)
-    setup_logging(about.logging, run_folder=None, rank=0)
+    setup_logging(about.logging, run_folder=None, rank=int(os.environ.get("RANK", "0")))
     engine = _engine(about)
     try:
         if not chosen.files or not _ask_something(chosen.files):
@@ -68,7 +76,9 @@ def evaluate(
         with engine.main_first():
             base_of(folder)  # fetched by one rank
             baseline = _baseline(folder, chosen, root=root)
-        subjects = Subjects(model=folder, baseline=baseline, trained_on=_trained_on(folder))
+        own = config_beside(folder)
+        trained_on = own or (named if chosen.subject == "model" else None)
+        subjects = Subjects(model=folder, baseline=baseline, trained_on=trained_on)
         return evaluate_rows(subjects, chosen, seed=about.run.seed, root_dir=root, engine=engine)
     finally:
         engine.close()
@@ -182,8 +192,3 @@ def _last_published(root: str) -> str:
         raise ConfigError(f"nothing was published from {Path(root).absolute()} yet: there is no {file.name}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file} does not say what was published last ({error!r})") from error
-
-
-def _trained_on(folder: Path) -> Config | None:
-    beside = config_file_beside(folder)
-    return load_config(str(beside)).config if beside else None

@@ -82,7 +82,9 @@ def evaluate_rows(
 
     def conclude() -> dict[str, Any]:
         measured = measure(questions, answers, baseline_answers, settings, seed=seed)
-        overlaps = _overlaps(questions, subjects.trained_on) if settings.contamination else "it was not asked for"
+        overlaps = (
+            _overlaps(questions, subjects.trained_on) if settings.contamination else "evaluation.contamination is false"
+        )
         document = {
             "model": str(subjects.model),
             "baseline": str(subjects.baseline) if subjects.baseline else None,
