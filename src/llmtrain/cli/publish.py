@@ -51,7 +51,9 @@ def add_to(app: typer.Typer) -> None:
 
 def export(
     model: Model = "latest",
-    format: Annotated[str, typer.Option("--format", metavar="NAME", help="hf or safetensors.")] = "hf",
+    format: Annotated[
+        str, typer.Option("--format", metavar="NAME", help="hf, safetensors, torch-export or onnx.")
+    ] = "hf",
     to: To = None,
     dtype: Dtype = None,
     data: Data = None,
@@ -61,7 +63,7 @@ def export(
     force: Force = False,
     json: Json = False,
 ) -> Outcome:
-    """Write a model for transformers, or as plain safetensors; it is loaded again and compared before it counts."""
+    """Write a model for transformers, as plain safetensors, or as a graph; loaded and compared before it counts."""
     from llmtrain.recipes.export import export as recipe
     from llmtrain.recipes.exported import Request
 

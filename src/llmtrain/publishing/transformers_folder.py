@@ -29,7 +29,7 @@ def check_has_layout(decoder: Decoder) -> None:
     if layout_for(decoder.config) is None:
         raise ConfigError(
             "no class of transformers is exactly this model: "
-            f"{why_no_layout(decoder.config)}. --format safetensors takes any decoder"
+            f"{why_no_layout(decoder.config)}. --format safetensors, onnx and torch-export take any decoder"
         )
 
 

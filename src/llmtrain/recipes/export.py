@@ -1,20 +1,34 @@
-"""`export`: a model as transformers loads it, or as plain safetensors; loaded again and compared before it counts."""
+"""`export`: a model for transformers, as plain safetensors, or as a graph; loaded again and compared before it counts.
+
+hf            transformers' layout, read by transformers
+safetensors   the decoder's own names, read by llmtrain
+torch-export  model.pt2, read by torch
+onnx          model.onnx, read by onnxruntime
+"""
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.folder import read_model_folder
 from llmtrain.models.hub import is_adapter_folder
+from llmtrain.publishing import graph
 from llmtrain.publishing.agreement import Logits
 from llmtrain.publishing.transformers_folder import check_has_layout, open_network, write_decoder, write_network
 from llmtrain.recipes.exported import Request, begin, destination_of, find_source, make_and_check, stored_dtype
+from llmtrain.recipes.language_model import LanguageModel
 from llmtrain.recipes.open_model import device_named, load_language_model
 
-FORMATS = ("hf", "safetensors")
+FORMATS = ("hf", "safetensors", "torch-export", "onnx")
+GRAPHS = ("torch-export", "onnx")
 
 
 def export(model: str, request: Request, *, format: str = "hf") -> dict[str, Any]:
@@ -25,28 +39,77 @@ def export(model: str, request: Request, *, format: str = "hf") -> dict[str, Any
     """
     if format not in FORMATS:
         raise ConfigError(f"--format {format}: it should be one of {', '.join(FORMATS)}")
+    if format == "onnx":
+        graph.check_installed()
     source = find_source(model, root_dir=request.root_dir)
     if is_adapter_folder(source.folder):
         raise ConfigError(f"{source.folder} is an adapter: merge it into its base first, llmtrain merge {model}")
     destination_of(source, request, kind=format)
-    opened = load_language_model(source.folder, device=device_named(request.device))
-    network, own_names = opened.model, format == "safetensors"
-    if isinstance(network, Decoder) and not own_names:
-        check_has_layout(network)
-    dtype = stored_dtype(opened, request.dtype)
+    device = device_named("cpu" if format in GRAPHS else request.device)  # a graph keeps the device that it was made on
+    opened = load_language_model(source.folder, device=device)
+    if isinstance(opened.model, Decoder) and format == "hf":
+        check_has_layout(opened.model)
+    dtype = _dtype(opened, request.dtype, format=format)
     work = begin(source, request, opened, kind=format)
-
-    def write(folder: Path) -> None:
-        if isinstance(network, Decoder):
-            eos_id = opened.tokenizer.eos_id if opened.tokenizer is not None else None
-            write_decoder(folder, network, dtype=dtype, eos_id=eos_id, own_names=own_names)
-        else:
-            write_network(folder, network.network, dtype=dtype, one_file=own_names)
+    form = _Form(format=format, source=source.folder, model=opened, dtype=dtype)
 
     def reopen(folder: Path) -> Logits:
-        if isinstance(network, Decoder) and own_names:
-            decoder = read_model_folder(folder, device=work.device)[0].float().eval()
-            return lambda ids: decoder.logits(ids.to(work.device))
-        return open_network(folder, device=work.device)
+        logits = form.reopen(folder)
+        if format in GRAPHS:
+            graph.check_batches(logits, [list(row) for row in work.rows[:3]], tolerance=work.tolerance(dtype))
+        return logits
 
-    return make_and_check(work, dtype=dtype, write=write, reopen=reopen)
+    return make_and_check(work, dtype=dtype, write=form.write, reopen=reopen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Form:
+    """How a model is written in a format, and read again."""
+
+    format: str
+    source: Path
+    model: LanguageModel
+    dtype: torch.dtype
+
+    def write(self, folder: Path) -> None:
+        """The weights, or the graph, and what describes them."""
+        network, own_names = self.model.model, self.format == "safetensors"
+        if self.format in GRAPHS:
+            write = graph.write_onnx if self.format == "onnx" else graph.write_torch
+            write(folder, self._function())
+            shutil.copyfile(self.source / "config.json", folder / "config.json")
+        elif isinstance(network, Decoder):
+            eos_id = self.model.tokenizer.eos_id if self.model.tokenizer is not None else None
+            write_decoder(folder, network, dtype=self.dtype, eos_id=eos_id, own_names=own_names)
+        else:
+            write_network(folder, network.network, dtype=self.dtype, one_file=own_names)
+
+    def reopen(self, folder: Path) -> Logits:
+        """The logits of what was written, by whoever is to read it."""
+        device = self.model.model.device
+        if self.format in GRAPHS:
+            return graph.open_onnx(folder) if self.format == "onnx" else graph.open_torch(folder)
+        if isinstance(self.model.model, Decoder) and self.format == "safetensors":
+            decoder = read_model_folder(folder, device=device)[0].float().eval()
+            return lambda ids: decoder.logits(ids.to(device))
+        return open_network(folder, device=device)
+
+    def _function(self) -> nn.Module:
+        network = self.model.model
+        if isinstance(network, Decoder):
+            from llmtrain.models.decoder.traceable import TraceableDecoder
+
+            return TraceableDecoder(network).to(self.dtype).eval()
+        return graph.WithoutCache(network.to(self.dtype).network).eval()
+
+
+def _dtype(model: LanguageModel, asked: str | None, *, format: str) -> torch.dtype:
+    """What weights are stored in. ConfigError for what the format's readers cannot compute in."""
+    if format not in GRAPHS or asked is not None:
+        dtype = stored_dtype(model, asked)
+        if format == "onnx" and dtype != torch.float32:
+            raise ConfigError(
+                f"--dtype {asked}: onnxruntime computes a model in float32; convert the result if need be"
+            )
+        return dtype
+    return torch.float32  # a graph computes in what it stores

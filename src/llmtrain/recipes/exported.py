@@ -130,6 +130,10 @@ class Work:
         """Where the source is computed, and the result is."""
         return self.model.model.device
 
+    def tolerance(self, dtype: torch.dtype) -> float:
+        """Share of the largest logit by which a result of this dtype may differ."""
+        return TOLERANCES[dtype] if self.request.tolerance is None else self.request.tolerance
+
 
 def begin(source: Source, request: Request, model: LanguageModel, *, kind: str, base: Path | None = None) -> Work:
     """Let the source say what it says to held-out rows; `base` is its base's folder, which may have the tokenizer.
@@ -177,7 +181,7 @@ def make_and_check(
     `check_rest`: load tokenizer and generation config with transformers too. `about` goes into export.json. Raises
     RunError over the tolerance, and then nothing is at the destination.
     """
-    tolerance = TOLERANCES[dtype] if work.request.tolerance is None else work.request.tolerance
+    tolerance = work.tolerance(dtype)
     with new_folder(work.destination, force=work.request.force) as folder:
         write(folder)
         write_companions(folder, tokenizer=work.tokenizer_folder, source=work.source.folder, eos_ids=work.eos_ids)

@@ -1,0 +1,126 @@
+"""A model as one graph without Python: torch.export's archive, or ONNX. Batch and length stay free in both.
+
+decoder, or network of transformers ─ torch.export ─┬─ model.pt2 ──────────────── torch.export.load
+                                                    └─ torch.onnx ─ model.onnx ── onnxruntime
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from llmtrain.config.errors import ConfigError, RunError
+from llmtrain.publishing.agreement import Logits
+
+TORCH_FILE = "model.pt2"
+ONNX_FILE = "model.onnx"
+INPUT, OUTPUT = "input_ids", "logits"
+_PROTOBUF_LIMIT = 1_900_000_000
+"""Bytes of weights above which ONNX keeps them in a second file: one of its own may not reach 2 GiB."""
+
+
+class WithoutCache(nn.Module):
+    """A causal model of transformers as a function of token ids alone."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """[b, t, vocab] scores of the token after each of `input_ids` [b, t]."""
+        scores: Tensor = self.network(input_ids=input_ids, use_cache=False).logits
+        return scores
+
+
+def check_installed() -> None:
+    """ConfigError where what writes and runs ONNX is not there."""
+    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
+        raise ConfigError(f"--format onnx needs {', '.join(missing)}: pip install 'llmtrain[onnx]'")
+
+
+def trace(model: nn.Module) -> ExportedProgram:
+    """The graph of `model`, a function of token ids, with batch and length free. RunError if it cannot be traced."""
+    example = torch.zeros(2, 7, dtype=torch.int64)
+    try:
+        with torch.no_grad():
+            return torch.export.export(
+                model, (example,), dynamic_shapes={INPUT: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}}, strict=False
+            )
+    except Exception as error:  # whatever code of a model may raise when it is run on symbols
+        first = str(error).strip().partition("\n")[0]
+        raise RunError(f"torch.export cannot trace this model ({type(error).__name__}: {first})") from error
+
+
+def write_torch(folder: Path, model: nn.Module) -> None:
+    """model.pt2. Raises RunError as `trace` does."""
+    torch.export.save(trace(model), folder / TORCH_FILE)
+
+
+def open_torch(folder: Path) -> Logits:
+    """The graph in model.pt2."""
+    module = torch.export.load(folder / TORCH_FILE).module()
+    return lambda ids: module(ids)
+
+
+def write_onnx(folder: Path, model: nn.Module) -> None:
+    """model.onnx; weights of a large model are in model.onnx.data. Raises RunError if it has no form in ONNX."""
+    program = trace(model)
+    try:
+        with _quiet():
+            written = torch.onnx.export(
+                program,
+                dynamo=True,
+                verbose=False,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes={INPUT: {0: "batch", 1: "length"}},
+            )
+    except Exception as error:  # the exporter's own classes, and those of what it calls
+        first = str(error).strip().partition("\n")[0]
+        raise RunError(f"this model has no form in ONNX ({type(error).__name__}: {first})") from error
+    assert written is not None
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    written.save(folder / ONNX_FILE, external_data=size > _PROTOBUF_LIMIT)
+
+
+def open_onnx(folder: Path) -> Logits:
+    """The graph in model.onnx, computed by onnxruntime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(folder / ONNX_FILE, providers=["CPUExecutionProvider"])
+    return lambda ids: torch.from_numpy(session.run([OUTPUT], {INPUT: ids.numpy()})[0])
+
+
+@torch.no_grad()
+def check_batches(logits: Logits, rows: list[list[int]], *, tolerance: float) -> None:
+    """RunError if rows of equal length do not get in one batch what each gets alone."""
+    length = min(map(len, rows))
+    batch = torch.tensor([row[:length] for row in rows])
+    together = logits(batch).float()
+    alone = torch.cat([logits(row[None]).float() for row in batch])
+    difference = float((together - alone).abs().max() / alone.abs().max())
+    if not difference <= tolerance:
+        raise RunError(f"{len(rows)} rows in one batch differ from the rows alone by {difference:.2e} of the largest")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns of libraries that are not installed, and of its own use of what is going away."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        log.setLevel(level)
