@@ -70,6 +70,7 @@ configs: install
 
 bench: develop ## side by side with peers
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/tuning.py
 	$(BIN)/python benchmarks/saving.py
 	$(BIN)/python benchmarks/prepare.py
 	$(BIN)/python benchmarks/inspecting.py

@@ -110,8 +110,7 @@ def ours(folder: Path, steps: int, *, packing: bool) -> tuple[float, float]:
     timed = [
         (line["train/tokens_total"], line["train/step_time_sec"]) for line in lines if "train/step_time_sec" in line
     ]
-    supervised = timed[-1][0] - timed[WARM_UP_STEPS - 1][0]
-    return supervised * _tokens_per_supervised(folder), sum(seconds for _, seconds in timed[WARM_UP_STEPS:])
+    return timed[-1][0] - timed[WARM_UP_STEPS - 1][0], sum(seconds for _, seconds in timed[WARM_UP_STEPS:])
 
 
 def trl(folder: Path, steps: int, **settings: Any) -> tuple[float, float]:

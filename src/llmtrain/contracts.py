@@ -42,6 +42,8 @@ class Batch(TypedDict):
     """[b, t] int64; IGNORE_INDEX where the token is not supervised."""
     document_ids: NotRequired[Tensor]
     """[b, t] int32; a position attends only to those of its own number in the row. Absent: a row is one document."""
+    lengths: NotRequired[Tensor]
+    """[b] int64; tokens of each row before its padding, whether supervised or not. Absent: the supervised ones."""
 
 
 class Model(Protocol):

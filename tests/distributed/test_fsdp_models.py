@@ -112,7 +112,7 @@ def train(
         size = 4 // engine.world_size
         mine = slice(engine.rank * size, (engine.rank + 1) * size)
         share: Batch = {name: tensor[mine] for name, tensor in rows.items()}  # type: ignore[assignment, index]
-        num_tokens, _ = agree([share], engine=engine, stop_requested=False)
+        num_tokens = agree([share], engine=engine, stop_requested=False).num_tokens
         losses.append(compute_gradients(model, [share], engine=engine, num_tokens=num_tokens) / num_tokens)
         update(optimizer, grad_norm=gradient_norm(optimizer), max_grad_norm=1.0)
         optimizer.zero_grad()

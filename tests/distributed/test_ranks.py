@@ -81,7 +81,7 @@ def train(
 
     losses, norms, val_losses = [], [], [evaluate()]
     for step in range(steps):
-        num_tokens, _ = agree(share(step), engine=engine, stop_requested=False)
+        num_tokens = agree(share(step), engine=engine, stop_requested=False).num_tokens
         loss_sum = compute_gradients(model, share(step), engine=engine, num_tokens=num_tokens)
         norms.append(gradient_norm(chosen))
         update(chosen, grad_norm=norms[-1], max_grad_norm=1.0)

@@ -94,7 +94,7 @@ class Run:
             batch, size = random_batch(VOCAB, batch_size=4, seed=self.step), 4 // self.engine.world_size
             mine = slice(self.engine.rank * size, (self.engine.rank + 1) * size)
             rows = {name: tensor[mine] for name, tensor in batch.items()}  # type: ignore[index]
-            num_tokens, _ = agree([rows], engine=self.engine, stop_requested=False)  # type: ignore[list-item]
+            num_tokens = agree([rows], engine=self.engine, stop_requested=False).num_tokens  # type: ignore[list-item]
             losses.append(compute_gradients(self.model, [rows], engine=self.engine, num_tokens=num_tokens))  # type: ignore[list-item]
             update(self.optimizer, grad_norm=gradient_norm(self.optimizer), max_grad_norm=1.0)
             self.optimizer.zero_grad()

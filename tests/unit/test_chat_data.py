@@ -118,6 +118,7 @@ def test_packs_hold_each_row_once_with_labels_that_never_cross_rows(store: Sampl
             "input_ids": torch.int64,
             "labels": torch.int64,
             "document_ids": torch.int32,
+            "lengths": torch.int64,
         }
         begin = 0
         sources = data.sources_of(item)
@@ -130,6 +131,7 @@ def test_packs_hold_each_row_once_with_labels_that_never_cross_rows(store: Sampl
             assert set(batch["document_ids"][0, begin:end].tolist()) == {document}
             begin = end
         assert batch["input_ids"].shape == (1, SEQ_LEN)
+        assert batch["lengths"].tolist() == [begin]
         assert set(batch["input_ids"][0, begin:].tolist()) <= {PAD}
         assert set(batch["labels"][0, begin:].tolist()) <= {IGNORE_INDEX}
         assert set(batch["document_ids"][0, begin:].tolist()) <= {PADDING_DOCUMENT}
@@ -142,7 +144,7 @@ def test_single_rows_are_padded_to_the_longest_of_the_micro_batch(store: SampleS
     positions, seen = 0, Counter[tuple[tuple[int, ...], tuple[int, ...]]]()
     for micro_batches in take(data, 0, NUM_ROWS, batch=15, micro=5):
         for batch in micro_batches:
-            assert batch.keys() == {"input_ids", "labels"}  # a row is one document
+            assert batch.keys() == {"input_ids", "labels", "lengths"}  # a row is one document
             width = batch["input_ids"].shape[1]
             last = [(labels != IGNORE_INDEX).nonzero()[-1:].flatten() for labels in batch["labels"]]
             longest = max(int(each) + 2 for each in torch.cat(last))  # the last token of a row is supervised
@@ -354,7 +356,7 @@ def test_16_by_1_equals_1_by_16_with_rows_of_unequal_length_and_a_short_last_ste
         model = engine.setup(tiny_decoder().train())
         losses, gradients = [], []
         for micro_batches in take(data, 0, end, batch=16, micro=micro):
-            num_tokens, _ = agree(micro_batches, engine=engine, stop_requested=False)
+            num_tokens = agree(micro_batches, engine=engine, stop_requested=False).num_tokens
             loss_sum = compute_gradients(model, micro_batches, engine=engine, num_tokens=num_tokens)
             losses.append(loss_sum / num_tokens)
             gradients.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
@@ -366,3 +368,14 @@ def test_16_by_1_equals_1_by_16_with_rows_of_unequal_length_and_a_short_last_ste
         assert losses == pytest.approx(expected, abs=1e-5)
         for left, right in zip(gradients, expected_gradients, strict=True):
             torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_an_epoch_reads_each_token_of_the_rows_and_no_padding(
+    store: SampleStore, engine: Engine, packing: bool
+) -> None:
+    data = make_data(store, packing=packing)
+    steps = take(data, 0, data.items_per_epoch, batch=5, micro=2)
+    agreed = [agree(micro_batches, engine=engine, stop_requested=False) for micro_batches in steps]
+    assert sum(one.num_read for one in agreed) == int(store.lengths.sum())
+    assert sum(one.num_tokens for one in agreed) < int(store.lengths.sum())

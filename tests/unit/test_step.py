@@ -63,7 +63,7 @@ def batch_of(rows: int, *, seed: int = 0, supervised: float = 0.6) -> Batch:
 
 def gradients(model: nn.Module, batches: list[Batch], *, engine: Engine, loss_scale: float = 1.0) -> tuple[float, int]:
     """As the loop has them: the sum of the losses and the number of tokens, the gradients in the parameters."""
-    num_tokens, _ = agree(batches, engine=engine, stop_requested=False)
+    num_tokens = agree(batches, engine=engine, stop_requested=False).num_tokens
     loss_sum = compute_gradients(model, batches, engine=engine, num_tokens=num_tokens, loss_scale=loss_scale)
     return loss_sum, num_tokens
 

@@ -29,6 +29,8 @@ class Rows(NamedTuple):
     """[rows, seq_len]; IGNORE_INDEX where there is nothing to predict."""
     document_ids: NDArray[np.int32] | None
     """[rows, seq_len]; None where a row is one document."""
+    lengths: Ints | None = None
+    """[rows]; tokens before the padding. None where all of them are supervised."""
 
 
 class WindowReader(Protocol):

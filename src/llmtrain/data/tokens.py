@@ -230,6 +230,8 @@ def to_batches(rows: Rows, micro_batch_size: int) -> list[Batch]:
         batch = Batch(input_ids=torch.from_numpy(rows.input_ids[cut]), labels=torch.from_numpy(rows.labels[cut]))
         if rows.document_ids is not None:
             batch["document_ids"] = torch.from_numpy(rows.document_ids[cut])
+        if rows.lengths is not None:
+            batch["lengths"] = torch.from_numpy(rows.lengths[cut])
         batches.append(batch)
     return batches
 

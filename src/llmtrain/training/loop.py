@@ -89,7 +89,9 @@ def fit(
                     reach("step", step=state.step)
                     seed_step(schedule.seed, state.step, engine.rank)
                     watched = Late(evaluation_watch.is_late, save_watch.is_late) if engine.is_main else NOT_LATE
-                    num_tokens, late = agree(micro_batches, engine=engine, stop_requested=stop.requested, late=watched)
+                    num_tokens, num_read, late = agree(
+                        micro_batches, engine=engine, stop_requested=stop.requested, late=watched
+                    )
                     scale = state.loss_scale.value if state.loss_scale else 1.0
                     with pace.computing():
                         loss_sum = compute_gradients(
@@ -102,11 +104,12 @@ def fit(
                 if may_update(found, state, policy=schedule.non_finite):
                     update(optimizer, grad_norm=grad_norm, max_grad_norm=schedule.max_grad_norm, loss_scale=scale)
                 optimizer.zero_grad()
-            state.advance(items, num_tokens=num_tokens)
+            state.advance(items, num_tokens=num_read)
             report.stepped(
                 state,
                 loss_sum=loss_sum,
                 num_tokens=num_tokens,
+                num_read=num_read,
                 grad_norm=grad_norm,
                 lr=optimizer.lr,
                 items=items,

@@ -80,6 +80,7 @@ class Reporter:
         *,
         loss_sum: float,
         num_tokens: int,
+        num_read: int,
         grad_norm: float,
         lr: float,
         items: range,
@@ -87,7 +88,10 @@ class Reporter:
         seconds: float,
         due: bool,
     ) -> None:
-        """A step is done. `loss_sum` in nats over `num_tokens` tokens, on all ranks; `due`: its figures are wanted."""
+        """A step is done, on all ranks; `due`: its figures are wanted.
+
+        `loss_sum` in nats over `num_tokens` supervised tokens, of `num_read` that are no padding.
+        """
         loss = loss_sum / num_tokens if num_tokens else math.nan
         if math.isfinite(loss):  # what was skipped or left out counts nowhere, least of all as 0
             state.first_loss = loss if state.first_loss is None else state.first_loss
@@ -96,7 +100,7 @@ class Reporter:
                 total.add(loss_sum, num_tokens)
         if state.skipped_in_a_row:
             self._events.add("skipped", step=state.step)
-        self._throughput.add(num_tokens)
+        self._throughput.add(num_read)
         self._describe_batch(state.step, items, micro_batches, loss=loss, seconds=seconds)
         figures = self._figures(state, grad_norm=grad_norm, lr=lr) if due else None
         if figures is not None:

@@ -51,7 +51,7 @@ class RunState:
     item: int = 0
     """The first item that no step has used: the data position, whatever the batch size or the number of ranks."""
     tokens: int = 0
-    """Supervised tokens seen."""
+    """Tokens seen, supervised or not, without padding."""
     evaluated_step: int | None = None
     """Step of the last evaluation, so that one that was interrupted is made up for, and none is made twice."""
     best_step: int | None = None

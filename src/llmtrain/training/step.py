@@ -31,6 +31,8 @@ class Agreement(NamedTuple):
 
     num_tokens: int
     """Supervised tokens of the step, on all ranks."""
+    num_read: int
+    """Tokens of the step that are no padding."""
     late: Late
     """What the main process's clock says is due after the step."""
 
@@ -41,10 +43,13 @@ def agree(micro_batches: Sequence[Batch], *, engine: Engine, stop_requested: boo
     Raises StopRequested on every rank if any of them wants to stop.
     """
     local_tokens = sum(int((batch["labels"] != IGNORE_INDEX).sum()) for batch in micro_batches)
-    num_tokens, stopping, *votes = engine.sum(local_tokens, int(stop_requested), *(int(vote) for vote in late))
+    local_read = sum(int(batch["lengths"].sum()) for batch in micro_batches if "lengths" in batch) or local_tokens
+    num_tokens, num_read, stopping, *votes = engine.sum(
+        local_tokens, local_read, int(stop_requested), *(int(vote) for vote in late)
+    )
     if stopping:
         raise StopRequested
-    return Agreement(num_tokens, Late(*(vote > 0 for vote in votes)))
+    return Agreement(num_tokens, num_read, Late(*(vote > 0 for vote in votes)))
 
 
 def compute_gradients(

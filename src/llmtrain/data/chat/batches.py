@@ -50,6 +50,7 @@ class ChatFormat:
         width = self.seq_len if self.packing else self._width(items, stores)
         input_ids = np.full((size, width), self.pad_id, dtype=np.int64)
         labels = np.full((size, width), IGNORE_INDEX, dtype=np.int64)
+        lengths = np.zeros(size, dtype=np.int64)
         document_ids: NDArray[np.int32] | None = None
         if self.packing and self.mask_documents:
             document_ids = np.full((size, width), PADDING_DOCUMENT, dtype=np.int32)
@@ -62,8 +63,8 @@ class ChatFormat:
                 labels[sequence, begin : end - 1] = np.where(supervised[1:], ids[1:], IGNORE_INDEX)
                 if document_ids is not None:
                     document_ids[sequence, begin:end] = document
-                begin = end
-        return Rows(input_ids, labels, document_ids)
+                lengths[sequence] = begin = end
+        return Rows(input_ids, labels, document_ids, lengths)
 
     def _width(self, items: Sequence[PlannedItem], stores: Sequence[SampleStore]) -> int:
         longest = max((int(stores[item.source].lengths[item.rows].sum()) for item in items), default=1)
