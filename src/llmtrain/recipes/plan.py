@@ -2,20 +2,21 @@
 
     config ─▶ device, model, data ─▶ parameters, FLOPs ─▶ steps, tokens ─▶ memory of a step ─▶ time
 
-What had to be assumed is said. The device is in `plan_target`, model and data in `planned`.
+What had to be assumed is said. The device is in `plan_target`, model and data in `planned`, memory in
+`planned_memory`.
 """
 
 from __future__ import annotations
 
 import os
-from functools import partial
 from typing import Any
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.schema import Config
 from llmtrain.recipes.plan_target import Target, target_of
 from llmtrain.recipes.planned import PlannedData, planned_data, planned_model
-from llmtrain.training.memory import CUDA_CONTEXT_BYTES, overhead, parameters_by_part, step_memory
+from llmtrain.recipes.planned_memory import planned_memory
+from llmtrain.training.memory import CUDA_CONTEXT_BYTES, parameters_by_part
 from llmtrain.training.plan import Schedule, make_schedule
 from llmtrain.training.state import RunState
 
@@ -36,33 +37,16 @@ def plan(config: Config, *, device: str | None = None, num_ranks: int | None = N
     schedule = _schedule(config, data, world_size=world_size, assumed=assumed)
 
     seq_len, micro = config.data.seq_len, config.trainer.micro_batch_size
-    num_micro_batches = schedule.batch_size // (micro * world_size)
-    memory_of = partial(
-        step_memory,
-        model.build,
-        vocab_size=model.vocab_size,
-        optimizer=config.optimizer,
-        micro_batch_size=micro,
-        seq_len=seq_len,
-        num_micro_batches=num_micro_batches,
-        documents=data.documents_apart,
+    memory = planned_memory(
+        config,
+        model,
+        schedule=schedule,
+        documents_apart=data.documents_apart,
         precision=target.precision,
         compiled=target.compiled,
         on_gpu=target.on_gpu,
+        world_size=world_size,
     )
-    checkpointing = config.trainer.activation_checkpointing
-    step = memory_of(activation_checkpointing=checkpointing)
-    recomputes = checkpointing and not (target.on_gpu or target.compiled)
-    on_top = overhead(
-        step,
-        on_gpu=target.on_gpu,
-        compiled=target.compiled,
-        process_bytes=model.process_bytes,
-        saves_on_the_way=_saves_on_the_way(schedule),
-        kept_otherwise=memory_of(activation_checkpointing=False).transient if recomputes else None,
-        num_blocks=model.num_blocks,
-    )
-    peak_bytes = step.total + sum(on_top.values())
     flops_per_token = model.module.flops_per_token(seq_len)
     steps = None if schedule.total_steps > ENDLESS // schedule.batch_size // 2 else schedule.total_steps
     tokens = None if steps is None else round(schedule.end_item * data.tokens_per_item)
@@ -89,18 +73,18 @@ def plan(config: Config, *, device: str | None = None, num_ranks: int | None = N
             "ranks": world_size,
             "strategy": _strategy(config, world_size),
             "micro_batch_size": micro,
-            "grad_accum_steps": num_micro_batches,
+            "grad_accum_steps": schedule.batch_size // (micro * world_size),
             "batch_size": schedule.batch_size,
             "seq_len": seq_len,
             "precision": target.precision,
             "compile": target.compiled,
-            "activation_checkpointing": checkpointing,
+            "activation_checkpointing": config.trainer.activation_checkpointing,
         },
         "memory": {
-            "peak_bytes": peak_bytes,
-            "parts": {**step.parts, **on_top},
+            "peak_bytes": memory.peak_bytes,
+            "parts": memory.parts,
             "device_bytes": target.memory_bytes,
-            "fits": peak_bytes + (CUDA_CONTEXT_BYTES if target.on_gpu else 0) < target.memory_bytes,
+            "fits": memory.peak_bytes + (CUDA_CONTEXT_BYTES if target.on_gpu else 0) < target.memory_bytes,
         },
         "time": _time(target, flops_per_token=flops_per_token, tokens=tokens, world_size=world_size),
         "assumed": assumed,
@@ -132,13 +116,6 @@ def _schedule(config: Config, data: PlannedData, *, world_size: int, assumed: li
         state=RunState(),
         world_size=world_size,
     )
-
-
-def _saves_on_the_way(schedule: Schedule) -> bool:
-    save = schedule.save
-    by_steps = save.every_steps is not None and save.every_steps < schedule.total_steps
-    by_epochs = save.every_epochs is not None and save.every_epochs * schedule.items_per_epoch < schedule.end_item
-    return by_steps or by_epochs or save.every_seconds is not None
 
 
 def _strategy(config: Config, world_size: int) -> str:
