@@ -28,6 +28,7 @@ from llmtrain.recipes.prepare import ensure_shards
 from llmtrain.recipes.trained import Trained, architecture_of, build_decoder, build_huggingface
 from llmtrain.tracking.logs import setup_logging
 from llmtrain.tracking.sink_group import check_own_sinks
+from llmtrain.tracking.system import peak_memory_bytes
 from llmtrain.training.checkpoint import load_optimizer, load_state, newest_good
 from llmtrain.training.non_finite import StepFigures, leave_out
 from llmtrain.training.optimizers import NamedOptimizer, build_optimizer
@@ -71,6 +72,8 @@ class Job:
     """Where this process started from."""
     passed_over: list[str]
     """What is wrong with each checkpoint that is newer than the one that the run goes on from."""
+    process_bytes: int
+    """Resident memory before there was a model."""
     as_written: str | None
     """The text of the config's file; None where a run goes on with its own."""
 
@@ -121,6 +124,7 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
         begun_from = config.model.model_copy(update={"path": str(model_folder.resolve())})
         config = config.model_copy(update={"model": begun_from})
     data, validation, chat_template = _open_data(config, engine, tokenizer_folder=tokenizer_folder)
+    process_bytes = peak_memory_bytes()
     seed_step(config.run.seed, -1, rank=0)  # every rank builds the same weights
     if isinstance(config.model, HuggingFaceConfig):
         assert model_folder is not None
@@ -186,6 +190,7 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
         resumed_step=state.step if origin else None,
         checkpoint=checkpoint,
         passed_over=passed_over,
+        process_bytes=process_bytes,
         as_written=loaded.as_written if loaded else None,
     )
     if checkpoint:

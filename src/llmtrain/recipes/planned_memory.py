@@ -23,7 +23,7 @@ class PlannedMemory:
     @property
     def parts(self) -> dict[str, int]:
         """All of it, by what it is."""
-        return {**self.step.parts, **self.on_top}
+        return {**{str(part): size for part, size in self.step.parts.items()}, **self.on_top}
 
     @property
     def peak_bytes(self) -> int:

@@ -22,6 +22,7 @@ from llmtrain.distributed.engine import is_lost_peer, is_timeout
 from llmtrain.distributed.gang import Gang
 from llmtrain.evaluation.loss import evaluate_loss
 from llmtrain.recipes.job import Job, set_up
+from llmtrain.recipes.out_of_memory import out_of_memory
 from llmtrain.recipes.report import report_at_end
 from llmtrain.tracking.events import EVENTS_NAME, EventLog
 from llmtrain.tracking.logs import setup_logging
@@ -35,6 +36,7 @@ from llmtrain.training.attempts import count_restart, forget_restarts, refuse_cr
 from llmtrain.training.checkpoint import CheckpointStore, Snapshot
 from llmtrain.training.loop import fit
 from llmtrain.training.non_finite import NonFinite, RollBack
+from llmtrain.training.out_of_memory import is_out_of_memory
 from llmtrain.training.report import Reporter
 from llmtrain.training.runs import link_model, locked, start_run
 from llmtrain.training.signals import StopRequested, StopSignal
@@ -62,7 +64,10 @@ def train(
             except StopRequested:
                 raise Preempted("stopped before the first step: nothing is lost, start it again") from None
             return _dry_run(job) if dry_run else _run(job, stop)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):  # in a step `_run` says more
+                why = str(error).splitlines()[0] if str(error) else "MemoryError"
+                raise WillFailAgain(f"out of memory before the first step ({why}): see `llmtrain plan`") from error
             if not is_lost_peer(error):
                 raise
             if job:
@@ -97,6 +102,10 @@ def _run(job: Job, stop: StopSignal) -> dict[str, Any]:
                     raise
                 more = f" and {len(rows) - MAX_ROWS_NAMED} more" if len(rows) > MAX_ROWS_NAMED else ""
                 raise WillFailAgain(f"{error}. Its rows: {', '.join(rows[:MAX_ROWS_NAMED])}{more}") from error
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise out_of_memory(job, error, run=run) from error
 
 
 def _new_run(job: Job) -> Path:
