@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmtrain.config.errors import ConfigError
-from llmtrain.training.runs import create_run, find_model, find_run, link_model, locked
+from llmtrain.training.runs import create_run, find_model, find_run, link_model, locked, model_to_begin_from
 
 
 def make_run(root: Path, run_id: str, *steps: int) -> Path:
@@ -29,6 +29,27 @@ def test_a_run_is_found_by_id_folder_checkpoint_and_as_the_latest(tmp_path: Path
     assert find_run(str(second), tmp_path) == (second, None)
     assert find_run(str(checkpoint), tmp_path) == (second, checkpoint)
     assert find_run("latest", tmp_path) == (second, None)
+
+
+def test_a_name_means_the_newest_run_of_that_name(tmp_path: Path) -> None:
+    make_run(tmp_path, "20261120-100000-1a2b3c4-demo", 1)
+    newest = make_run(tmp_path, "20261121-090000-nogit-demo", 1)
+    make_run(tmp_path, "20261121-100000-1a2b3c4-other-demo")
+    assert find_run("demo", tmp_path) == (newest, None)
+    make_run(tmp_path, "demo")  # an id comes first
+    assert find_run("demo", tmp_path) == (tmp_path / "demo", None)
+
+
+def test_a_model_to_begin_from_is_a_folder_a_run_or_left_to_the_hub(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "20261121-090000-nogit-demo", 1)
+    model = run / "checkpoints" / "step_000001" / "model"
+    with pytest.raises(ConfigError, match="no checkpoint yet"):
+        model_to_begin_from("demo", tmp_path)
+    (run / "checkpoints" / "best").symlink_to("step_000001")
+    for path in ("demo", run.name, str(run), "latest", str(model.parent)):
+        assert model_to_begin_from(path, tmp_path) == str(model)
+    for path in (str(model), "owner/name", "gpt2"):
+        assert model_to_begin_from(path, tmp_path) == path
 
 
 def test_the_run_folder_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

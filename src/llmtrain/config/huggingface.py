@@ -16,7 +16,10 @@ class HuggingFaceConfig(Section):
     """A model of transformers, from a folder or from the Hub."""
 
     name: Literal["huggingface"] = opt("huggingface", "A causal model in the format of transformers.")
-    path: str = key("A model folder, or the id of a model on the Hub (owner/name).", min_length=1)
+    path: str = key(
+        "A model folder, a run (its id, its name, or latest), or the id of a model on the Hub (owner/name).",
+        min_length=1,
+    )
     revision: str | None = opt(None, "Branch, tag or commit on the Hub.")
     local_files_only: bool = opt(False, "Use what is on this machine, and never the network.")
     tokenizer: str | None = opt(None, "Folder or Hub id of the tokenizer; the model's own when not given.")

@@ -33,6 +33,7 @@ from llmtrain.data.chat.shapes import example_of
 from llmtrain.data.chat.tally import Tally
 from llmtrain.data.chat.templates import ChatTemplate
 from llmtrain.models.hub import fetch_tokenizer
+from llmtrain.training.runs import find_model, model_to_begin_from
 
 log = logging.getLogger("llmtrain.data")
 
@@ -205,15 +206,18 @@ def tokenizer_folder_of(config: Config) -> Path:
     Raises ConfigError when none is named or it cannot be had.
     """
     assert isinstance(config.data, ChatConfig)
-    model = config.model
+    model, root = config.model, Path(config.output.root_dir)
     if not isinstance(model, HuggingFaceConfig):
-        if config.data.tokenizer is None:
-            raise ConfigError("data.tokenizer: the decoder has no tokenizer of its own; name a folder or a Hub id")
-        return fetch_tokenizer(config.data.tokenizer, local_files_only=False)
+        if config.data.tokenizer is not None:
+            return fetch_tokenizer(config.data.tokenizer, local_files_only=False)
+        if model.init_from is not None:
+            return fetch_tokenizer(str(find_model(model.init_from, root)), local_files_only=True)
+        raise ConfigError("data.tokenizer: the decoder has no tokenizer of its own; name a folder or a Hub id")
     named = config.data.tokenizer or model.tokenizer
     if named is not None:
         return fetch_tokenizer(named, local_files_only=model.local_files_only)
-    return fetch_tokenizer(model.path, revision=model.revision, local_files_only=model.local_files_only)
+    path = model_to_begin_from(model.path, root)
+    return fetch_tokenizer(path, revision=model.revision, local_files_only=model.local_files_only)
 
 
 def load_fast_tokenizer(folder: Path) -> Any:

@@ -25,7 +25,7 @@ from llmtrain.data.chat.data import ChatData, ChatValidation
 from llmtrain.data.tokens import TokenData, ValidationData, open_training_data, open_validation_data
 from llmtrain.distributed.engine import Engine, resolve
 from llmtrain.recipes.prepare import ensure_shards
-from llmtrain.recipes.trained import Trained, architecture_of, build_decoder, build_huggingface
+from llmtrain.recipes.trained import Trained, build_decoder, build_huggingface, with_model_found
 from llmtrain.tracking.logs import setup_logging
 from llmtrain.tracking.sink_group import check_own_sinks
 from llmtrain.tracking.system import peak_memory_bytes
@@ -106,9 +106,7 @@ class Job:
 def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequence[str] = ()) -> Job:
     """Build a job from a config or a checkpoint. What can be refused is refused here, before anything is written."""
     config, origin = _config_and_origin(loaded, resume=resume, overrides=overrides)
-    if isinstance(config.model, DecoderConfig):
-        model = architecture_of(config.model, root=Path(config.output.root_dir))
-        config = config.model_copy(update={"model": model})
+    config = with_model_found(config)
     setup_logging(config.logging, run_folder=None, rank=int(os.environ.get("RANK", "0")))
     check_own_sinks(config.tracking)
     resolved = resolve(config.run, config.trainer, config.distributed, previous=origin.resolved if origin else None)

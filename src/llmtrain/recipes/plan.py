@@ -16,6 +16,7 @@ from llmtrain.config.schema import Config
 from llmtrain.recipes.plan_target import Target, target_of
 from llmtrain.recipes.planned import PlannedData, planned_data, planned_model
 from llmtrain.recipes.planned_memory import planned_memory
+from llmtrain.recipes.trained import with_model_found
 from llmtrain.training.memory import CUDA_CONTEXT_BYTES, parameters_by_part
 from llmtrain.training.plan import Schedule, make_schedule
 from llmtrain.training.state import RunState
@@ -31,6 +32,7 @@ def plan(config: Config, *, device: str | None = None, num_ranks: int | None = N
     """
     world_size = num_ranks or int(os.environ.get("WORLD_SIZE", "1"))
     assumed: list[str] = []
+    config = with_model_found(config)
     target = target_of(config, device or "this", assumed)
     data = planned_data(config, assumed)
     model = planned_model(config, data, precision=target.precision, assumed=assumed)

@@ -30,7 +30,6 @@ from llmtrain.data.tokenizers import load_tokenizer
 from llmtrain.data.tokens import open_training_data
 from llmtrain.distributed.engine import Engine, resolve
 from llmtrain.models.decoder.decoder import Decoder
-from llmtrain.recipes.trained import architecture_of
 from llmtrain.tracking.system import peak_memory_bytes
 
 if TYPE_CHECKING:
@@ -163,7 +162,7 @@ def planned_model(config: Config, data: PlannedData, *, precision: str, assumed:
     """
     if isinstance(config.model, HuggingFaceConfig):
         return _planned_huggingface(config.model, seq_len=config.data.seq_len, precision=precision)
-    model = architecture_of(config.model, root=Path(config.output.root_dir))
+    model = config.model
     vocab_size = _vocab_size(config, model, data, assumed)
 
     def build() -> Decoder:

@@ -18,6 +18,7 @@ from llmtrain.config.errors import ConfigError
 from llmtrain.config.huggingface import HuggingFaceConfig
 from llmtrain.config.lora import LoraConfig
 from llmtrain.config.model import DecoderConfig
+from llmtrain.config.schema import Config
 from llmtrain.distributed.sharding import take_part, without_values
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.folder import (
@@ -29,7 +30,7 @@ from llmtrain.models.folder import (
     write_weights,
 )
 from llmtrain.training.checkpoint import SplitModel
-from llmtrain.training.runs import find_model
+from llmtrain.training.runs import find_model, model_to_begin_from
 
 if TYPE_CHECKING:
     from llmtrain.models.huggingface import HuggingFaceModel
@@ -70,6 +71,20 @@ FREE_TO_CHANGE = frozenset(
     )
 )
 """Keys of a decoder that may differ from those of the model that it begins from."""
+
+
+def with_model_found(config: Config) -> Config:
+    """`config`, in whose model a folder stands where a run was named, and the architecture that is found there.
+
+    Raises ConfigError as `architecture_of` does.
+    """
+    root = Path(config.output.root_dir)
+    if isinstance(config.model, HuggingFaceConfig):
+        path = model_to_begin_from(config.model.path, root)
+        if path == config.model.path:
+            return config
+        return config.model_copy(update={"model": config.model.model_copy(update={"path": path})})
+    return config.model_copy(update={"model": architecture_of(config.model, root=root)})
 
 
 def architecture_of(config: DecoderConfig, *, root: Path) -> DecoderConfig:

@@ -59,6 +59,12 @@ def new_run_id(name: str, *, now: datetime, git_sha: str | None) -> str:
     return f"{now.astimezone(UTC):%Y%m%d-%H%M%S}-{commit}-{slug(name)}"
 
 
+def name_in(run_id: str) -> str | None:
+    """The slug of the name in an id that `new_run_id` made; None of another id."""
+    found = re.fullmatch(r"\d{8}-\d{6}-[0-9a-z]+-(.+)", run_id)
+    return found[1] if found else None
+
+
 def slug(name: str) -> str:
     """`name` as part of a folder's name and of a URL: a to z, 0 to 9 and single dashes, at most 40 of them."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()

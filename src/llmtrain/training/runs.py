@@ -25,7 +25,7 @@ from llmtrain.config.errors import ConfigError
 from llmtrain.config.running import OutputConfig, RunConfig
 from llmtrain.files import LACKING, follow, point
 from llmtrain.models.hub import is_model_folder
-from llmtrain.tracking.meta import code_git_state, new_run_id, run_metadata
+from llmtrain.tracking.meta import code_git_state, name_in, new_run_id, run_metadata, slug
 from llmtrain.tracking.redaction import redact_config
 from llmtrain.tracking.summary import write_json
 
@@ -89,13 +89,11 @@ def point_to_latest(root: Path) -> None:
 def find_run(ref: str, root: Path) -> tuple[Path, Path | None]:
     """The run folder that `ref` names, and the checkpoint if it names one.
 
-    `ref` is `latest`, a run id, a run folder or a checkpoint folder. Raises ConfigError if it is none of these.
+    `ref` is `latest`, a run id, a run's name (the newest one's is meant), a run folder or a checkpoint folder. Raises
+    ConfigError if it is none of these.
     """
-    for folder in (follow(root / ref).resolve(), follow(Path(ref)).resolve()):
-        if is_run(folder):
-            return folder, None
-        if folder.parent.name == "checkpoints" and is_run(folder.parent.parent) and folder.is_dir():
-            return folder.parent.parent, folder
+    if found := _find_run(ref, root):
+        return found
     if Path(ref).is_dir() and ref != "latest":
         raise ConfigError(f"{ref} is no run and no checkpoint of one: a run has a config.yaml and a meta.json")
     runs = sorted(folder.name for folder in root.glob("*") if is_run(folder) and not folder.is_symlink())
@@ -103,6 +101,18 @@ def find_run(ref: str, root: Path) -> tuple[Path, Path | None]:
         raise ConfigError(f"there is no run {ref!r}: {root.absolute()} has no runs")
     near = difflib.get_close_matches(ref, runs, n=1) or [runs[-1]]
     raise ConfigError(f"there is no run {ref!r} in {root.absolute()}; did you mean {near[0]!r}?")
+
+
+def _find_run(ref: str, root: Path) -> tuple[Path, Path | None] | None:
+    for folder in (follow(root / ref).resolve(), follow(Path(ref)).resolve()):
+        if is_run(folder):
+            return folder, None
+        if folder.parent.name == "checkpoints" and is_run(folder.parent.parent) and folder.is_dir():
+            return folder.parent.parent, folder
+    if "/" in ref or not ref:
+        return None
+    named = [run for run in root.glob(f"*-{slug(ref)}") if name_in(run.name) == slug(ref) and is_run(run)]
+    return (max(named, key=lambda run: run.name).resolve(), None) if named else None
 
 
 @contextmanager
@@ -161,6 +171,16 @@ def find_model(ref: str, root: Path) -> Path:
     if checkpoint is None or not (checkpoint / "model").is_dir():
         raise ConfigError(f"the run {run.name} has no checkpoint yet")
     return checkpoint / "model"
+
+
+def model_to_begin_from(path: str, root: Path) -> str:
+    """What `model.path` means: the model folder of the run or checkpoint that it names, else `path` as it is.
+
+    Raises ConfigError if the run has no checkpoint yet.
+    """
+    if is_model_folder(Path(path).expanduser()) or _find_run(path, root) is None:
+        return path
+    return str(find_model(path, root))
 
 
 def link_model(run: Path) -> None:
