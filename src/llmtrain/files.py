@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 LACKING = frozenset({errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL})
@@ -48,6 +49,19 @@ def replace(temporary: Path, path: Path) -> None:
         else:
             path.write_bytes(temporary.read_bytes())
         temporary.unlink()
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Add lines at the end of a file, which is made if need be. Raises OSError.
+
+    A torn line that a kill or a full disk left at its end is ended first: what follows would be lost with it.
+    """
+    with path.open("ab+") as file:
+        torn = b""
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            torn = b"" if file.read(1) == b"\n" else b"\n"
+        file.write(torn + "".join(f"{line}\n" for line in lines).encode())
 
 
 def point(name: Path, target: str, *, temporary: Path) -> None:

@@ -49,11 +49,18 @@ class SinkConfig(Section):
     options: dict[str, Any] = opt({}, "Keyword arguments of the class.")
 
 
+class SamplesConfig(Section):
+    prompts: list[str] = opt([], "Texts that the model goes on from at each evaluation; turns, where it learns turns.")
+    max_new_tokens: int = opt(64, "The longest sample, in tokens.", ge=1)
+    temperature: float = opt(0.8, "0 takes the likeliest token each time.", ge=0)
+
+
 class TrackingConfig(Section):
     tensorboard: TensorBoardConfig = TensorBoardConfig()
     mlflow: MlflowConfig = MlflowConfig()
     wandb: WandbConfig = WandbConfig()
     sinks: list[SinkConfig] = opt([], "Sinks of your own.")
+    samples: SamplesConfig = SamplesConfig()
     system_interval_sec: float = opt(
         2.0, "How often processor, memory, disk, network and GPU are looked at; 0: never.", ge=0
     )

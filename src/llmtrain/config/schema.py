@@ -50,6 +50,11 @@ class Config(Section):
                 f"data.seq_len {self.data.seq_len} is over model.max_seq_len {model.max_seq_len}: "
                 "lower the first or raise the second"
             )
+        if self.tracking.samples.prompts and self.distributed.strategy == "fsdp":
+            raise ValueError(
+                "tracking.samples.prompts asks the whole model, and with distributed.strategy fsdp no process has it: "
+                "remove the prompts, or ask a checkpoint with `llmtrain generate`"
+            )
         return self
 
     def decoder(self, *, wanted_by: str) -> DecoderConfig:

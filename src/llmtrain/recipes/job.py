@@ -25,6 +25,7 @@ from llmtrain.data.chat.data import ChatData, ChatValidation
 from llmtrain.data.tokens import TokenData, ValidationData, open_training_data, open_validation_data
 from llmtrain.distributed.engine import Engine, resolve
 from llmtrain.recipes.prepare import ensure_shards
+from llmtrain.recipes.samples import Samples, samples_of
 from llmtrain.recipes.trained import Trained, build_decoder, build_huggingface, with_model_found
 from llmtrain.tracking.logs import setup_logging
 from llmtrain.tracking.sink_group import check_own_sinks
@@ -74,6 +75,8 @@ class Job:
     """What is wrong with each checkpoint that is newer than the one that the run goes on from."""
     process_bytes: int
     """Resident memory before there was a model."""
+    samples: Samples | None
+    """Lets the model write at evaluations, where the config asks for it."""
     as_written: str | None
     """The text of the config's file; None where a run goes on with its own."""
 
@@ -189,6 +192,7 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
         checkpoint=checkpoint,
         passed_over=passed_over,
         process_bytes=process_bytes,
+        samples=None,
         as_written=loaded.as_written if loaded else None,
     )
     if checkpoint:
@@ -196,6 +200,9 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
     else:
         seed_step(config.run.seed, -1, rank=0)
         trained.start()
+    job.samples = samples_of(
+        config, trained.module, tokenizer=data.facts.tokenizer, has_validation=validation is not None
+    )
     return job
 
 

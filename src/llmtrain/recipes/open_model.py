@@ -102,7 +102,7 @@ def load_language_model(
 
     found = load_fast_tokenizer(beside)
     has_template = found.chat_template is not None
-    chats = _learned_turns(config, otherwise=has_template) if tuned_on_rows else has_template
+    chats = learned_turns(config, otherwise=has_template) if tuned_on_rows else has_template
     return LanguageModel(
         model=network,
         tokenizer=wrap_tokenizer(found, where=str(beside)),
@@ -194,7 +194,7 @@ def _declared_eos_ids(folder: Path) -> list[int]:
     return ids
 
 
-def _learned_turns(config: Config | None, *, otherwise: bool) -> bool:
+def learned_turns(config: Config | None, *, otherwise: bool) -> bool:
     """Whether the first of the rows that a run trained on is a conversation; `otherwise` where they are gone."""
     from llmtrain.data.chat.rows import Row, read_rows
     from llmtrain.data.chat.shapes import Chat, example_of

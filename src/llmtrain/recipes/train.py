@@ -155,7 +155,7 @@ def _train_in(run: Path, job: Job, stop: StopSignal) -> dict[str, Any]:
                     model=job.model,
                     optimizer=job.optimizer,
                     batches=batches,
-                    evaluate=partial(_evaluate, job, stop) if job.validation else None,
+                    evaluate=partial(_evaluate, job, stop, run) if job.validation else None,
                     save=partial(_save, job, store),
                     schedule=job.schedule,
                     state=state,
@@ -221,7 +221,7 @@ def _training_batches(job: Job) -> Generator[list[Batch], None, None]:
     )
 
 
-def _evaluate(job: Job, stop: StopSignal) -> dict[str, float]:
+def _evaluate(job: Job, stop: StopSignal, run: Path) -> dict[str, float]:
     """The validation figures by their names. Several ranks agree before each batch whether to stop."""
 
     def agree_to_go_on() -> None:
@@ -238,9 +238,12 @@ def _evaluate(job: Job, stop: StopSignal) -> dict[str, float]:
     )
     with closing(batches):
         tokens_per_byte = job.validation.facts.tokens_per_byte
-        return evaluate_loss(
+        result = evaluate_loss(
             job.model, batches, engine=job.engine, tokens_per_byte=tokens_per_byte, before_batch=agree_to_go_on
-        ).figures()
+        )
+    if job.samples and job.engine.is_main:
+        job.samples.write(run, step=job.state.step)
+    return result.figures()
 
 
 def _save(job: Job, store: CheckpointStore | None, state: RunState, best: bool, final: bool) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from pathlib import Path
 from typing import Any, Final, Literal
+
+from llmtrain.files import append_lines
 
 log = logging.getLogger("llmtrain.tracking")
 
@@ -37,19 +38,10 @@ class EventLog:
             return
         line = {"time": round(time.time(), 3), "step": step, "event": event, **details}
         try:
-            with self._path.open("ab") as file:
-                torn = file.tell() > 0 and not _ends_a_line(self._path)
-                file.write((b"\n" if torn else b"") + json.dumps(line).encode() + b"\n")
+            append_lines(self._path, [json.dumps(line)])
         except OSError as error:
             log.warning("%s cannot be written; the run goes on without it (%s)", self._path, error.strerror)
             self._path = None
-
-
-def _ends_a_line(path: Path) -> bool:
-    """Whether what a kill or a full disk left ends as it should: what is appended would be lost with a torn line."""
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,115 @@
+"""What a model in training writes after the prompts of `tracking.samples`, at each evaluation, for its report.
+
+    module in training ─ evaluation mode, not compiled ─▶ generate ─▶ <run>/samples.jsonl, a line a prompt ─▶ report
+
+The first process alone writes, with the module itself, so that the others need not take part. Random numbers are the
+samples' own: losses are the same with and without them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from llmtrain.config.chat import ChatConfig
+from llmtrain.config.errors import ConfigError
+from llmtrain.config.running import SamplesConfig
+from llmtrain.config.schema import Config
+from llmtrain.data.tokenizers import load_tokenizer, wrap_tokenizer
+from llmtrain.evaluation.text import Completion
+from llmtrain.files import append_lines
+from llmtrain.recipes.language_model import AnyModel, LanguageModel
+from llmtrain.recipes.open_model import learned_turns
+
+log = logging.getLogger("llmtrain.tracking")
+
+SAMPLES_NAME = "samples.jsonl"
+KEY = "tracking.samples.prompts"
+
+
+@dataclass
+class Samples:
+    """Lets a model in training write; a file that cannot be written gives one warning, and the run goes on."""
+
+    model: LanguageModel
+    settings: SamplesConfig
+    seed: int
+    failed: bool = False
+
+    def check(self) -> None:
+        """Ask for one token, so that what is wrong with the prompts is wrong before the run. Raises ConfigError."""
+        try:
+            self._ask(max_new_tokens=1)
+        except ConfigError as error:
+            raise ConfigError(f"{KEY}: {error}") from error
+
+    def write(self, run: Path, *, step: int) -> None:
+        """Append what the model writes now, after `step` steps."""
+        if self.failed:
+            return
+        done = self._ask(max_new_tokens=self.settings.max_new_tokens)
+        lines = [json.dumps({"step": step, "prompt": one.prompt, "completion": one.completion}) for one in done]
+        try:
+            append_lines(run / SAMPLES_NAME, lines)
+        except OSError as error:
+            log.warning("%s cannot be written; the run goes on without it (%s)", run / SAMPLES_NAME, error.strerror)
+            self.failed = True
+
+    def _ask(self, *, max_new_tokens: int) -> list[Completion]:
+        module = self.model.model
+        was_training = module.training
+        module.eval()
+        try:
+            # Compiled for one length after the other, a few texts would take minutes.
+            with torch.compiler.set_stance("force_eager"):
+                return self.model.generate(
+                    self.settings.prompts,
+                    max_new_tokens=max_new_tokens,
+                    temperature=self.settings.temperature,
+                    seed=self.seed,
+                    chat=self.model.chats,
+                )
+        finally:
+            module.train(was_training)
+
+
+def samples_of(config: Config, module: AnyModel, *, tokenizer: Path | None, has_validation: bool) -> Samples | None:
+    """What writes the samples that `config` asks for, from `module` on its device; None if it asks for none.
+
+    Raises ConfigError where there is no text, or no evaluation.
+    """
+    settings = config.tracking.samples
+    if not settings.prompts:
+        return None
+    if tokenizer is None:
+        raise ConfigError(f"{KEY}: the data has no tokenizer, so that the model can write no text; remove the prompts")
+    if not has_validation:
+        raise ConfigError(f"{KEY} are asked at evaluations, and there is no validation data; name it in data.val")
+    samples = Samples(_language_model(config, module, tokenizer), settings, seed=config.run.seed)
+    samples.check()
+    return samples
+
+
+def _language_model(config: Config, module: AnyModel, folder: Path) -> LanguageModel:
+    if not isinstance(config.data, ChatConfig):
+        tokenizer = load_tokenizer(folder)
+        eos_ids = frozenset([tokenizer.eos_id])
+        return LanguageModel(model=module, tokenizer=tokenizer, encoder=None, eos_ids=eos_ids, folder=folder)
+
+    from llmtrain.data.chat.encoding import ChatEncoder
+    from llmtrain.data.chat.templates import ChatTemplate
+    from llmtrain.recipes.chat_samples import load_fast_tokenizer
+
+    found = load_fast_tokenizer(folder)
+    return LanguageModel(
+        model=module,
+        tokenizer=wrap_tokenizer(found, where=str(folder)),
+        encoder=ChatEncoder(ChatTemplate(found, file=config.data.chat_template)),
+        eos_ids=frozenset([int(found.eos_token_id)]),
+        folder=folder,
+        chats=learned_turns(config, otherwise=False),
+    )
