@@ -1,4 +1,4 @@
-"""export, merge: a model made into what others load, and checked."""
+"""export, merge, publish: a model made into what others load, checked, and put where they find it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ ROWS = (
     ("KL divergence, nats a token", "mean_kl_nats"),
     ("greedy tokens", "greedy_tokens"),
     ("of these equal", "greedy_tokens_equal"),
+)
+
+PUBLISHED = (
+    ("published", "to"),
+    ("licence", "license"),
+    ("improved", "required_improvement"),
 )
 
 Model = Annotated[
@@ -47,6 +53,7 @@ def add_to(app: typer.Typer) -> None:
     """Adds this file's verbs to the program."""
     app.command("export")(export)
     app.command("merge")(merge)
+    app.command("publish")(publish)
 
 
 def export(
@@ -111,6 +118,57 @@ def merge(
         ),
     )
     return Outcome(result, _shown(result))
+
+
+def publish(
+    model: Model = "latest",
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="FOLDER",
+            help="Where it goes; artifacts/models/<run_id> when not given.",
+            show_default=False,
+        ),
+    ] = None,
+    license: Annotated[
+        str | None,
+        typer.Option(
+            "--license",
+            metavar="ID",
+            help="mit, apache-2.0, …; else publish.license of its config.",
+            show_default=False,
+        ),
+    ] = None,
+    require_improvement: Annotated[
+        str | None,
+        typer.Option(
+            "--require-improvement",
+            metavar="METRIC",
+            help="Refuse unless the comparison with the baseline shows that METRIC is better.",
+            show_default=False,
+        ),
+    ] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option(
+            "--base-model",
+            metavar="ID",
+            help="The base's name on the Hub, where it is a folder here.",
+            show_default=False,
+        ),
+    ] = None,
+    root_dir: RootDir = "runs",
+    force: Force = False,
+    json: Json = False,
+) -> Outcome:
+    """Publish a model with a card: what it was trained on, how, how good it is, how to load it."""
+    from llmtrain.recipes.publish import publish as recipe
+
+    named = {"to": to, "license": license, "require_improvement": require_improvement, "base_model": base_model}
+    given = {key: value for key, value in named.items() if value is not None}
+    result = recipe(model, given=given, root_dir=root_dir, force=force)
+    return Outcome(result, "\n".join([table(result, PUBLISHED), f"{'files':<11}  {', '.join(result['files'])}"]))
 
 
 def _shown(result: Mapping[str, Any]) -> str:

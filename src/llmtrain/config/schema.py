@@ -12,6 +12,7 @@ from llmtrain.config.errors import ConfigError
 from llmtrain.config.evaluation import EvaluationConfig
 from llmtrain.config.huggingface import HuggingFaceConfig
 from llmtrain.config.model import DecoderConfig
+from llmtrain.config.publishing import PublishConfig
 from llmtrain.config.running import LoggingConfig, OutputConfig, RunConfig, TrackingConfig
 from llmtrain.config.training import DistributedConfig, OptimizerConfig, SchedulerConfig, TrainerConfig
 
@@ -34,6 +35,7 @@ class Config(Section):
     tracking: TrackingConfig = TrackingConfig()
     logging: LoggingConfig = LoggingConfig()
     output: OutputConfig = OutputConfig()
+    publish: PublishConfig | None = opt(None, "Where its model is published, and what its card says.")
 
     @model_validator(mode="before")
     @classmethod

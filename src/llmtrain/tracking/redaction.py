@@ -83,6 +83,18 @@ def redact_config(text: str) -> str:
     return _redact_text(_hide_values(text, _CONFIG_LINE))
 
 
+def line_with_secret(text: str, *, by_name: bool = True) -> int | None:
+    """The number of the first line that holds a secret: by its form, and with `by_name` also by what stands before it.
+
+    None if there is none. A file that was redacted has none.
+    """
+    hide = redact_config if by_name else _hide_forms
+    if hide(text) == text:
+        return None
+    lines = text.split("\n")
+    return next((number for number, line in enumerate(lines, start=1) if hide(line) != line), 1)
+
+
 def is_secret_name(name: str) -> bool:
     """Whether a key, flag or environment variable of this name holds a secret; of a dotted one its last part counts."""
     words = [word.lower() for word in _WORD.findall(name.rpartition(".")[2])]
@@ -119,6 +131,12 @@ def _redact_text(text: str) -> str:
     for pattern in _BEFORE_VALUE:
         text = _hide_values(text, pattern)
     return _SHAPES.sub(REDACTED, text)
+
+
+def _hide_forms(text: str) -> str:
+    """Without what is a secret by its form alone."""
+    text = _PRIVATE_KEY.sub(REDACTED, text)
+    return _SHAPES.sub(REDACTED, _URL_USER.sub(_hide_user, text))
 
 
 def _hide_user(match: re.Match[str]) -> str:

@@ -1,0 +1,53 @@
+"""`publish`: where a model goes, and what its card says that nobody but its maker knows."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import field_validator
+
+from llmtrain.config.base import Section, key, opt
+
+HUB_PREFIX = "hub:"
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+MAX_REPO_ID = 96
+
+
+class PublishConfig(Section):
+    """For `publish`."""
+
+    license: str = key(
+        "The model's licence, as the Hub names it: mit, apache-2.0, llama3.1, other.",
+        pattern=r"^[a-z0-9][a-z0-9.+-]*$",
+    )
+    to: str | None = opt(
+        None,
+        "A folder; artifacts/models/<run_id> when not given.",
+        min_length=1,
+    )
+    base_model: str | None = opt(
+        None, "The base's id on the Hub, for a model that was tuned from a local folder.", min_length=1
+    )
+    require_improvement: str | None = opt(
+        None, "Publish only if the comparison with the baseline shows that this metric is better.", min_length=1
+    )
+    description: str | None = opt(None, "What the model is for; on its card.")
+    limits: str | None = opt(None, "What it should not be used for, and what it does badly; on its card.")
+    tags: list[str] = opt([], "Further tags of the card.")
+
+    @field_validator("to")
+    @classmethod
+    def _is_a_place(cls, value: str | None) -> str | None:
+        if value is not None and value.startswith(HUB_PREFIX):
+            check_repo_id(value.removeprefix(HUB_PREFIX))
+        return value
+
+
+def check_repo_id(name: str) -> None:
+    """ValueError unless the Hub takes `name` as that of a repository."""
+    well_formed = _REPO_ID.fullmatch(name) is not None and len(name) <= MAX_REPO_ID
+    if not well_formed or "--" in name or ".." in name or name.endswith((".git", ".ipynb", ".", "-")):
+        raise ValueError(
+            f"{name!r} is no name on the Hub: USER/NAME of letters, digits, single - and ., _, at most {MAX_REPO_ID} "
+            "characters, beginning and ending in a letter or digit"
+        )

@@ -1,0 +1,68 @@
+"""What an evaluation found, read from its metrics.json: the comparison with a baseline, and whether it shows a gain."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmtrain.config.errors import ConfigError, RunError
+
+_OF_A_RUN = 4
+"""Last parts of a model's path that are the run's: its name, checkpoints, the checkpoint, model."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One metrics.json."""
+
+    file: Path
+    document: Mapping[str, Any]
+
+    @property
+    def comparison(self) -> Mapping[str, Mapping[str, Any]]:
+        """By metric: value, baseline, difference, low, high (95 %), wins, losses, ties, verdict; may be empty."""
+        found: Mapping[str, Mapping[str, Any]] = self.document.get("comparison") or {}
+        return found
+
+
+def find_evaluation(folders: Iterable[Path], *, model: Path) -> Evaluation | None:
+    """The newest evaluation of `model` in the eval/ folders, one with a comparison before others; None: there is none.
+
+    A run that was moved is known by the end of its path.
+    """
+    found = []
+    for file in sorted((path for folder in folders for path in folder.glob("*/metrics.json")), reverse=True):
+        with suppress(OSError, ValueError):
+            document = json.loads(file.read_text(encoding="utf-8"))
+            if isinstance(document, dict) and _is_of(document.get("model"), model):
+                found.append(Evaluation(file, document))
+    return next((one for one in found if one.comparison), found[0] if found else None)
+
+
+def check_improvement(evaluation: Evaluation | None, metric: str, *, how: str) -> None:
+    """RunError unless the comparison shows that `metric` is better; `how` is the command that compares."""
+    if evaluation is None or not evaluation.comparison:
+        raise RunError(f"not published: nothing compares this model with a baseline yet: {how}")
+    figures = evaluation.comparison.get(metric)
+    if figures is None:
+        raise ConfigError(
+            f"require_improvement {metric}: {evaluation.file} compares {', '.join(evaluation.comparison)}"
+        )
+    if figures.get("verdict") != "better":
+        raise RunError(
+            f"not published: {metric} is not shown to be better than the baseline's: {figures['value']:.4g} against "
+            f"{figures['baseline']:.4g}, difference {figures['difference']:+.4g}, 95 % interval "
+            f"{figures['low']:+.4g} to {figures['high']:+.4g} ({evaluation.file})"
+        )
+
+
+def _is_of(named: Any, model: Path) -> bool:
+    if not isinstance(named, str):
+        return False
+    parts = Path(named).parts
+    in_run = "checkpoints" in parts[-_OF_A_RUN:]
+    return Path(named) == model or (in_run and parts[-_OF_A_RUN:] == model.parts[-_OF_A_RUN:])

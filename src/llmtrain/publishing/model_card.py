@@ -1,0 +1,124 @@
+"""A model's card: README.md, with the front matter that the Hub reads. What is in it is put together by the recipe."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ruamel.yaml import YAML
+
+CARD_FILE = "README.md"
+CURVES_FILE = "curves.svg"
+CONFIG_FILE = "config.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """All that a card tells; texts are Markdown."""
+
+    name: str
+    license: str
+    library: str
+    """transformers, peft or llmtrain: what loads it."""
+    summary: str
+    """What it is, in a sentence or two."""
+    loading: str
+    """Python that loads it and writes text."""
+    tags: Sequence[str] = ()
+    base_model: str | None = None
+    """As the front matter has it: an id on the Hub."""
+    datasets: Sequence[str] = ()
+    """Ids on the Hub."""
+    description: str | None = None
+    data: Sequence[Mapping[str, str]] = ()
+    """Rows of a table: what it was trained on."""
+    results: Mapping[str, str] = field(default_factory=dict)
+    has_curves: bool = False
+    comparison: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    comparison_about: str | None = None
+    """On what, against what, when; or why there is none."""
+    making: Mapping[str, str] = field(default_factory=dict)
+    """How it was made: command, seed, commit, versions."""
+    config: str | None = None
+    """The whole config, YAML."""
+    limits: Sequence[str] = ()
+
+
+def render(card: Card) -> str:
+    """README.md."""
+    parts = [front_matter(card), f"# {card.name}\n", f"{card.summary}\n"]
+    if card.description:
+        parts.append(f"{card.description}\n")
+    parts.append(f"## Loading it\n\n```python\n{card.loading.strip()}\n```\n")
+    if card.results or card.has_curves:
+        parts.append("## Results\n")
+        if card.results:
+            parts.append(_table(("figure", "value"), card.results.items()))
+        if card.has_curves:
+            parts.append(f"![The loss by step]({CURVES_FILE})\n")
+    parts.append("## Against the baseline\n")
+    if card.comparison_about:
+        parts.append(f"{card.comparison_about}\n")
+    if card.comparison:
+        parts.append(_comparison(card.comparison))
+    if card.data:
+        columns = list(dict.fromkeys(name for row in card.data for name in row))
+        rows = [[row.get(name, "") for name in columns] for row in card.data]
+        parts += ["## What it was trained on\n", _table(columns, rows)]
+    if card.making:
+        parts += ["## How it was made\n", _table(("", ""), card.making.items())]
+    if card.config:
+        parts.append(
+            f"<details><summary>The whole config</summary>\n\n```yaml\n{card.config.strip()}\n```\n\n</details>\n"
+        )
+    parts += ["## Limits\n", "\n".join(f"- {line}" for line in card.limits) + "\n"]
+    parts.append(f"## Licence\n\n`{card.license}`\n")
+    return "\n".join(parts)
+
+
+def front_matter(card: Card) -> str:
+    """The YAML block between `---` lines."""
+    values: dict[str, Any] = {
+        "license": card.license,
+        "library_name": card.library,
+        "pipeline_tag": "text-generation",
+        "tags": list(dict.fromkeys(["llmtrain", *card.tags])),
+    }
+    if card.base_model:
+        values["base_model"] = card.base_model
+    if card.datasets:
+        values["datasets"] = list(card.datasets)
+    stream = io.StringIO()
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.dump(values, stream)
+    return f"---\n{stream.getvalue()}---\n"
+
+
+def _comparison(figures: Mapping[str, Mapping[str, Any]]) -> str:
+    head = ("metric", "this model", "baseline", "difference", "95 % interval", "rows better / same / worse", "")
+    rows = [
+        (
+            name,
+            *(f"{found[key]:.4g}" for key in ("value", "baseline")),
+            f"{found['difference']:+.4g}",
+            f"{found['low']:+.4g} … {found['high']:+.4g}",
+            f"{found['wins']:,} / {found['ties']:,} / {found['losses']:,}",
+            str(found["verdict"]),
+        )
+        for name, found in figures.items()
+        if all(isinstance(found.get(key), int | float) for key in ("value", "baseline", "difference", "low", "high"))
+    ]
+    return _table(head, rows)
+
+
+def _table(head: Sequence[str], rows: Any) -> str:
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    lines += [f"| {' | '.join(_cell(value) for value in row)} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,170 @@
+"""`publish`, top to bottom: preflight → card → files → checks → the place → the run's record and the new baseline.
+
+weights, tokenizer, … as they are ─┐
+README.md, curves.svg, config.yaml ┼─ a folder beside its place ─ checked ─▶ artifacts/models/<run_id>
+publish.json                       ┘
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from llmtrain._version import __version__
+from llmtrain.config.errors import ConfigError, RunError
+from llmtrain.config.publishing import PublishConfig
+from llmtrain.models.hub import ADAPTER_WEIGHTS, is_adapter_folder, missing_files
+from llmtrain.publishing.curves import loss_picture
+from llmtrain.publishing.improvement import Evaluation, check_improvement, find_evaluation
+from llmtrain.publishing.model_card import CARD_FILE, CONFIG_FILE, CURVES_FILE, render
+from llmtrain.publishing.place import PUBLISH_FILE, check_free, new_folder
+from llmtrain.publishing.secret_files import check_no_secrets
+from llmtrain.publishing.transformers_folder import find_tokenizer, write_companions
+from llmtrain.recipes.card import make_card
+from llmtrain.recipes.evaluate import PUBLISHED_NAME
+from llmtrain.recipes.exported import Source, described, files_in, find_source
+from llmtrain.recipes.open_model import base_of, device_named, load_language_model
+from llmtrain.tracking.redaction import redact
+from llmtrain.tracking.summary import write_json
+from llmtrain.training.checkpoint_files import MANIFEST
+
+ARTIFACTS = Path("artifacts") / "models"
+RECORD = "published.jsonl"
+"""In the run's folder: a line for each time that it was published."""
+
+
+def publish(model: str, *, given: Mapping[str, Any], root_dir: str = "runs", force: bool = False) -> dict[str, Any]:
+    """Publish what `model` names, to a folder; returns what is in its publish.json, and where it is.
+
+    `given` are keys of the `publish` section that win over those of the run's config. Raises ConfigError for what is
+    missing or wrong, before anything is written; RunError where it is refused: no gain, a secret, a damaged file.
+    """
+    source = find_source(model, root_dir=root_dir)
+    settings = settings_of(source, given)
+    plan = preflight(source.name, settings, force=force)
+    evaluation = find_evaluation(
+        [*([source.run / "eval"] if source.run is not None else []), Path(root_dir).absolute() / "eval"],
+        model=source.folder,
+    )
+    if settings.require_improvement is not None:
+        check_improvement(evaluation, settings.require_improvement, how=f"llmtrain eval {model} --data FILE")
+    check_complete(source)
+    with new_folder(plan.folder, force=force) as folder:
+        document = _fill(folder, source, settings, evaluation)
+        check_no_secrets(folder)
+        write_json(folder / PUBLISH_FILE, document)
+    done = {"to": str(plan.folder.absolute()), **document}
+    _record(source, done, root=Path(root_dir))
+    return done
+
+
+# -- preflight ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Where a model goes."""
+
+    folder: Path
+
+
+def settings_of(source: Source, given: Mapping[str, Any]) -> PublishConfig:
+    """The `publish` section of the run's config, with what was given. ConfigError where there is no licence, too."""
+    section = source.config.publish if source.config is not None else None
+    values = {**(section.model_dump() if section is not None else {}), **given}
+    if "license" not in values:
+        raise ConfigError(
+            "a published model has a licence: name it with --license (mit, apache-2.0, llama3.1, other …), or in "
+            "publish.license of the config"
+        )
+    try:
+        return PublishConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"publish.{key}: {first['msg'].removeprefix('Value error, ')}") from error
+
+
+def preflight(name: str, settings: PublishConfig, *, force: bool) -> Plan:
+    """What can be refused before there is a model: `train` asks at step 0. `name` is the run's id.
+
+    Raises ConfigError with what to change.
+    """
+    folder = Path(settings.to) if settings.to is not None else ARTIFACTS / name
+    check_free(folder, force=force)
+    return Plan(folder=folder)
+
+
+def check_complete(source: Source) -> None:
+    """ConfigError for a file that is missing; RunError for one that is not what the checkpoint's manifest says."""
+    folder = source.folder
+    if is_adapter_folder(folder):
+        missing = [] if (folder / ADAPTER_WEIGHTS).is_file() else [ADAPTER_WEIGHTS]
+    else:
+        missing = missing_files(folder, weights=True)
+    if missing:
+        raise ConfigError(f"{folder} lacks {', '.join(missing)}")
+    base = base_of(folder)
+    if find_tokenizer([folder, *([base] if base else [])]) is None:
+        raise ConfigError(f"{folder} has no tokenizer, and nobody can use a model without one: put it there")
+    manifest = folder.parent / MANIFEST
+    if source.run is None or not manifest.is_file():
+        return
+    expected = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+    for name, about in files_in(folder).items():
+        known = expected.get(f"{folder.name}/{name}")
+        if known is not None and known["sha256"] != about["sha256"]:
+            raise RunError(f"not published: {folder / name} is not what was saved (its sha256 is another one)")
+
+
+# -- the folder --------------------------------------------------------------------------------------------------------
+
+
+def _fill(folder: Path, source: Source, settings: PublishConfig, evaluation: Evaluation | None) -> dict[str, Any]:
+    """Write all but publish.json, which is returned. The model is loaded once, which shows that it can be."""
+    card, curves = make_card(source, settings, evaluation)
+    (folder / CARD_FILE).write_text(render(card), encoding="utf-8")
+    if card.has_curves and (picture := loss_picture(curves, title=f"Loss of {source.name}")):
+        (folder / CURVES_FILE).write_text(picture, encoding="utf-8")
+    if card.config is not None:
+        (folder / CONFIG_FILE).write_text(card.config, encoding="utf-8")
+    if evaluation is not None:
+        (folder / "evaluation.json").write_text(json.dumps(redact(dict(evaluation.document)), indent=2) + "\n")
+    for path in sorted(path for path in source.folder.iterdir() if path.is_file()):
+        if path.name not in (CARD_FILE, PUBLISH_FILE):
+            shutil.copyfile(path, folder / path.name)
+    opened = load_language_model(source.folder, device=device_named("cpu"))
+    base = base_of(source.folder)
+    write_companions(
+        folder,
+        tokenizer=find_tokenizer([source.folder, *([base] if base else [])]),
+        source=source.folder,
+        eos_ids=opened.stop_ids(chat=opened.chats),
+    )
+    return {
+        "source": described(source),
+        "license": settings.license,
+        "base_model": card.base_model,
+        "comparison": dict(card.comparison),
+        "required_improvement": settings.require_improvement,
+        "files": files_in(folder),
+        "published": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": __version__,
+    }
+
+
+def _record(source: Source, done: Mapping[str, Any], *, root: Path) -> None:
+    """In the run, and as the baseline that `eval --baseline last-published` finds."""
+    about = {key: done[key] for key in ("to", "published", "license", "required_improvement")}
+    if source.run is not None:
+        with (source.run / RECORD).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"checkpoint": source.checkpoint, **about}) + "\n")
+    if root.is_dir():
+        write_json(root / PUBLISHED_NAME, {"model": done["to"], "source": source.name, **about})
