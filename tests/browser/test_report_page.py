@@ -112,6 +112,13 @@ def test_it_shows_everything_and_asks_nobody(visit: Visit, one: Path) -> None:
     ]
 
 
+def test_where_the_time_went_is_that_of_the_process_that_ended(visit: Visit, tmp_path: Path) -> None:
+    folder = recorded_run(tmp_path, "a", resumed_from_step=120)
+    write_report([folder], tmp_path / "page.html")
+    shown = visit.open((tmp_path / "page.html").as_uri()).locator(".key").inner_text()
+    assert shown.split("\n") == ["since step 120:", "step 3m00s (90 %)", "evaluation 20s (10 %)"]
+
+
 def test_hovering_over_a_curve_shows_its_value(visit: Visit, one: Path) -> None:
     page = visit.open(one.as_uri())
     rates = page.locator("figure", has_text="Learning rate").locator(".plot")
@@ -121,6 +128,19 @@ def test_hovering_over_a_curve_shows_its_value(visit: Visit, one: Path) -> None:
     label = rates.locator(".hoverlayer .legend")
     label.wait_for()
     assert re.fullmatch(r"step (9|10)\dtrain/lr : 0\.003", label.text_content())
+
+
+def test_a_chart_offers_its_picture_and_nothing_that_leaves_the_page(visit: Visit, one: Path) -> None:
+    page = visit.open(one.as_uri())
+    plot = page.locator(".card.wide .plot")
+    plot.hover()
+    buttons = plot.locator(".modebar-btn")
+    titles = buttons.evaluate_all("(all) => all.map((button) => button.dataset.title)")
+    assert titles == ["Download plot as a PNG", "Zoom", "Pan", "Reset axes"]
+    with page.expect_download() as download:
+        buttons.first.click()
+    assert download.value.path().read_bytes().startswith(b"\x89PNG")
+    assert [url for url in visit.requests if url.startswith("http")] == []
 
 
 def test_events_lie_on_the_curves(visit: Visit, one: Path) -> None:

@@ -265,6 +265,7 @@ function layoutOf(chart, unit, shapes, numTraces) {
     height: chart.wide ? 380 : 230,
     hovermode: "x unified",
     hoverlabel: { bgcolor: color("panel"), bordercolor: color("line"), font: { color: color("ink"), size: 12 }, namelength: 40 },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: color("line"), activecolor: color("accent") },
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
     showlegend: numTraces > 1,
     legend: { orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom", font: { size: 11.5 } },
@@ -296,7 +297,8 @@ const PLOT_OPTIONS = {
   responsive: true,
   displaylogo: false,
   scrollZoom: false,
-  modeBarButtonsToRemove: ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
+  // Named one by one: among Plotly's own choice is one that sends the chart to its makers.
+  modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
 };
 
 // -- drawing -----------------------------------------------------------------------------------------------------------

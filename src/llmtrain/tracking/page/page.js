@@ -248,7 +248,7 @@ const BETTER_WHEN_HIGH = new Set(["tokens_per_sec", "mfu", "goodput"]);
 const ACTIVITIES = ["step", "compile", "data", "evaluation", "saving", "other"];
 
 function timeBar(run) {
-  const spent = run.summary.time_spent;
+  const { time_spent: spent, resumed_from_step: resumed } = run.summary;
   if (!spent) return null;
   const names = [...new Set([...ACTIVITIES, ...Object.keys(spent)])].filter((name) => spent[name] > 0);
   const total = names.reduce((sum, name) => sum + spent[name], 0);
@@ -266,6 +266,8 @@ function timeBar(run) {
     element(
       "p",
       { class: "key" },
+      // The process that ended: of those before it nothing is told.
+      Number.isInteger(resumed) ? element("span", {}, `since step ${figure(resumed)}:`) : null,
       names.map((name, index) =>
         element(
           "span",
