@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmtrain.cli.app import run
 from llmtrain.config.errors import ConfigError, RunError
 from llmtrain.config.publishing import check_repo_id
+from llmtrain.evaluation.comparison import Difference
 from llmtrain.publishing.curves import loss_picture, ticks
 from llmtrain.publishing.secret_files import check_no_secrets
 from llmtrain.recipes.evaluate import _last_published
@@ -40,16 +42,17 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def evaluated(trained: Path, *, low: float, high: float, verdict: str, time: str = "20261121-101500") -> None:
+def evaluated(trained: Path, *, low: float, high: float, time: str = "20261121-101500") -> None:
     model = trained / "checkpoints" / "step_000200" / "model"
-    figures = {"value": 0.61, "baseline": 0.44, "difference": 0.17, "low": low, "high": high}
+    rows = {"wins": 30, "losses": 9, "ties": 81}
+    found = Difference(base=0.44, tuned=0.61, difference=0.17, low=low, high=high, higher_is_better=True, **rows)
     document = {
         "model": str(model.resolve()),
         "baseline": "/elsewhere/base",
         "data": "test.jsonl",
         "rows": 120,
         "time": "2026-11-21T10:15:00+00:00",
-        "comparison": {"exact_match": {**figures, "wins": 30, "losses": 9, "ties": 81, "verdict": verdict}},
+        "comparison": {"exact_match": {**asdict(found), "verdict": found.verdict}},
         "contamination": {"checked": True, "rows": 3},
     }
     folder = trained / "eval" / time
@@ -58,7 +61,7 @@ def evaluated(trained: Path, *, low: float, high: float, verdict: str, time: str
 
 
 def test_a_published_model_loads_and_its_card_tells_all(trained: Path, tmp_path: Path) -> None:
-    evaluated(trained, low=0.09, high=0.24, verdict="better")
+    evaluated(trained, low=0.09, high=0.24)
     done = publish("one", given={**MIT, "require_improvement": "exact_match"})
     folder = tmp_path / "artifacts" / "models" / "one"
     assert done["to"] == str(folder)
@@ -105,14 +108,14 @@ def test_what_is_not_shown_to_be_better_is_refused_with_exit_1(
     arguments = ["publish", "one", "--license", "mit", "--require-improvement", "exact_match"]
     assert run(arguments) == 1
     assert "nothing compares this model with a baseline yet: llmtrain eval one --data" in capsys.readouterr().err
-    evaluated(trained, low=-0.01, high=0.24, verdict="unclear")
+    evaluated(trained, low=-0.01, high=0.24)
     assert run(arguments) == 1
     assert "0.61 against 0.44, difference +0.17, 95 % interval -0.01 to +0.24" in capsys.readouterr().err
     assert run([*arguments[:-1], "rougeL"]) == 2
     assert "compares exact_match" in capsys.readouterr().err
     assert not (tmp_path / "artifacts").exists()
     assert not (tmp_path / "runs" / "last-published.json").exists()
-    evaluated(trained, low=0.01, high=0.24, verdict="better", time="20261121-111500")
+    evaluated(trained, low=0.01, high=0.24, time="20261121-111500")
     assert run(arguments) == 0
     assert "artifacts/models/one" in capsys.readouterr().out
 

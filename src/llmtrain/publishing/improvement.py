@@ -24,7 +24,7 @@ class Evaluation:
 
     @property
     def comparison(self) -> Mapping[str, Mapping[str, Any]]:
-        """By metric: value, baseline, difference, low, high (95 %), wins, losses, ties, verdict; may be empty."""
+        """By metric: base, tuned, difference, low, high (95 %), wins, losses, ties, verdict; may be empty."""
         found: Mapping[str, Mapping[str, Any]] = self.document.get("comparison") or {}
         return found
 
@@ -54,8 +54,8 @@ def check_improvement(evaluation: Evaluation | None, metric: str, *, how: str) -
         )
     if figures.get("verdict") != "better":
         raise RunError(
-            f"not published: {metric} is not shown to be better than the baseline's: {figures['value']:.4g} against "
-            f"{figures['baseline']:.4g}, difference {figures['difference']:+.4g}, 95 % interval "
+            f"not published: {metric} is not shown to be better than the baseline's: {figures['tuned']:.4g} against "
+            f"{figures['base']:.4g}, difference {figures['difference']:+.4g}, 95 % interval "
             f"{figures['low']:+.4g} to {figures['high']:+.4g} ({evaluation.file})"
         )
 

@@ -102,14 +102,14 @@ def _comparison(figures: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [
         (
             name,
-            *(f"{found[key]:.4g}" for key in ("value", "baseline")),
+            *(f"{found[key]:.4g}" for key in ("tuned", "base")),
             f"{found['difference']:+.4g}",
             f"{found['low']:+.4g} … {found['high']:+.4g}",
             f"{found['wins']:,} / {found['ties']:,} / {found['losses']:,}",
             str(found["verdict"]),
         )
         for name, found in figures.items()
-        if all(isinstance(found.get(key), int | float) for key in ("value", "baseline", "difference", "low", "high"))
+        if all(isinstance(found.get(key), int | float) for key in ("tuned", "base", "difference", "low", "high"))
     ]
     return _table(head, rows)
 
