@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llmtrain.config.errors import ConfigError, Preempted
 from llmtrain.config.load import load_config
 from llmtrain.recipes.evaluate import evaluate
+from llmtrain.recipes.interview import Interview
 from llmtrain.recipes.train import train
 from llmtrain.testing.chat import CHATML, tiny_chat_tokenizer
 from llmtrain.testing.gang import GangServer
 from llmtrain.testing.tiny_huggingface import tiny_network
-from llmtrain.testing.tiny_run import write_config
+from llmtrain.testing.tiny_run import weight_hash, write_config
+from llmtrain.tracking.sinks import read_metrics
 
 WORDS = ["red", "green", "blue", "round", "old"]
 
@@ -100,8 +105,89 @@ def test_the_configs_that_ship_ask_the_files_in_data_eval(tuned: Path, monkeypat
     assert base["scores"] == pytest.approx(found["baseline_scores"]), "the same prompts and decoding for both"
 
 
+def training_config(tuned: Path) -> str:
+    return str(tuned / "tuned.yaml")
+
+
+ASKING = ["evaluation.every_steps=4", "evaluation.train_samples=6", "evaluation.metrics=[rougeL, chrf]"]
+
+
+def test_a_model_is_asked_while_it_trains_and_trains_as_if_it_were_not(tuned: Path) -> None:
+    silent = train(load_config(training_config(tuned), ["output.run_id=silent"]))
+    asked = train(load_config(training_config(tuned), [*ASKING, "output.run_id=asked", "trainer.save_every_steps=4"]))
+    assert weight_hash(Path(asked["run"])) == weight_hash(Path(silent["run"]))
+    lines = [line for line in read_metrics(Path(asked["run"]) / "metrics.jsonl") if "eval/rougeL" in line]
+    assert [line["step"] for line in lines] == [4, 8, 12]
+    assert asked["eval_chrf"] == lines[-1]["eval/chrf"] > 0
+
+    rows = evaluation_rows(tuned)
+    asked_rows = [rows[number] for number in sorted(random.Random(7).sample(range(20), 6))]
+    sample = tuned / "sample.jsonl"
+    sample.write_text("".join(asked_rows))
+    final = evaluate(asked["run"], settings={"baseline": None, "data": str(sample)})
+    assert final["scores"]["chrf"] == pytest.approx(lines[-1]["eval/chrf"]), "as `eval` measures the same rows"
+
+
+def evaluation_rows(tuned: Path) -> list[str]:
+    return (tuned / "data" / "eval" / "test.jsonl").read_text().splitlines(keepends=True)
+
+
+def test_the_best_checkpoint_and_the_end_may_go_by_answers(tuned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = iter([0.2, 0.6, 0.4, 0.5, 0.1])
+
+    def figures(interview: Interview, answers: object) -> dict[str, float]:
+        return {"eval/rougeL": next(measured), "eval/chrf": 1.0}
+
+    monkeypatch.setattr(Interview, "figures", figures)
+    keys = [*ASKING, "trainer.max_steps=40", "trainer.keep_best=eval/rougeL", "output.run_id=best"]
+    run = train(
+        load_config(training_config(tuned), [*keys, "trainer.early_stopping={patience: 2, metric: eval/rougeL}"])
+    )
+    assert run["steps"] == 16, "0.4 and 0.5 are no gain"
+    assert (Path(run["run"]) / "checkpoints" / "best").resolve().name == "step_000008"
+
+
+def test_a_run_that_is_asked_and_stopped_goes_on_where_it_was(tuned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train(load_config(training_config(tuned), [*ASKING, "output.run_id=unstopped"]))
+    monkeypatch.setenv("LLMTRAIN_FAULTS", "term@evaluation:step=8")
+    with pytest.raises(Preempted):
+        train(load_config(training_config(tuned), [*ASKING, "output.run_id=stopped"]))
+    monkeypatch.delenv("LLMTRAIN_FAULTS")
+    resumed = train(None, resume=str(tuned / "runs" / "stopped"))
+    assert weight_hash(Path(resumed["run"])) == weight_hash(Path(whole["run"]))
+    steps = [line["step"] for line in read_metrics(Path(resumed["run"]) / "metrics.jsonl") if "eval/rougeL" in line]
+    assert steps == [4, 8, 12]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["evaluation.data=gone.jsonl"], "evaluation.data: gone.jsonl: no such file"),
+        (["evaluation.metrics=[rogueL]"], "there is no metric 'rogueL'"),
+    ],
+)
+def test_what_cannot_be_asked_is_told_before_anything_is_written(tuned: Path, keys: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        train(load_config(training_config(tuned), [*ASKING, *keys, "output.run_id=refused"]))
+    assert not (tuned / "runs" / "refused").exists()
+
+
 @pytest.mark.slow
-def test_two_processes_share_the_rows_and_give_what_one_gives(tuned: Path, gangs: GangServer) -> None:
+def test_two_processes_are_asked_what_one_is(tuned: Path, gangs: GangServer) -> None:
+    keys = [*ASKING, "evaluation.train_samples=7", "evaluation.batch_size=2", "trainer.micro_batch_size=2"]
+    one = train(load_config(training_config(tuned), [*keys, "trainer.global_batch_size=4", "output.run_id=one"]))
+    arguments = ["train", training_config(tuned), *keys, "trainer.global_batch_size=4", "output.run_id=two"]
+    gang = gangs.start(arguments, world_size=2)
+    assert gang.wait() == [0, 0], gang.stderr
+    two = [line for line in read_metrics(tuned / "runs" / "two" / "metrics.jsonl") if "eval/chrf" in line]
+    assert [line["step"] for line in two] == [4, 8, 12]
+    assert two[0]["eval/chrf"] > 0
+    first = [line for line in read_metrics(Path(one["run"]) / "metrics.jsonl") if "eval/chrf" in line]
+    assert two[0]["eval/chrf"] == pytest.approx(first[0]["eval/chrf"], rel=0.2), "weights differ by rounding"
+
+
+@pytest.mark.slow
+def test_two_processes_share_share_the_rows_and_give_what_one_gives(tuned: Path, gangs: GangServer) -> None:
     one = evaluate(str(tuned / "runs" / "tuned"))
     gang = gangs.start(["eval", str(tuned / "runs" / "tuned"), "--json"], world_size=2)
     assert gang.wait() == [0, 0], gang.stderr

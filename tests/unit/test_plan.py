@@ -1,18 +1,30 @@
 """How long a run is, and batch sizes that contradict each other."""
 
 import math
+import re
 from typing import Any
 
 import pytest
 
 from llmtrain.config.errors import ConfigError
+from llmtrain.config.schema import Config
 from llmtrain.config.training import SchedulerConfig, TrainerConfig
 from llmtrain.distributed.asked import global_batch_size
+from llmtrain.training.cadence import Due
 from llmtrain.training.plan import Schedule, make_schedule
 from llmtrain.training.state import RunState
 
+VALIDATED = Due(validation=True, questions=False)
 
-def schedule_of(state: RunState | None = None, *, items_per_epoch: int = 100, **trainer: object) -> Schedule:
+
+def schedule_of(
+    state: RunState | None = None,
+    *,
+    items_per_epoch: int = 100,
+    validates: bool = True,
+    ask_every: int | None = None,
+    **trainer: object,
+) -> Schedule:
     return make_schedule(
         TrainerConfig.model_validate(trainer),
         SchedulerConfig(),
@@ -21,6 +33,8 @@ def schedule_of(state: RunState | None = None, *, items_per_epoch: int = 100, **
         items_per_epoch=items_per_epoch,
         state=state or RunState(),
         world_size=1,
+        validates=validates,
+        ask_every=ask_every,
     )
 
 
@@ -73,7 +87,7 @@ def test_evaluating_and_saving_are_due_at_steps_and_at_the_end_of_epochs() -> No
     trainer: dict[str, Any] = {"micro_batch_size": 8, "max_steps": 60, "eval_every_steps": None, "eval_every_epochs": 2}
     schedule = schedule_of(**trainer, save_every_steps=25, save_every_epochs=1)  # epochs of 12.5 steps
     saves = [step for step in range(61) if schedule.save_due(state_at(step), late=False)]
-    evaluations = [step for step in range(61) if schedule.evaluation_due(state_at(step), late=False)]
+    evaluations = [step for step in range(61) if schedule.evaluations_due(state_at(step), late=False).validation]
     assert saves == [13, 25, 38, 50]
     assert evaluations == [25, 50, 60]
 
@@ -83,8 +97,8 @@ def test_what_the_clock_says_is_due_now_but_no_evaluation_is_made_twice() -> Non
     assert schedule.save_due(state_at(7), late=True)
     assert not schedule.save_due(state_at(7), late=False)
     again = RunState(step=7, item=56, evaluated_step=7)
-    assert schedule.evaluation_due(state_at(7), late=True)
-    assert not schedule.evaluation_due(again, late=True)
+    assert schedule.evaluations_due(state_at(7), late=True) == Due(validation=True, questions=False)
+    assert not any(schedule.evaluations_due(again, late=True))
 
 
 def test_patience_counts_evaluations_without_a_gain() -> None:
@@ -93,7 +107,68 @@ def test_patience_counts_evaluations_without_a_gain() -> None:
     state = RunState()
     over = []
     for loss in (3.0, 2.0, 1.95, math.nan, 1.92, 1.8, 1.75):
-        state.record_validation({"val/loss": loss}, min_delta=schedule.min_delta)
+        state.record_evaluation({"val/loss": loss}, VALIDATED, min_delta=schedule.min_delta)
         over.append(schedule.is_over(state))
     assert over == [False, False, False, False, True, False, False]
-    assert (state.best_val_loss, state.gained_val_loss) == (1.75, 1.8)
+    assert (state.best_val_loss, state.gained) == (1.75, 1.8)
+
+
+def test_questions_are_asked_at_steps_of_their_own_and_at_the_end() -> None:
+    schedule = schedule_of(micro_batch_size=8, max_steps=20, eval_every_steps=10, ask_every=8)
+    due = {step: schedule.evaluations_due(state_at(step), late=False) for step in range(21)}
+    assert {step for step, one in due.items() if one.validation} == {10, 20}
+    assert {step for step, one in due.items() if one.questions} == {8, 16, 20}
+    asked = RunState(step=16, item=128, asked_step=16)
+    assert not any(schedule.evaluations_due(asked, late=False)), "a resumed run does not ask again"
+    without_data = schedule_of(micro_batch_size=8, max_steps=20, eval_every_steps=10, ask_every=8, validates=False)
+    assert without_data.evaluations_due(state_at(20), late=True) == Due(validation=False, questions=True)
+
+
+def test_the_best_and_the_end_go_by_the_figures_that_they_name() -> None:
+    state, best, over = RunState(), [], []
+    early_stopping = {"patience": 2, "metric": "eval/rougeL"}
+    schedule = schedule_of(micro_batch_size=8, max_steps=60, keep_best="eval/rougeL", early_stopping=early_stopping)
+    figures = [{"val/loss": 3.0}, {"eval/rougeL": 0.2}, {"val/loss": 2.0, "eval/rougeL": 0.4}, {"val/loss": 9.0}]
+    figures += [{"eval/rougeL": 0.3}, {"eval/rougeL": 0.35}, {"eval/rougeL": math.nan}]
+    for number, one in enumerate(figures):
+        state.step = number
+        names = {"keep_best": schedule.keep_best, "stop_by": schedule.stop_by}
+        best.append(state.record_evaluation(one, Due("val/loss" in one, "eval/rougeL" in one), **names))  # type: ignore[arg-type]
+        over.append(schedule.is_over(state))
+    assert best == [False, True, True, False, False, False, False], "of answers more is better"
+    assert over == [False, False, False, False, False, True, True], "a validation alone is no evaluation without a gain"
+    assert (state.best, state.best_step, state.best_val_loss) == (0.4, 2, 2.0)
+    assert state.validation["val/loss"] == 9.0
+    none = schedule_of(micro_batch_size=8, max_steps=60, keep_best=None)
+    assert not RunState().record_evaluation({"val/loss": 1.0}, VALIDATED, keep_best=none.keep_best)
+
+
+def test_a_checkpoint_from_before_keeps_its_best() -> None:
+    state = RunState.from_dict({"step": 9, "best_val_loss": 2.5, "gained_val_loss": 2.6, "best_step": 5})
+    assert (state.best, state.gained) == (2.5, 2.6)
+    assert not state.record_evaluation({"val/loss": 2.55}, VALIDATED)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"trainer": {"keep_best": "val/los"}}, "trainer.keep_best is 'val/los', but it should be one of val/loss, "),
+        ({"trainer": {"keep_best": "eval/bleu"}}, "figures of eval/ are measured with evaluation.every_steps"),
+        ({"trainer": {"early_stopping": {"metric": "bleu"}}}, "trainer.early_stopping.metric is 'bleu'"),
+        (
+            {"evaluation": {"every_steps": 5, "data": "a"}, "distributed": {"strategy": "fsdp"}},
+            "evaluation.every_steps asks the whole model, and with distributed.strategy fsdp no process has it",
+        ),
+        ({"evaluation": {"every_steps": 5}}, "every_steps asks rows of evaluation.data, which names none"),
+        (
+            {"evaluation": {"every_steps": 5, "data": "a", "metrics": ["a:f", "b:f"]}},
+            "metrics of one name would be one figure",
+        ),
+    ],
+)
+def test_a_figure_that_nobody_measures_is_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Config.model_validate({"data": {"name": "synthetic"}, **keys})
+    trainer = {"keep_best": "eval/f", "early_stopping": {"metric": "eval/bleu"}}
+    evaluation = {"every_steps": 5, "data": "a", "metrics": ["a:f", "bleu"]}
+    Config.model_validate({"data": {"name": "synthetic"}, "trainer": trainer, "evaluation": evaluation})

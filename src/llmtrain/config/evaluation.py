@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import model_validator
+
 from llmtrain.config.base import Section, opt
 
 AUTO_BASELINE = "auto"
@@ -11,7 +13,7 @@ LAST_PUBLISHED = "last-published"
 
 
 class EvaluationConfig(Section):
-    """For `eval`."""
+    """For `eval`, and for what a model is asked while it trains."""
 
     data: str | list[str] = opt(
         [], "Files of prompts with completions, or of messages, that a model is asked: a path, or a list of them."
@@ -41,8 +43,32 @@ class EvaluationConfig(Section):
     )
     resamples: int = opt(1000, "Bootstrap samples for the intervals of differences.", ge=100)
     contamination: bool = opt(True, "Look for the rows among those that the run was trained on.")
+    every_steps: int | None = opt(
+        None,
+        "Ask a model while it trains, every so many steps and at the end; the figures are eval/rougeL and so on.",
+        ge=1,
+    )
+    train_samples: int = opt(64, "Rows that a model is asked while it trains, drawn from all files.", ge=1)
 
     @property
     def files(self) -> list[str]:
         """`data` as a list."""
         return [self.data] if isinstance(self.data, str) else self.data
+
+    @property
+    def figures(self) -> list[str]:
+        """What the figures of a model in training are called."""
+        return [figure_name(metric) for metric in self.metrics] if self.every_steps is not None else []
+
+    @model_validator(mode="after")
+    def _agrees(self) -> EvaluationConfig:
+        if self.every_steps is not None and not self.files:
+            raise ValueError("every_steps asks rows of evaluation.data, which names none: name a file, or remove it")
+        if len(set(self.figures)) < len(self.figures):
+            raise ValueError(f"metrics of one name would be one figure ({', '.join(self.figures)}): rename a function")
+        return self
+
+
+def figure_name(metric: str) -> str:
+    """What a metric is called among a run's figures: eval/rougeL; of my_pkg.metrics:length_ratio eval/length_ratio."""
+    return f"eval/{metric.rpartition(':')[2]}"

@@ -16,6 +16,8 @@ from llmtrain.config.publishing import PublishConfig
 from llmtrain.config.running import LoggingConfig, OutputConfig, RunConfig, TrackingConfig
 from llmtrain.config.training import DistributedConfig, OptimizerConfig, SchedulerConfig, TrainerConfig
 
+VALIDATION_FIGURES = ("val/loss", "val/perplexity", "val/bits_per_byte")
+
 ModelConfig = Annotated[DecoderConfig | HuggingFaceConfig, Field(discriminator="name")]
 
 
@@ -52,15 +54,36 @@ class Config(Section):
                 f"data.seq_len {self.data.seq_len} is over model.max_seq_len {model.max_seq_len}: "
                 "lower the first or raise the second"
             )
-        if self.tracking.samples.prompts and self.distributed.strategy == "fsdp":
-            raise ValueError(
-                "tracking.samples.prompts asks the whole model, and with distributed.strategy fsdp no process has it: "
-                "remove the prompts, or ask a checkpoint with `llmtrain generate`"
-            )
+        if self.distributed.strategy == "fsdp":
+            self._refuse_to_ask_parts()
+        _check_figures(self.trainer, self.evaluation)
         return self
+
+    def _refuse_to_ask_parts(self) -> None:
+        no_whole = "asks the whole model, and with distributed.strategy fsdp no process has it"
+        if self.tracking.samples.prompts:
+            raise ValueError(
+                f"tracking.samples.prompts {no_whole}: remove the prompts, or ask a checkpoint with `llmtrain generate`"
+            )
+        if self.evaluation.every_steps is not None:
+            raise ValueError(
+                f"evaluation.every_steps {no_whole}: remove it, and ask the checkpoints with `llmtrain eval`"
+            )
 
     def decoder(self, *, wanted_by: str) -> DecoderConfig:
         """`model`, where it is the decoder that is built here. Raises ConfigError where it is another."""
         if not isinstance(self.model, DecoderConfig):
             raise ConfigError(f"{wanted_by} knows model.name: decoder alone, and this config's is {self.model.name}")
         return self.model
+
+
+def _check_figures(trainer: TrainerConfig, evaluation: EvaluationConfig) -> None:
+    """What decides about checkpoints and the end has to be measured."""
+    known = (*VALIDATION_FIGURES, *evaluation.figures)
+    stopping = trainer.early_stopping.metric if trainer.early_stopping else None
+    for key, name in (("trainer.keep_best", trainer.keep_best), ("trainer.early_stopping.metric", stopping)):
+        if name is not None and name not in known:
+            hint = ""
+            if name.startswith("eval/") and evaluation.every_steps is None:
+                hint = "; figures of eval/ are measured with evaluation.every_steps"
+            raise ValueError(f"{key} is {name!r}, but it should be one of {', '.join(known)}{hint}")

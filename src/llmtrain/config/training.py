@@ -11,7 +11,8 @@ from llmtrain.config.base import Section, opt
 
 class EarlyStoppingConfig(Section):
     patience: int = opt(5, "Evaluations in a row without a gain that end the run.", ge=1)
-    min_delta: float = opt(0.0, "A gain is a validation loss that is lower by more than this, in nats.", ge=0)
+    min_delta: float = opt(0.0, "A gain is a figure that is better by more than this.", ge=0)
+    metric: str = opt("val/loss", "The figure that should get better; as for trainer.keep_best.")
 
 
 class TrainerConfig(Section):
@@ -42,7 +43,12 @@ class TrainerConfig(Section):
     activation_checkpointing: bool = opt(
         False, "Keep only each block's input for the backward pass and compute the rest again: less memory, more time."
     )
-    early_stopping: EarlyStoppingConfig | None = opt(None, "Stop when the validation loss falls no more.")
+    keep_best: str | None = opt(
+        "val/loss",
+        "The figure by which a checkpoint is the best and kept: val/loss, val/perplexity, val/bits_per_byte, or one of "
+        "evaluation.metrics, such as eval/rougeL, with evaluation.every_steps; null keeps none.",
+    )
+    early_stopping: EarlyStoppingConfig | None = opt(None, "Stop when the validation loss, or another figure, stalls.")
     non_finite: Literal["stop", "skip", "rollback"] = opt(
         "stop",
         "When a loss or a gradient is infinite or no number: stop (exit 42); skip the update; rollback to the last "

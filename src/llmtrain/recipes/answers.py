@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmtrain.config.errors import ConfigError
+from llmtrain.config.evaluation import EvaluationConfig
+from llmtrain.data.chat.faults import Fault, Faults, RowError
 from llmtrain.distributed.engine import Engine
 from llmtrain.evaluation.generation import context_of, generate
-from llmtrain.evaluation.questions import Asked
-from llmtrain.evaluation.row_loss import row_losses
+from llmtrain.evaluation.questions import Asked, Question, ask
+from llmtrain.evaluation.row_loss import RowLoss, row_losses
 from llmtrain.evaluation.sampling import Sampling
 from llmtrain.recipes.language_model import LanguageModel
 
@@ -32,6 +34,15 @@ class Decoding:
     max_new_tokens: int
     sampling: Sampling
     batch_size: int
+
+    @staticmethod
+    def of(settings: EvaluationConfig, *, seed: int) -> Decoding:
+        """As a config wants it."""
+        return Decoding(
+            max_new_tokens=settings.max_new_tokens,
+            sampling=Sampling(temperature=settings.temperature, top_p=settings.top_p, seed=seed),
+            batch_size=settings.batch_size,
+        )
 
 
 class Answer(NamedTuple):
@@ -67,6 +78,20 @@ class Journal:
             file.writelines(json.dumps([key, *answer], ensure_ascii=False) + "\n" for key, answer in answers.items())
 
 
+def ask_all(questions: Sequence[Question], model: LanguageModel, *, chat: bool | None) -> list[Asked]:
+    """The questions as the model reads them. ConfigError with every row that its template does not take."""
+    if model.encoder is None:
+        raise ConfigError(f"{model.folder} has no tokenizer, so it cannot be asked anything")
+    faults, asked = Faults(), []
+    for question in questions:
+        try:
+            asked.append(ask(question, model.encoder.template, chat=model.chats if chat is None else chat))
+        except RowError as error:
+            faults.add(Fault(question.source, str(error)))
+    faults.raise_if_any("Correct these rows, or ask in plain text: evaluation.chat=false.")
+    return asked
+
+
 def answer_all(
     language_model: LanguageModel,
     asked: Sequence[Asked],
@@ -75,13 +100,15 @@ def answer_all(
     end_of_turn: str,
     engine: Engine,
     journal: Journal | None = None,
+    with_loss: bool = True,
+    before_batch: Callable[[], None] = lambda: None,
     after_batch: Callable[[int], None] = lambda _: None,
 ) -> list[Answer]:
     """An answer to each question, in their order, on every rank; the same for any batch size and number of ranks.
 
     `end_of_turn` is the text of the control token that ends an answer, besides the model's own end tokens.
-    `after_batch` is told how many questions of this rank's are done. A prompt that leaves no room in the context is
-    answered by nothing.
+    `before_batch` is called as often on every rank; `after_batch` is told how many questions of this rank's are done. A
+    prompt that leaves no room in the context is answered by nothing.
     """
     keys = unique_keys(asked)
     known = journal.known if journal else {}
@@ -90,13 +117,17 @@ def answer_all(
     share = by_length[engine.rank :: engine.world_size]
     open_rows = [row for row in share if keys[row] not in known]
     found = {row: known[keys[row]] for row in share if keys[row] in known}
-    writer = _Writer(language_model, decoding, end_of_turn)
-    for begin in range(0, len(open_rows), decoding.batch_size):
+    writer = _Writer(language_model, decoding, end_of_turn, with_loss=with_loss)
+    for begin in range(0, -(-len(asked) // engine.world_size), decoding.batch_size):
+        before_batch()
         rows = open_rows[begin : begin + decoding.batch_size]
+        if not rows:
+            continue
         answers = writer.answers([asked[row] for row in rows], [prompts[row] for row in rows], [keys[r] for r in rows])
         found |= dict(zip(rows, answers, strict=True))
         if journal is not None:
             journal.append({keys[row]: found[row] for row in rows})
+        engine.watchdog.beat()
         after_batch(len(found))
     everyone = [pair for part in engine.gather(list(found.items())) for pair in part]
     return [answer for _, answer in sorted(everyone, key=lambda pair: pair[0])]
@@ -113,11 +144,11 @@ def unique_keys(asked: Sequence[Asked]) -> list[str]:
 
 
 class _Writer:
-    def __init__(self, language_model: LanguageModel, decoding: Decoding, end_of_turn: str) -> None:
+    def __init__(self, language_model: LanguageModel, decoding: Decoding, end_of_turn: str, *, with_loss: bool) -> None:
         if language_model.tokenizer is None or language_model.encoder is None:
             raise ConfigError(f"{language_model.folder} has no tokenizer, so it cannot be asked anything")
         self._model, self._tokenizer = language_model.model, language_model.tokenizer
-        self._encoder, self._decoding = language_model.encoder, decoding
+        self._encoder, self._decoding, self._with_loss = language_model.encoder, decoding, with_loss
         end = self._tokenizer.token_id(end_of_turn) if end_of_turn else None
         self._stop_ids = language_model.eos_ids if end is None else language_model.eos_ids | {end}
         self._limit = context_of(language_model.model)
@@ -135,14 +166,15 @@ class _Writer:
                 draw_keys=[key for key, fit in zip(keys, fits, strict=True) if fit],
             )
         )
-        whole = self._encoder.encode([one.whole for one in asked])
+        whole = self._encoder.encode([one.whole for one in asked]) if self._with_loss else []
         # A row that the context does not hold would have the loss of a part of it: it has none.
         rows = [
             (one.input_ids.tolist(), one.supervised.tolist()) if len(one.input_ids) <= self._limit else ((), ())
             for one in whole
         ]
+        losses = row_losses(self._model, rows) if self._with_loss else [RowLoss(0.0, 0)] * len(prompts)
         answers = []
-        for prompt, fit, loss in zip(prompts, fits, row_losses(self._model, rows), strict=True):
+        for prompt, fit, loss in zip(prompts, fits, losses, strict=True):
             tokens = next(generated) if fit else []
             room = min(self._decoding.max_new_tokens, self._limit - len(prompt))
             ended = TOO_LONG if not fit else "length" if len(tokens) == room else "end"

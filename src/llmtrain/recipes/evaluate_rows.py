@@ -22,14 +22,12 @@ import numpy as np
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.evaluation import EvaluationConfig
 from llmtrain.config.schema import Config
-from llmtrain.data.chat.faults import Fault, Faults, RowError
 from llmtrain.distributed.engine import Engine
 from llmtrain.evaluation.contamination import Overlap, find_overlaps
 from llmtrain.evaluation.metrics import metrics_named
-from llmtrain.evaluation.questions import Asked, Question, ask, read_questions
-from llmtrain.evaluation.sampling import Sampling
+from llmtrain.evaluation.questions import Asked, Question, read_questions
 from llmtrain.evaluation.scores import scores
-from llmtrain.recipes.answers import Answer, Decoding, Journal, answer_all, unique_keys
+from llmtrain.recipes.answers import Answer, Decoding, Journal, answer_all, ask_all, unique_keys
 from llmtrain.recipes.evaluation_folder import evaluation_folder, write_evaluation
 from llmtrain.recipes.language_model import LanguageModel
 from llmtrain.recipes.measured import Measured, measure
@@ -69,7 +67,7 @@ def evaluate_rows(
     answer = partial(
         _answers,
         asked=asked,
-        decoding=decoding_of(settings, seed=seed),
+        decoding=Decoding.of(settings, seed=seed),
         end_of_turn=model.encoder.template.end_of_turn,
         engine=engine,
         folder=folder,
@@ -99,29 +97,6 @@ def evaluate_rows(
         return document
 
     return engine.from_main(conclude)
-
-
-def ask_all(questions: Sequence[Question], model: LanguageModel, *, chat: bool | None) -> list[Asked]:
-    """The questions as the model reads them. ConfigError with every row that its template does not take."""
-    if model.encoder is None:
-        raise ConfigError(f"{model.folder} has no tokenizer, so it cannot be asked anything")
-    faults, asked = Faults(), []
-    for question in questions:
-        try:
-            asked.append(ask(question, model.encoder.template, chat=model.chats if chat is None else chat))
-        except RowError as error:
-            faults.add(Fault(question.source, str(error)))
-    faults.raise_if_any("Correct these rows, or ask in plain text: evaluation.chat=false.")
-    return asked
-
-
-def decoding_of(settings: EvaluationConfig, *, seed: int) -> Decoding:
-    """How answers are written."""
-    return Decoding(
-        max_new_tokens=settings.max_new_tokens,
-        sampling=Sampling(temperature=settings.temperature, top_p=settings.top_p, seed=seed),
-        batch_size=settings.batch_size,
-    )
 
 
 def _answers(

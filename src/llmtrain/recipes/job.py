@@ -24,6 +24,7 @@ from llmtrain.config.training import RendezvousConfig
 from llmtrain.data.chat.data import ChatData, ChatValidation
 from llmtrain.data.tokens import TokenData, ValidationData, open_training_data, open_validation_data
 from llmtrain.distributed.engine import Engine, resolve
+from llmtrain.recipes.interview import Interview, open_interview
 from llmtrain.recipes.prepare import ensure_shards
 from llmtrain.recipes.samples import Samples, samples_of
 from llmtrain.recipes.trained import Trained, build_decoder, build_huggingface, with_model_found
@@ -61,6 +62,8 @@ class Job:
     validation: ValidationData | ChatValidation | None
     identity: Identity
     trained: Trained
+    interview: Interview | None
+    """What it is asked now and then, if it is."""
     model: nn.Module
     """Its module as the engine wraps it: this is what is called."""
     optimizer: NamedOptimizer
@@ -150,6 +153,9 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
             chat_template=chat_template,
             cut=engine.cuts,
         )
+    interview = open_interview(
+        config, trained.module, tokenizer_folder=data.facts.tokenizer, model_folder=model_folder, engine=engine
+    )
     identity = identity_of(
         trained.described, seed=config.run.seed, seq_len=config.data.seq_len, fingerprint=data.fingerprint
     )
@@ -170,6 +176,8 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
         items_per_epoch=data.items_per_epoch,
         state=state,
         world_size=engine.world_size,
+        validates=validation is not None,
+        ask_every=config.evaluation.every_steps,
     )
 
     if config.trainer.activation_checkpointing:
@@ -183,6 +191,7 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
         validation=validation,
         identity=identity,
         trained=trained,
+        interview=interview,
         model=engine.setup(trained.module),
         optimizer=build_optimizer(config.optimizer, trained.module),
         schedule=schedule,
@@ -201,7 +210,11 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
         seed_step(config.run.seed, -1, rank=0)
         trained.start()
     job.samples = samples_of(
-        config, trained.module, tokenizer=data.facts.tokenizer, has_validation=validation is not None
+        config,
+        trained.module,
+        tokenizer=data.facts.tokenizer,
+        model_folder=model_folder,
+        has_validation=validation is not None,
     )
     return job
 

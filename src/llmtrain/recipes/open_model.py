@@ -107,7 +107,7 @@ def load_language_model(
         model=network,
         tokenizer=wrap_tokenizer(found, where=str(beside)),
         encoder=ChatEncoder(ChatTemplate(found)),
-        eos_ids=frozenset([int(found.eos_token_id), *_declared_eos_ids(folder), *_declared_eos_ids(base or folder)]),
+        eos_ids=frozenset([int(found.eos_token_id), *declared_eos_ids(folder), *declared_eos_ids(base or folder)]),
         folder=folder,
         chats=chats,
     )
@@ -185,7 +185,7 @@ def _has_chat_template(folder: Path) -> bool:
     return (folder / "chat_template.jinja").is_file() or "chat_template" in _json(folder / "tokenizer_config.json")
 
 
-def _declared_eos_ids(folder: Path) -> list[int]:
+def declared_eos_ids(folder: Path) -> list[int]:
     """End tokens by generation_config.json and config.json; the former may name several."""
     ids: list[int] = []
     for name in ("generation_config.json", "config.json"):

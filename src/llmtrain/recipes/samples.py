@@ -13,17 +13,13 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from llmtrain.config.chat import ChatConfig
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.running import SamplesConfig
 from llmtrain.config.schema import Config
-from llmtrain.data.tokenizers import load_tokenizer, wrap_tokenizer
 from llmtrain.evaluation.text import Completion
 from llmtrain.files import append_lines
 from llmtrain.recipes.language_model import AnyModel, LanguageModel
-from llmtrain.recipes.open_model import learned_turns
+from llmtrain.recipes.live_model import live_model, writing
 
 log = logging.getLogger("llmtrain.tracking")
 
@@ -60,26 +56,22 @@ class Samples:
             self.failed = True
 
     def _ask(self, *, max_new_tokens: int) -> list[Completion]:
-        module = self.model.model
-        was_training = module.training
-        module.eval()
-        try:
-            # Compiled for one length after the other, a few texts would take minutes.
-            with torch.compiler.set_stance("force_eager"):
-                return self.model.generate(
-                    self.settings.prompts,
-                    max_new_tokens=max_new_tokens,
-                    temperature=self.settings.temperature,
-                    seed=self.seed,
-                    chat=self.model.chats,
-                )
-        finally:
-            module.train(was_training)
+        with writing(self.model.model):
+            return self.model.generate(
+                self.settings.prompts,
+                max_new_tokens=max_new_tokens,
+                temperature=self.settings.temperature,
+                seed=self.seed,
+                chat=self.model.chats,
+            )
 
 
-def samples_of(config: Config, module: AnyModel, *, tokenizer: Path | None, has_validation: bool) -> Samples | None:
+def samples_of(
+    config: Config, module: AnyModel, *, tokenizer: Path | None, model_folder: Path | None, has_validation: bool
+) -> Samples | None:
     """What writes the samples that `config` asks for, from `module` on its device; None if it asks for none.
 
+    `model_folder` is where the model came from, if from transformers.
     Raises ConfigError where there is no text, or no evaluation.
     """
     settings = config.tracking.samples
@@ -89,27 +81,7 @@ def samples_of(config: Config, module: AnyModel, *, tokenizer: Path | None, has_
         raise ConfigError(f"{KEY}: the data has no tokenizer, so that the model can write no text; remove the prompts")
     if not has_validation:
         raise ConfigError(f"{KEY} are asked at evaluations, and there is no validation data; name it in data.val")
-    samples = Samples(_language_model(config, module, tokenizer), settings, seed=config.run.seed)
+    model = live_model(config, module, tokenizer_folder=tokenizer, model_folder=model_folder)
+    samples = Samples(model, settings, seed=config.run.seed)
     samples.check()
     return samples
-
-
-def _language_model(config: Config, module: AnyModel, folder: Path) -> LanguageModel:
-    if not isinstance(config.data, ChatConfig):
-        tokenizer = load_tokenizer(folder)
-        eos_ids = frozenset([tokenizer.eos_id])
-        return LanguageModel(model=module, tokenizer=tokenizer, encoder=None, eos_ids=eos_ids, folder=folder)
-
-    from llmtrain.data.chat.encoding import ChatEncoder
-    from llmtrain.data.chat.templates import ChatTemplate
-    from llmtrain.recipes.chat_samples import load_fast_tokenizer
-
-    found = load_fast_tokenizer(folder)
-    return LanguageModel(
-        model=module,
-        tokenizer=wrap_tokenizer(found, where=str(folder)),
-        encoder=ChatEncoder(ChatTemplate(found, file=config.data.chat_template)),
-        eos_ids=frozenset([int(found.eos_token_id)]),
-        folder=folder,
-        chats=learned_turns(config, otherwise=False),
-    )

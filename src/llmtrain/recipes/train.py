@@ -7,7 +7,7 @@ job is made of is in `job`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 from itertools import islice
@@ -33,6 +33,7 @@ from llmtrain.tracking.summary import ParameterCount
 from llmtrain.tracking.system import device_peak_flops, peak_memory_bytes
 from llmtrain.tracking.times import Activity
 from llmtrain.training.attempts import count_restart, forget_restarts, refuse_crash_loop
+from llmtrain.training.cadence import Due
 from llmtrain.training.checkpoint import CheckpointStore, Snapshot
 from llmtrain.training.loop import fit
 from llmtrain.training.non_finite import NonFinite, RollBack
@@ -155,7 +156,7 @@ def _train_in(run: Path, job: Job, stop: StopSignal) -> dict[str, Any]:
                     model=job.model,
                     optimizer=job.optimizer,
                     batches=batches,
-                    evaluate=partial(_evaluate, job, stop, run) if job.validation else None,
+                    evaluate=partial(_evaluate, job, run, stop),
                     save=partial(_save, job, store),
                     schedule=job.schedule,
                     state=state,
@@ -221,13 +222,22 @@ def _training_batches(job: Job) -> Generator[list[Batch], None, None]:
     )
 
 
-def _evaluate(job: Job, stop: StopSignal, run: Path) -> dict[str, float]:
-    """The validation figures by their names. Several ranks agree before each batch whether to stop."""
+def _evaluate(job: Job, run: Path, stop: StopSignal, due: Due) -> dict[str, float]:
+    """The figures that are due by their names. Several ranks agree before each batch whether to stop."""
 
     def agree_to_go_on() -> None:
         if job.engine.world_size > 1 and job.engine.sum(int(stop.requested))[0]:
             raise StopRequested
 
+    figures = _validate(job, before_batch=agree_to_go_on) if due.validation else {}
+    if due.questions and job.interview:
+        figures |= job.interview.figures(job.interview.hold(before_batch=agree_to_go_on))
+    if due.validation and job.samples and job.engine.is_main:
+        job.samples.write(run, step=job.state.step)
+    return figures
+
+
+def _validate(job: Job, *, before_batch: Callable[[], None]) -> dict[str, float]:
     assert job.validation is not None
     eval_steps = job.config.trainer.eval_steps
     batches = job.validation.evaluation_batches(
@@ -238,12 +248,9 @@ def _evaluate(job: Job, stop: StopSignal, run: Path) -> dict[str, float]:
     )
     with closing(batches):
         tokens_per_byte = job.validation.facts.tokens_per_byte
-        result = evaluate_loss(
-            job.model, batches, engine=job.engine, tokens_per_byte=tokens_per_byte, before_batch=agree_to_go_on
-        )
-    if job.samples and job.engine.is_main:
-        job.samples.write(run, step=job.state.step)
-    return result.figures()
+        return evaluate_loss(
+            job.model, batches, engine=job.engine, tokens_per_byte=tokens_per_byte, before_batch=before_batch
+        ).figures()
 
 
 def _save(job: Job, store: CheckpointStore | None, state: RunState, best: bool, final: bool) -> None:

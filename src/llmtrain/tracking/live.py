@@ -79,7 +79,8 @@ class Figures:
     def evaluated(self, step: int, figures: Mapping[str, float], *, best: bool) -> None:
         """An evaluation's figures."""
         self._shown |= figures
-        self._evaluated = (step, best)
+        if VAL_LOSS in figures:
+            self._evaluated = (step, best)
 
     def saved(self, step: int) -> None:
         """A checkpoint is on its way."""

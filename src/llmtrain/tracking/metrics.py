@@ -26,6 +26,8 @@ VAL_LOSS: Final = "val/loss"
 """Nats per token."""
 VAL_PERPLEXITY: Final = "val/perplexity"
 VAL_BITS_PER_BYTE: Final = "val/bits_per_byte"
+ANSWERS: Final = "eval/"
+"""Before the names of what answers are measured by: eval/rougeL."""
 PERF_DATA_WAIT: Final = "perf/data_wait"
 """Share of the wall time since the last figures that went into waiting for batches, from 0 to 1."""
 PERF_CHECKPOINT_STALL: Final = "perf/checkpoint_stall"
@@ -72,13 +74,18 @@ _DESCRIPTIONS: Final = (
 def describe(metrics: Mapping[str, float], *, brief: bool = False) -> str:
     """`loss 3.210  lr 3.0e-03  grad 0.82  6.1k tok/s  mfu 41%`: what of it there is, in this order.
 
-    `brief` leaves out what a bar has no room for: the learning rate, the gradient's norm, all but the loss of val/.
+    `brief` leaves out what a bar has no room for: the learning rate, the gradient's norm, eval/, all but the loss of
+    val/.
     """
-    return "  ".join(
+    parts = [
         write.format(short_count(metrics[name]) if name == TRAIN_TOKENS_PER_SEC else metrics[name])
         for name, write, fits_bar in _DESCRIPTIONS
         if name in metrics and (fits_bar or not brief)
-    )
+    ]
+    if not brief:
+        answers = ((name, value) for name, value in metrics.items() if name.startswith(ANSWERS))
+        parts += [f"{name.removeprefix(ANSWERS)} {value:.4g}" for name, value in answers]
+    return "  ".join(parts)
 
 
 def short_count(number: float) -> str:

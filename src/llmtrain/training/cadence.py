@@ -18,6 +18,15 @@ class Late(NamedTuple):
     save: bool
 
 
+class Due(NamedTuple):
+    """What a model is to be measured by now."""
+
+    validation: bool
+    """Its loss on the validation data."""
+    questions: bool
+    """Its answers."""
+
+
 NOT_LATE = Late(evaluation=False, save=False)
 
 

@@ -20,7 +20,7 @@ from torch import nn
 from llmtrain.contracts import Batch
 from llmtrain.distributed.engine import Engine
 from llmtrain.testing.faults import reach
-from llmtrain.training.cadence import NOT_LATE, Late, Stopwatch
+from llmtrain.training.cadence import NOT_LATE, Due, Late, Stopwatch
 from llmtrain.training.non_finite import StepFigures, may_update
 from llmtrain.training.optimizers import NamedOptimizer
 from llmtrain.training.pace import Pace
@@ -38,7 +38,7 @@ def fit(
     model: nn.Module,
     optimizer: NamedOptimizer,
     batches: Iterator[list[Batch]],
-    evaluate: Callable[[], Mapping[str, float]] | None,
+    evaluate: Callable[[Due], Mapping[str, float]],
     save: Callable[[RunState, bool, bool], None],
     schedule: Schedule,
     state: RunState,
@@ -48,25 +48,35 @@ def fit(
 ) -> bool:
     """Train from `state` to the end of the schedule. True: finished; False: stopped by a signal, and saved.
 
-    `batches` begins at `state.item`; `evaluate` gives figures by their names, val/loss among them;
+    `batches` begins at `state.item`; `evaluate` gives the figures that are due by their names;
     `save(state, best, final)` writes a checkpoint. At a loss or a gradient that is no finite number it raises
     WillFailAgain or RollBack, or skips the step, as the schedule says.
     """
     start_step, model_can_stop_alone = state.step, engine.world_size == 1
-    evaluation_watch, save_watch = Stopwatch(schedule.evaluate.every_seconds), Stopwatch(schedule.save.every_seconds)
+    evaluation_watch = Stopwatch(schedule.evaluate.every_seconds if schedule.evaluate else None)
+    save_watch = Stopwatch(schedule.save.every_seconds)
     late, pace = NOT_LATE, Pace(model, engine=engine)
     model.train()
     try:
         while True:
             best = evaluated = False
-            if evaluate is not None and schedule.evaluation_due(state, late=late.evaluation):
+            due = schedule.evaluations_due(state, late=late.evaluation)
+            if any(due):
                 engine.watchdog.beat("evaluation")
                 with report.spent("evaluation"), stop.interrupts(when=model_can_stop_alone):
                     reach("evaluation", step=state.step)
-                    figures = evaluate()
-                best, evaluated = state.record_validation(figures, min_delta=schedule.min_delta), True
+                    figures = evaluate(due)
+                best = state.record_evaluation(
+                    figures,
+                    due,
+                    keep_best=schedule.keep_best,
+                    stop_by=schedule.stop_by,
+                    min_delta=schedule.min_delta,
+                )
                 report.evaluated(state, figures)
-                evaluation_watch.reset()
+                evaluated = True
+                if due.validation:
+                    evaluation_watch.reset()
             over = schedule.is_over(state)
             if best or ((over or schedule.save_due(state, late=late.save)) and (evaluated or state.step > start_step)):
                 engine.watchdog.beat("saving")

@@ -10,7 +10,8 @@ from functools import partial
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.training import SchedulerConfig, TrainerConfig
 from llmtrain.distributed.asked import global_batch_size
-from llmtrain.training.cadence import Cadence
+from llmtrain.tracking.metrics import VAL_LOSS
+from llmtrain.training.cadence import Cadence, Due
 from llmtrain.training.non_finite import Policy
 from llmtrain.training.schedules import learning_rate_scale
 from llmtrain.training.state import RunState
@@ -28,28 +29,37 @@ class Schedule:
     """Items of one step, over all ranks."""
     items_per_epoch: int
     log_every: int
-    evaluate: Cadence
+    evaluate: Cadence | None
+    """When the validation loss is measured, if there are such data."""
+    ask: Cadence | None
+    """When the model is asked questions, if it is."""
     save: Cadence
     patience: int | None
     """Evaluations in a row without a gain that end the run."""
     min_delta: float
+    keep_best: str | None
+    """The figure by which a checkpoint is the best."""
+    stop_by: str
+    """The figure that has to gain."""
     non_finite: Policy
     max_grad_norm: float | None
     seed: int
     learning_rate_scale: Callable[[int], float]
     """Step (from 0) → factor on the peak learning rate."""
 
-    def evaluation_due(self, state: RunState, *, late: bool) -> bool:
-        """When its cadence says so, by the state's numbers or the clock (`late`), and at the end; once at each step."""
-        due = late or self._due(self.evaluate, state) or 0 < self.total_steps <= state.step
-        return due and state.evaluated_step != state.step
+    def evaluations_due(self, state: RunState, *, late: bool) -> Due:
+        """When their cadences say so, by the state's numbers or the clock (`late`), and at the end; once a step."""
+        ends = 0 < self.total_steps <= state.step
+        validation = self.evaluate is not None and (late or ends or self._due(self.evaluate, state))
+        questions = self.ask is not None and (ends or self._due(self.ask, state))
+        return Due(validation and state.evaluated_step != state.step, questions and state.asked_step != state.step)
 
     def save_due(self, state: RunState, *, late: bool) -> bool:
         """When its cadence says so, by the state's numbers or the clock (`late`)."""
         return late or self._due(self.save, state)
 
     def is_over(self, state: RunState) -> bool:
-        """Whether the last step is done, or the validation loss falls no more."""
+        """Whether the last step is done, or the figure that early stopping watches gets no better."""
         gave_up = self.patience is not None and state.evaluations_without_gain >= self.patience
         return state.step >= self.total_steps or gave_up
 
@@ -72,8 +82,13 @@ def make_schedule(
     items_per_epoch: int,
     state: RunState,
     world_size: int,
+    validates: bool = True,
+    ask_every: int | None = None,
 ) -> Schedule:
-    """The schedule of a run that stands at `state` (a new one at the start). Raises ConfigError if it cannot be."""
+    """The schedule of a run that stands at `state` (a new one at the start). Raises ConfigError if it cannot be.
+
+    `validates`: whether there are validation data. `ask_every`: steps between two times that the model is asked.
+    """
     batch_size = global_batch_size(trainer, world_size=world_size)
     if items_per_epoch < batch_size:
         raise ConfigError(
@@ -93,10 +108,15 @@ def make_schedule(
         batch_size=batch_size,
         items_per_epoch=items_per_epoch,
         log_every=trainer.log_every_steps,
-        evaluate=Cadence(trainer.eval_every_steps, trainer.eval_every_epochs, trainer.eval_every_seconds),
+        evaluate=Cadence(trainer.eval_every_steps, trainer.eval_every_epochs, trainer.eval_every_seconds)
+        if validates
+        else None,
+        ask=None if ask_every is None else Cadence(ask_every),
         save=Cadence(trainer.save_every_steps, trainer.save_every_epochs, trainer.save_every_seconds),
         patience=trainer.early_stopping.patience if trainer.early_stopping else None,
         min_delta=trainer.early_stopping.min_delta if trainer.early_stopping else 0.0,
+        keep_best=trainer.keep_best,
+        stop_by=trainer.early_stopping.metric if trainer.early_stopping else VAL_LOSS,
         non_finite=trainer.non_finite,
         max_grad_norm=trainer.max_grad_norm,
         seed=seed,

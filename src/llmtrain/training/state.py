@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from llmtrain.tracking.metrics import VAL_LOSS
+from llmtrain.training.cadence import Due
 
 GOOD_STEPS_TO_GROW = 2000
 
@@ -54,12 +55,16 @@ class RunState:
     """Tokens seen, supervised or not, without padding."""
     evaluated_step: int | None = None
     """Step of the last evaluation, so that one that was interrupted is made up for, and none is made twice."""
+    asked_step: int | None = None
+    """Step at which it was asked last, likewise."""
     best_step: int | None = None
+    best: float | None = None
+    """The figure that trainer.keep_best names, at that step."""
     best_val_loss: float | None = None
     validation: dict[str, float] = field(default_factory=dict)
-    """The last evaluation's figures by their names."""
-    gained_val_loss: float | None = None
-    """The validation loss that early stopping compares with."""
+    """The last figures of evaluations by their names."""
+    gained: float | None = None
+    """The figure that early stopping compares with."""
     evaluations_without_gain: int = 0
     first_loss: float | None = None
     last_loss: float | None = None
@@ -78,6 +83,8 @@ class RunState:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunState:
         """From state.json; fields that it does not know are left out, so that a newer checkpoint can be read."""
+        # Older ones knew the validation loss alone.
+        values = {"best": values.get("best_val_loss"), "gained": values.get("gained_val_loss"), **values}
         known = {field.name for field in dataclasses.fields(cls)}
         state = cls(**{name: value for name, value in values.items() if name in known})
         state.left_out = [(start, stop) for start, stop in state.left_out]
@@ -93,22 +100,44 @@ class RunState:
         """Whether a roll-back left out any of these items."""
         return any(start < items.stop and items.start < stop for start, stop in self.left_out)
 
-    def record_validation(self, figures: Mapping[str, float], *, min_delta: float = 0.0) -> bool:
-        """Note an evaluation at this step; whether it is the best so far. A loss that is no number never is.
+    def record_evaluation(
+        self,
+        figures: Mapping[str, float],
+        due: Due,
+        *,
+        keep_best: str | None = VAL_LOSS,
+        stop_by: str = VAL_LOSS,
+        min_delta: float = 0.0,
+    ) -> bool:
+        """Note an evaluation at this step; whether it is the best so far, by the figure that `keep_best` names.
 
-        One that is not lower by more than `min_delta` is one more without a gain.
+        One whose figure `stop_by` is not better by more than `min_delta` is one more without a gain. A figure that is
+        no number is never better.
         """
-        self.evaluated_step = self.step
-        self.validation = dict(figures)
-        loss = figures[VAL_LOSS]
-        better = math.isfinite(loss) and (self.best_val_loss is None or loss < self.best_val_loss)
-        if better:
-            self.best_val_loss, self.best_step = loss, self.step
-        if math.isfinite(loss) and (self.gained_val_loss is None or loss < self.gained_val_loss - min_delta):
-            self.gained_val_loss, self.evaluations_without_gain = loss, 0
-        else:
-            self.evaluations_without_gain += 1
-        return better
+        if due.validation:
+            self.evaluated_step = self.step
+        if due.questions:
+            self.asked_step = self.step
+        self.validation |= figures
+        loss = figures.get(VAL_LOSS, math.nan)
+        if _is_better(VAL_LOSS, loss, self.best_val_loss):
+            self.best_val_loss = loss
+        if stop_by in figures:
+            if _is_better(stop_by, figures[stop_by], self.gained, by=min_delta):
+                self.gained, self.evaluations_without_gain = figures[stop_by], 0
+            else:
+                self.evaluations_without_gain += 1
+        if keep_best is None or not _is_better(keep_best, figures.get(keep_best, math.nan), self.best):
+            return False
+        self.best, self.best_step = figures[keep_best], self.step
+        return True
+
+
+def _is_better(name: str, value: float, than: float | None, *, by: float = 0.0) -> bool:
+    """Less is better of what is measured on validation data, more of what is measured of answers."""
+    if not math.isfinite(value) or than is None:
+        return math.isfinite(value)
+    return value < than - by if name.startswith("val/") else value > than + by
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -1,0 +1,89 @@
+"""Asking a model while it trains: a sample of evaluation.data, answered now and then, and measured as `eval` does.
+
+The weights are those of the moment, and the precision is that of the weights. Asking changes nothing of the training:
+it draws from generators of its own.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmtrain.config.errors import ConfigError
+from llmtrain.config.evaluation import EvaluationConfig, figure_name
+from llmtrain.config.schema import Config
+from llmtrain.distributed.engine import Engine
+from llmtrain.evaluation.metrics import metrics_named
+from llmtrain.evaluation.questions import Asked, Question, read_questions
+from llmtrain.evaluation.scores import figures_of, row_statistics, scores
+from llmtrain.recipes.answers import Answer, Decoding, answer_all, ask_all
+from llmtrain.recipes.language_model import AnyModel, LanguageModel
+from llmtrain.recipes.live_model import live_model, writing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interview:
+    """The questions of a run, and the model that is asked."""
+
+    language_model: LanguageModel
+    questions: Sequence[Question]
+    asked: Sequence[Asked]
+    settings: EvaluationConfig
+    seed: int
+    engine: Engine
+
+    def hold(self, *, before_batch: Callable[[], None]) -> list[Answer]:
+        """An answer to each question, on every rank. `before_batch` is called as often on each of them."""
+        assert self.language_model.encoder is not None
+        with writing(self.language_model.model):
+            return answer_all(
+                self.language_model,
+                self.asked,
+                decoding=Decoding.of(self.settings, seed=self.seed),
+                end_of_turn=self.language_model.encoder.template.end_of_turn,
+                engine=self.engine,
+                with_loss=False,
+                before_batch=before_batch,
+            )
+
+    def figures(self, answers: Sequence[Answer]) -> dict[str, float]:
+        """What the answers come to, by their names for sinks."""
+        settings = self.settings
+        pairs = [(answer.prediction, row.expected) for answer, row in zip(answers, self.questions, strict=True)]
+        metrics = metrics_named(settings.metrics, ignore_case=settings.ignore_case)
+        statistics = row_statistics(pairs, settings.metrics, ignore_case=settings.ignore_case)
+        found = scores(figures_of(metrics, with_loss=False), statistics)
+        return {figure_name(name): value for name, value in found.items()}
+
+
+def open_interview(
+    config: Config, model: AnyModel, *, tokenizer_folder: Path | None, model_folder: Path | None, engine: Engine
+) -> Interview | None:
+    """What `config` wants the model to be asked while it trains; None where that is nothing.
+
+    `model_folder` is where it came from, if from transformers. Raises ConfigError for faults of rows, metrics that do
+    not exist, and a model that cannot be asked.
+    """
+    settings = config.evaluation
+    if settings.every_steps is None:
+        return None
+    if tokenizer_folder is None:
+        raise ConfigError("evaluation.every_steps: the data have no tokenizer, so the model cannot be asked anything")
+    metrics_named(settings.metrics, ignore_case=settings.ignore_case)
+    language_model = live_model(
+        config, model, tokenizer_folder=tokenizer_folder, model_folder=model_folder, for_rows=True
+    )
+    questions = read_questions(settings.files, key="evaluation.data", max_samples=settings.max_samples)
+    if len(questions) > settings.train_samples:
+        chosen = random.Random(config.run.seed).sample(range(len(questions)), settings.train_samples)
+        questions = [questions[row] for row in sorted(chosen)]
+    return Interview(
+        language_model=language_model,
+        questions=questions,
+        asked=ask_all(questions, language_model, chat=settings.chat),
+        settings=settings,
+        seed=config.run.seed,
+        engine=engine,
+    )
