@@ -24,6 +24,8 @@ ROWS = (
 
 PUBLISHED = (
     ("published", "to"),
+    ("revision", "revision"),
+    ("url", "url"),
     ("licence", "license"),
     ("improved", "required_improvement"),
 )
@@ -126,8 +128,16 @@ def publish(
         str | None,
         typer.Option(
             "--to",
-            metavar="FOLDER",
-            help="Where it goes; artifacts/models/<run_id> when not given.",
+            metavar="PLACE",
+            help="A folder, hub:USER/NAME, or hub (HF_REPO_ID has the name); else artifacts/models/<run_id>.",
+            show_default=False,
+        ),
+    ] = None,
+    private: Annotated[
+        bool | None,
+        typer.Option(
+            "--private/--public",
+            help="Who sees a new repository on the Hub; private when not given.",
             show_default=False,
         ),
     ] = None,
@@ -165,7 +175,13 @@ def publish(
     """Publish a model with a card: what it was trained on, how, how good it is, how to load it."""
     from llmtrain.recipes.publish import publish as recipe
 
-    named = {"to": to, "license": license, "require_improvement": require_improvement, "base_model": base_model}
+    named = {
+        "to": to,
+        "private": private,
+        "license": license,
+        "require_improvement": require_improvement,
+        "base_model": base_model,
+    }
     given = {key: value for key, value in named.items() if value is not None}
     result = recipe(model, given=given, root_dir=root_dir, force=force)
     return Outcome(result, "\n".join([table(result, PUBLISHED), f"{'files':<11}  {', '.join(result['files'])}"]))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from pydantic import field_validator
 
 from llmtrain.config.base import Section, key, opt
 
-HUB_PREFIX = "hub:"
+HUB, HUB_PREFIX = "hub", "hub:"
+REPO_ID_VARIABLE = "HF_REPO_ID"
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 MAX_REPO_ID = 96
 
 
 class PublishConfig(Section):
-    """For `publish`."""
+    """For `publish`; with this section `train` publishes at its end, and checks at its beginning that it may."""
 
     license: str = key(
         "The model's licence, as the Hub names it: mit, apache-2.0, llama3.1, other.",
@@ -22,9 +24,11 @@ class PublishConfig(Section):
     )
     to: str | None = opt(
         None,
-        "A folder; artifacts/models/<run_id> when not given.",
+        "A folder, or hub:USER/NAME; hub alone takes the name from HF_REPO_ID. artifacts/models/<run_id> when not "
+        "given.",
         min_length=1,
     )
+    private: bool = opt(True, "Who sees a repository that is new on the Hub: you alone, or everybody.")
     base_model: str | None = opt(
         None, "The base's id on the Hub, for a model that was tuned from a local folder.", min_length=1
     )
@@ -41,6 +45,17 @@ class PublishConfig(Section):
         if value is not None and value.startswith(HUB_PREFIX):
             check_repo_id(value.removeprefix(HUB_PREFIX))
         return value
+
+    @property
+    def repo_id(self) -> str | None:
+        """USER/NAME on the Hub; None where it goes to a folder. ValueError where HF_REPO_ID should say it."""
+        if self.to != HUB:
+            return self.to.removeprefix(HUB_PREFIX) if self.to and self.to.startswith(HUB_PREFIX) else None
+        name = os.environ.get(REPO_ID_VARIABLE, "")
+        if not name:
+            raise ValueError(f"publishing to hub: name it, hub:USER/NAME, or set {REPO_ID_VARIABLE}")
+        check_repo_id(name)
+        return name
 
 
 def check_repo_id(name: str) -> None:

@@ -37,7 +37,9 @@ class Config(Section):
     tracking: TrackingConfig = TrackingConfig()
     logging: LoggingConfig = LoggingConfig()
     output: OutputConfig = OutputConfig()
-    publish: PublishConfig | None = opt(None, "Where its model is published, and what its card says.")
+    publish: PublishConfig | None = opt(
+        None, "Publish the model when the run is finished: where, and what its card says."
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -58,6 +58,19 @@ def new_folder(destination: Path, *, force: bool) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+@contextmanager
+def passing_folder(name: str) -> Iterator[Path]:
+    """An empty folder below artifacts/ that is gone after the block."""
+    folder = Path("artifacts").absolute() / f".{name}.passing-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+    except OSError as error:
+        raise RunError(f"{folder} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _move(part: Path, destination: Path, *, force: bool) -> None:
     check_free(destination, force=force)  # another process may have made it meanwhile
     replaced = destination.with_name(f".{destination.name}.replaced-{os.getpid()}")

@@ -78,9 +78,7 @@ def _base(source: Source, settings: PublishConfig) -> str | None:
 
 def _loading(source: Source, base: str | None, settings: PublishConfig) -> tuple[str, str]:
     """The library, and the lines that load the model with it."""
-    place = (
-        settings.to.removeprefix("hub:") if settings.to and settings.to.startswith("hub:") else "path/to/this/folder"
-    )
+    place = settings.repo_id or "path/to/this/folder"
     if is_adapter_folder(source.folder):
         lines = (
             "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"

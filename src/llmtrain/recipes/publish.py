@@ -19,12 +19,13 @@ from pydantic import ValidationError
 
 from llmtrain._version import __version__
 from llmtrain.config.errors import ConfigError, RunError
-from llmtrain.config.publishing import PublishConfig
-from llmtrain.models.hub import ADAPTER_WEIGHTS, is_adapter_folder, missing_files
+from llmtrain.config.publishing import HUB, HUB_PREFIX, PublishConfig
+from llmtrain.models.hub import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of_adapter, is_adapter_folder, missing_files
 from llmtrain.publishing.curves import loss_picture
+from llmtrain.publishing.hub import check_may_write, upload
 from llmtrain.publishing.improvement import Evaluation, check_improvement, find_evaluation
 from llmtrain.publishing.model_card import CARD_FILE, CONFIG_FILE, CURVES_FILE, render
-from llmtrain.publishing.place import PUBLISH_FILE, check_free, new_folder
+from llmtrain.publishing.place import PUBLISH_FILE, check_free, new_folder, passing_folder
 from llmtrain.publishing.secret_files import check_no_secrets
 from llmtrain.publishing.transformers_folder import find_tokenizer, write_companions
 from llmtrain.recipes.card import make_card
@@ -41,26 +42,31 @@ RECORD = "published.jsonl"
 
 
 def publish(model: str, *, given: Mapping[str, Any], root_dir: str = "runs", force: bool = False) -> dict[str, Any]:
-    """Publish what `model` names, to a folder; returns what is in its publish.json, and where it is.
+    """Publish what `model` names, to a folder or the Hub; returns what is in its publish.json, and where it is.
 
     `given` are keys of the `publish` section that win over those of the run's config. Raises ConfigError for what is
-    missing or wrong, before anything is written; RunError where it is refused: no gain, a secret, a damaged file.
+    missing or wrong, before anything is written; RunError where it is refused (no gain, a secret, a damaged file), or
+    the Hub does not answer.
     """
     source = find_source(model, root_dir=root_dir)
     settings = settings_of(source, given)
-    plan = preflight(source.name, settings, force=force)
     evaluation = find_evaluation(
         [*([source.run / "eval"] if source.run is not None else []), Path(root_dir).absolute() / "eval"],
         model=source.folder,
     )
     if settings.require_improvement is not None:
         check_improvement(evaluation, settings.require_improvement, how=f"llmtrain eval {model} --data FILE")
-    check_complete(source)
-    with new_folder(plan.folder, force=force) as folder:
-        document = _fill(folder, source, settings, evaluation)
-        check_no_secrets(folder)
-        write_json(folder / PUBLISH_FILE, document)
-    done = {"to": str(plan.folder.absolute()), **document}
+    check_complete(source, settings)
+    place = preflight(source.name, settings, force=force)
+    if isinstance(place, Path):
+        with new_folder(place, force=force) as folder:
+            document = _fill(folder, source, settings, evaluation)
+        done = {"to": str(place.absolute()), **document}
+    else:
+        with passing_folder(source.name) as folder:
+            document = _fill(folder, source, settings, evaluation)
+            uploaded = upload(folder, place.repo_id, message=f"Publish {source.name}")
+        done = {"to": f"{HUB_PREFIX}{place.repo_id}", "revision": uploaded.revision, "url": uploaded.url, **document}
     _record(source, done, root=Path(root_dir))
     return done
 
@@ -68,11 +74,28 @@ def publish(model: str, *, given: Mapping[str, Any], root_dir: str = "runs", for
 # -- preflight ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Where a model goes."""
+@dataclass(frozen=True)
+class Repository:
+    """On the Hub."""
 
-    folder: Path
+    repo_id: str
+
+
+def preflight(name: str, settings: PublishConfig, *, force: bool = False) -> Path | Repository:
+    """Where it goes, after what can be refused before there is a model: `train` asks at step 0. `name` is the run's id.
+
+    Raises ConfigError with what to change; RunError where the Hub does not answer.
+    """
+    try:
+        repo_id = settings.repo_id
+    except ValueError as error:
+        raise ConfigError(f"publish.to: {error}") from None
+    if repo_id is None:
+        folder = Path(settings.to) if settings.to is not None else ARTIFACTS / name
+        check_free(folder, force=force)
+        return folder
+    check_may_write(repo_id, private=settings.private)
+    return Repository(repo_id)
 
 
 def settings_of(source: Source, given: Mapping[str, Any]) -> PublishConfig:
@@ -92,18 +115,9 @@ def settings_of(source: Source, given: Mapping[str, Any]) -> PublishConfig:
         raise ConfigError(f"publish.{key}: {first['msg'].removeprefix('Value error, ')}") from error
 
 
-def preflight(name: str, settings: PublishConfig, *, force: bool) -> Plan:
-    """What can be refused before there is a model: `train` asks at step 0. `name` is the run's id.
-
-    Raises ConfigError with what to change.
-    """
-    folder = Path(settings.to) if settings.to is not None else ARTIFACTS / name
-    check_free(folder, force=force)
-    return Plan(folder=folder)
-
-
-def check_complete(source: Source) -> None:
-    """ConfigError for a file that is missing; RunError for one that is not what the checkpoint's manifest says."""
+def check_complete(source: Source, settings: PublishConfig) -> None:
+    """ConfigError for a file that is missing, or a base that nobody else has; RunError for a file that is not what the
+    checkpoint's manifest says."""
     folder = source.folder
     if is_adapter_folder(folder):
         missing = [] if (folder / ADAPTER_WEIGHTS).is_file() else [ADAPTER_WEIGHTS]
@@ -112,6 +126,13 @@ def check_complete(source: Source) -> None:
     if missing:
         raise ConfigError(f"{folder} lacks {', '.join(missing)}")
     base = base_of(folder)
+    if base is not None and settings.to is not None and settings.to.startswith(HUB) and settings.base_model is None:
+        named = base_of_adapter(folder)[0]
+        if Path(named).is_dir():
+            raise ConfigError(
+                f"{folder} is an adapter of {named}, which is on this machine alone: name the base's id on the Hub "
+                "(--base-model USER/NAME), or publish the whole: llmtrain merge"
+            )
     if find_tokenizer([folder, *([base] if base else [])]) is None:
         raise ConfigError(f"{folder} has no tokenizer, and nobody can use a model without one: put it there")
     manifest = folder.parent / MANIFEST
@@ -128,7 +149,7 @@ def check_complete(source: Source) -> None:
 
 
 def _fill(folder: Path, source: Source, settings: PublishConfig, evaluation: Evaluation | None) -> dict[str, Any]:
-    """Write all but publish.json, which is returned. The model is loaded once, which shows that it can be."""
+    """Write all files, and look through them; returns publish.json. Loading the model once shows that it can be."""
     card, curves = make_card(source, settings, evaluation)
     (folder / CARD_FILE).write_text(render(card), encoding="utf-8")
     if card.has_curves and (picture := loss_picture(curves, title=f"Loss of {source.name}")):
@@ -140,6 +161,10 @@ def _fill(folder: Path, source: Source, settings: PublishConfig, evaluation: Eva
     for path in sorted(path for path in source.folder.iterdir() if path.is_file()):
         if path.name not in (CARD_FILE, PUBLISH_FILE):
             shutil.copyfile(path, folder / path.name)
+    if settings.base_model is not None and is_adapter_folder(folder):
+        described_adapter = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        described_adapter["base_model_name_or_path"] = settings.base_model
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(described_adapter, indent=2) + "\n", encoding="utf-8")
     opened = load_language_model(source.folder, device=device_named("cpu"))
     base = base_of(source.folder)
     write_companions(
@@ -148,7 +173,7 @@ def _fill(folder: Path, source: Source, settings: PublishConfig, evaluation: Eva
         source=source.folder,
         eos_ids=opened.stop_ids(chat=opened.chats),
     )
-    return {
+    document = {
         "source": described(source),
         "license": settings.license,
         "base_model": card.base_model,
@@ -158,13 +183,18 @@ def _fill(folder: Path, source: Source, settings: PublishConfig, evaluation: Eva
         "published": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": __version__,
     }
+    write_json(folder / PUBLISH_FILE, document)
+    check_no_secrets(folder)
+    return document
 
 
 def _record(source: Source, done: Mapping[str, Any], *, root: Path) -> None:
     """In the run, and as the baseline that `eval --baseline last-published` finds."""
-    about = {key: done[key] for key in ("to", "published", "license", "required_improvement")}
+    names = ("to", "revision", "url", "published", "license", "required_improvement")
+    about = {key: done[key] for key in names if key in done}
+    on_hub = f"{str(done['to']).removeprefix(HUB_PREFIX)}@{done['revision']}" if "revision" in done else None
     if source.run is not None:
         with (source.run / RECORD).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"checkpoint": source.checkpoint, **about}) + "\n")
     if root.is_dir():
-        write_json(root / PUBLISHED_NAME, {"model": done["to"], "source": source.name, **about})
+        write_json(root / PUBLISHED_NAME, {"model": on_hub or done["to"], "source": source.name, **about})
