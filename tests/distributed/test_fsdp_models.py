@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from llmtrain.distributed.sharding import whole
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.folder import read_model_folder, write_model_folder
 from llmtrain.recipes.trained import Trained, build_decoder, build_huggingface
-from llmtrain.testing.ranks import RankPool
+from llmtrain.testing.ranks import RankFailed, RankPool
 from llmtrain.testing.tiny import random_batch
 from llmtrain.testing.tiny_huggingface import VOCAB_SIZE, write_tiny_folder
 from llmtrain.training.checkpoint import CheckpointStore, Snapshot, load_optimizer, newest_good
@@ -42,20 +42,18 @@ class Result(NamedTuple):
     """Of a checkpoint, whole, after training."""
 
 
-def make_engine(precision: str) -> Engine:
-    distributed = DistributedConfig(timeout_sec=60)
+def make_engine(precision: str, strategy: str) -> Engine:
+    strategy = strategy if "WORLD_SIZE" in os.environ else "auto"
+    distributed = DistributedConfig.model_validate({"timeout_sec": 60, "strategy": strategy})
     trainer = TrainerConfig.model_validate({"precision": precision, "compile": False})
-    resolved = resolve(RunConfig(device="cpu"), trainer, distributed)
-    if resolved.strategy != "single":
-        resolved = dataclasses.replace(resolved, strategy="fsdp")
-    return Engine(resolved, distributed=distributed)
+    return Engine(resolve(RunConfig(device="cpu"), trainer, distributed), distributed=distributed)
 
 
-def build(folder: Path, engine: Engine, *, lora: bool, own: bool = False) -> Trained:
+def build(folder: Path, engine: Engine, *, lora: bool, own: bool, decoder: dict[str, Any] | None) -> Trained:
     keys: dict[str, Any] = {"lora": LORA} if lora else {}
     torch.manual_seed(4)
     if own:
-        config = DecoderConfig.model_validate(DECODER | keys | {"init_from": str(folder)})
+        config = DecoderConfig.model_validate((decoder or DECODER) | keys | {"init_from": str(folder)})
         return build_decoder(config, needed_vocab=VOCAB_SIZE, tokenizer_folder=None, eos_id=0, cut=engine.cuts)
     return build_huggingface(
         HuggingFaceConfig.model_validate({"name": "huggingface", "path": str(folder)} | keys),
@@ -70,10 +68,10 @@ def build(folder: Path, engine: Engine, *, lora: bool, own: bool = False) -> Tra
     )
 
 
-def write_own_folder(folder: Path) -> Path:
+def write_own_folder(folder: Path, decoder: dict[str, Any] | None) -> Path:
     """A decoder of this library with random weights."""
     torch.manual_seed(3)
-    config = DecoderConfig.model_validate(DECODER)
+    config = DecoderConfig.model_validate(decoder or DECODER)
     state_dict = Decoder(config, VOCAB_SIZE).state_dict()
     write_model_folder(folder, config=config, vocab_size=VOCAB_SIZE, state_dict=state_dict, eos_id=0)
     return folder
@@ -89,10 +87,12 @@ def train(
     precision: str = "32",
     checkpointing: bool = False,
     compiled: bool = False,
+    strategy: str = "fsdp",
+    decoder: dict[str, Any] | None = None,
 ) -> Result:
     """Go on from the checkpoint in `checkpoints` if there is one; save there at the end."""
-    engine = make_engine(precision)
-    trained = build(folder, engine, lora=lora, own=own)
+    engine = make_engine(precision, strategy)
+    trained = build(folder, engine, lora=lora, own=own, decoder=decoder)
     if checkpointing:
         trained.module.checkpoint_blocks()
     if compiled:
@@ -109,8 +109,8 @@ def train(
     losses = []
     for step in range(start, start + steps):
         rows = random_batch(VOCAB_SIZE, batch_size=4, num_documents=2, ignored_fraction=0.5, seed=step)
-        size = 4 // engine.world_size
-        mine = slice(engine.rank * size, (engine.rank + 1) * size)
+        size = 4 // engine.dp_size
+        mine = slice(engine.dp_rank * size, (engine.dp_rank + 1) * size)
         share: Batch = {name: tensor[mine] for name, tensor in rows.items()}  # type: ignore[assignment, index]
         num_tokens = agree([share], engine=engine, stop_requested=False).num_tokens
         losses.append(compute_gradients(model, [share], engine=engine, num_tokens=num_tokens) / num_tokens)
@@ -139,7 +139,8 @@ def run(folder: Path, checkpoints: Path, steps: int, options: dict[str, Any]) ->
 def assert_equal_to_one(ranks: RankPool, family: str | None, tmp_path: Path, **options: Any) -> None:
     """Two steps on both ranks, two more on both, and two more on one, beside four and two on one."""
     tolerance = options.pop("tolerance", 1e-5)
-    folder = write_tiny_folder(tmp_path / "base", family) if family else write_own_folder(tmp_path / "base")
+    base = tmp_path / "base"
+    folder = write_tiny_folder(base, family) if family else write_own_folder(base, options.get("decoder"))
     options["own"] = family is None
     straight = train(folder, tmp_path / "one", 6, **options)
     first, second = (ranks.run(run, folder, tmp_path / "two", 2, options)[0] for _ in range(2))
@@ -197,3 +198,68 @@ def test_with_activation_checkpointing(two_ranks: RankPool, tmp_path: Path) -> N
 @pytest.mark.parametrize("lora", [False, True])
 def test_compiled_by_block(two_ranks: RankPool, tmp_path: Path, family: str | None, lora: bool) -> None:
     assert_equal_to_one(two_ranks, family, tmp_path, lora=lora, compiled=True)
+
+
+# -- matrices split as well --------------------------------------------------------------------------------------------
+
+GQA = {"d_model": 16, "num_layers": 2, "max_seq_len": 64, "ffn": {"d_ff": 20}} | {
+    "attention": {"num_heads": 4, "variant": "gqa", "num_kv_heads": 2, "qk_norm": True}
+}
+GPT2_LIKE = {
+    "d_model": 16,
+    "num_layers": 2,
+    "max_seq_len": 64,
+    "attention": {"num_heads": 2, "bias": True},
+    "positional": {"encoding": "learned"},
+    "ffn": {"variant": "mlp", "activation": "gelu_tanh", "bias": True, "d_ff": 20},
+    "norm": {"type": "layernorm"},
+    "tie_embeddings": False,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decoder", [GQA, GPT2_LIKE], ids=["gqa", "gpt2"])
+def test_two_by_two_ranks_equal_one(four_ranks: RankPool, tmp_path: Path, decoder: dict[str, Any]) -> None:
+    assert_equal_to_one(four_ranks, None, tmp_path, strategy="fsdp_tp", decoder=decoder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+def test_a_model_of_transformers_on_two_by_two_ranks_equals_one(
+    four_ranks: RankPool, tmp_path: Path, family: str
+) -> None:
+    assert_equal_to_one(four_ranks, family, tmp_path, strategy="fsdp_tp")
+
+
+@pytest.mark.parametrize("options", [{}, {"checkpointing": True}], ids=str)
+def test_one_row_of_two_ranks_equals_one(two_ranks: RankPool, tmp_path: Path, options: dict[str, Any]) -> None:
+    assert_equal_to_one(two_ranks, None, tmp_path, strategy="fsdp_tp", decoder=GQA, **options)
+
+
+@pytest.mark.slow
+def test_split_matrices_in_mixed_precision(four_ranks: RankPool, tmp_path: Path) -> None:
+    precision = {"precision": "bf16-mixed", "tolerance": 0.05}
+    assert_equal_to_one(four_ranks, None, tmp_path, strategy="fsdp_tp", decoder=GQA, **precision)
+
+
+@pytest.mark.slow
+def test_split_matrices_compiled(four_ranks: RankPool, tmp_path: Path) -> None:
+    assert_equal_to_one(four_ranks, None, tmp_path, strategy="fsdp_tp", decoder=GQA, compiled=True)
+
+
+@pytest.mark.slow
+def test_what_was_written_by_two_by_two_is_read_by_two_and_by_one(
+    two_ranks: RankPool, four_ranks: RankPool, tmp_path: Path
+) -> None:
+    folder, checkpoints = write_own_folder(tmp_path / "base", GQA), tmp_path / "c"
+    options = {"own": True, "decoder": GQA}
+    straight = train(folder, tmp_path / "one", 6, **options)  # type: ignore[arg-type]
+    by_four = four_ranks.run(run, folder, checkpoints, 2, options | {"strategy": "fsdp_tp"})[0]
+    by_two = two_ranks.run(run, folder, checkpoints, 2, options | {"strategy": "fsdp"})[0]
+    by_one = train(folder, checkpoints, 2, **options)  # type: ignore[arg-type]
+    assert by_four.losses + by_two.losses + by_one.losses == pytest.approx(straight.losses, abs=1e-5)
+
+
+def test_a_family_without_a_plan_is_refused(two_ranks: RankPool, tmp_path: Path) -> None:
+    with pytest.raises(RankFailed, match="transformers has no plan for GPT2LMHeadModel: take fsdp"):
+        assert_equal_to_one(two_ranks, "gpt2", tmp_path, strategy="fsdp_tp")

@@ -14,7 +14,6 @@ from llmtrain.recipes.out_of_memory import (
     changed,
     cheapest,
     correction,
-    cut,
     describe,
     needed,
     room,
@@ -128,14 +127,6 @@ def test_a_prediction_that_has_proved_too_low_is_corrected_in_what_comes_and_goe
     assert correction(held(peak=20 * GB), NOW) == 1
     assert room(held()) == 0.95 * 80 * GB
     assert room(held(peak=30 * GB)) == 0.95 * 42 * GB, "what was refused is not there"
-
-
-def test_a_rank_holds_its_share_and_two_whole_blocks_where_parameters_are_cut() -> None:
-    parts = cut(NOW, ranks=4, num_blocks=10)
-
-    assert parts["parameters"] == (0.5 + 0.4) * GB
-    assert (parts["gradients"], parts["optimizer_state"]) == (0.5 * GB, 1 * GB)
-    assert parts["activations"] == NOW["activations"]
 
 
 def test_others_on_the_device_are_named_and_then_it_may_go_well_another_time() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ import pytest
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.load import load_config
 from llmtrain.config.training import RendezvousConfig
-from llmtrain.distributed.asked import address_of, refuse_what_cannot_run
+from llmtrain.distributed.asked import address_of, refuse_strategy, refuse_what_cannot_run
 from llmtrain.distributed.rendezvous import file_to_meet_at, settle
+from llmtrain.testing.tiny_run import write_config
 
 MEET = {"MASTER_ADDR": "host", "MASTER_PORT": "29500"}
 
@@ -107,6 +109,50 @@ def test_what_cannot_run_in_so_many_processes_is_said_before_they_start(override
     with pytest.raises(ConfigError) as caught:
         refuse_what_cannot_run(config, world_size=2)
     assert message in str(caught.value)
+
+
+SPLIT = ["distributed.strategy=fsdp_tp", "distributed.tensor_parallel=4"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.attention.num_heads=6"], "tensor_parallel is 4, but model.attention.num_heads is 6, which is not"),
+        (["model.attention.variant=gqa", "model.attention.num_kv_heads=2"], "but model.attention.num_kv_heads is 2"),
+        (["model.ffn.d_ff=514"], "but model.ffn.d_ff is 514"),
+        (["distributed.tensor_parallel=3"], "tensor_parallel 3 does not divide the 4 processes: start a multiple of 3"),
+        (["optimizer.name=muon"], "optimizer.name is muon, which needs whole matrices"),
+        (["model.positional.encoding=alibi"], "alibi gives each head a slope of its own"),
+    ],
+)
+def test_matrices_that_cannot_be_split_are_refused_before_anything_starts(overrides: list[str], message: str) -> None:
+    heads = ["model.d_model=384", "model.attention.num_heads=8", "optimizer.name=adamw"]
+    config = load_config("quickstart", [*SPLIT, *heads, *overrides]).config
+    with pytest.raises(ConfigError) as caught:
+        refuse_what_cannot_run(config, world_size=4)
+    assert message in str(caught.value)
+
+
+def test_heads_of_a_model_of_transformers_are_known_before_it_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 6, "hidden_size": 96}')
+    model = {"model": {"name": "huggingface", "path": str(tmp_path)}}
+    base = load_config("quickstart", SPLIT).config.model_dump(mode="json")
+    keys: dict[str, Any] = {name: base[name] for name in ("data", "trainer", "distributed")} | model
+    config = load_config(str(write_config(tmp_path / "run.yaml", keys))).config
+    with pytest.raises(ConfigError, match=r"num_attention_heads in .*config\.json is 6, which is not divisible by it"):
+        refuse_what_cannot_run(config, world_size=4)
+
+
+def test_questions_are_refused_where_auto_cuts_the_model() -> None:
+    config = load_config("quickstart", ["tracking.samples.prompts=[x]"]).config
+    refuse_strategy(config, strategy="ddp", world_size=2)
+    with pytest.raises(ConfigError, match=r"tracking\.samples\.prompts asks the whole model.*auto takes fsdp"):
+        refuse_strategy(config, strategy="fsdp", world_size=2)
+
+
+def test_a_size_without_the_strategy_is_refused() -> None:
+    with pytest.raises(ConfigError, match="tensor_parallel is 2, but strategy is fsdp: set strategy to fsdp_tp"):
+        load_config("quickstart", ["distributed.strategy=fsdp", "distributed.tensor_parallel=2"])
 
 
 def test_what_can_run_is_not_refused() -> None:

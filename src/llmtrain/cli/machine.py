@@ -124,6 +124,10 @@ def _plan_text(document: Mapping[str, Any]) -> str:
         f"{layout['grad_accum_steps']} micro-batches of {layout['micro_batch_size']} × {layout['seq_len']} tokens "
         f"= {layout['batch_size']} sequences a step"
     )
+    if layout["because"] and layout["ranks"] > 1:
+        lines.append(f"  {layout['strategy']}: {layout['because']}")
+    if layout["tensor_parallel"] > 1:
+        lines.append(f"  {layout['tensor_parallel']} processes share each matrix")
     speed, seconds = document["time"]["tokens_per_sec"], document["time"]["seconds"]
     if speed is not None:
         how_long = "" if seconds is None else f"{_duration(seconds)} "

@@ -56,13 +56,13 @@ class Config(Section):
                 f"data.seq_len {self.data.seq_len} is over model.max_seq_len {model.max_seq_len}: "
                 "lower the first or raise the second"
             )
-        if self.distributed.strategy == "fsdp":
+        if self.distributed.strategy in ("fsdp", "fsdp_tp"):
             self._refuse_to_ask_parts()
         _check_figures(self.trainer, self.evaluation)
         return self
 
     def _refuse_to_ask_parts(self) -> None:
-        no_whole = "asks the whole model, and with distributed.strategy fsdp no process has it"
+        no_whole = f"asks the whole model, and with distributed.strategy {self.distributed.strategy} no process has it"
         if self.tracking.samples.prompts:
             raise ValueError(
                 f"tracking.samples.prompts {no_whole}: remove the prompts, or ask a checkpoint with `llmtrain generate`"

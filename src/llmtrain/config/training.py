@@ -118,10 +118,17 @@ class RendezvousConfig(Section):
 
 
 class DistributedConfig(Section):
-    strategy: Literal["auto", "single", "ddp", "fsdp"] = opt(
+    strategy: Literal["auto", "single", "ddp", "fsdp", "fsdp_tp"] = opt(
         "auto",
-        "ddp: every process holds the whole model; fsdp: each holds a part. auto: ddp with more than one process, else "
-        "single.",
+        "ddp: every process holds the whole model; fsdp: each holds a part; fsdp_tp: matrices are split over some as "
+        "well. auto: single with one process, else ddp where what training keeps fits into 60 % of a process's memory, "
+        "else fsdp.",
+    )
+    tensor_parallel: int | None = opt(
+        None,
+        "With fsdp_tp, the processes that share each matrix (2 when not given), best those of one machine; the others "
+        "are data parallel.",
+        ge=2,
     )
     backend: Literal["auto", "gloo", "nccl"] = opt("auto", "auto: nccl on CUDA, gloo elsewhere.")
     timeout_sec: int = opt(600, "Several processes that get nothing done for so long are ended as hung (76).", ge=1)
@@ -129,3 +136,17 @@ class DistributedConfig(Section):
     rendezvous: RendezvousConfig = opt(
         RendezvousConfig(), "Where processes meet that neither --nproc nor torchrun started; else the environment says."
     )
+
+    @model_validator(mode="after")
+    def _split_matrices_only_if_asked(self) -> DistributedConfig:
+        if self.tensor_parallel is not None and self.strategy != "fsdp_tp":
+            raise ValueError(
+                f"tensor_parallel is {self.tensor_parallel}, but strategy is {self.strategy}: set strategy to fsdp_tp, "
+                "or remove tensor_parallel"
+            )
+        return self
+
+    @property
+    def ranks_per_matrix(self) -> int:
+        """Processes that share each matrix, and so compute the same rows."""
+        return (self.tensor_parallel or 2) if self.strategy == "fsdp_tp" else 1

@@ -5,7 +5,12 @@ The command that starts processes asks this with their number; each process asks
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
 from llmtrain.config.errors import ConfigError
+from llmtrain.config.huggingface import HuggingFaceConfig
 from llmtrain.config.schema import Config
 from llmtrain.config.training import RendezvousConfig, TrainerConfig
 
@@ -14,19 +19,95 @@ KEY = "distributed.rendezvous"
 
 def refuse_what_cannot_run(config: Config, *, world_size: int) -> None:
     """Raise ConfigError for what no machine could run in so many processes, which --nproc is to start."""
-    if config.distributed.strategy == "single" and world_size > 1:
+    strategy = config.distributed.strategy
+    if strategy == "single" and world_size > 1:
         raise ConfigError(
             f"distributed.strategy is single, but {world_size} processes were asked for: set it to ddp or auto, or "
             "start one process"
         )
+    if strategy != "auto":
+        refuse_strategy(config, strategy=strategy, world_size=world_size)
     if world_size > 1 and config.run.device.startswith("cuda:"):
         raise ConfigError(
             f"run.device is {config.run.device}, one GPU, but {world_size} processes were asked for: set it to cuda, "
             "and each takes its own"
         )
     refuse_backend(config.distributed.backend, device=config.run.device)
-    global_batch_size(config.trainer, world_size=world_size)
+    global_batch_size(config.trainer, world_size=world_size // config.distributed.ranks_per_matrix)
     _refuse_numbers(config.distributed.rendezvous)
+
+
+def refuse_strategy(config: Config, *, strategy: str, world_size: int) -> None:
+    """Raise ConfigError for what cannot be computed under a strategy that cuts or splits parameters."""
+    if strategy not in ("fsdp", "fsdp_tp"):
+        return
+    key = f"distributed.strategy is {strategy}"
+    model = config.model
+    if isinstance(model, HuggingFaceConfig) and model.quantization != "none":
+        raise ConfigError(
+            f"{key}, but model.quantization is {model.quantization}, and weights in so few bits are not cut: set one "
+            "of them to none or ddp"
+        )
+    asks = {
+        "tracking.samples.prompts": config.tracking.samples.prompts,
+        "evaluation.every_steps": config.evaluation.every_steps,
+    }
+    if asking := [name for name, value in asks.items() if value]:  # with auto, since the config refuses it itself
+        raise ConfigError(
+            f"{asking[0]} asks the whole model, which does not fit into each process beside what training keeps (auto "
+            f"takes {strategy}): remove the key, or set distributed.strategy to ddp"
+        )
+    if strategy == "fsdp_tp":
+        _refuse_split(config, size=config.distributed.ranks_per_matrix, world_size=world_size)
+
+
+def _refuse_split(config: Config, *, size: int, world_size: int) -> None:
+    key, model = "distributed.strategy is fsdp_tp", config.model
+    if world_size % size:
+        raise ConfigError(
+            f"distributed.tensor_parallel {size} does not divide the {world_size} processes: start a multiple of {size}"
+        )
+    if config.optimizer.name == "muon":
+        raise ConfigError(f"{key}, but optimizer.name is muon, which needs whole matrices: take adamw, or fsdp")
+    if model.lora is not None:
+        raise ConfigError(f"{key}, but model.lora trains adapters, which are not split: take fsdp")
+    if isinstance(model, HuggingFaceConfig):
+        refuse_uneven(_numbers_of(Path(model.path).expanduser() / "config.json"), size=size)
+        return
+    if model.positional.encoding == "alibi":
+        raise ConfigError(
+            f"{key}, but positional.encoding alibi gives each head a slope of its own: take rope, or fsdp"
+        )
+    if model.init_from is None:  # else the numbers are the other model's, which is looked at later
+        refuse_uneven(
+            {
+                "model.attention.num_heads": model.attention.num_heads,
+                "model.attention.num_kv_heads": model.attention.kv_heads,
+                "model.ffn.d_ff": model.d_ff,
+            },
+            size=size,
+        )
+
+
+def refuse_uneven(numbers: Mapping[str, int], *, size: int) -> None:
+    """Raise ConfigError if one of a model's numbers, by their names, cannot be shared by `size` ranks."""
+    for name, number in numbers.items():
+        if number % size:
+            raise ConfigError(
+                f"distributed.tensor_parallel is {size}, but {name} is {number}, which is not divisible by it: take "
+                "another size, or strategy fsdp"
+            )
+
+
+def _numbers_of(file: Path) -> dict[str, int]:
+    """What a model's config.json says of heads and widths; nothing if it is not here yet."""
+    try:
+        described = json.loads(file.read_text(encoding="utf-8"))
+        described = described.get("text_config", described)
+        names = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+        return {f"{name} in {file}": int(described[name]) for name in names if described.get(name)}
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 def refuse_backend(backend: str, *, device: str) -> None:

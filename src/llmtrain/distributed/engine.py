@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from llmtrain.distributed.asked import refuse_backend
 from llmtrain.distributed.gang import ALONE, Gang
 from llmtrain.distributed.rendezvous import file_to_meet_at, settle
 from llmtrain.distributed.sharding import shard
+from llmtrain.distributed.strategy import Choice
 from llmtrain.distributed.watchdog import Watchdog
 
 with warnings.catch_warnings():
@@ -46,7 +47,14 @@ with warnings.catch_warnings():
 log = logging.getLogger("llmtrain.device")
 T = TypeVar("T")
 
-CUTTING = frozenset({"fsdp"})
+
+class Choose(Protocol):
+    """How `auto` takes a strategy for several processes."""
+
+    def __call__(self, *, world_size: int, precision: str, memory_bytes: int) -> Choice: ...
+
+
+CUTTING = frozenset({"fsdp", "fsdp_tp"})
 """Strategies under which each rank holds a part of the parameters."""
 
 _LOST_PEER = re.compile("gloo.*(closed by peer|reset by peer|timed out|broken pipe)|NCCL", re.IGNORECASE | re.DOTALL)
@@ -66,6 +74,8 @@ class Resolved:
     compile: bool
     strategy: str
     backend: str
+    because: str = ""
+    """Why this strategy, where the config left it open."""
 
     def as_dict(self) -> dict[str, Any]:
         """For state.json and meta.json."""
@@ -73,9 +83,17 @@ class Resolved:
 
 
 def resolve(
-    run: RunConfig, trainer: TrainerConfig, distributed: DistributedConfig, *, previous: Mapping[str, Any] | None = None
+    run: RunConfig,
+    trainer: TrainerConfig,
+    distributed: DistributedConfig,
+    *,
+    previous: Mapping[str, Any] | None = None,
+    choose: Choose | None = None,
 ) -> Resolved:
     """Decide every `auto`: as `previous` did if the run is resumed, else by what this machine has.
+
+    `choose` takes a strategy for several processes, by their number, the precision and the bytes that each has; without
+    it that is ddp.
 
     Raises ConfigError if this machine cannot do what the config, or the resumed run, asks for, and where the config and
     the environment contradict each other about the processes.
@@ -97,9 +115,10 @@ def resolve(
     missing = missing_for_compile() if wanted else None
     if missing:
         log.warning("torch.compile is off: %s; the run goes on without it, at about half the speed", missing)
-    strategy = distributed.strategy
+    strategy, because = str(distributed.strategy), ""
     if strategy == "auto":
-        strategy = "ddp" if world_size > 1 else "single"
+        choice = _choose(choose, previous or {}, device=device, world_size=world_size, precision=precision)
+        strategy, because = choice.strategy, choice.because
     if strategy == "single" and world_size > 1:
         raise ConfigError(
             f"distributed.strategy is single, but {world_size} processes were started: "
@@ -115,8 +134,35 @@ def resolve(
         backend = "nccl" if device.startswith("cuda") else "gloo"
     refuse_backend(backend, device=device)
     return Resolved(
-        device=device, precision=precision, compile=bool(wanted) and not missing, strategy=strategy, backend=backend
+        device=device,
+        precision=precision,
+        compile=bool(wanted) and not missing,
+        strategy=strategy,
+        backend=backend,
+        because=because,
     )
+
+
+def _choose(
+    choose: Choose | None, previous: Mapping[str, Any], *, device: str, world_size: int, precision: str
+) -> Choice:
+    if world_size == 1:
+        return Choice("single", "one process")
+    before = previous.get("strategy")
+    if before in ("ddp", *CUTTING):
+        return Choice(str(before), previous.get("because") or "as before")
+    if choose is None:
+        return Choice("ddp", "every process holds the whole model")
+    memory_bytes = _memory_bytes(device, local_world_size=_local_world_size(world_size))
+    return choose(world_size=world_size, precision=precision, memory_bytes=memory_bytes)
+
+
+def _memory_bytes(device: str, *, local_world_size: int) -> int:
+    """What one process has: a GPU, or its share of this machine."""
+    if device.startswith("cuda"):
+        index = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+        return int(torch.cuda.get_device_properties(index).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // local_world_size
 
 
 def _device(wanted: str) -> str:
@@ -213,6 +259,8 @@ class Engine:
     def __init__(self, resolved: Resolved, *, distributed: DistributedConfig, deterministic: bool = False) -> None:
         self.resolved = resolved
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.replicas = distributed.ranks_per_matrix if resolved.strategy == "fsdp_tp" else 1
+        """Ranks that share each matrix: they compute the same rows, and each counts them."""
         local_world_size = _local_world_size(self.world_size)
         accelerator, _, index = resolved.device.partition(":")
         if accelerator == "cpu" or deterministic:
@@ -230,11 +278,11 @@ class Engine:
                 find_unused_parameters=distributed.find_unused_parameters,
                 gradient_as_bucket_view=True,
             )
-        elif resolved.strategy == "fsdp":
+        elif self.cuts:
             strategy = ModelParallelStrategy(
                 partial(shard, precision=resolved.precision),
-                data_parallel_size=self.world_size,
-                tensor_parallel_size=1,
+                data_parallel_size=self.dp_size,
+                tensor_parallel_size=self.replicas,
                 process_group_backend=resolved.backend,
                 timeout=timeout,
             )
@@ -279,8 +327,13 @@ class Engine:
 
     @property
     def dp_size(self) -> int:
-        """Ranks over which gradients are averaged."""
-        return self.world_size
+        """Shares that the rows of a step have, and gradients are averaged over."""
+        return self.world_size // self.replicas
+
+    @property
+    def dp_rank(self) -> int:
+        """Which share of the rows this rank computes."""
+        return int(self.rank) // self.replicas
 
     # -- the model ---------------------------------------------------------------------------------------------------
 

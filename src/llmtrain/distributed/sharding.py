@@ -10,7 +10,7 @@ checkpoints, the optimizer and the start of a model call the rest.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from llmtrain.distributed.tensor_parallel import split_matrices
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,9 @@ def shard(module: nn.Module, mesh: DeviceMesh, *, precision: str) -> nn.Module:
     # Inputs are not cast: autocast sees to what is computed, and positions and masks have to stay float32.
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     data_parallel = mesh["data_parallel"]
+    if mesh["tensor_parallel"].size() > 1:
+        mesh._flatten("all")  # so that a norm is one sum over all ranks, and so the same on each
+        split_matrices(module, mesh["tensor_parallel"])
     for layer in layers_of(module):
         fully_shard(layer, mesh=data_parallel, mp_policy=policy)
     fully_shard(module, mesh=data_parallel, mp_policy=policy)
@@ -137,6 +142,14 @@ def without_values(module: nn.Module) -> nn.Module:
         is_parameter = isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
     return copy.deepcopy(module, memo)
+
+
+def by_mesh(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Those that are cut alike together, as operations on many tensors at once want them."""
+    groups: dict[DeviceMesh | None, list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.device_mesh if isinstance(tensor, DTensor) else None, []).append(tensor)
+    return list(groups.values())
 
 
 def is_cut(tensor: Tensor) -> bool:

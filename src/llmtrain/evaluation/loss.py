@@ -60,8 +60,8 @@ def evaluate_loss(
                 num_tokens += int(batch_tokens)
     finally:
         model.train(was_training)
-    loss_sum = engine.sum_floats([loss_sum])[0]
-    num_tokens = engine.sum(num_tokens)[0]
+    loss_sum = engine.sum_floats([loss_sum])[0] / engine.replicas
+    num_tokens = engine.sum(num_tokens)[0] // engine.replicas
     loss = loss_sum / num_tokens if num_tokens else math.nan
     bits_per_byte = None if tokens_per_byte is None else loss / math.log(2) * tokens_per_byte
     return LossResult(loss=loss, num_tokens=num_tokens, bits_per_byte=bits_per_byte)

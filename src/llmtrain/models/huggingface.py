@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.contracts import IGNORE_INDEX, Batch
+from llmtrain.distributed.asked import refuse_uneven
+from llmtrain.distributed.tensor_parallel import STYLES
 from llmtrain.models.decoder.loss import ChunkKernels, compiled_kernels
 from llmtrain.models.decoder.position import restarting_positions
 from llmtrain.models.head_loss import Head
@@ -152,6 +154,35 @@ class HuggingFaceModel(nn.Module):
         """Do not try with values what the first batch would try: for a model that has none."""
         self._head_is_known = True
         self._packing = "positions"
+
+    def tensor_parallel_plan(self, size: int) -> dict[str, str]:
+        """Layer → how it is split over `size` ranks, as the family's plan in transformers says.
+
+        Raises ConfigError if it has none, or one with parts that are not known here, or if heads are left over.
+        """
+        config, kind = self._text_config, type(self.causal_lm).__name__
+        theirs: dict[str, str] = getattr(config, "base_model_tp_plan", None) or {}
+        if not theirs:
+            raise ConfigError(f"distributed.strategy is fsdp_tp, but transformers has no plan for {kind}: take fsdp")
+        refuse_uneven(
+            {
+                f"the model's {name}": int(number)
+                for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+                if (number := getattr(config, name, None))
+            },
+            size=size,
+        )
+        prefix, plan = f"network.{self.causal_lm.base_model_prefix}", dict[str, str]()
+        for name, style in theirs.items():
+            is_head_norm = style == "replicated_with_grad_allreduce" and name.endswith(("q_norm", "k_norm"))
+            known = "per_head" if is_head_norm else style
+            if known not in STYLES:
+                raise ConfigError(
+                    f"distributed.strategy is fsdp_tp, but {kind} splits {name} in a way that is not supported "
+                    f"({style}): take fsdp"
+                )
+            plan[f"{prefix}.{name}"] = known
+        return plan
 
     def checkpoint_blocks(self) -> None:
         """Keep only each block's input for the backward pass, and compute the rest again there."""

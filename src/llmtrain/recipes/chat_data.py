@@ -48,8 +48,8 @@ def open_rows(config: ChatConfig, *, tokenizer_folder: Path, seed: int, engine: 
         weights=parts.weights,
         format=chat_format,
         seed=seed,
-        rank=engine.rank,
-        world_size=engine.world_size,
+        rank=engine.dp_rank,
+        world_size=engine.dp_size,
         num_workers=config.num_workers,
     )
     if validation is None:

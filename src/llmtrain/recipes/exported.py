@@ -21,6 +21,7 @@ import torch
 from llmtrain._version import __version__
 from llmtrain.config.errors import ConfigError, RunError
 from llmtrain.config.schema import Config
+from llmtrain.config.training import DistributedConfig
 from llmtrain.distributed.engine import Engine, resolve
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.hub import HUB_ID, base_of_adapter, is_adapter_folder
@@ -245,7 +246,8 @@ def _rows_of_data(
     config = evaluation_config(source.folder, data=list(data)).model_copy(update={"prepare": None})
     run = config.run.model_copy(update={"device": "cpu"})
     trainer = config.trainer.model_copy(update={"compile": False, "precision": "32"})
-    engine = Engine(resolve(run, trainer, config.distributed), distributed=config.distributed)
+    distributed = DistributedConfig()  # however the run was spread over processes, this is one
+    engine = Engine(resolve(run, trainer, distributed), distributed=distributed)
     validation = open_held_out(config, model, engine=engine)
     with closing(validation.evaluation_batches(batch_size=1, max_batches=NUM_ROWS)) as batches:
         rows = [batch["input_ids"][0, :limit].tolist() for batch in batches]

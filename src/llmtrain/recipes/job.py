@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -23,8 +24,10 @@ from llmtrain.config.schema import Config
 from llmtrain.config.training import RendezvousConfig
 from llmtrain.data.chat.data import ChatData, ChatValidation
 from llmtrain.data.tokens import TokenData, ValidationData, open_training_data, open_validation_data
+from llmtrain.distributed.asked import refuse_strategy
 from llmtrain.distributed.engine import Engine, resolve
 from llmtrain.recipes.interview import Interview, open_interview
+from llmtrain.recipes.planned import strategy_for
 from llmtrain.recipes.prepare import ensure_shards
 from llmtrain.recipes.samples import Samples, samples_of
 from llmtrain.recipes.trained import Trained, build_decoder, build_huggingface, with_model_found
@@ -115,7 +118,14 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
     config = with_model_found(config)
     setup_logging(config.logging, run_folder=None, rank=int(os.environ.get("RANK", "0")))
     check_own_sinks(config.tracking)
-    resolved = resolve(config.run, config.trainer, config.distributed, previous=origin.resolved if origin else None)
+    resolved = resolve(
+        config.run,
+        config.trainer,
+        config.distributed,
+        previous=origin.resolved if origin else None,
+        choose=partial(strategy_for, config),
+    )
+    refuse_strategy(config, strategy=resolved.strategy, world_size=int(os.environ.get("WORLD_SIZE", "1")))
     engine = Engine(resolved, distributed=config.distributed, deterministic=config.run.deterministic)
     setup_logging(config.logging, run_folder=None, rank=engine.rank)
     # Who a process is among the others belongs to this start, not to the run: a later one goes on alone, or with more.
@@ -175,7 +185,7 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
         seq_len=config.data.seq_len,
         items_per_epoch=data.items_per_epoch,
         state=state,
-        world_size=engine.world_size,
+        world_size=engine.dp_size,
         validates=validation is not None,
         ask_every=config.evaluation.every_steps,
     )
@@ -265,5 +275,5 @@ def _open_data(
         return rows.training, rows.validation, rows.template.text
     with engine.main_first():
         ready = ensure_shards(config)
-    data = open_training_data(ready, seed=config.run.seed, rank=engine.rank, world_size=engine.world_size)
+    data = open_training_data(ready, seed=config.run.seed, rank=engine.dp_rank, world_size=engine.dp_size)
     return data, open_validation_data(ready, seed=config.run.seed, training=data), None

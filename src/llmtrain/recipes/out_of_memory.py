@@ -21,7 +21,7 @@ from llmtrain.config.chat import ChatConfig
 from llmtrain.config.data import SyntheticConfig
 from llmtrain.config.errors import RunError, WillFailAgain
 from llmtrain.config.schema import Config
-from llmtrain.distributed.engine import CUTTING, computes_bf16
+from llmtrain.distributed.engine import computes_bf16
 from llmtrain.recipes.job import Job
 from llmtrain.recipes.planned import PlannedData, planned_model
 from llmtrain.recipes.planned_memory import planned_memory
@@ -89,7 +89,7 @@ class Shape:
     def of(cls, job: Job) -> Shape:
         resolved, world_size = job.engine.resolved, job.engine.world_size
         return cls(
-            sequences=job.schedule.batch_size // world_size,
+            sequences=job.schedule.batch_size // job.engine.dp_size,
             world_size=world_size,
             strategy=resolved.strategy,
             can_halve=resolved.precision == "32" and computes_bf16(job.engine.device.type),
@@ -211,11 +211,9 @@ class _Prediction:
             compiled=job.engine.resolved.compile,
             on_gpu=self._on_gpu,
             world_size=job.engine.world_size,
+            strategy=changes.get("distributed.strategy", job.engine.resolved.strategy),
         )
-        parts = memory.parts
-        if changes.get("distributed.strategy", job.engine.resolved.strategy) in CUTTING:
-            parts = cut(parts, ranks=job.engine.world_size, num_blocks=model.num_blocks)
-        return parts | ({"CUDA": CUDA_CONTEXT_BYTES} if self._on_gpu else {})
+        return memory.parts | ({"CUDA": CUDA_CONTEXT_BYTES} if self._on_gpu else {})
 
 
 def changed(config: Config, changes: Changes) -> Config:
@@ -224,13 +222,6 @@ def changed(config: Config, changes: Changes) -> Config:
         section, name = key.split(".")
         config = config.model_copy(update={section: getattr(config, section).model_copy(update={name: value})})
     return config
-
-
-def cut(parts: Mapping[str, int], *, ranks: int, num_blocks: int) -> Parts:
-    """What is left on each rank where parameters are cut: its share, and two blocks that are whole for the moment."""
-    shared = {part: parts[part] // ranks for part in ("parameters", "gradients", "optimizer_state")}
-    shared["parameters"] += 2 * parts["parameters"] // num_blocks
-    return {**parts, **shared}
 
 
 # -- how it is told ----------------------------------------------------------------------------------------------------

@@ -13,8 +13,11 @@ from typing import Any
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.schema import Config
+from llmtrain.distributed.asked import refuse_strategy
+from llmtrain.distributed.engine import CUTTING
+from llmtrain.distributed.strategy import Choice
 from llmtrain.recipes.plan_target import Target, target_of
-from llmtrain.recipes.planned import PlannedData, planned_data, planned_model
+from llmtrain.recipes.planned import PlannedData, PlannedModel, choice_for, planned_data, planned_model
 from llmtrain.recipes.planned_memory import planned_memory
 from llmtrain.recipes.trained import with_model_found
 from llmtrain.training.memory import CUDA_CONTEXT_BYTES, parameters_by_part
@@ -36,7 +39,9 @@ def plan(config: Config, *, device: str | None = None, num_ranks: int | None = N
     target = target_of(config, device or "this", assumed)
     data = planned_data(config, assumed)
     model = planned_model(config, data, precision=target.precision, assumed=assumed)
-    schedule = _schedule(config, data, world_size=world_size, assumed=assumed)
+    choice = _strategy(config, model, target, world_size=world_size)
+    dp_size = world_size // config.distributed.ranks_per_matrix
+    schedule = _schedule(config, data, dp_size=dp_size, assumed=assumed)
 
     seq_len, micro = config.data.seq_len, config.trainer.micro_batch_size
     memory = planned_memory(
@@ -48,7 +53,10 @@ def plan(config: Config, *, device: str | None = None, num_ranks: int | None = N
         compiled=target.compiled,
         on_gpu=target.on_gpu,
         world_size=world_size,
+        strategy=choice.strategy,
     )
+    if choice.strategy in CUTTING:
+        assumed.append(f"memory under {choice.strategy}: worked out from that of one process, not measured")
     flops_per_token = model.module.flops_per_token(seq_len)
     steps = None if schedule.total_steps > ENDLESS // schedule.batch_size // 2 else schedule.total_steps
     tokens = None if steps is None else round(schedule.end_item * data.tokens_per_item)
@@ -73,9 +81,11 @@ def plan(config: Config, *, device: str | None = None, num_ranks: int | None = N
         },
         "layout": {
             "ranks": world_size,
-            "strategy": _strategy(config, world_size),
+            "strategy": choice.strategy,
+            "because": choice.because,
+            "tensor_parallel": config.distributed.ranks_per_matrix,
             "micro_batch_size": micro,
-            "grad_accum_steps": schedule.batch_size // (micro * world_size),
+            "grad_accum_steps": schedule.batch_size // (micro * dp_size),
             "batch_size": schedule.batch_size,
             "seq_len": seq_len,
             "precision": target.precision,
@@ -105,7 +115,7 @@ def _time(target: Target, *, flops_per_token: int, tokens: int | None, world_siz
     }
 
 
-def _schedule(config: Config, data: PlannedData, *, world_size: int, assumed: list[str]) -> Schedule:
+def _schedule(config: Config, data: PlannedData, *, dp_size: int, assumed: list[str]) -> Schedule:
     if data.items_per_epoch is None and config.trainer.max_epochs is not None:
         what = "rows" if config.data.name == "chat" else "shards"
         assumed.append(f"steps and tokens are not known: trainer.max_epochs needs the {what}")
@@ -116,16 +126,21 @@ def _schedule(config: Config, data: PlannedData, *, world_size: int, assumed: li
         seq_len=config.data.seq_len,
         items_per_epoch=data.items_per_epoch or ENDLESS,
         state=RunState(),
-        world_size=world_size,
+        world_size=dp_size,
     )
 
 
-def _strategy(config: Config, world_size: int) -> str:
+def _strategy(config: Config, model: PlannedModel, target: Target, *, world_size: int) -> Choice:
+    """Raises ConfigError for what so many processes cannot run."""
     wanted = config.distributed.strategy
-    if wanted == "auto":
-        return "ddp" if world_size > 1 else "single"
     if wanted == "single" and world_size > 1:
         raise ConfigError(
             f"distributed.strategy is single, but the plan is for {world_size} processes: set it to ddp or auto"
         )
-    return wanted
+    refuse_strategy(config, strategy=wanted, world_size=world_size)
+    if wanted != "auto":
+        return Choice(wanted, "")
+    memory_bytes = target.memory_bytes if target.on_gpu else target.memory_bytes // world_size
+    return choice_for(
+        config, model.module, world_size=world_size, precision=target.precision, memory_bytes=memory_bytes
+    )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from llmtrain.config.chat import ChatConfig
 from llmtrain.config.data import SyntheticConfig, TokensConfig
@@ -29,8 +30,10 @@ from llmtrain.data.prepare.vocabulary import DEFAULT_VOCAB_SIZE
 from llmtrain.data.tokenizers import load_tokenizer
 from llmtrain.data.tokens import open_training_data
 from llmtrain.distributed.engine import Engine, resolve
+from llmtrain.distributed.strategy import Choice, choose_strategy
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.tracking.system import peak_memory_bytes
+from llmtrain.training.memory import state_bytes
 
 if TYPE_CHECKING:
     from llmtrain.models.huggingface import HuggingFaceModel
@@ -135,6 +138,24 @@ def _offline(config: Config) -> Config:
     if not isinstance(config.model, HuggingFaceConfig):
         return config
     return config.model_copy(update={"model": config.model.model_copy(update={"local_files_only": True})})
+
+
+# -- the strategy ------------------------------------------------------------------------------------------------------
+
+
+def strategy_for(config: Config, *, world_size: int, precision: str, memory_bytes: int) -> Choice:
+    """What `auto` takes for the model of `config` and processes of `memory_bytes` each. Raises as `planned_model`."""
+    unknown = PlannedData(items_per_epoch=None, tokens_per_item=config.data.seq_len, documents_apart=False)
+    module = planned_model(config, unknown, precision=precision, assumed=[]).module
+    return choice_for(config, module, world_size=world_size, precision=precision, memory_bytes=memory_bytes)
+
+
+def choice_for(config: Config, module: nn.Module, *, world_size: int, precision: str, memory_bytes: int) -> Choice:
+    """The same, of a model that is known."""
+    if isinstance(config.model, HuggingFaceConfig) and config.model.quantization != "none" and world_size > 1:
+        return Choice("ddp", f"weights in {config.model.quantization} are not cut")
+    kept = state_bytes(module, optimizer=config.optimizer, precision=precision)
+    return choose_strategy(world_size=world_size, state_bytes=kept, memory_bytes=memory_bytes)
 
 
 # -- the model ---------------------------------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from llmtrain.config.schema import Config
+from llmtrain.distributed.engine import CUTTING
 from llmtrain.recipes.planned import PlannedModel
-from llmtrain.training.memory import StepMemory, overhead, step_memory
+from llmtrain.training.memory import StepMemory, cut, overhead, step_memory
 from llmtrain.training.plan import Schedule
 
 
@@ -41,9 +42,10 @@ def planned_memory(
     compiled: bool,
     on_gpu: bool,
     world_size: int,
+    strategy: str,
 ) -> PlannedMemory:
-    """Run a step of `config` on tensors without storage. Whole parameters on each rank, whatever the strategy."""
-    micro = config.trainer.micro_batch_size
+    """Run a step of `config` on tensors without storage. What a strategy cuts is shared out afterwards."""
+    micro, dp_size = config.trainer.micro_batch_size, world_size // config.distributed.ranks_per_matrix
     memory_of = partial(
         step_memory,
         model.build,
@@ -51,7 +53,7 @@ def planned_memory(
         optimizer=config.optimizer,
         micro_batch_size=micro,
         seq_len=config.data.seq_len,
-        num_micro_batches=schedule.batch_size // (micro * world_size),
+        num_micro_batches=schedule.batch_size // (micro * dp_size),
         documents=documents_apart,
         precision=precision,
         compiled=compiled,
@@ -59,6 +61,8 @@ def planned_memory(
     )
     checkpointing = config.trainer.activation_checkpointing
     step = memory_of(activation_checkpointing=checkpointing)
+    if strategy in CUTTING:
+        step = cut(step, model.module, ranks=world_size, precision=precision)
     recomputes = checkpointing and not (on_gpu or compiled)
     on_top = overhead(
         step,

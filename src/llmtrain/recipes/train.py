@@ -242,9 +242,9 @@ def _validate(job: Job, *, before_batch: Callable[[], None]) -> dict[str, float]
     eval_steps = job.config.trainer.eval_steps
     batches = job.validation.evaluation_batches(
         batch_size=job.config.trainer.micro_batch_size,
-        max_batches=eval_steps and eval_steps * job.engine.world_size,
-        rank=job.engine.rank,
-        world_size=job.engine.world_size,
+        max_batches=eval_steps and eval_steps * job.engine.dp_size,
+        rank=job.engine.dp_rank,
+        world_size=job.engine.dp_size,
     )
     with closing(batches):
         tokens_per_byte = job.validation.facts.tokens_per_byte
@@ -298,6 +298,8 @@ def _describe(job: Job, run: Path) -> None:
         ParameterCount.of(job.trained.module),
     )
     processes = f"{job.engine.world_size} processes ({resolved.strategy})" if job.engine.world_size > 1 else "1 process"
+    if resolved.because and job.engine.world_size > 1:
+        _log("device", "%s: %s", resolved.strategy, resolved.because)
     compiled = "compiled (the first step takes a minute)" if resolved.compile else "not compiled"
     epochs = schedule.end_item / job.data.items_per_epoch
     _log("run", "%s", run)

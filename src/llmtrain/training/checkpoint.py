@@ -123,6 +123,8 @@ class _Begun:
     """Where to; None: the checkpoint stands already. From rank 0."""
     boxes: Boxes
     """Where this rank's parts of the weights lie."""
+    optimizer_boxes: Boxes
+    """And those of the optimizer's state."""
 
 
 @dataclass
@@ -230,7 +232,7 @@ class CheckpointStore:
         try:
             ranks = self._together(partial(self._begin, copy), copy)
             if (temp := ranks[0].temp) is not None:
-                self._write(copy, temp, [rank.boxes for rank in ranks])
+                self._write(copy, temp, ranks)
             self._own_steps.add(copy.step)
             saved = f"step {copy.step} is saved, but {self._folder} could not be brought up to date"
             self._together(partial(self._tidy_up, copy), copy, failed=saved)
@@ -243,27 +245,36 @@ class CheckpointStore:
     def _begin(self, copy: _Copy) -> _Begun:
         """On rank 0: the folder to write to, unless there is nothing to write. On all: are the tensors fit for it?"""
         if self._gang.is_main and self._stands_already(copy.step):
-            return _Begun(None, {})
+            return _Begun(None, {}, {})
         _refuse_non_finite(copy)
         if self._gang.is_main:
             self._temp = self._shelf.begin(copy.step)
             reach("temp-made", step=copy.step)
             begin_files(self._temp, config_yaml=self._config_yaml)
-        return _Begun(self._temp, boxes_of(copy.model))
+        return _Begun(self._temp, boxes_of(copy.model), boxes_of(copy.optimizer))
 
-    def _write(self, copy: _Copy, temp: Path, boxes: list[Boxes]) -> None:
+    def _write(self, copy: _Copy, temp: Path, ranks: list[_Begun]) -> None:
         """Every rank its own files, then rank 0 what belongs to all, and the checkpoint counts."""
         owners = self._owners(copy)
         weights = {name: part.local for name, part in copy.model.items()}
         if self._gang.size > 1:
+            boxes = [rank.boxes for rank in ranks]
             weights = assemble(copy.model, boxes, owners=owners, unit_of=self._unit_of, gang=self._gang)
         weights |= {alias: weights[name] for alias, name in copy.ties.items() if name in weights}
-        written = self._together(partial(self._write_own, copy, temp, weights, owners), copy)
+        optimizer = self._own_optimizer(copy, [rank.optimizer_boxes for rank in ranks])
+        written = self._together(partial(self._write_own, copy, temp, weights, optimizer, owners), copy)
         records = {name: record for records in written for name, record in records.items()}
         self._together(partial(self._publish, copy, temp, records), copy)
         self.stats.num_saves += 1
 
-    def _write_own(self, copy: _Copy, temp: Path, weights: Mapping[str, Tensor], owners: Mapping[str, int]) -> Records:
+    def _write_own(
+        self,
+        copy: _Copy,
+        temp: Path,
+        weights: Mapping[str, Tensor],
+        optimizer: Mapping[str, Part],
+        owners: Mapping[str, int],
+    ) -> Records:
         """The whole tensors that this rank owns, and its parts of the optimizer's state."""
         rank, step = self._gang.rank, copy.step
         records: Records = {}
@@ -280,7 +291,7 @@ class CheckpointStore:
             records |= write_weights_file(temp, name, write)
         reach("model-synced", step=step)
         prefix = "shard_" if self._gang.size == 1 else f"rank_{rank:05d}_shard_"
-        records |= write_optimizer_files(temp, self._own_optimizer(copy), prefix=prefix)
+        records |= write_optimizer_files(temp, optimizer, prefix=prefix)
         reach("optimizer-written", step=step)
         return records
 
@@ -313,14 +324,15 @@ class CheckpointStore:
     def _unit_of(self, name: str) -> str:
         return name if self._split is None else self._split.unit_of(name)
 
-    def _own_optimizer(self, copy: _Copy) -> dict[str, Part]:
-        """Rank 0 writes what is whole on every rank; empty parts nobody writes."""
+    def _own_optimizer(self, copy: _Copy, boxes: list[Boxes]) -> dict[str, Part]:
+        """What several ranks hold alike the first of them writes; empty parts nobody writes."""
         if self._gang.size == 1:
             return dict(copy.optimizer)
+        before, own = boxes[: self._gang.rank], boxes[self._gang.rank]
         return {
             name: part
             for name, part in copy.optimizer.items()
-            if (self._gang.is_main if part.is_whole else part.local.numel())
+            if part.local.numel() and all(other.get(name) != own[name] for other in before)
         }
 
     def _together(self, work: Callable[[], T], copy: _Copy, *, failed: str | None = None) -> list[T]:

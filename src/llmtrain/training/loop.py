@@ -97,7 +97,7 @@ def fit(
             with report.spent("step" if state.step > start_step else "compile"):
                 with stop.interrupts(when=model_can_stop_alone):
                     reach("step", step=state.step)
-                    seed_step(schedule.seed, state.step, engine.rank)
+                    seed_step(schedule.seed, state.step, engine.dp_rank)
                     watched = Late(evaluation_watch.is_late, save_watch.is_late) if engine.is_main else NOT_LATE
                     num_tokens, num_read, late = agree(
                         micro_batches, engine=engine, stop_requested=stop.requested, late=watched

@@ -17,7 +17,7 @@ import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, cast
 from unittest import mock
 
@@ -30,10 +30,11 @@ from torch.utils._pytree import tree_leaves
 
 from llmtrain.config.training import OptimizerConfig
 from llmtrain.contracts import Batch
+from llmtrain.distributed.sharding import layers_of
 from llmtrain.models.decoder import loss, mask
 from llmtrain.training.optimizers import NamedOptimizer, build_optimizer
 
-Part = Literal["parameters", "gradients", "optimizer_state", "activations", "logits", "optimizer_temporary"]
+Part = Literal["parameters", "gradients", "optimizer_state", "activations", "logits", "optimizer_temporary", "gathered"]
 PARTS: tuple[Part, ...] = (
     "parameters",
     "gradients",
@@ -384,6 +385,31 @@ def _name(node: fx.Node) -> str:
 
 
 # -- the whole process -------------------------------------------------------------------------------------------------
+
+
+def state_bytes(model: nn.Module, *, optimizer: OptimizerConfig, precision: str) -> int:
+    """Of the whole model what is there between two steps, and the gradients: weights, gradients, optimizer state."""
+    moments = 2 if optimizer.name in ("adam", "adamw") else 1
+    total = 0
+    for parameter in model.parameters():
+        width = 2 if precision == "bf16-true" else parameter.element_size()
+        total += parameter.numel() * width * (2 + moments if parameter.requires_grad else 1)
+    return total
+
+
+def cut(step: StepMemory, model: nn.Module, *, ranks: int, precision: str) -> StepMemory:
+    """What each of `ranks` ranks holds where parameters are cut over them; `model` says of which layers.
+
+    Whole at once are what is in no layer, one layer in use and the next one, and the gradients of one of them.
+    """
+    width = 4 if precision == "32" else 2
+    layers = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers_of(model)]
+    rest = sum(parameter.numel() for parameter in model.parameters()) - sum(layers)
+    largest = max(layers, default=0)
+    kept: tuple[Part, ...] = ("parameters", "gradients", "optimizer_state")
+    parts = {part: size // ranks if part in kept else size for part, size in step.parts.items()}
+    parts["gathered"] = width * (rest + 2 * largest) + 4 * max(rest, largest)
+    return replace(step, parts=parts, persistent=step.persistent // ranks)
 
 
 def overhead(

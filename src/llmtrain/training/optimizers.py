@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.training import OptimizerConfig
-from llmtrain.distributed.sharding import cut_like, is_cut, part_of, rows_of
+from llmtrain.distributed.sharding import by_mesh, cut_like, is_cut, part_of, rows_of
 from llmtrain.training.sharded_muon import step_muon
 
 
@@ -132,10 +132,10 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> NamedOptimizer
             )
         )
     groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": decay}
+        for some, decay in ((decayed, config.weight_decay), (plain, 0.0))
+        for parameters in by_mesh(some)
     ]
-    groups = [group for group in groups if group["params"]]
     if groups and config.name == "sgd":
         fused = not any(is_cut(parameter) for parameter in names)  # DTensors have no fused SGD
         optimizers.append(torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused))

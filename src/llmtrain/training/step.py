@@ -11,6 +11,7 @@ two, however the supervised tokens lie. `dp_size` undoes the averaging of gradie
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from torch import nn
 
 from llmtrain.contracts import IGNORE_INDEX, Batch
 from llmtrain.distributed.engine import Engine
-from llmtrain.distributed.sharding import whole
+from llmtrain.distributed.sharding import by_mesh, whole
 from llmtrain.testing.faults import reach
 from llmtrain.training.cadence import NOT_LATE, Late
 from llmtrain.training.optimizers import NamedOptimizer
@@ -49,7 +50,8 @@ def agree(micro_batches: Sequence[Batch], *, engine: Engine, stop_requested: boo
     )
     if stopping:
         raise StopRequested
-    return Agreement(num_tokens, num_read, Late(*(vote > 0 for vote in votes)))
+    votes_late = Late(*(vote > 0 for vote in votes))
+    return Agreement(num_tokens // engine.replicas, num_read // engine.replicas, votes_late)
 
 
 def compute_gradients(
@@ -68,12 +70,13 @@ def compute_gradients(
                 micro_loss_sum = micro_loss_sum * float("nan")
             engine.backward(micro_loss_sum * scale)
         loss_sum += micro_loss_sum.detach()
-    return engine.sum_floats([loss_sum.item()])[0]
+    return engine.sum_floats([loss_sum.item()])[0] / engine.replicas
 
 
 def gradient_norm(optimizer: NamedOptimizer) -> float:
     """The global norm of the gradients, the same on every rank."""
-    return float(whole(torch.nn.utils.get_total_norm(_gradients(optimizer))))
+    norms = [float(whole(torch.nn.utils.get_total_norm(some))) for some in by_mesh(_gradients(optimizer))]
+    return math.hypot(*norms)
 
 
 def update(
@@ -87,7 +90,8 @@ def update(
     if max_grad_norm is not None and grad_norm > max_grad_norm:
         factor *= max_grad_norm / grad_norm
     if factor != 1.0:
-        torch._foreach_mul_(_gradients(optimizer), factor)
+        for some in by_mesh(_gradients(optimizer)):
+            torch._foreach_mul_(some, factor)
     optimizer.step()
 
 
