@@ -22,6 +22,7 @@ from llmtrain.cli.app import run
 from llmtrain.config.errors import ConfigError
 from llmtrain.recipes import ui_live
 from llmtrain.recipes.run_document import run_document
+from llmtrain.recipes.runs import describe_run
 from llmtrain.recipes.ui import serve
 from llmtrain.recipes.ui_app import make_app
 from llmtrain.recipes.ui_chat import ChatDesk
@@ -69,6 +70,30 @@ def test_the_list_and_the_documents_are_those_of_runs_and_report(client: TestCli
     assert [one["id"] for one in page["runs"]] == ["a", "b"]
     assert page["runs"][0]["curves"]["train/loss"]["count"] == 60
     assert page["runs"][0]["can_write"] is False
+
+
+def test_a_list_that_is_asked_again_looks_only_at_runs_that_changed(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[str] = []
+
+    def describe(folder: Path) -> dict[str, Any]:
+        looked_at.append(folder.name)
+        return describe_run(folder)
+
+    monkeypatch.setattr("llmtrain.recipes.ui_list.describe_run", describe)
+
+    def steps_of_all() -> list[tuple[str, int]]:
+        looked_at.clear()
+        return sorted((one["id"], one["steps"]) for one in client.get("/api/runs").json()["runs"])
+
+    assert (steps_of_all(), looked_at) == ([("a", 60), ("b", 60)], ["a", "b"])
+    assert (steps_of_all(), looked_at) == ([("a", 60), ("b", 60)], [])
+    append(tmp_path / "runs" / "b", json.dumps(figures_of(61)) + "\n")
+    recorded_run(tmp_path / "runs", "c", num_steps=7)
+    assert (steps_of_all(), looked_at) == ([("a", 60), ("b", 61), ("c", 7)], ["b", "c"])
+    monkeypatch.setattr("llmtrain.recipes.ui_list.is_locked", lambda folder: folder.name == "a")
+    assert (steps_of_all(), looked_at) == ([("a", 60), ("b", 61), ("c", 7)], ["a"])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -38,11 +38,13 @@ def list_runs(
     states: Sequence[str] = (),
     find: str | None = None,
     limit: int | None = None,
+    describe: Callable[[Path], dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """Every run below `root_dir`, the newest first, or ordered by one of SORTS. Other folders are passed over.
 
     `states`: only runs in one of these; `find`: only those with this text in id, name, notes or a tag, upper or lower
-    case; `limit`: only the first so many. Raises ConfigError when there is no such folder, sort or state.
+    case; `limit`: only the first so many; `describe`: instead of `describe_run`. Raises ConfigError when there is no
+    such folder, sort or state.
     """
     if sort not in SORTS:
         raise ConfigError(f"runs cannot be sorted by {sort!r}; it should be one of {', '.join(SORTS)}")
@@ -51,7 +53,7 @@ def list_runs(
             raise ConfigError(f"{state!r} is no state of a run; it should be one of {', '.join(STATES)}")
     runs = [
         run
-        for run in map(describe_run, find_runs(Path(root_dir)))
+        for run in map(describe or describe_run, find_runs(Path(root_dir)))
         if (not states or run["state"] in states) and (find is None or find.lower() in _words(run))
     ]
     if sort not in _ASCENDING:

@@ -26,8 +26,9 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from llmtrain.recipes.run_document import page_document
-from llmtrain.recipes.runs import find_runs, list_runs
+from llmtrain.recipes.runs import find_runs
 from llmtrain.recipes.ui_chat import ChatDesk
+from llmtrain.recipes.ui_list import RunsList
 from llmtrain.recipes.ui_live import Follower, follow
 from llmtrain.tracking.page.html import LIVE_SCRIPTS, STYLE, asset, live_page, plotly_script
 
@@ -64,7 +65,7 @@ def make_app(root: Path, *, host: str, is_ending: Callable[[], bool] = lambda: F
 
     `is_ending`: whether the server wants to end; answers that are still being written then end too.
     """
-    desk = ChatDesk(is_ending=is_ending)
+    desk, runs_list = ChatDesk(is_ending=is_ending), RunsList(root)
 
     def runs_named(request: Request) -> list[Path]:
         names = list(dict.fromkeys(request.query_params.getlist("run")))
@@ -80,7 +81,7 @@ def make_app(root: Path, *, host: str, is_ending: Callable[[], bool] = lambda: F
         return HTMLResponse(live_page(title=", ".join(folder.name for folder in folders), kind="runs"))
 
     def runs_data(_: Request) -> Response:
-        return JSONResponse({"root": str(root.absolute()), "runs": list_runs(root_dir=str(root))})
+        return JSONResponse({"root": str(root.absolute()), "runs": runs_list.now()})
 
     def page_data(request: Request) -> Response:
         document = page_document(runs_named(request))
