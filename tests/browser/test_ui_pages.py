@@ -102,6 +102,8 @@ def test_a_run_that_trains_is_followed_to_its_end(visit: Visit, root: Path, serv
         EventLog(folder / "events.jsonl").add("skipped", step=110)
         skipped = "() => document.querySelector('.card.wide .plot').data.some((one) => one.name === 'skipped')"
         page.wait_for_function(skipped, timeout=PATIENCE_MS)
+        (folder / "samples.jsonl").write_text('{"step": 120, "prompt": "def <b>f", "completion": "(x):"}\n')
+        expect(page.locator("#samples pre")).to_have_text("def <b>f(x):", timeout=PATIENCE_MS)
         (folder / "summary.json").write_text(json.dumps({"state": "finished", "steps": 120, "goodput": 0.5}))
     expect(badge).to_have_text("finished", timeout=PATIENCE_MS)
     expect(page.locator("[data-figure=goodput] b")).to_have_text("50 %")

@@ -213,6 +213,16 @@ def test_events_are_told_when_there_are_new_ones(tmp_path: Path) -> None:
     assert (kind, [event["event"] for event in events]) == ("events", ["saved", "skipped"])
 
 
+def test_samples_are_told_when_there_are_new_ones(tmp_path: Path) -> None:
+    folder = recorded_run(tmp_path, "a", num_steps=5, state="killed")
+    follower = follower_of(folder)
+    assert follower.news() == []
+    sample = {"step": 5, "prompt": "def f", "completion": "(x):"}
+    (folder / "samples.jsonl").write_text(json.dumps(sample) + "\n")
+    assert follower.news() == [("samples", [sample])]
+    assert follower.news() == []
+
+
 def test_a_run_that_goes_on_from_an_earlier_step_is_shown_anew(tmp_path: Path) -> None:
     folder = recorded_run(tmp_path, "a", num_steps=5, state="killed")
     follower = follower_of(folder)

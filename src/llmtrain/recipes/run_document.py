@@ -26,6 +26,7 @@ from llmtrain.tracking.events import EVENTS_NAME, read_events
 from llmtrain.tracking.redaction import redact
 from llmtrain.training.runs import AS_WRITTEN
 
+SAMPLES_NAME = "samples.jsonl"
 MAX_EVENTS = 400
 MAX_SAMPLES = 200
 NO_CURVES = Curves()
@@ -65,7 +66,7 @@ def run_document(folder: Path, *, num_points: int = DRAWN_POINTS) -> dict[str, A
         **{key: value for key, value in about.items() if key != "folder"},
         "summary": {key: summary[key] for key in _SUMMARY_KEYS if key in summary},
         "evaluations": list(_evaluations(folder)),
-        "samples": _samples(folder / "samples.jsonl"),
+        "samples": read_samples(folder / SAMPLES_NAME),
         "config": config,
         "config_as_written": _text(folder / AS_WRITTEN),
         "environment": redact(_environment(meta)),
@@ -127,7 +128,7 @@ def _scores(document: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "files": files, "contamination": contamination}
 
 
-def _samples(path: Path) -> list[dict[str, Any]]:
+def read_samples(path: Path) -> list[dict[str, Any]]:
     """The newest lines `{"step", "prompt", "completion"}` of samples.jsonl; the last ones of a step that came twice."""
     samples: dict[tuple[Any, Any], dict[str, Any]] = {}
     with contextlib.suppress(OSError):

@@ -20,10 +20,10 @@ from llmtrain.evaluation.text import Completion
 from llmtrain.files import append_lines
 from llmtrain.recipes.language_model import AnyModel, LanguageModel
 from llmtrain.recipes.live_model import live_model, writing
+from llmtrain.recipes.run_document import SAMPLES_NAME
 
 log = logging.getLogger("llmtrain.tracking")
 
-SAMPLES_NAME = "samples.jsonl"
 KEY = "tracking.samples.prompts"
 
 

@@ -1,8 +1,9 @@
 """Following runs that may be training: what is new in their folders, as server-sent events.
 
-    metrics.jsonl grew ──▶ lines    events.jsonl grew ──▶ events    it began or ended, or the file is another ──▶ reset
+    metrics.jsonl grew ──▶ lines    events.jsonl grew ──▶ events    samples.jsonl grew ──▶ samples
+    it began or ended, or the file is another ──▶ reset
 
-The page puts lines and events on its curves; at `reset` it asks for the whole document again.
+The page puts lines and events on its curves, and shows the samples; at `reset` it asks for the whole document again.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmtrain.recipes.run_document import told_events
+from llmtrain.recipes.run_document import SAMPLES_NAME, read_samples, told_events
 from llmtrain.tracking.events import EVENTS_NAME, read_events
 from llmtrain.training.runs import is_locked
 
@@ -34,10 +35,10 @@ class Follower:
     file_id: int
     """Of the metrics.jsonl that the page was made from; one that took its place has another."""
     _trains: bool | None = None
-    _events_size: int | None = None
+    _sizes: dict[str, int] = field(default_factory=dict)
 
     def news(self) -> list[tuple[str, Any]]:
-        """What is new since the last call: (`lines`, [line…]), (`events`, all of them), (`reset`, why)."""
+        """What is new since the last call: (`lines`, [line…]), (`events` or `samples`, all of them), (`reset`, why)."""
         before, self._trains = self._trains, is_locked(self.folder)
         if before is not None and self._trains != before:
             return [("reset", "it goes on" if self._trains else "it ended")]
@@ -47,12 +48,16 @@ class Follower:
             return [("reset", "it went on from an earlier step")]
         if lines:
             found.append(("lines", lines))
-        size = _size(self.folder / EVENTS_NAME)
-        if size != self._events_size:
-            if self._events_size is not None:
-                found.append(("events", told_events(read_events(self.folder / EVENTS_NAME))))
-            self._events_size = size
+        if self._grew(EVENTS_NAME):
+            found.append(("events", told_events(read_events(self.folder / EVENTS_NAME))))
+        if self._grew(SAMPLES_NAME):
+            found.append(("samples", read_samples(self.folder / SAMPLES_NAME)))
         return found
+
+    def _grew(self, name: str) -> bool:
+        """Whether a file has another size than at the last call; the first call knows none."""
+        before, self._sizes[name] = self._sizes.get(name), _size(self.folder / name)
+        return before is not None and before != self._sizes[name]
 
     def _new_lines(self) -> list[dict[str, Any]] | None:
         """Whole lines that were added; None if the file is another or shorter than it was."""

@@ -37,11 +37,13 @@ class LivePage {
     const back = element("a", { class: "button", href: "/" }, "← All runs");
     this.page = new Page(this.root, document_, { extras: [this.connection, back], keepView: Boolean(this.page) });
     this.runs = new Map(document_.runs.map((run) => [run.id, run]));
-    if (document_.runs.length === 1 && document_.runs[0].can_write) {
-      this.chat ??= new ChatBox(document_.runs[0].id);
-      this.page.happenings.before(this.chat.section);
-    }
+    if (document_.runs.length === 1 && document_.runs[0].can_write) this.offerChat(document_.runs[0]);
     this.follow(document_.runs);
+  }
+
+  offerChat(run) {
+    this.chat ??= new ChatBox(run.id);
+    this.page.happenings.before(this.chat.section);
   }
 
   follow(runs) {
@@ -61,7 +63,12 @@ class LivePage {
     hear("lines", (run, { lines }) => this.append(run, lines));
     hear("events", (run, { events }) => {
       run.events = [...run.events.filter((event) => event.event === "non-finite"), ...events].sort((a, b) => a.step - b.step);
+      if (this.runs.size === 1 && !this.chat && events.some((event) => event.event === "saved")) this.offerChat(run);
       this.redrawSoon();
+    });
+    hear("samples", (run, { samples }) => {
+      run.samples = samples;
+      this.page.refreshSamples();
     });
     hear("reset", () => this.load());
   }

@@ -22,6 +22,7 @@ class Page {
     this.charts = new Charts(data.runs);
     this.figures = element("div", { id: "figures" });
     this.evaluations = element("div");
+    this.samples = element("div");
     this.happenings = element("div");
     const parts = [
       this.head(extras),
@@ -30,7 +31,7 @@ class Page {
       data.runs.length > 1 ? configSection(data) : null,
       element("div", {}, this.toolbar(), ...this.charts.sections().filter(Boolean)),
       this.evaluations,
-      samplesSection(data.runs),
+      this.samples,
       data.runs.length > 1 ? null : configSection(data),
       environmentSection(data.runs),
       dataSection(data.runs),
@@ -39,6 +40,11 @@ class Page {
     ];
     root.replaceChildren(...parts.filter(Boolean));
     this.refreshTables();
+    this.refreshSamples();
+  }
+
+  refreshSamples() {
+    this.samples.replaceChildren(...[samplesSection(this.data.runs)].filter(Boolean));
   }
 
   // What changes while a run goes on.
