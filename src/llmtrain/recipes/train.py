@@ -98,6 +98,7 @@ def _run(job: Job, stop: StopSignal) -> dict[str, Any]:
             except RollBack as request:
                 job.take_back(run, request.found)
             except NonFinite as error:
+                logging.getLogger("llmtrain.train").error("%s", error.found)  # the message itself is for the terminal
                 rows = job.rows_of(error.found.items)
                 if not rows:
                     raise

@@ -111,9 +111,11 @@ def fit(
                 grad_norm = gradient_norm(optimizer) / scale
                 found = StepFigures(state.step + 1, loss_sum / max(1, num_tokens), grad_norm, items)
                 optimizer.set_lr_scale(schedule.learning_rate_scale(state.step))
-                if may_update(found, state, policy=schedule.non_finite):
-                    update(optimizer, grad_norm=grad_norm, max_grad_norm=schedule.max_grad_norm, loss_scale=scale)
-                optimizer.zero_grad()
+                try:
+                    if may_update(found, state, policy=schedule.non_finite):
+                        update(optimizer, grad_norm=grad_norm, max_grad_norm=schedule.max_grad_norm, loss_scale=scale)
+                finally:
+                    optimizer.zero_grad()  # a roll-back goes on with the same parameters: no gradient may be left
             state.advance(items, num_tokens=num_read)
             report.stepped(
                 state,
