@@ -8,7 +8,7 @@ RUN := $(BIN)/llmtrain
 LOCK := compile -q --universal --no-emit-index-url --no-annotate --no-header --python-version 3.11 --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv install develop demo test test-slow nightly check lint format types imports configs bench docs lock clean
+.PHONY: help setup venv install develop demo test test-slow nightly soak check lint format types imports configs bench docs lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ test-slow: develop ## the slow tests
 
 nightly: develop ## what takes hours
 	$(BIN)/python -m pytest -m nightly
+
+soak: develop ## a thousand kills while runs save: hours
+	$(BIN)/python -m llmtrain.testing.save_kills 1000
 
 check: lint types imports configs ## all that needs no test run
 

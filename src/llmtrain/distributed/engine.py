@@ -243,6 +243,15 @@ def is_timeout(error: Exception) -> bool:
     return bool(_TIMED_OUT.search(str(error)))
 
 
+def abandon_groups() -> None:
+    """After a peer was lost: keep gloo's groups from ever being destroyed, for their destructor waits for what is in
+    flight, which may be for what the lost process owed (one start in thirty, with ddp).
+    """
+    for group in list(torch.distributed.distributed_c10d._world.pg_map):
+        if torch.distributed.get_backend(group) == "gloo":
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
+
+
 def _local_world_size(world_size: int) -> int:
     """Processes on this machine. Where only ranks were set, by hand, any number that can hold LOCAL_RANK will do."""
     if world_size == 1:

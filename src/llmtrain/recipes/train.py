@@ -18,7 +18,7 @@ from llmtrain.config.errors import Hang, Preempted, WillFailAgain
 from llmtrain.config.load import LoadedConfig, to_yaml
 from llmtrain.config.schema import Config
 from llmtrain.contracts import Batch
-from llmtrain.distributed.engine import is_lost_peer, is_timeout
+from llmtrain.distributed.engine import abandon_groups, is_lost_peer, is_timeout
 from llmtrain.distributed.gang import Gang
 from llmtrain.evaluation.loss import evaluate_loss
 from llmtrain.recipes.job import Job, set_up
@@ -71,6 +71,7 @@ def train(
                 raise WillFailAgain(f"out of memory before the first step ({why}): see `llmtrain plan`") from error
             if not is_lost_peer(error):
                 raise
+            abandon_groups()
             if job:
                 job.engine.watchdog.peer_lost(error)
             why = str(error).splitlines()[0]

@@ -261,7 +261,7 @@ def _write_shards(folder: Path, parts: Mapping[str, Part], prefix: str) -> list[
     """Write the shards, and make sure that they hold every tensor that was given; their names."""
     shards: list[dict[str, Part]] = []
     room = 0
-    for name, part in parts.items():
+    for name, part in sorted(parts.items()):  # a resumed run has them in another order, and writes the same files
         if not shards or part.local.nbytes > room:
             shards.append({})
             room = MAX_SHARD_BYTES
