@@ -52,6 +52,21 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tasks",
+            metavar="NAMES",
+            help="Benchmarks of lm-evaluation-harness, with commas, or YAML files of its kind; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    num_fewshot: Annotated[
+        int | None,
+        typer.Option(
+            "--num-fewshot", metavar="N", min=0, help="Examples before a task's questions.", show_default=False
+        ),
+    ] = None,
     baseline: Annotated[
         str | None,
         typer.Option(
@@ -125,6 +140,8 @@ def evaluate(
         raise ConfigError("--baseline names a model to compare with, and --no-baseline wants none: leave one out")
     given = {
         "data": data,
+        "tasks": [name for names in tasks for name in names.split(",") if name] if tasks else None,
+        "num_fewshot": num_fewshot,
         "baseline": baseline,
         "max_samples": max_samples,
         "max_new_tokens": max_new_tokens,
@@ -144,6 +161,8 @@ def evaluate(
     from llmtrain.recipes.evaluate import evaluate as recipe
 
     result = recipe(model, config=config, overrides=values, settings=settings, steps=steps, root_dir=root_dir)
+    if "tasks" in result:
+        return Outcome(result, as_text(list(_tasks(result)), colour=wants_colour(), width=terminal_width()))
     if "scores" not in result:
         return Outcome(result, table(result, ROWS))
     return Outcome(result, as_text(list(_blocks(result)), colour=wants_colour(), width=terminal_width()))
@@ -184,6 +203,20 @@ def _blocks(result: Mapping[str, Any]) -> Iterator[Block]:
         )
         yield from _got_worse(result["got_worse"])
     yield from _notes(result)
+
+
+def _tasks(result: Mapping[str, Any]) -> Iterator[Block]:
+    """What the benchmarks came to."""
+    yield Figures([("model", str(result["model"])), ("metrics", f"{result['output']}/metrics.json")])
+    rows = []
+    for name, found in result["tasks"].items():
+        scores = found["scores"]
+        for metric in (one for one in scores if "_stderr" not in one):
+            base, _, kind = metric.partition(",")
+            error = scores.get(f"{base}_stderr{',' if kind else ''}{kind}")
+            shots = "" if found["num_fewshot"] is None else str(found["num_fewshot"])
+            rows.append([name, metric, _number(scores[metric]), _number(error), shots, f"{found['rows'] or ''}"])
+    yield Table("tasks", ["", "metric", "score", "± standard error", "few-shot", "rows"], rows)
 
 
 def _compared(name: str, found: Mapping[str, Any]) -> list[str]:

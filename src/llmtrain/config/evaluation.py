@@ -18,6 +18,12 @@ class EvaluationConfig(Section):
     data: str | list[str] = opt(
         [], "Files of prompts with completions, or of messages, that a model is asked: a path, or a list of them."
     )
+    tasks: list[str] = opt(
+        [],
+        "Standard benchmarks to measure in place of data: names of lm-evaluation-harness, or YAML files of its kind "
+        "(pip install 'llmtrain[eval]').",
+    )
+    num_fewshot: int | None = opt(None, "Examples before each question of a task; its own number when not given.", ge=0)
     metrics: list[str] = opt(
         ["exact_match", "jaccard", "rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf"],
         "What answers are measured by; also functions of your own, my_pkg.metrics:length_ratio, which are called with "

@@ -38,6 +38,8 @@ class RowLoss(NamedTuple):
     loss_sum: float
     """In nats."""
     num_tokens: int
+    is_likeliest: bool = True
+    """Whether each of them is the likeliest token in its place."""
 
 
 @torch.inference_mode()
@@ -79,4 +81,7 @@ def _batch_losses(model: ScoringModel, rows: Sequence[tuple[Sequence[int], Seque
     losses = F.cross_entropy(logits[counted].float(), ids_bt[:, 1:][counted], reduction="none").double()
     sums = torch.zeros(counted.shape, dtype=torch.float64, device=losses.device)
     sums[counted] = losses
-    return [RowLoss(*pair) for pair in zip(sums.sum(1).tolist(), counted.sum(1).tolist(), strict=True)]
+    missed = torch.zeros(counted.shape, dtype=torch.bool, device=losses.device)
+    missed[counted] = logits[counted].argmax(-1) != ids_bt[:, 1:][counted]
+    figures = (sums.sum(1).tolist(), counted.sum(1).tolist(), (~missed.any(1)).tolist())
+    return [RowLoss(*row) for row in zip(*figures, strict=True)]

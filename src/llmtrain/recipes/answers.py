@@ -178,5 +178,5 @@ class _Writer:
             tokens = next(generated) if fit else []
             room = min(self._decoding.max_new_tokens, self._limit - len(prompt))
             ended = TOO_LONG if not fit else "length" if len(tokens) == room else "end"
-            answers.append(Answer(self._tokenizer.decode(tokens), len(tokens), ended, *loss))
+            answers.append(Answer(self._tokenizer.decode(tokens), len(tokens), ended, loss.loss_sum, loss.num_tokens))
         return answers

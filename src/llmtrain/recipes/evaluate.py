@@ -1,6 +1,7 @@
 """`eval`: how well a model predicts held-out text, and how it answers the questions of rows.
 
 MODEL, config, data ─┬─ rows that ask something ─▶ evaluate_rows: loss, generation metrics, comparison, files
+                     ├─ tasks ─▶ benchmarks
                      └─ token shards, rows of text, the run's validation data ─▶ the loss, here
 """
 
@@ -11,6 +12,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,8 @@ def evaluate(
     setup_logging(about.logging, run_folder=None, rank=int(os.environ.get("RANK", "0")))
     engine = _engine(about)
     try:
+        if chosen.tasks:
+            return _measure_tasks(folder, chosen, about, given=settings or {}, root=root, engine=engine)
         if not chosen.files or not _ask_something(chosen.files):
             return _measure_loss(folder, chosen, about, given=settings or {}, steps=steps, engine=engine)
         if steps is not None:
@@ -84,6 +88,22 @@ def evaluate(
         engine.close()
 
 
+def _measure_tasks(
+    folder: Path, settings: EvaluationConfig, about: Config, *, given: Mapping[str, Any], root: str, engine: Engine
+) -> dict[str, Any]:
+    if needless := sorted(given.keys() & {"data", "max_new_tokens", "temperature", "top_p"}):
+        raise ConfigError(f"--{needless[0].replace('_', '-')} is for rows; a task of --tasks says that itself")
+    if given.get("baseline") is not None:
+        raise ConfigError("--baseline compares answers to rows; measure the baseline by the same --tasks for itself")
+    if find_spec("lm_eval") is None:
+        raise ConfigError("--tasks needs lm-evaluation-harness: pip install 'llmtrain[eval]'")
+    from llmtrain.recipes.benchmarks import evaluate_tasks
+
+    with engine.main_first():
+        base_of(folder)
+    return evaluate_tasks(folder, settings, seed=about.run.seed, root_dir=root, engine=engine)
+
+
 def _measure_loss(
     folder: Path,
     settings: EvaluationConfig,
@@ -94,8 +114,7 @@ def _measure_loss(
     engine: Engine,
 ) -> dict[str, Any]:
     """Loss, perplexity and bits per byte; of rows, only what is supervised counts."""
-    needless = sorted(given.keys() - {"data", "batch_size"})
-    if needless:
+    if needless := sorted(given.keys() - {"data", "batch_size"}):
         raise ConfigError(
             f"--{needless[0].replace('_', '-')} is for rows that are answered, prompts with completions or messages: "
             "name some with --data"
@@ -142,8 +161,9 @@ def _own_config(folder: Path, overrides: Sequence[str]) -> Config:
 
 def _with(settings: EvaluationConfig, given: Mapping[str, Any]) -> EvaluationConfig:
     """The section with what was said on the command line. Raises ConfigError for a value that cannot be."""
+    rows_instead: dict[str, Any] = {"tasks": []} if given.get("data") and not given.get("tasks") else {}
     try:
-        return EvaluationConfig.model_validate({**settings.model_dump(), **given})
+        return EvaluationConfig.model_validate({**settings.model_dump(), **rows_instead, **given})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise ConfigError(f"evaluation.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error

@@ -45,6 +45,11 @@ def write_evaluation(folder: Path, document: Mapping[str, Any], rows: Sequence[M
     """The three files; metrics.json last: it says that all is there."""
     _replace(folder / "predictions.jsonl", (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     _replace(folder / "report.html", [report_page(document, rows)])
+    write_figures(folder, document)
+
+
+def write_figures(folder: Path, document: Mapping[str, Any]) -> None:
+    """metrics.json, which ends an evaluation."""
     write_json(folder / "metrics.json", _finite(document))
     for part in [*folder.glob("*.part-*.jsonl"), folder / "identity"]:
         part.unlink(missing_ok=True)
