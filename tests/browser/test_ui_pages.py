@@ -15,9 +15,13 @@ import pytest
 from playwright.sync_api import expect
 
 from llmtrain.config.load import load_config
+from llmtrain.models.decoder.decoder import Decoder
+from llmtrain.models.folder import write_model_folder
 from llmtrain.recipes.train import train
 from llmtrain.testing.browser import Visit
+from llmtrain.testing.chat import CHATML, tiny_chat_tokenizer
 from llmtrain.testing.recorded_run import figures_of, recorded_run
+from llmtrain.testing.tiny import tiny_config as tiny_decoder
 from llmtrain.testing.tiny_run import tiny_config, write_config
 from llmtrain.tracking.events import EventLog
 from llmtrain.training.runs import locked
@@ -159,3 +163,36 @@ def test_a_finished_model_writes_in_the_chat_box(visit: Visit, root: Path, tmp_p
     expect(page.locator("#answers pre")).to_have_count(2)
     expect(note).to_have_text(re.compile("ended by"), timeout=PATIENCE_MS)
     assert answer.inner_text() == first
+
+
+def test_a_tuned_model_is_talked_with_turn_by_turn(visit: Visit, root: Path, tmp_path: Path, server: str) -> None:
+    tokenizer = tiny_chat_tokenizer(CHATML)
+    tokenizer.save_pretrained(tmp_path / "base")
+    shape = tiny_decoder(max_seq_len=96)
+    about = {"config": shape, "vocab_size": len(tokenizer), "eos_id": tokenizer.eos_token_id}
+    write_model_folder(tmp_path / "base", state_dict=Decoder(shape, len(tokenizer)).state_dict(), **about)
+    rows = [[{"role": "user", "content": "red"}, {"role": "assistant", "content": "green blue"}] for _ in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"messages": both}) + "\n" for both in rows))
+    keys = tiny_config(tmp_path, root) | {
+        "model": {"init_from": str(tmp_path / "base")},
+        "data": {"name": "chat", "train": str(tmp_path / "rows.jsonl"), "seq_len": 32, "cache_dir": str(tmp_path)},
+    }
+    del keys["prepare"]
+    config = write_config(tmp_path / "tuned.yaml", keys)
+    train(load_config(str(config), ["trainer.max_steps=2", "trainer.eval_every_steps=null", "output.run_id=tuned"]))
+    page = visit.open(f"{server}/runs?run=tuned")
+    page.get_by_role("spinbutton", name="Tokens").fill("4")
+    answers = page.locator("#answers pre")
+    for number, prompt in enumerate(("red", "and green?"), start=1):
+        page.locator("#prompt").fill(prompt)
+        with page.expect_request("**/api/generate") as request:
+            page.locator("#write").click()
+        expect(answers).to_have_count(number)
+        expect(answers.first.locator("small")).to_have_text(re.compile("ended by"), timeout=PATIENCE_MS)
+        expect(page.locator("#prompt")).to_have_value("")
+    messages = request.value.post_data_json["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant", "user"]
+    assert (messages[0]["content"], messages[2]["content"]) == ("red", "and green?")
+    page.locator("#anew").click()
+    expect(answers).to_have_count(0)
+    expect(page.locator("#anew")).to_be_hidden()

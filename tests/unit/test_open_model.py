@@ -180,6 +180,18 @@ def test_a_turn_is_asked_as_transformers_would_ask_it(template: str, tmp_path: P
     assert answer.tokens == cut
 
 
+def test_a_conversation_is_asked_for_its_next_turn(tmp_path: Path) -> None:
+    opened = open_model(str(write_base(tmp_path / "base", CHATML, adds_bos=True)), device="cpu")
+    turns = [("user", "What is it?"), ("assistant", "red"), ("user", "And then?")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    alone, answer = opened.generate(["And then?", messages], temperature=0, max_new_tokens=8)
+    assert answer.prompt == "And then?"
+    header = "<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\nred<|im_end|>\n"
+    assert answer.rendered == header + str(alone.rendered)
+    with pytest.raises(ConfigError, match="completes texts, and is asked for the next turn of a conversation"):
+        opened.generate([messages], chat=False)
+
+
 def test_a_prompt_as_it_is_begins_with_bos_where_the_tokenizer_says_so(tmp_path: Path) -> None:
     folder = write_base(tmp_path / "base", adds_bos=True)
     opened = open_model(str(folder), device="cpu")

@@ -35,6 +35,10 @@ def client_of(root: Path, *, host: str = "127.0.0.1") -> TestClient:
     return TestClient(make_app(root, host=host), base_url="http://127.0.0.1:8765")
 
 
+def asking(prompt: str, *, run: str = "a", **settings: Any) -> dict[str, Any]:
+    return {"run": run, "messages": [{"role": "user", "content": prompt}], **settings}
+
+
 @pytest.fixture
 def client(tmp_path: Path) -> TestClient:
     for name in ("a", "b"):
@@ -105,7 +109,7 @@ def test_a_foreign_host_is_refused_everywhere(client: TestClient, host: str) -> 
         answer = client.get(path, headers={"Host": host})
         assert answer.status_code == 403
         assert answer.json() == {"error": "this server answers only under its own address"}
-    assert client.post("/api/generate", headers={"Host": host}, json={"run": "a", "prompt": "x"}).status_code == 403
+    assert client.post("/api/generate", headers={"Host": host}, json=asking("x")).status_code == 403
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8765", "localhost:8765", "LOCALHOST", "[::1]:8765"])
@@ -124,7 +128,7 @@ def test_another_site_s_page_can_ask_for_nothing(client: TestClient) -> None:
     for origin in ("http://evil.example", "null", "http://127.0.0.1:9999", "http://localhost:8765"):
         assert client.get("/api/runs", headers={"Origin": origin}).status_code == 403
     assert client.get("/api/runs", headers={"Origin": "http://127.0.0.1:8765"}).status_code == 200
-    asked = json.dumps({"run": "a", "prompt": "x"})
+    asked = json.dumps(asking("x"))
     assert client.post("/api/generate", content=asked, headers={"Content-Type": "text/plain"}).status_code == 415
 
 
@@ -136,7 +140,7 @@ def test_only_ids_of_runs_that_are_there_name_anything(client: TestClient, tmp_p
     for path in ("/runs", "/api/page"):
         assert client.get(path, params={"run": name}).status_code == 404
     assert client.get("/api/follow", params={"run": name, "from": "0-0"}).status_code == 404
-    assert client.post("/api/generate", json={"run": name, "prompt": "x"}).status_code == 404
+    assert client.post("/api/generate", json=asking("x", run=name)).status_code == 404
 
 
 @pytest.mark.parametrize("name", ["html.py", "../html.py", "..%2fhtml.py", "%2e%2e/html.py", "/etc/passwd", "x.js"])
@@ -147,14 +151,31 @@ def test_only_the_pages_own_files_are_served(client: TestClient, name: str) -> N
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("{", "an object with `run` and `prompt` is expected"),
-        ("[]", "an object with `run` and `prompt` is expected"),
-        ('{"run": "a"}', "an object with `run` and `prompt` is expected"),
-        ('{"run": "a", "prompt": 5}', "`run` and `prompt` are texts"),
-        ('{"run": "a", "prompt": "x", "temperature": -1}', "`temperature` is a number from 0 to 10"),
-        ('{"run": "a", "prompt": "x", "max_new_tokens": 2.5}', "`max_new_tokens` is a number from 1 to 4096"),
-        ('{"run": "a", "prompt": "x", "seed": NaN}', "`seed` is a number from 0"),
-        ('{"run": "a", "prompt": "x", "top_p": true}', "`top_p` is a number from 0 to 1"),
+        ("{", "an object with `run` and `messages` is expected"),
+        ("[]", "an object with `run` and `messages` is expected"),
+        ('{"run": "a"}', "an object with `run` and `messages` is expected"),
+        ('{"run": "a", "messages": 5}', "`messages` are turns: objects with `role` and `content`"),
+        ('{"run": "a", "messages": []}', "`messages` are turns"),
+        ('{"run": "a", "messages": [{"role": "tool", "content": "x"}]}', "`messages` are turns"),
+        ('{"run": "a", "messages": [{"role": "user", "content": 5}]}', "`messages` are turns"),
+        ('{"run": "a", "messages": [{"role": "assistant", "content": "x"}]}', "the last of `messages` is the user's"),
+        (
+            json.dumps({"run": "a", "messages": [{"role": "user", "content": "x" * 100_001}]}),
+            "at most 100,000 characters",
+        ),
+        (
+            '{"run": "a", "messages": [{"role": "user", "content": "x"}], "temperature": -1}',
+            "`temperature` is a number from 0 to 10",
+        ),
+        (
+            '{"run": "a", "messages": [{"role": "user", "content": "x"}], "max_new_tokens": 2.5}',
+            "`max_new_tokens` is a number from 1 to 4096",
+        ),
+        ('{"run": "a", "messages": [{"role": "user", "content": "x"}], "seed": NaN}', "`seed` is a number from 0"),
+        (
+            '{"run": "a", "messages": [{"role": "user", "content": "x"}], "top_p": true}',
+            "`top_p` is a number from 0 to 1",
+        ),
     ],
 )
 def test_a_request_to_write_that_is_wrong_says_how(client: TestClient, body: str, message: str) -> None:
@@ -265,10 +286,12 @@ class ModelThatTalks:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.chats = False
+        self.asked: list[tuple[Any, dict[str, Any]]] = []
         self.pieces = 0
 
-    def generate(self, prompt: str, *, on_text: Any, **settings: Any) -> list[Any]:
+    def generate(self, prompts: list[Any], *, on_text: Any, **settings: Any) -> list[Any]:
+        (prompt,) = prompts
         self.asked.append((prompt, settings))
         if prompt == "too long":
             raise ConfigError("the prompt is too long")
@@ -286,38 +309,49 @@ def model(client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_text_is_told_piece_by_piece(client: TestClient, model: ModelThatTalks) -> None:
-    asked = {"run": "a", "prompt": "hello", "temperature": 1, "max_new_tokens": 9, "seed": None}
+    asked = asking("hello", temperature=1, max_new_tokens=9, seed=None)
     answer = client.post("/api/generate", json=asked)
     assert [json.loads(line) for line in answer.text.splitlines()] == [
+        {"chats": False},
         {"text": "one "},
         {"text": "two "},
         {"text": "three"},
         {"done": {"tokens": 3, "ended_by": "length"}},
     ]
-    assert model.asked == [("hello", {"temperature": 1.0, "max_new_tokens": 9})]
+    assert model.asked == [("hello", {"temperature": 1.0, "max_new_tokens": 9, "chat": False})]
+
+
+def test_a_model_that_chats_is_given_the_whole_conversation(client: TestClient, model: ModelThatTalks) -> None:
+    model.chats = True
+    turns = [("user", "hello"), ("assistant", "one two three"), ("user", "and then?")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    answer = client.post("/api/generate", json={"run": "a", "messages": messages})
+    assert json.loads(answer.text.splitlines()[0]) == {"chats": True}
+    assert model.asked == [(messages, {"chat": True})]
 
 
 def test_what_the_model_cannot_do_is_told(client: TestClient, model: ModelThatTalks) -> None:
-    answer = client.post("/api/generate", json={"run": "a", "prompt": "too long"})
-    assert json.loads(answer.text) == {"error": "the prompt is too long"}
+    answer = client.post("/api/generate", json=asking("too long"))
+    assert json.loads(answer.text.splitlines()[-1]) == {"error": "the prompt is too long"}
 
 
 def test_a_reader_who_goes_away_ends_the_text(model: ModelThatTalks, tmp_path: Path) -> None:
     async def read_one() -> None:
-        stream = ChatDesk().answer(tmp_path, "hello", {})
+        stream = ChatDesk().answer(tmp_path, asking("hello")["messages"], {})
+        assert json.loads(await anext(stream)) == {"chats": False}
         assert json.loads(await anext(stream)) == {"text": "one "}
         await stream.aclose()  # type: ignore[attr-defined]
 
     slow = model.generate
 
-    def generate(prompt: str, *, on_text: Any, **settings: Any) -> list[Any]:
+    def generate(prompts: list[Any], *, on_text: Any, **settings: Any) -> list[Any]:
         def wait_for_reader(row: int, piece: str) -> None:
             on_text(row, piece)
             gone.wait(10)
 
         gone = threading.Event()
         closed.append(gone)
-        return slow(prompt, on_text=wait_for_reader, **settings)
+        return slow(prompts, on_text=wait_for_reader, **settings)
 
     closed: list[threading.Event] = []
     model.generate = generate  # type: ignore[method-assign]
@@ -330,13 +364,15 @@ def test_a_reader_who_goes_away_ends_the_text(model: ModelThatTalks, tmp_path: P
 
 
 def test_a_run_without_a_checkpoint_says_so(client: TestClient) -> None:
-    answer = client.post("/api/generate", json={"run": "a", "prompt": "x"})
+    answer = client.post("/api/generate", json=asking("x"))
     assert json.loads(answer.text) == {"error": "the run a has no checkpoint yet"}
 
 
 def test_a_text_that_is_written_ends_with_the_server(model: ModelThatTalks, tmp_path: Path) -> None:
     async def read() -> list[str]:
-        return [piece async for piece in ChatDesk(is_ending=lambda: True).answer(tmp_path, "hello", {})]
+        return [
+            piece async for piece in ChatDesk(is_ending=lambda: True).answer(tmp_path, asking("hello")["messages"], {})
+        ]
 
     assert asyncio.run(read()) == []
 

@@ -65,7 +65,7 @@ class LanguageModel:
 
     def generate(
         self,
-        prompts: str | Sequence[str],
+        prompts: str | Sequence[str | Sequence[Message]],
         *,
         max_new_tokens: int = 128,
         temperature: float = 0.8,
@@ -83,6 +83,7 @@ class LanguageModel:
         """A completion of each prompt, in their order; the same whatever other prompts stand beside it.
 
         Args:
+            prompts: texts; or conversations, whose next turn is written.
             temperature: 0 takes the likeliest token each time.
             stop: texts before which a completion ends.
             stop_tokens: tokens at which it ends besides the end token: names, texts or ids.
@@ -97,15 +98,18 @@ class LanguageModel:
         if self.tokenizer is None:
             raise ConfigError(f"{self.folder} has no tokenizer.json, so it cannot be given text")
         asked = [prompts] if isinstance(prompts, str) else list(prompts)
+        texts = [prompt if isinstance(prompt, str) else str(prompt[-1]["content"]) for prompt in asked]
         in_turns = self.chats if chat is None else chat
+        if asked != texts and not in_turns:
+            raise ConfigError(f"{self.folder} completes texts, and is asked for the next turn of a conversation")
         if in_turns and chat is None and asked:
             log.info("prompts are put through the model's chat template; --no-chat gives them as they are")
-        rendered = [self.render([{"role": "user", "content": prompt}]) for prompt in asked] if in_turns else asked
+        rendered = [self.render(_turns(prompt)) for prompt in asked] if in_turns else texts
         ids = [self.prompt_ids(text, is_complete=in_turns) for text in rendered]
         completions = complete(
             self.model,
             self.tokenizer,
-            asked,
+            texts,
             prompt_ids=ids,
             max_new_tokens=max_new_tokens,
             sampling=Sampling(
@@ -142,6 +146,10 @@ class LanguageModel:
         end_of_turn = self.encoder.template.end_of_turn if chat and self.encoder is not None else ""
         found = self.tokenizer.token_id(end_of_turn) if self.tokenizer is not None and end_of_turn else None
         return self.eos_ids if found is None else self.eos_ids | {found}
+
+
+def _turns(prompt: str | Sequence[Message]) -> Sequence[Message]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
 def _token_id(tokenizer: Tokenizer, token: str | int) -> int:

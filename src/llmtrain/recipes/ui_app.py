@@ -34,8 +34,10 @@ from llmtrain.tracking.page.html import LIVE_SCRIPTS, STYLE, asset, live_page, p
 
 if TYPE_CHECKING:
     from starlette.requests import Request
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import Message as ServerMessage
 
+    from llmtrain.data.chat.shapes import Message
     from llmtrain.recipes.language_model import Settings
 
 MAX_RUNS_ON_A_PAGE: Final = 20
@@ -102,8 +104,9 @@ def make_app(root: Path, *, host: str, is_ending: Callable[[], bool] = lambda: F
     async def generate(request: Request) -> Response:
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             raise HTTPException(415, "send JSON")  # a form of another page cannot
-        prompt, settings, run = _asked(await request.body())
-        return StreamingResponse(desk.answer(_run_named(root, run), prompt, settings), media_type="application/jsonl")
+        run, messages, settings = _asked(await request.body())
+        answer = desk.answer(_run_named(root, run), messages, settings)
+        return StreamingResponse(answer, media_type="application/jsonl")
 
     def static(request: Request) -> Response:
         name = request.path_params["name"]
@@ -141,7 +144,7 @@ class Guard:
         if scope["type"] != "http":
             return
 
-        async def send_with_headers(message: Message) -> None:
+        async def send_with_headers(message: ServerMessage) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(_HEADERS)
             await send(message)
@@ -191,17 +194,30 @@ def _position(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _asked(body: bytes) -> tuple[str, Settings, str]:
-    """Prompt, settings and run of a request to write."""
+def _asked(body: bytes) -> tuple[str, list[Message], Settings]:
+    """Run, messages and settings of a request to write."""
     try:
         asked = json.loads(body)
-        run, prompt = asked["run"], asked["prompt"]
+        run, messages = asked["run"], asked["messages"]
     except (ValueError, KeyError, TypeError):
-        raise HTTPException(400, "an object with `run` and `prompt` is expected") from None
-    if not isinstance(run, str) or not isinstance(prompt, str) or len(prompt) > MAX_PROMPT_CHARACTERS:
-        raise HTTPException(400, f"`run` and `prompt` are texts, of at most {MAX_PROMPT_CHARACTERS:,} characters")
+        raise HTTPException(400, "an object with `run` and `messages` is expected") from None
+    if not isinstance(run, str) or not isinstance(messages, list) or not messages or not all(map(_is_turn, messages)):
+        raise HTTPException(400, "`run` is a text, and `messages` are turns: objects with `role` and `content`")
+    if messages[-1]["role"] != "user":
+        raise HTTPException(400, "the last of `messages` is the user's")
+    if sum(len(message["content"]) for message in messages) > MAX_PROMPT_CHARACTERS:
+        raise HTTPException(400, f"`messages` have at most {MAX_PROMPT_CHARACTERS:,} characters")
     settings: Any = {key: _number(key, asked[key]) for key in _NUMBERS if asked.get(key) is not None}
-    return prompt, settings, run
+    return run, messages, settings
+
+
+def _is_turn(message: Any) -> bool:
+    return (
+        isinstance(message, dict)
+        and message.keys() == {"role", "content"}
+        and message["role"] in ("system", "user", "assistant")
+        and isinstance(message["content"], str)
+    )
 
 
 def _number(key: str, value: Any) -> float:

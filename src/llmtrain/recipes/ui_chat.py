@@ -17,6 +17,7 @@ from llmtrain.config.errors import ConfigError, RunError
 from llmtrain.training.runs import find_model
 
 if TYPE_CHECKING:
+    from llmtrain.data.chat.shapes import Message
     from llmtrain.recipes.language_model import LanguageModel, Settings
 
 POLL_SEC = 0.5
@@ -35,14 +36,20 @@ class ChatDesk:
         self._turn = threading.Lock()
         self._model: LanguageModel | None = None
 
-    async def answer(self, run: Path, prompt: str, settings: Settings) -> AsyncIterator[str]:
-        """Lines of JSON: `{"text": piece}` as it is written, at last `{"done": …}` or `{"error": message}`."""
+    async def answer(self, run: Path, messages: list[Message], settings: Settings) -> AsyncIterator[str]:
+        """Lines of JSON: `{"chats": …}` when the model is there, `{"text": piece}` as it is written, at last
+        `{"done": …}` or `{"error": message}`.
+
+        A model that chats writes the next turn; any other goes on from the last message's text alone.
+        """
         loop, pieces, gone = asyncio.get_running_loop(), asyncio.Queue[dict[str, Any]](), threading.Event()
 
         def tell(message: dict[str, Any]) -> None:
             loop.call_soon_threadsafe(pieces.put_nowait, message)
 
-        threading.Thread(target=self._work, args=(run, prompt, settings, tell, gone), daemon=True, name="chat").start()
+        threading.Thread(
+            target=self._work, args=(run, messages, settings, tell, gone), daemon=True, name="chat"
+        ).start()
         try:
             while not self._is_ending():
                 try:
@@ -50,12 +57,12 @@ class ChatDesk:
                 except TimeoutError:
                     continue
                 yield json.dumps(message) + "\n"
-                if "text" not in message:
+                if message.keys() & {"done", "error"}:
                     return
         finally:
             gone.set()
 
-    def _work(self, run: Path, prompt: str, settings: Settings, tell: Any, gone: threading.Event) -> None:
+    def _work(self, run: Path, messages: list[Message], settings: Settings, tell: Any, gone: threading.Event) -> None:
         def on_text(_: int, piece: str) -> None:
             if gone.is_set():
                 raise _Stopped
@@ -65,7 +72,11 @@ class ChatDesk:
             with self._turn:
                 if gone.is_set():
                     return
-                (done,) = self._open(run).generate(prompt, on_text=on_text, **settings)
+                model = self._open(run)
+                tell({"chats": model.chats})
+                asked: list[Any] = [messages if model.chats else messages[-1]["content"]]
+                how: Settings = {**settings, "chat": model.chats}
+                (done,) = model.generate(asked, on_text=on_text, **how)
             tell({"done": {"tokens": done.tokens, "ended_by": done.ended_by}})
         except _Stopped:
             pass

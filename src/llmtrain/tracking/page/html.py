@@ -19,7 +19,7 @@ STYLE: Final = "page.css"
 SCRIPTS: Final = ("elements.js", "charts.js", "evaluations.js", "page.js")
 """In this order: each uses what the ones before it define."""
 
-LIVE_SCRIPTS: Final = ("plotly.js", *SCRIPTS, "runs_list.js", "live.js")
+LIVE_SCRIPTS: Final = ("plotly.js", *SCRIPTS, "runs_list.js", "chat.js", "live.js")
 """Those of the pages that a server shows, in their order; plotly.js is `plotly_script`."""
 
 _HEAD = """<!doctype html>
