@@ -26,7 +26,7 @@ from rich.constrain import Constrain
 from rich.live import Live
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
-from rich.table import Column, Table
+from rich.table import Column
 from rich.text import Text
 
 from llmtrain.tracking import terminal
@@ -44,7 +44,7 @@ from llmtrain.tracking.metrics import (
     short_duration,
 )
 
-# A redraw takes some milliseconds from a training process that may own two cores.
+# A redraw takes about a millisecond from a training process that may own two cores.
 REDRAWS_PER_SEC: Final = 2
 # A terminal writes ^C where the cursor is: at a full line's end it would begin a new line, and one of ours stay behind.
 _ROOM_FOR_ECHO = len("^C")
@@ -243,7 +243,7 @@ class LiveView:
         self._bars.update(self._main, figures="" if below else self._fitting(width))
         return Constrain(Group(self._bars.get_renderable(), *below), width)
 
-    def _below(self, width: int) -> list[RenderableType]:
+    def _below(self, width: int) -> list[Text]:
         can_draw_curve = self._bars.console.encoding.startswith("utf")
         return figures_below(self.figures, width=width, spark=can_draw_curve)
 
@@ -257,24 +257,25 @@ class LiveView:
         return figures
 
 
-def figures_below(figures: Figures, *, width: int, spark: bool = True) -> list[RenderableType]:
+def figures_below(figures: Figures, *, width: int, spark: bool = True) -> list[Text]:
     """What stands below the bar on a terminal of so many columns."""
     pairs = 2 if width >= _MIN_COLUMNS_FOR_PAIRS else 1
     rows = figures.rows(spark_cells=min(_MAX_SPARK_CELLS, width // pairs - _BESIDE_SPARK) if spark else 0)
     if not rows and not figures.note():
         return []
-    table = Table.grid(padding=(0, 2, 0, 0), expand=pairs == 2)
-    for _ in range(pairs):
-        table.add_column(style="dim", no_wrap=True)
-        table.add_column(no_wrap=True, overflow="ellipsis", ratio=1 if pairs == 2 else None)
-    for row in _chunks(rows, pairs):
-        cells = [cell for label, text in row for cell in (f"  {label}", text)]
-        table.add_row(*cells)
-    below: list[RenderableType] = [table]
-    if note := figures.note():
-        line = Text("  note   ", style="dim", no_wrap=True, overflow="ellipsis")
-        line.append(note, style="not dim yellow")
+    below = []
+    columns = [rows[column::pairs] for column in range(pairs)]
+    label_widths = [max(len(label) for label, _ in column) if column else 0 for column in columns]
+    room = width // pairs
+    for row in _chunks(rows, pairs):  # a rich.Table takes longer than all the rest
+        line = Text(no_wrap=True, overflow="ellipsis")
+        for (label, text), label_width in zip(row, label_widths, strict=False):
+            line.append(f"  {label:<{label_width}}  ", style="dim")
+            cell = text.ljust(room - label_width - 4)
+            line.append(cell if len(cell) <= room - label_width - 4 else f"{cell[: room - label_width - 5]}…")
         below.append(line)
+    if note := figures.note():
+        below.append(Text.assemble(("  note   ", "dim"), (note, "yellow"), no_wrap=True, overflow="ellipsis"))
     return below
 
 
