@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -13,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ import pytest
 from llmtrain.config.errors import ConfigError, Preempted
 from llmtrain.config.load import load_config
 from llmtrain.recipes.train import train
+from llmtrain.testing.tiny_run import weight_hash
 from llmtrain.tracking.sinks import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -291,6 +295,22 @@ def test_wandb_that_nobody_is_logged_in_to_is_one_warning(config_file: Path) -> 
     assert len(losses(run)) == 30
 
 
+def test_wandb_whose_server_refuses_changes_nothing(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    wandb.teardown()  # an offline run of this process before this one would leave it offline
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")  # nothing listens there
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    alone = train_run(config_file, run_id="alone")
+
+    run = train_run(config_file, "tracking.wandb.enabled=true", "tracking.finish_timeout_sec=120", run_id="refused")
+
+    assert losses(run) == losses(alone)
+    told = warnings(run)
+    assert told[0].startswith("WandbSink does not answer; ")
+    assert told[1:] == ["WandbSink missed 33 of the run's lines of figures"]
+
+
 # -- both, and others --------------------------------------------------------------------------------------------------
 
 
@@ -309,6 +329,7 @@ def test_several_trackers_at_once_leave_the_losses_as_they_are(config_file: Path
 def test_a_tracker_that_is_not_installed_is_one_warning_with_the_install_line(
     config_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    alone = train_run(config_file, run_id="alone")
     for package in ("mlflow", "wandb"):
         monkeypatch.setitem(sys.modules, package, None)
 
@@ -318,7 +339,46 @@ def test_a_tracker_that_is_not_installed_is_one_warning_with_the_install_line(
         "MLflow is not installed: pip install 'llmtrain[mlflow]'. The run goes on without it",
         "W&B is not installed: pip install 'llmtrain[wandb]'. The run goes on without it",
     ]
-    assert len(losses(run)) == 30
+    assert losses(run) == losses(alone)
+
+
+class FullDisk(FileIO):
+    """A file on a disk that has room for a few lines."""
+
+    def __init__(self, file: Path, mode: str) -> None:
+        super().__init__(file, mode)
+        self.room = 1000
+
+    def write(self, data: Any) -> int:
+        written = super().write(data[: self.room])
+        self.room -= written
+        return written
+
+
+def test_a_full_disk_costs_one_warning_and_no_loss(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = train_run(config_file, run_id="alone")
+
+    def refuse(writer: object, event: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("llmtrain.tracking.sinks.FileIO", FullDisk)
+    monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", refuse)
+
+    run = train_run(config_file, "tracking.tensorboard.enabled=true", run_id="full")
+
+    assert weight_hash(run) == weight_hash(alone)
+    kept = len(read_metrics(run / "metrics.jsonl"))
+    assert losses(run) == losses(alone)[: len(losses(run))]
+    assert 1 <= kept < 10
+    jsonl, board = ([line for line in warnings(run) if name in line] for name in ("etrics.jsonl", "TensorBoardSink"))
+    assert jsonl == [
+        f"{run}/metrics.jsonl cannot be written; its lines wait in memory (No space left on device)",
+    ]
+    assert "TensorBoardSink failed at " in board[0]
+    assert "No space left on device" in board[0]
+    assert re.fullmatch(r"TensorBoardSink missed \d+ of the run's lines of figures", board[1])
+    assert warnings(run)[-2:] == [f"JsonlSink missed {33 - kept} of the run's lines of figures", board[1]]
+    assert len(warnings(run)) == 4
 
 
 OWN_SINK = """

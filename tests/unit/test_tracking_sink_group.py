@@ -255,6 +255,53 @@ def test_the_end_does_not_wait_for_a_tracker_that_is_down(caplog: pytest.LogCapt
     assert "DownSink missed 20 of" in caplog.text
 
 
+@pytest.mark.parametrize("error", [Unreachable("nobody at home"), ValueError("bad")])
+def test_a_sink_that_gives_up_after_the_end_says_nothing_more(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Late(BlockedSink):
+        def log(self, step: int, metrics: Mapping[str, float]) -> None:
+            self.release.wait()
+            raise error
+
+    late = Late()
+    group = SinkGroup([late], finish_timeout_sec=0.1)
+    group.start(RUN_INFO)
+    group.log(1, {"train/loss": 1.0})
+    group.finish({"state": "finished"})
+    told = list(caplog.messages)
+    late.release.set()
+    group._couriers[0]._thread.join(30)
+
+    assert not group._couriers[0]._thread.is_alive()
+    assert caplog.messages == told
+    assert told == [
+        "Late is still busy; not waiting for it any longer",
+        "Late missed 1 of the run's lines of figures",
+    ]
+
+
+def test_lines_that_a_sink_took_and_could_not_send_count_as_missed(caplog: pytest.LogCaptureFixture) -> None:
+    class Batching(RecordingSink):
+        """Sends at the end, when nobody answers any more."""
+
+        @property
+        def num_waiting(self) -> int:
+            return len(self.logged)
+
+        def finish(self, summary: Mapping[str, Any]) -> None:
+            raise Unreachable("nobody at home")
+
+    group = SinkGroup([Batching()])
+    group.start(RUN_INFO)
+    for step in range(1, 8):
+        group.log(step, {"train/loss": 1.0})
+    group.finish({"state": "finished"})
+
+    assert group.dropped == {"Batching": 7}
+    assert caplog.messages[-1] == "Batching missed 7 of the run's lines of figures"
+
+
 @pytest.mark.parametrize(("state", "longest"), [("preempted", 20), ("failed", 20)])
 def test_a_run_that_was_stopped_does_not_wait_long(blocked: BlockedSink, state: str, longest: float) -> None:
     group = SinkGroup([blocked], finish_timeout_sec=600)

@@ -106,8 +106,9 @@ def test_lines_that_are_left_over_at_the_end_are_counted(tmp_path: Path, monkeyp
     for step in (1, 2, 3):
         sink.log(step, {"train/loss": 1.0})
 
-    with pytest.raises(OSError, match="3 lines are lost: No space left"):
-        sink.finish({})
+    sink.finish({})
+
+    assert sink.num_waiting == 3
 
 
 def test_a_new_run_never_overwrites_metrics(tmp_path: Path) -> None:

@@ -71,6 +71,11 @@ class MlflowSink:
         self._pending: list[tuple[int, int, Mapping[str, float]]] = []
         self._flushed = 0.0
 
+    @property
+    def num_waiting(self) -> int:
+        """Lines that were taken and not sent yet."""
+        return len(self._pending)
+
     def start(self, run_info: Mapping[str, Any]) -> None:
         """Make a run, or go on with the one that a resumed run was. Raises Unreachable, or what MLflow raises."""
         from mlflow import MlflowClient

@@ -135,10 +135,8 @@ class SinkGroup:
 
     @property
     def dropped(self) -> dict[str, int]:
-        """For each sink that missed some, the number of `log` calls that did not reach it (yet)."""
-        return {
-            guard.name: guard.offered - guard.delivered for guard in self._guards if guard.offered > guard.delivered
-        }
+        """For each sink that missed some, the number of `log` calls that did not reach it, or its tracker (yet)."""
+        return {guard.name: guard.missed for guard in self._guards if guard.missed}
 
     def _tell_all(self, what: str, call: Callable[[MetricSink], None]) -> None:
         for guard in self._direct:
@@ -148,24 +146,31 @@ class SinkGroup:
 
 
 class _Guard:
-    """A sink that is turned off by the first exception it raises."""
+    """A sink that is turned off by the first exception it raises.
+
+    One that keeps lines to send them later says in `num_waiting` how many it has.
+    """
 
     def __init__(self, sink: MetricSink) -> None:
         self.sink = sink
         self.name = type(sink).__name__
         self.offered = 0
         self.delivered = 0
-        self._off = False
+        self._off = threading.Event()
 
     def deliver(self, what: str, call: Callable[[MetricSink], None]) -> bool:
         """Call the sink unless it is off; whether that went well. Raises Unreachable as the sink does."""
-        if self._off:
+        if self._off.is_set():
             return False
         try:
             call(self.sink)
-        except Unreachable:
-            raise
         except Exception as error:
+            if (
+                self._off.is_set()
+            ):  # turned off meanwhile: nobody waits for it any more, and there is nothing left to say
+                return False
+            if isinstance(error, Unreachable):
+                raise
             self.turn_off()
             cause = f"{type(error).__name__}: {error}"
             log.warning("%s failed at %s and is off from here on; the run goes on (%s)", self.name, what, cause)
@@ -173,9 +178,15 @@ class _Guard:
             return False
         return True
 
+    @property
+    def missed(self) -> int:
+        """Lines of figures that are not where they should be."""
+        waiting: int = getattr(self.sink, "num_waiting", 0)
+        return self.offered - self.delivered + waiting
+
     def turn_off(self) -> None:
         """Deliver nothing any more."""
-        self._off = True
+        self._off.set()
 
     def deliver_figures(self, step: int, figures: Mapping[str, float]) -> None:
         self.offered += 1
@@ -223,6 +234,7 @@ class _Courier:
         self._queue.put(None)
         self._thread.join(timeout_sec)
         if self._thread.is_alive():
+            self._guard.turn_off()
             log.warning("%s is still busy; not waiting for it any longer", self._guard.name)
 
     def _work(self) -> None:
@@ -236,13 +248,12 @@ class _Courier:
             try:
                 deliver()
             except Unreachable as error:
-                was_unreachable = True
+                was_unreachable, is_over = True, self._closing.is_set()
                 if not self._told_unreachable:
-                    log.warning(
-                        "%s does not answer; its figures wait, and the run goes on (%s)", self._guard.name, error
-                    )
+                    then = "and the run is over" if is_over else "its figures wait, and the run goes on"
+                    log.warning("%s does not answer; %s (%s)", self._guard.name, then, error)
                 self._told_unreachable = True
-                if self._closing.is_set():
+                if is_over:
                     self._guard.turn_off()
                     return
                 self._closing.wait(pause_sec)

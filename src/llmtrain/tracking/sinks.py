@@ -12,9 +12,10 @@ import json
 import logging
 import math
 import os
+import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
@@ -24,7 +25,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from llmtrain.files import replace
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
 
 log = logging.getLogger("llmtrain.tracking")
 
@@ -54,6 +56,11 @@ class JsonlSink:
         self._size = 0
         self._waiting: list[bytes] = []
 
+    @property
+    def num_waiting(self) -> int:
+        """Lines that the disk has not taken yet."""
+        return len(self._waiting)
+
     def start(self, run_info: Mapping[str, Any]) -> None:
         """Open the file; a resumed run keeps the lines up to its step. Raises FileExistsError if a new run has one."""
         resumed_step: int | None = run_info["resumed_step"]
@@ -78,15 +85,12 @@ class JsonlSink:
                 log.warning("%s cannot be written; its lines wait in memory (%s)", self._path, error.strerror)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Close the file; the summary has a file of its own. Raises OSError if lines are left over."""
+        """Close the file; the summary has a file of its own. Lines that the disk does not take are left waiting."""
         if self._file is not None:
-            try:
+            with suppress(OSError):
                 self._write()
-            except OSError as error:
-                raise OSError(error.errno, f"{len(self._waiting)} lines are lost: {error.strerror}") from error
-            finally:
-                self._file.close()
-                self._file = None
+            self._file.close()
+            self._file = None
 
     def _write(self) -> None:
         """Append what waits, whole lines or nothing."""
@@ -106,34 +110,52 @@ class JsonlSink:
 
 
 class TensorBoardSink:
-    """Event files for TensorBoard under the figures' own names. `flush_secs`: how old what it shows may be."""
+    """Event files for TensorBoard under the figures' own names; what was logged is in the file at once.
 
-    def __init__(self, folder: Path, *, flush_secs: float = 10.0) -> None:
+    TensorBoard's own writer has a thread whose faults (a full disk) end in a traceback and not here. Its records and
+    messages are used without it: the format is of a file of checksummed protobuf messages.
+    """
+
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._flush_secs = flush_secs
-        self._writer: SummaryWriter | None = None
-        self._make_writer = _import_summary_writer()
+        _import_tensorboard()
+        self._file: RecordWriter | None = None
 
     def start(self, run_info: Mapping[str, Any]) -> None:
         """Open a new event file; on resume, one that makes TensorBoard forget the points after the resumed step."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{socket.gethostname()}.{os.getpid()}"
+        path = self._folder / name
+        number = 0
+        while path.exists():  # a run that went back to a checkpoint in the same second
+            path, number = self._folder / f"{name}.{number}", number + 1
+        self._file = RecordWriter(FileIO(path, "x"))
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
         resumed_step: int | None = run_info["resumed_step"]
-        self._writer = self._make_writer(
-            log_dir=str(self._folder),
-            purge_step=None if resumed_step is None else resumed_step + 1,
-            flush_secs=self._flush_secs,
-        )
+        if resumed_step is not None:
+            begun = SessionLog(status=SessionLog.START)
+            self._write(Event(wall_time=time.time(), step=resumed_step + 1, session_log=begun))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add one point a figure."""
-        assert self._writer is not None, "start comes first"
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, global_step=step)
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        points = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=points)))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write what is left and close."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _write(self, event: Event) -> None:
+        assert self._file is not None, "start comes first"
+        self._file.write(event.SerializeToString())
 
 
 def json_figures(metrics: Mapping[str, float]) -> dict[str, Any]:
@@ -172,11 +194,10 @@ def _drop_lines_after(path: Path, *, step: int) -> None:
     replace(part, path)
 
 
-def _import_summary_writer() -> Callable[..., SummaryWriter]:
+def _import_tensorboard() -> None:
+    """In the main thread, where its absence is found out. Raises ImportError."""
     # TensorBoard uses tensorflow for its files where it finds one, which takes seconds to import and grabs GPU memory.
     # The presence of a module of this name is its own switch for doing without (tensorboard/compat/__init__.py).
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
-    from torch.utils.tensorboard import SummaryWriter
-
-    make_writer: Callable[..., SummaryWriter] = SummaryWriter
-    return make_writer
+    import tensorboard.compat.proto.event_pb2
+    import tensorboard.summary.writer.record_writer  # noqa: F401
