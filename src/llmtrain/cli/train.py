@@ -21,6 +21,7 @@ AUTO = "auto"
 ROWS = (
     ("run", "run"),
     ("model", "model"),
+    ("published", "published"),
     ("steps", "steps"),
     ("tokens", "tokens"),
     ("first loss", "first_loss"),

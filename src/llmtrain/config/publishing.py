@@ -8,6 +8,7 @@ import re
 from pydantic import field_validator
 
 from llmtrain.config.base import Section, key, opt
+from llmtrain.config.errors import ConfigError
 
 HUB, HUB_PREFIX = "hub", "hub:"
 REPO_ID_VARIABLE = "HF_REPO_ID"
@@ -48,21 +49,21 @@ class PublishConfig(Section):
 
     @property
     def repo_id(self) -> str | None:
-        """USER/NAME on the Hub; None where it goes to a folder. ValueError where HF_REPO_ID should say it."""
+        """USER/NAME on the Hub; None where it goes to a folder. ConfigError where HF_REPO_ID should say it."""
         if self.to != HUB:
             return self.to.removeprefix(HUB_PREFIX) if self.to and self.to.startswith(HUB_PREFIX) else None
         name = os.environ.get(REPO_ID_VARIABLE, "")
         if not name:
-            raise ValueError(f"publishing to hub: name it, hub:USER/NAME, or set {REPO_ID_VARIABLE}")
+            raise ConfigError(f"publish.to is hub: name it, hub:USER/NAME, or set {REPO_ID_VARIABLE}")
         check_repo_id(name)
         return name
 
 
 def check_repo_id(name: str) -> None:
-    """ValueError unless the Hub takes `name` as that of a repository."""
+    """ConfigError unless the Hub takes `name` as that of a repository."""
     well_formed = _REPO_ID.fullmatch(name) is not None and len(name) <= MAX_REPO_ID
     if not well_formed or "--" in name or ".." in name or name.endswith((".git", ".ipynb", ".", "-")):
-        raise ValueError(
+        raise ConfigError(
             f"{name!r} is no name on the Hub: USER/NAME of letters, digits, single - and ., _, at most {MAX_REPO_ID} "
             "characters, beginning and ending in a letter or digit"
         )

@@ -15,11 +15,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from llmtrain._version import __version__
 from llmtrain.config.errors import ConfigError, RunError
-from llmtrain.config.publishing import HUB, HUB_PREFIX, PublishConfig
+from llmtrain.config.publishing import HUB_PREFIX, PublishConfig
 from llmtrain.models.hub import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of_adapter, is_adapter_folder, missing_files
 from llmtrain.publishing.curves import loss_picture
 from llmtrain.publishing.hub import check_may_write, upload
@@ -31,7 +32,7 @@ from llmtrain.publishing.transformers_folder import find_tokenizer, write_compan
 from llmtrain.recipes.card import make_card
 from llmtrain.recipes.evaluate import PUBLISHED_NAME
 from llmtrain.recipes.exported import Source, described, files_in, find_source
-from llmtrain.recipes.open_model import base_of, device_named, load_language_model
+from llmtrain.recipes.open_model import base_of, load_language_model
 from llmtrain.tracking.redaction import redact
 from llmtrain.tracking.summary import write_json
 from llmtrain.training.checkpoint_files import MANIFEST
@@ -86,11 +87,7 @@ def preflight(name: str, settings: PublishConfig, *, force: bool = False) -> Pat
 
     Raises ConfigError with what to change; RunError where the Hub does not answer.
     """
-    try:
-        repo_id = settings.repo_id
-    except ValueError as error:
-        raise ConfigError(f"publish.to: {error}") from None
-    if repo_id is None:
+    if (repo_id := settings.repo_id) is None:
         folder = Path(settings.to) if settings.to is not None else ARTIFACTS / name
         check_free(folder, force=force)
         return folder
@@ -126,13 +123,8 @@ def check_complete(source: Source, settings: PublishConfig) -> None:
     if missing:
         raise ConfigError(f"{folder} lacks {', '.join(missing)}")
     base = base_of(folder)
-    if base is not None and settings.to is not None and settings.to.startswith(HUB) and settings.base_model is None:
-        named = base_of_adapter(folder)[0]
-        if Path(named).is_dir():
-            raise ConfigError(
-                f"{folder} is an adapter of {named}, which is on this machine alone: name the base's id on the Hub "
-                "(--base-model USER/NAME), or publish the whole: llmtrain merge"
-            )
+    if base is not None:
+        refuse_local_base(base_of_adapter(folder)[0], settings)
     if find_tokenizer([folder, *([base] if base else [])]) is None:
         raise ConfigError(f"{folder} has no tokenizer, and nobody can use a model without one: put it there")
     manifest = folder.parent / MANIFEST
@@ -143,6 +135,15 @@ def check_complete(source: Source, settings: PublishConfig) -> None:
         known = expected.get(f"{folder.name}/{name}")
         if known is not None and known["sha256"] != about["sha256"]:
             raise RunError(f"not published: {folder / name} is not what was saved (its sha256 is another one)")
+
+
+def refuse_local_base(base: str, settings: PublishConfig) -> None:
+    """ConfigError where an adapter goes to the Hub, and its base is a folder that nobody else has."""
+    if settings.repo_id is not None and settings.base_model is None and Path(base).expanduser().is_dir():
+        raise ConfigError(
+            f"the model is an adapter of {base}, which is on this machine alone: name the base's id on the Hub "
+            "(--base-model USER/NAME, publish.base_model), or publish the whole: llmtrain merge"
+        )
 
 
 # -- the folder --------------------------------------------------------------------------------------------------------
@@ -165,7 +166,7 @@ def _fill(folder: Path, source: Source, settings: PublishConfig, evaluation: Eva
         described_adapter = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         described_adapter["base_model_name_or_path"] = settings.base_model
         (folder / ADAPTER_CONFIG).write_text(json.dumps(described_adapter, indent=2) + "\n", encoding="utf-8")
-    opened = load_language_model(source.folder, device=device_named("cpu"))
+    opened = load_language_model(source.folder, device=torch.device("cpu"))
     base = base_of(source.folder)
     write_companions(
         folder,

@@ -54,7 +54,8 @@ def train(
 
     Without `loaded` the run's own config is used, with `overrides`. `dry_run` computes five forward steps and writes
     nothing. Raises Preempted after a stop signal or when another process is gone, Hang when it does not answer,
-    WillFailAgain at a loss that is no number, ConfigError at a mistake.
+    WillFailAgain at a loss that is no number, ConfigError at a mistake, RunError where the config wants the model
+    published and that failed.
     """
     job: Job | None = None
     with StopSignal() as stop:
@@ -64,7 +65,11 @@ def train(
                     job = set_up(loaded, resume=resume, overrides=overrides)
             except StopRequested:
                 raise Preempted("stopped before the first step: nothing is lost, start it again") from None
-            return _dry_run(job) if dry_run else _run(job, stop)
+            if dry_run:
+                return _dry_run(job)
+            if job.config.publish is not None:
+                job.engine.from_main(partial(_may_publish, job))
+            summary = _run(job, stop)
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):  # in a step `_run` says more
                 why = str(error).splitlines()[0] if str(error) else "MemoryError"
@@ -81,6 +86,19 @@ def train(
         finally:
             if job:
                 job.engine.close()
+    config, is_main = job.config, job.engine.is_main
+    del job  # the memory of what was trained, for the model that is loaded again
+    if config.publish is None or not is_main:
+        return summary
+    from llmtrain.recipes.publish_trained import publish_trained
+
+    return {**summary, "published": publish_trained(config, Path(summary["run"]))["to"]}
+
+
+def _may_publish(job: Job) -> None:
+    from llmtrain.recipes.publish_trained import check_publishing
+
+    check_publishing(job.config, run_id=job.origin.run.name if job.origin else job.config.output.run_id or "a new run")
 
 
 def _run(job: Job, stop: StopSignal) -> dict[str, Any]:
