@@ -75,6 +75,7 @@ bench: develop ## side by side with peers
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/tuning.py
 	$(BIN)/python benchmarks/saving.py
+	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/prepare.py
 	$(BIN)/python benchmarks/inspecting.py
 	$(BIN)/python benchmarks/data.py

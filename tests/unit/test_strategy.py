@@ -112,6 +112,8 @@ def test_a_rank_holds_its_share_and_what_is_gathered_for_the_moment() -> None:
         "gathered": 2 * (rest + 2 * block) + 4 * max(rest, block),
     }
     assert found.persistent == 3 * GB
+    adding_up = cut(of_one, decoder, ranks=4, precision="bf16-mixed", num_micro_batches=2)
+    assert adding_up.parts == {**found.parts, "gradients": 4 * GB}
 
 
 def test_a_plan_shows_the_choice_and_counts_the_parts(tiny: str) -> None:

@@ -46,6 +46,7 @@ def planned_memory(
 ) -> PlannedMemory:
     """Run a step of `config` on tensors without storage. What a strategy cuts is shared out afterwards."""
     micro, dp_size = config.trainer.micro_batch_size, world_size // config.distributed.ranks_per_matrix
+    num_micro_batches = schedule.batch_size // (micro * dp_size)
     memory_of = partial(
         step_memory,
         model.build,
@@ -53,7 +54,7 @@ def planned_memory(
         optimizer=config.optimizer,
         micro_batch_size=micro,
         seq_len=config.data.seq_len,
-        num_micro_batches=schedule.batch_size // (micro * dp_size),
+        num_micro_batches=num_micro_batches,
         documents=documents_apart,
         precision=precision,
         compiled=compiled,
@@ -62,7 +63,7 @@ def planned_memory(
     checkpointing = config.trainer.activation_checkpointing
     step = memory_of(activation_checkpointing=checkpointing)
     if strategy in CUTTING:
-        step = cut(step, model.module, ranks=world_size, precision=precision)
+        step = cut(step, model.module, ranks=world_size, precision=precision, num_micro_batches=num_micro_batches)
     recomputes = checkpointing and not (on_gpu or compiled)
     on_top = overhead(
         step,

@@ -397,16 +397,19 @@ def state_bytes(model: nn.Module, *, optimizer: OptimizerConfig, precision: str)
     return total
 
 
-def cut(step: StepMemory, model: nn.Module, *, ranks: int, precision: str) -> StepMemory:
+def cut(step: StepMemory, model: nn.Module, *, ranks: int, precision: str, num_micro_batches: int = 1) -> StepMemory:
     """What each of `ranks` ranks holds where parameters are cut over them; `model` says of which layers.
 
-    Whole at once are what is in no layer, one layer in use and the next one, and the gradients of one of them.
+    Whole at once are what is in no layer, one layer in use and the next one, and the gradients of one of them: of all
+    where they are added up over several micro-batches, since the ranks exchange them after the last one only.
     """
     width = 4 if precision == "32" else 2
     layers = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers_of(model)]
     rest = sum(parameter.numel() for parameter in model.parameters()) - sum(layers)
     largest = max(layers, default=0)
-    kept: tuple[Part, ...] = ("parameters", "gradients", "optimizer_state")
+    kept: list[Part] = ["parameters", "optimizer_state"]
+    if num_micro_batches == 1:
+        kept.append("gradients")
     parts = {part: size // ranks if part in kept else size for part, size in step.parts.items()}
     parts["gathered"] = width * (rest + 2 * largest) + 4 * max(rest, largest)
     return replace(step, parts=parts, persistent=step.persistent // ranks)
