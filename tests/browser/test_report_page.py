@@ -96,7 +96,8 @@ def test_it_shows_everything_and_asks_nobody(visit: Visit, one: Path) -> None:
     evaluations = page.locator("#evaluations table").evaluate_all(ROWS)
     training, foreign, scores, comparison = evaluations
     assert training[0] == ["step", "val/loss", "val/perplexity", "val/bits_per_byte"]
-    assert len(training) == 5
+    assert [row[0] for row in training[1:]] == ["50", "100", "150", "200"]
+    assert [len(row[1].split(".")[1]) for row in training[1:]] == [4] * 4  # 2.4 is 2.4000 below 2.5243
     assert foreign == [["test.rougeL", "0.25"]]
     assert scores == [
         ["", "rows", "loss", "rougeL"],
@@ -221,6 +222,8 @@ def test_a_phone_s_width_is_enough(visit: Visit, one: Path, two: Path, scheme: s
         assert page.evaluate("document.documentElement.scrollWidth") == 360
         plots = page.locator(".plot").evaluate_all("(plots) => plots.map((plot) => plot.getBoundingClientRect().right)")
         assert max(plots) <= 360
+        keys = page.locator("#config td:first-child code", has_text="optimizer.lr").first
+        assert keys.bounding_box()["height"] < 30  # on one line
 
 
 def test_runs_beside_each_other_can_be_hidden_and_differ_where_they_say(visit: Visit, two: Path) -> None:

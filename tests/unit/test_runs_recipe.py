@@ -230,3 +230,21 @@ def test_the_program_lists_and_compares(tmp_path: Path, capsys: pytest.CaptureFi
     assert [one["id"] for one in json.loads(capsys.readouterr().out)] == ["b", "a"]
     assert run(["runs", "--root-dir", str(tmp_path / "no")]) == 2
     assert run(["runs", "nobody", "--root-dir", str(tmp_path)]) == 2
+
+
+@pytest.mark.parametrize(
+    ("width", "head"),
+    [
+        (200, ["run", "state", "steps", "loss", "best", "val", "tok/s", "tokens", "time", "age", "size"]),
+        (79, ["run", "state", "steps", "loss", "best", "val", "tok/s", "age"]),
+        (30, ["run", "state", "steps", "best", "val", "tok/s", "age"]),
+    ],
+)
+def test_a_narrow_terminal_shows_fewer_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int, head: list[str]
+) -> None:
+    make_run(tmp_path, "20261121-083912-15083ae-a")
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert run(["runs", "--root-dir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split() == head

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_library
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -15,6 +16,8 @@ from llmtrain.cli.output import Outcome, columns
 from llmtrain.config.errors import ConfigError
 
 COLUMNS = ("run", "state", "steps", "loss", "best val", "tok/s", "tokens", "time", "age", "size")
+DISPENSABLE = ("tokens", "size", "time", "loss")
+"""Columns that go first where a terminal is narrow."""
 RESULTS = (
     *("name", "state", "steps", "loss", "val_loss", "best_val_loss", "bits_per_byte"),
     *("tokens_per_sec", "tokens", "seconds", "bytes"),
@@ -81,7 +84,7 @@ def runs(
     found = list_runs(root_dir=root_dir, sort=sort, states=state or (), find=find, limit=limit)
     if not found:
         return Outcome(found, f"{root_dir} has no {'such ' if state or find else ''}runs")
-    return Outcome(found, "\n".join([*columns(COLUMNS, [_row(run) for run in found]), *_problems(found)]))
+    return Outcome(found, "\n".join([*_table(found), *_problems(found)]))
 
 
 def report(
@@ -129,7 +132,7 @@ def _remove(names: Sequence[str], *, root_dir: str, yes: bool) -> Outcome:
     def ask(about: Sequence[Mapping[str, Any]]) -> bool:
         if yes:
             return True
-        print("\n".join(columns(COLUMNS, [_row(run) for run in about])), file=sys.stderr)
+        print("\n".join(_table(about)), file=sys.stderr)
         for run in about:
             for user in run["used_by"]:
                 print(f"{user} begins from something in {run['id']}", file=sys.stderr)
@@ -144,6 +147,20 @@ def _remove(names: Sequence[str], *, root_dir: str, yes: bool) -> Outcome:
     if not done["removed"]:
         return Outcome(done, "nothing is removed", 1)
     return Outcome(done, f"removed {', '.join(done['removed'])} ({_bytes(done['bytes'])})")
+
+
+def _table(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The runs; on a terminal without the columns that it has no room for."""
+    head, rows = list(COLUMNS), [_row(run) for run in found]
+    lines = columns(head, rows)
+    if sys.stdout.isatty():
+        for name in DISPENSABLE:
+            if max(map(len, lines)) <= shutil.get_terminal_size().columns:
+                break
+            index = head.index(name)
+            head, rows = [*head[:index], *head[index + 1 :]], [[*row[:index], *row[index + 1 :]] for row in rows]
+            lines = columns(head, rows)
+    return lines
 
 
 def _row(run: Mapping[str, Any]) -> list[str]:

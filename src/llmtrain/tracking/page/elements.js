@@ -45,10 +45,18 @@ function figure(value, digits = 4) {
     if (Number.isInteger(value)) return value.toLocaleString("en-US");
     const size = Math.abs(value);
     if (size >= 1e5) return Math.round(value).toLocaleString("en-US");
-    return size !== 0 && size < 1e-3 ? value.toExponential(2) : String(Number(value.toPrecision(digits + 1)));
+    return size !== 0 && size < 1e-3 ? value.toExponential(2).replace(/\.?0+e/, "e") : String(Number(value.toPrecision(digits + 1)));
   }
   if (typeof value === "boolean") return value ? "yes" : "no";
   return typeof value === "string" ? value : JSON.stringify(value);
+}
+
+// Numbers of one column, all with as many decimals as the one that needs most.
+function aligned(values) {
+  const written = values.map((value) => (typeof value === "number" ? figure(value) : ""));
+  if (written.some((text) => /[e,]/.test(text))) return values;
+  const decimals = Math.max(0, ...written.map((text) => text.split(".")[1]?.length ?? 0));
+  return values.map((value) => (typeof value === "number" ? value.toFixed(decimals) : value));
 }
 
 function percent(share) {

@@ -25,9 +25,14 @@ function duringTraining(run) {
   const steps = [...new Set(names.flatMap((name) => run.curves[name].step))].sort((a, b) => a - b).slice(-MAX_EVALUATIONS_SHOWN);
   if (!steps.length) return null;
   const columns = names.map((name) => new Map(run.curves[name].step.map((step, index) => [step, run.curves[name].value[index]])));
-  const rows = steps.map((step) => [step, ...columns.map((column) => column.get(step))]);
+  const values = columns.map((column) => steps.map((step) => column.get(step)));
   const best = names.map((name, index) => (BETTER_WHEN_LOW.test(name) ? Math.min(...columns[index].values()) : NaN));
-  return table(["step", ...names], rows, { marked: (row, column) => column > 0 && rows[row][column] === best[column - 1] });
+  const shown = values.map(aligned);
+  return table(
+    ["step", ...names],
+    steps.map((step, row) => [step, ...shown.map((column) => column[row])]),
+    { marked: (row, column) => column > 0 && values[column - 1][row] === best[column - 1] },
+  );
 }
 
 // One evaluation of `llmtrain eval`; one of another's making is shown as it is.
@@ -38,12 +43,13 @@ function evaluationOf(evaluation) {
   const parts = Object.entries(evaluation.files);
   const files = parts.length > 1 ? [...parts, ["all", evaluation]] : parts.length ? parts : [["all", evaluation]];
   const names = Object.keys(evaluation.scores);
+  const columns = names.map((key) => aligned(files.map(([, part]) => part.scores[key])));
   const title = ["Scores", evaluation.time ? when(evaluation.time) : evaluation.name];
   return element(
     "details",
     { open: true },
     element("summary", {}, title.join(", ")),
-    table(["", "rows", ...names], files.map(([name, part]) => [name, part.rows, ...names.map((key) => part.scores[key])])),
+    table(["", "rows", ...names], files.map(([name, part], row) => [name, part.rows, ...columns.map((column) => column[row])])),
     comparisonOf(evaluation),
     contaminationOf(evaluation.contamination),
   );
