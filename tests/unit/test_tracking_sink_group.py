@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 import torch
 
+from llmtrain.config.load import plain_config
 from llmtrain.contracts import Unreachable
 from llmtrain.tracking import sink_group
 from llmtrain.tracking.logs import reset_logging
+from llmtrain.tracking.machine import SYSTEM_NAMES
+from llmtrain.tracking.metrics import METRIC_NAMES
 from llmtrain.tracking.sink_group import SinkGroup
 from llmtrain.tracking.sinks import JsonlSink, read_metrics
+from llmtrain.tracking.wandb_sink import make_wandb_sink
 
 RUN_INFO: dict[str, Any] = {"run_id": "r", "folder": Path(), "config": {}, "resumed_step": None}
 
@@ -324,3 +328,21 @@ def test_metrics_that_cannot_be_written_do_not_stop_the_run(tmp_path: Path, capl
 
     assert group.dropped == {"JsonlSink": 1}
     assert "JsonlSink failed at start" in caplog.text
+
+
+def test_wandb_that_is_disabled_makes_no_sink_and_an_unknown_mode_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    tracking = plain_config(["tracking.wandb.enabled=true", "tracking.wandb.mode=disabled"]).tracking
+    assert make_wandb_sink(tracking, run=tmp_path) is None
+
+    monkeypatch.setenv("WANDB_MODE", "loud")
+    with pytest.raises(ValueError, match="WANDB_MODE is loud; it takes online, offline or disabled"):
+        make_wandb_sink(plain_config(["tracking.wandb.enabled=true"]).tracking, run=tmp_path)
+
+
+def test_the_manual_names_every_figure() -> None:
+    manual = (Path(__file__).parents[2] / "docs" / "tracking.md").read_text()
+
+    assert [name for name in (*METRIC_NAMES, *SYSTEM_NAMES) if f"`{name}`" not in manual] == []
