@@ -248,3 +248,22 @@ def test_a_narrow_terminal_shows_fewer_columns(
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     assert run(["runs", "--root-dir", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines()[0].split() == head
+
+
+def test_what_eval_measured_last_stands_side_by_side(tmp_path: Path) -> None:
+    def measured(folder: Path, name: str, document: dict[str, Any]) -> None:
+        (folder / "eval" / name).mkdir(parents=True)
+        (folder / "eval" / name / "metrics.json").write_text(json.dumps(document))
+
+    first, second = make_run(tmp_path, "a"), make_run(tmp_path, "b")
+    measured(first, "20261121-100000", {"data": "test.jsonl", "rows": 3, "scores": {"rougeL": 0.1, "bleu": 1.0}})
+    measured(first, "20261121-110000", {"data": "test.jsonl", "rows": 5, "scores": {"rougeL": 0.2}})
+    measured(first, "20261121-120000", {"tasks": {"arc": {"scores": {"acc": 0.5}}}})
+    measured(second, "20261121-100000", {"data": "test.jsonl", "rows": 5, "scores": {"rougeL": 0.3}})
+    rows = {row["key"]: row["values"] for row in compare_runs(["a", "b"], root_dir=str(tmp_path))["evaluations"]}
+    assert rows == {
+        "data": ["test.jsonl", "test.jsonl"],
+        "rows": [5, 5],
+        "rougeL": [0.2, 0.3],
+        "arc/acc": [0.5, None],
+    }

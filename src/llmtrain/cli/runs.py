@@ -218,6 +218,9 @@ def _comparison(compared: Mapping[str, Any]) -> Iterator[str]:
         if rows:
             by_step = [[f"{row['step']:,}", *map(_loss, row["values"])] for row in rows]
             sections.append((f"{name}, the mean up to each step", by_step))
+    if compared["evaluations"]:
+        rows = [[row["key"], *map(_value, row["values"])] for row in compared["evaluations"]]
+        sections.append(("what `llmtrain eval` measured last", rows))
     sections.append(("last figures", [[row["key"], *map(_value, row["values"])] for row in compared["figures"]]))
     first, *lines = columns(["", *(run["id"] for run in runs)], [row for _, rows in sections for row in rows])
     yield first

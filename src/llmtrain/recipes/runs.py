@@ -78,7 +78,8 @@ def find_runs(root: Path) -> list[Path]:
 
 
 def compare_runs(refs: Sequence[str], *, root_dir: str = "runs") -> dict[str, Any]:
-    """Runs side by side: what each came to, the keys in which their configs differ, their curves and last figures.
+    """Runs side by side: what each came to, the keys in which their configs differ, their curves, their newest
+    evaluations and last figures.
 
     Raises ConfigError when one is not found.
     """
@@ -96,8 +97,25 @@ def compare_runs(refs: Sequence[str], *, root_dir: str = "runs") -> dict[str, An
             name: means_by_step([one.by_name.get(name) for one in curves])
             for name in (names.TRAIN_LOSS, names.VAL_LOSS)
         },
+        "evaluations": side_by_side([_newest_evaluation(folder) for folder in folders], only_different=False),
         "figures": [row for row in side_by_side(figures, only_different=False) if row["key"] != "time"],
     }
+
+
+def _newest_evaluation(folder: Path) -> dict[str, Any]:
+    """What `eval` measured last: scores by metric, of benchmarks by task and metric; {} where it never did."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.glob("eval/*/metrics.json")):
+        document = json_object(path, problems=[])
+        scores, tasks = document.get("scores"), document.get("tasks")
+        if isinstance(scores, dict):
+            about = {"data": document.get("data"), "rows": document.get("rows")}
+            found = {key: value for key, value in found.items() if "/" in key} | about | scores
+        if isinstance(tasks, dict):
+            for name, task in tasks.items():
+                measured = task.get("scores") if isinstance(task, dict) else None
+                found |= {f"{name}/{metric}": value for metric, value in (measured or {}).items()}
+    return found
 
 
 def describe_run(folder: Path) -> dict[str, Any]:
