@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from llmtrain.cli.app import run
-from llmtrain.config.errors import RunError, WillFailAgain
+from llmtrain.config.errors import Preempted, RunError, WillFailAgain
 from llmtrain.config.load import load_config
 from llmtrain.recipes.train import train
+from llmtrain.testing.gang import GangServer
+from llmtrain.tracking.sinks import read_metrics
 from llmtrain.training import loop
 from llmtrain.training import step as step_of_the_loop
 
@@ -155,3 +157,19 @@ def test_a_model_that_does_not_fit_at_all_is_said_before_there_is_a_run(
     assert "error: out of memory before the first step ([enforce fail" in said
     assert "see `llmtrain plan`" in said
     assert not (config_file.parent / "runs").exists()
+
+
+def test_one_rank_that_has_too_little_says_so_and_the_others_can_be_resumed(
+    config_file: Path, gangs: GangServer
+) -> None:
+    keys = ["output.run_id=two", "tracking.system_interval_sec=0.01"]
+    gang = gangs.start(["train", str(config_file), *keys], world_size=2, faults="raise@step:ENOMEM:step=13:rank=1")
+
+    assert gang.wait() == [Preempted.exit_code, RunError.exit_code]
+
+    said = gang.stderr
+    assert "[rank 1] error: out of memory on cpu in step 14: more was asked for than there is" in said
+    assert "the cheapest change that fits: trainer.micro_batch_size=2 trainer.grad_accum_steps=2" in said
+    lines = read_metrics(config_file.parent / "runs" / "two" / "metrics.jsonl")
+    figures = {name for line in lines for name in line}
+    assert {"system/rss_gb", "system/rss_gb/rank_0", "system/rss_gb/rank_1"} <= figures, "each rank samples itself"

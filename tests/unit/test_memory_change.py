@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import pytest
@@ -160,6 +161,7 @@ def test_others_on_the_device_are_named_and_then_it_may_go_well_another_time() -
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 123 bytes. Error"), 123),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), 0),
         (MemoryError(), 0),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 0),
     ],
 )
 def test_what_the_allocators_say_is_read(error: Exception, asked: int) -> None:
@@ -167,6 +169,8 @@ def test_what_the_allocators_say_is_read(error: Exception, asked: int) -> None:
     assert asked_bytes(error) == asked
 
 
-@pytest.mark.parametrize("error", [RuntimeError("inconsistent tensor size"), ValueError("out of memory")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("inconsistent tensor size"), ValueError("out of memory"), OSError(errno.ENOSPC, "full")]
+)
 def test_other_errors_are_not_taken_for_it(error: Exception) -> None:
     assert not is_out_of_memory(error)

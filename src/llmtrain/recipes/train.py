@@ -70,7 +70,7 @@ def train(
             if job.config.publish is not None:
                 job.engine.from_main(partial(_may_publish, job))
             summary = _run(job, stop)
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, OSError) as error:
             if is_out_of_memory(error):  # in a step `_run` says more
                 why = str(error).splitlines()[0] if str(error) else "MemoryError"
                 raise WillFailAgain(f"out of memory before the first step ({why}): see `llmtrain plan`") from error
@@ -123,7 +123,7 @@ def _run(job: Job, stop: StopSignal) -> dict[str, Any]:
                     raise
                 more = f" and {len(rows) - MAX_ROWS_NAMED} more" if len(rows) > MAX_ROWS_NAMED else ""
                 raise WillFailAgain(f"{error}. Its rows: {', '.join(rows[:MAX_ROWS_NAMED])}{more}") from error
-            except (RuntimeError, MemoryError) as error:
+            except (RuntimeError, MemoryError, OSError) as error:
                 if not is_out_of_memory(error):
                     raise
                 raise out_of_memory(job, error, run=run) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import resource
 from collections.abc import Iterable
@@ -33,9 +34,11 @@ _UNITS: Final = {
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator said no: that of CUDA, of the CPU, of MPS, or Python's own."""
+    """Whether an allocator said no: that of CUDA, of the CPU, of MPS, Python's own, or the system (ENOMEM)."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and _SAYS_SO.search(str(error)) is not None
 
 
