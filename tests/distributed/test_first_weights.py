@@ -57,6 +57,7 @@ def of_transformers(folder: Path, keys: dict[str, Any], *, cut: bool, precision:
         chat_template=None,
         seed=SEED,
         precision=precision,
+        device=torch.device("cpu"),
         cut=cut,
     )
 

@@ -64,6 +64,7 @@ def build(folder: Path, engine: Engine, *, lora: bool, own: bool, decoder: dict[
         chat_template=None,
         seed=4,
         precision=engine.resolved.precision,
+        device=torch.device("cpu"),
         cut=engine.cuts,
     )
 

@@ -100,14 +100,13 @@ def test_trained_weights_are_float32_and_frozen_ones_as_narrow_as_the_run(
 
 
 def test_quantization_is_refused_with_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match="quantization nf4 needs a CUDA GPU"):
-        build(write_tiny_folder(tmp_path), quantization="nf4", lora={})
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ConfigError, match=r"quantization nf4 runs on cuda and cpu, not on mps: set run\.device"):
+        check_quantization("nf4", device=torch.device("mps"))
     monkeypatch.setattr("llmtrain.models.huggingface_load.find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match=r"needs bitsandbytes: `pip install 'llmtrain\[bnb\]'`"):
-        check_quantization("int8")
-    check_quantization("none")
+    with pytest.raises(
+        ConfigError, match=r"int8 needs bitsandbytes: `pip install 'llmtrain\[bnb\]'`, or set it to none"
+    ):
+        build(write_tiny_folder(tmp_path), quantization="int8", lora={})
 
 
 def test_four_bits_are_nf4_with_double_quantization() -> None:

@@ -34,7 +34,9 @@ class HuggingFaceConfig(Section):
         "they are frozen, or precision is bf16-true.",
     )
     lora: LoraConfig | None = opt(None, "Train adapters instead of all weights.")
-    quantization: Literal["none", "nf4", "int8"] = opt("none", "Frozen weights in 4 or 8 bits (LoRA on CUDA only).")
+    quantization: Literal["none", "nf4", "int8"] = opt(
+        "none", "Frozen weights in 4 or 8 bits, below adapters (bitsandbytes)."
+    )
 
     @model_validator(mode="after")
     def _agrees(self) -> HuggingFaceConfig:

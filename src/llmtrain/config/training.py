@@ -71,8 +71,10 @@ class TrainerConfig(Section):
 
 
 class OptimizerConfig(Section):
-    name: Literal["adamw", "adam", "sgd", "muon"] = opt(
-        "adamw", "muon: Muon for the matrices of the blocks, AdamW for all else."
+    name: Literal["adamw", "adam", "sgd", "muon", "adamw8bit"] = opt(
+        "adamw",
+        "muon: Muon for the matrices of the blocks, AdamW for all else. adamw8bit: AdamW with its state in 8 bits, but "
+        "for embeddings (bitsandbytes).",
     )
     lr: float = opt(3e-4, "Peak learning rate.", gt=0)
     weight_decay: float = opt(
@@ -84,6 +86,10 @@ class OptimizerConfig(Section):
     betas: tuple[float, float] = opt((0.9, 0.95), "Decay rates of adamw and adam.")
     eps: float = opt(1e-8, "Epsilon of adamw and adam.", gt=0)
     momentum: float = opt(0.95, "Momentum of muon and sgd.", ge=0, lt=1)
+    master_weights: bool = opt(
+        True,
+        "Keep float32 copies of trained weights that are in 16 bits, and update these. Off, small updates are lost.",
+    )
 
     @model_validator(mode="after")
     def _betas_in_range(self) -> OptimizerConfig:

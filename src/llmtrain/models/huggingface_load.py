@@ -7,13 +7,13 @@ and moments in the optimizer, in full fine-tuning as with LoRA. Frozen weights n
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
@@ -27,6 +27,8 @@ from llmtrain.models.lora import add_lora, with_adapter
 from llmtrain.models.quantized import round_as_quantized
 
 log = logging.getLogger("llmtrain.model")
+
+CPU = torch.device("cpu")
 
 
 def fetch(config: HuggingFaceConfig) -> tuple[Path, Path]:
@@ -46,27 +48,43 @@ def fetch(config: HuggingFaceConfig) -> tuple[Path, Path]:
 
 
 def build_huggingface(
-    config: HuggingFaceConfig, folder: Path, *, seed: int, precision: str, empty: bool = False
+    config: HuggingFaceConfig,
+    folder: Path,
+    *,
+    seed: int,
+    precision: str,
+    device: torch.device = CPU,
+    empty: bool = False,
 ) -> HuggingFaceModel:
     """The model in `folder` as `config` wants it. `precision` is the resolved one of the trainer.
 
-    `empty`: weights that can be read tensor by tensor are left on the meta device, for `read_in_parts`.
+    `device`: where weights in 4 or 8 bits are made; others are on the CPU. `empty`: weights that can be read tensor by
+    tensor are left on the meta device, for `read_in_parts`.
 
     Raises ConfigError: the folder holds no causal model that transformers knows, tensors are missing or of the wrong
     shape, a LoRA target matches nothing, or this machine cannot quantize.
     """
-    check_quantization(config.quantization)
+    if config.quantization != "none":
+        check_quantization(config.quantization, device=device)
+        if empty:
+            raise ConfigError(
+                f"model.quantization {config.quantization}: distributed.strategy fsdp cannot cut such weights: take ddp"
+            )
     transformers_logging.disable_progress_bar()
     if config.init == "random":
         network = _random(config, folder, seed=seed)
     else:
         dtype = weights_dtype(config, precision=precision)
-        network = (_empty(config, folder, dtype) if empty else None) or _pretrained(config, folder, dtype)
+        quantized = _quantized(config.quantization, precision=precision, device=device)
+        network = _empty(config, folder, dtype) if empty else None
+        network = network or _pretrained(config, folder, dtype, quantized)
     _check_generation_config(network, folder)
     if config.lora is None:
         return HuggingFaceModel(network)
-    if config.quantization != "none":
-        _ready_for_quantized_training(network)
+    if config.quantization != "none" and device.type == "cpu":
+        for layer in network.modules():  # else an evaluation brings weights into an order that cannot be trained with
+            if hasattr(layer, "support_avx512bf16_for_cpu"):
+                layer.support_avx512bf16_for_cpu = False
     local = Path(config.path).expanduser()
     base = str(local.resolve()) if local.is_dir() else config.path
     torch.manual_seed(seed)
@@ -106,28 +124,39 @@ def weights_dtype(config: HuggingFaceConfig, *, precision: str) -> torch.dtype:
     return torch.bfloat16 if frozen and precision == "bf16-mixed" else torch.float32
 
 
-def check_quantization(quantization: str) -> None:
+def check_quantization(quantization: str, *, device: torch.device) -> None:
     """ConfigError where this machine cannot hold weights in 4 or 8 bits."""
-    if quantization == "none":
-        return
-    if not torch.cuda.is_available():
-        raise ConfigError(f"model.quantization {quantization} needs a CUDA GPU, and there is none here: set it to none")
     if find_spec("bitsandbytes") is None:
         raise ConfigError(
             f"model.quantization {quantization} needs bitsandbytes: `pip install 'llmtrain[bnb]'`, or set it to none"
         )
+    if device.type not in ("cuda", "cpu"):
+        raise ConfigError(
+            f"model.quantization {quantization} runs on cuda and cpu, not on {device.type}: set run.device, or set "
+            "it to none"
+        )
 
 
-def quantization_config(quantization: str) -> Any:
+def quantization_config(quantization: str, *, compute_dtype: torch.dtype = torch.bfloat16) -> Any:
     """What transformers is told: nf4 with double quantization (QLoRA, arXiv:2305.14314), int8, or None."""
     if quantization == "nf4":
         return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
+            bnb_4bit_compute_dtype=compute_dtype,
         )
     return BitsAndBytesConfig(load_in_8bit=True) if quantization == "int8" else None
+
+
+def _quantized(quantization: str, *, precision: str, device: torch.device) -> dict[str, Any]:
+    """Arguments for weights in 4 or 8 bits, made on `device`. Products are computed as `precision` says."""
+    if quantization == "none":
+        return {}
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of each cast of each layer
+    compute_dtype = {"32": torch.float32, "16-mixed": torch.float16}.get(precision, torch.bfloat16)
+    wanted = quantization_config(quantization, compute_dtype=compute_dtype)
+    return {"quantization_config": wanted, "device_map": {"": str(device)}}
 
 
 def _random(config: HuggingFaceConfig, folder: Path, *, seed: int) -> Any:
@@ -164,13 +193,9 @@ def from_description(config: HuggingFaceConfig, described: Any, *, dtype: torch.
         raise _cannot_build(config, error) from error
 
 
-def _pretrained(config: HuggingFaceConfig, folder: Path, dtype: torch.dtype | str) -> Any:
-    options: dict[str, Any] = {}
-    if config.quantization != "none":
-        options = {
-            "quantization_config": quantization_config(config.quantization),
-            "device_map": {"": torch.cuda.current_device()},
-        }
+def _pretrained(
+    config: HuggingFaceConfig, folder: Path, dtype: torch.dtype | str, quantized: Mapping[str, Any] | None = None
+) -> Any:
     described = describe(config, folder)
     try:
         network, found = AutoModelForCausalLM.from_pretrained(
@@ -182,7 +207,7 @@ def _pretrained(config: HuggingFaceConfig, folder: Path, dtype: torch.dtype | st
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
-            **options,
+            **(quantized or {}),
         )
     except (ValueError, ImportError, KeyError, OSError, RuntimeError) as error:
         raise _cannot_build(config, error) from error
@@ -233,10 +258,3 @@ def _check_generation_config(network: Any, folder: Path) -> None:
         except ValueError as error:
             first = str(error).strip().partition("\n")[0]
             raise ConfigError(f"{folder / 'generation_config.json'} is not valid, correct it: {first}") from error
-
-
-def _ready_for_quantized_training(network: nn.Module) -> None:
-    """Norms in float32 and everything frozen, as peft's prepare_model_for_kbit_training, less its checkpointing."""
-    from peft import prepare_model_for_kbit_training
-
-    prepare_model_for_kbit_training(network, use_gradient_checkpointing=False)

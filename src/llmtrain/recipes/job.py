@@ -152,6 +152,7 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
             chat_template=chat_template,
             seed=config.run.seed,
             precision=resolved.precision,
+            device=engine.device,
             cut=engine.cuts,
         )
     else:
@@ -219,6 +220,7 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
     else:
         seed_step(config.run.seed, -1, rank=0)
         trained.start()
+        job.optimizer.take_weights()
     job.samples = samples_of(
         config,
         trained.module,

@@ -242,6 +242,7 @@ def build_huggingface(
     chat_template: str | None,
     seed: int,
     precision: str,
+    device: torch.device,
     cut: bool = False,
 ) -> Trained:
     """The model in `model_folder`, whole or with adapters. `chat_template` goes along with its tokenizer.
@@ -259,7 +260,7 @@ def build_huggingface(
     from llmtrain.models.huggingface_load import build_huggingface as build
     from llmtrain.models.huggingface_parts import read_in_parts
 
-    model = build(config, model_folder, seed=seed, precision=precision, empty=cut)
+    model = build(config, model_folder, seed=seed, precision=precision, device=device, empty=cut)
     if model.vocab_size < needed_vocab:
         raise ConfigError(
             f"the tokenizer in {tokenizer_folder} has {needed_vocab} tokens, but the model in {config.path} knows "

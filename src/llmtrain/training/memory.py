@@ -126,7 +126,7 @@ def step_memory(
         if compiled:
             torch._dynamo.reset()
             trainable.compile_parts(backend=_backend(book))
-        named = build_optimizer(optimizer, trainable)
+        named = build_optimizer(optimizer, trainable, outline=True)
         for parameter in named.parameters:
             parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
                 lambda p: book.move(p.grad, "gradients")

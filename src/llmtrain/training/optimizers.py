@@ -1,12 +1,15 @@
 """AdamW, Adam, SGD and Muon over named parameters, with state that is saved by parameter name and not by position.
 
-Which parameters train is decided by `requires_grad`; the learning rate at a step is in `schedules`.
+    gradients ─▶ [float32 copies of weights in 16 bits] ─▶ one optimizer of torch's or two ─▶ weights
+
+Which parameters train is decided by `requires_grad`; the learning rate at a step is in `schedules`, AdamW with state in
+8 bits in `eight_bit`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.training import OptimizerConfig
 from llmtrain.distributed.sharding import by_mesh, cut_like, is_cut, part_of, rows_of
+from llmtrain.training.eight_bit import BLOCK_KEYS, WHOLE_KEYS, OutlineAdamW8bit, adamw_8bit, is_8bit
 from llmtrain.training.sharded_muon import step_muon
 
 
@@ -29,18 +33,35 @@ class Readable(Protocol):
     def __getitem__(self, index: tuple[slice, ...], /) -> Tensor: ...
 
 
-class NamedOptimizer:
-    """One optimizer, or two with the parameters shared out between them, behind one face."""
+MASTER = "master"
+"""The name of a float32 copy in a state."""
 
-    def __init__(self, optimizers: Iterable[torch.optim.Optimizer], *, names: Mapping[Tensor, str], lr: float) -> None:
+
+class NamedOptimizer:
+    """One optimizer, or two with the parameters shared out between them, behind one face.
+
+    Where a parameter has a master, a float32 copy, the optimizer updates that, and the parameter is what it rounds to:
+    in bfloat16 most updates would be lost, as they are smaller than half of the last of its 8 bits.
+    """
+
+    def __init__(
+        self,
+        optimizers: Iterable[torch.optim.Optimizer],
+        *,
+        names: Mapping[Tensor, str],
+        lr: float,
+        masters: Mapping[Tensor, Tensor] | None = None,
+    ) -> None:
         self._optimizers = list(optimizers)
         self._names = names
+        self._masters = masters or {}
+        self._updated = {name: self._masters.get(parameter, parameter) for parameter, name in names.items()}
         self._peak_lr = lr
         self.lr = lr
 
     @property
     def parameters(self) -> list[Tensor]:
-        """Everything that is updated."""
+        """Everything that is trained; these have the gradients."""
         return list(self._names)
 
     def set_lr_scale(self, scale: float) -> None:
@@ -50,13 +71,26 @@ class NamedOptimizer:
             for group in optimizer.param_groups:
                 group["lr"] = self.lr
 
+    @torch.no_grad()
+    def take_weights(self) -> None:
+        """Let the masters be what the parameters are, which have got their first values since."""
+        for parameter, master in self._masters.items():
+            master.copy_(parameter)
+
     def step(self) -> None:
         """Update the parameters from their gradients."""
+        for parameter, master in self._masters.items():
+            if parameter.grad is not None:
+                master.grad, parameter.grad = parameter.grad.float(), None  # so that both are there of one alone
         for optimizer in self._optimizers:
             if isinstance(optimizer, torch.optim.Muon) and any(is_cut(parameter) for parameter in self._names):
                 step_muon(optimizer)
             else:
                 optimizer.step()
+        for parameter, master in self._masters.items():
+            if master.grad is not None:
+                parameter.data.copy_(master.detach())
+                master.grad = None
 
     def zero_grad(self) -> None:
         """Drop the gradients."""
@@ -64,52 +98,86 @@ class NamedOptimizer:
             optimizer.zero_grad(set_to_none=True)
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """`<parameter>/<state>` → tensor: the state itself, not a copy."""
-        return {
-            f"{self._names[parameter]}/{key}": value
+        """`<parameter>/<state>` → tensor: the state itself, not a copy; counts that are no tensors become one."""
+        names = {updated: name for name, updated in self._updated.items()}
+        state = {
+            f"{names[parameter]}/{key}": value if isinstance(value, Tensor) else torch.tensor(value)
             for optimizer in self._optimizers
             for parameter, state in optimizer.state.items()
             for key, value in state.items()
         }
+        return state | {f"{self._names[parameter]}/{MASTER}": master for parameter, master in self._masters.items()}
 
     def load_state_tensors(self, tensors: Mapping[str, Readable]) -> None:
         """Take over what `state_tensors` gave, whole: of each tensor no more is read than this rank's part.
 
         Raises ConfigError if it belongs to other parameters or optimizers.
         """
-        parameters = {name: parameter for parameter, name in self._names.items()}
+        self._load_masters({name: tensor for name, tensor in tensors.items() if name.endswith(f"/{MASTER}")})
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(f"/{MASTER}")}
         for optimizer in self._optimizers:
             optimizer.state.clear()
         owner = {p: o for o in self._optimizers for group in o.param_groups for p in group["params"]}
         for full_name, tensor in tensors.items():
             name, _, key = full_name.rpartition("/")
-            if name not in parameters:
+            if name not in self._updated:
                 raise ConfigError(f"the checkpoint has optimizer state for {name}, which this model does not train")
-            parameter = parameters[name]
-            if tensor.ndim and tensor.shape != parameter.shape:
-                raise ConfigError(f"{full_name} is {list(tensor.shape)}, but the parameter is {list(parameter.shape)}")
-            own = tensor[rows_of(part_of(parameter))] if tensor.ndim else tensor[()]
-            state = own.to(parameter.device)
-            owner[parameter].state[parameter][key] = cut_like(state, parameter) if tensor.ndim else state
-        if tensors and (missing := set(parameters) - {name.rpartition("/")[0] for name in tensors}):
+            parameter = self._updated[name]
+            optimizer = owner[parameter]
+            optimizer.state[parameter][key] = (
+                _read_block(tensor, parameter, key=key)
+                if key in BLOCK_KEYS or (is_8bit(optimizer) and not tensor.ndim)
+                else _read_part(tensor, parameter, name=full_name)
+            )
+        if tensors and (missing := set(self._updated) - {name.rpartition("/")[0] for name in tensors}):
             raise ConfigError(f"the checkpoint has no optimizer state for {', '.join(sorted(missing))}")
         for optimizer in self._optimizers:
             wanted = _state_keys(optimizer)
             for state in optimizer.state.values():
-                if state.keys() != wanted:
+                if state.keys() - BLOCK_KEYS != wanted:
                     raise ConfigError(
                         f"the checkpoint's optimizer state has {sorted(state)}, but this run's optimizer has "
                         f"{sorted(wanted)}: resume with the optimizer that the run was started with"
                     )
 
+    @torch.no_grad()
+    def _load_masters(self, tensors: Mapping[str, Readable]) -> None:
+        wanted = {f"{self._names[parameter]}/{MASTER}": master for parameter, master in self._masters.items()}
+        if other := sorted(wanted.keys() ^ tensors.keys()):
+            whose = "this run has and the checkpoint has not" if other[0] in wanted else "the checkpoint has alone"
+            raise ConfigError(
+                f"{other[0]}: a float32 copy of weights that {whose}: resume with the precision, model.dtype and "
+                "optimizer.master_weights that the run was started with"
+            )
+        for name, master in wanted.items():
+            part_of(master).local.copy_(part_of(_read_part(tensors[name], master, name=name)).local)
 
-def build_optimizer(config: OptimizerConfig, model: nn.Module) -> NamedOptimizer:
+
+def _read_part(tensor: Readable, parameter: Tensor, *, name: str) -> Tensor:
+    """A state as large as its parameter, or a number."""
+    if not tensor.ndim:
+        return tensor[()].to(parameter.device)
+    if tensor.shape != parameter.shape:
+        raise ConfigError(f"{name} is {list(tensor.shape)}, but the parameter is {list(parameter.shape)}")
+    return cut_like(tensor[rows_of(part_of(parameter))].to(parameter.device), parameter)
+
+
+def _read_block(tensor: Readable, parameter: Tensor, *, key: str) -> Tensor | int:
+    """What only a state in 8 bits has: constants of its blocks, and the number of steps as it is counted there."""
+    if key == "step":
+        return int(tensor[()])
+    return tensor[(slice(0, tensor.shape[0]),)].to(parameter.device)
+
+
+def build_optimizer(config: OptimizerConfig, model: nn.Module, *, outline: bool = False) -> NamedOptimizer:
     """The optimizer of the parameters of `model` that require gradients.
 
     Matrices inside `blocks` decay, and take Muon if it is chosen; embeddings, the output projection, norms and biases
     take AdamW then, where only the output projection decays. Muon's update has the root mean square of AdamW's (Liu et
-    al. 2025, "Muon is Scalable for LLM Training"), so one learning rate serves both. Raises ConfigError if Muon is to
-    train nothing.
+    al. 2025, "Muon is Scalable for LLM Training"), so one learning rate serves both. With adamw8bit, embeddings keep
+    their state in 32 bits, as its authors advise. `outline`: what is as large is enough, as `memory` wants it.
+
+    Raises ConfigError if Muon is to train nothing, or adamw8bit cannot run here.
     """
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
     embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
@@ -120,6 +188,12 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> NamedOptimizer
         raise ConfigError("optimizer.name is muon, but no matrix of the decoder's blocks is trained: take adamw")
     if config.name != "muon":
         decayed, hidden = hidden + decayed, []
+    masters = _masters(names) if config.master_weights else {}
+    hidden, decayed, plain = (
+        [masters.get(p, p) for p in hidden],
+        [masters.get(p, p) for p in decayed],
+        [masters.get(p, p) for p in plain],
+    )
     optimizers: list[torch.optim.Optimizer] = []
     if hidden:
         optimizers.append(
@@ -131,7 +205,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> NamedOptimizer
                 adjust_lr_fn="match_rms_adamw",
             )
         )
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": parameters, "weight_decay": decay}
         for some, decay in ((decayed, config.weight_decay), (plain, 0.0))
         for parameters in by_mesh(some)
@@ -139,14 +213,31 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> NamedOptimizer
     if groups and config.name == "sgd":
         fused = not any(is_cut(parameter) for parameter in names)  # DTensors have no fused SGD
         optimizers.append(torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused))
-    elif groups:
+        groups = []
+    if groups and config.name == "adamw8bit":
+        tables = {masters.get(p, p) for p in embeddings}
+        small = [{**group, "params": [p for p in group["params"] if p not in tables]} for group in groups]
+        small = [group for group in small if group["params"]]
+        groups = [{**group, "params": [p for p in group["params"] if p in tables]} for group in groups]
+        groups = [group for group in groups if group["params"]]
+        if small:
+            optimizers.append(OutlineAdamW8bit(small) if outline else adamw_8bit(small, config))
+    if groups:
         adam = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
         optimizers.append(adam(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True))
-    return NamedOptimizer(optimizers, names=names, lr=config.lr)
+    return NamedOptimizer(optimizers, names=names, lr=config.lr, masters=masters)
+
+
+def _masters(parameters: Iterable[Tensor]) -> dict[Tensor, Tensor]:
+    """A float32 copy of each parameter that has 16 bits."""
+    narrow = [p for p in parameters if p.dtype in (torch.bfloat16, torch.float16)]
+    return {p: p.detach().float().requires_grad_() for p in narrow}
 
 
 def _state_keys(optimizer: torch.optim.Optimizer) -> set[str]:
     """The names of what the optimizer keeps of a parameter that it has updated."""
     if isinstance(optimizer, torch.optim.Adam):  # AdamW is one
         return {"step", "exp_avg", "exp_avg_sq"}
+    if is_8bit(optimizer):
+        return set(WHOLE_KEYS)
     return {"momentum_buffer"} if optimizer.defaults["momentum"] else set()
