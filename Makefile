@@ -8,10 +8,10 @@ RUN := $(BIN)/llmtrain
 LOCK := compile -q --universal --no-emit-index-url --no-annotate --no-header --python-version 3.11 --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv install develop demo test test-slow nightly soak check lint format types imports configs bench docs lock clean
+.PHONY: train eval eval-baseline compare publish publish-hf convert help setup venv install develop demo test test-slow nightly soak check lint format types imports configs bench docs lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: develop ## the environment, complete
 
@@ -39,6 +39,32 @@ $(VENV)/.developed: requirements-dev.lock $(VENV)/.installed
 
 demo: install ## prepare, train, evaluate and generate: 8 minutes on two cores
 	@$(BIN)/python -m llmtrain.recipes.demo
+
+# What llmtrain itself does, for those who like make. All of these are optional: CONFIG, MODEL (else the newest run), and
+# ARGS for whatever else the command takes. TRAIN_CONFIG and EVAL_CONFIG are older names of CONFIG.
+EVAL = $(RUN) eval $(MODEL) $(addprefix --config ,$(or $(CONFIG),$(EVAL_CONFIG),$(if $(wildcard data/eval/*.jsonl),eval)))
+PUBLISH = $(RUN) publish $(MODEL) $(addprefix --license ,$(LICENSE))
+
+train: install ## CONFIG, else quickstart
+	$(RUN) train $(or $(CONFIG),$(TRAIN_CONFIG),quickstart) $(ARGS)
+
+eval: install ## MODEL on its own data, on data/eval if there is one, or by CONFIG
+	$(EVAL) $(ARGS)
+
+eval-baseline: install ## the model that MODEL was tuned from, on the same
+	$(EVAL) evaluation.subject=base $(ARGS)
+
+compare: install ## MODEL and BASELINE, else what it was tuned from, row by row
+	$(EVAL) --baseline $(or $(BASELINE),auto) $(ARGS)
+
+publish: install ## MODEL to the folder TO, else artifacts/models/<run_id>; LICENSE
+	$(PUBLISH) $(addprefix --to ,$(TO)) $(ARGS)
+
+publish-hf: install ## MODEL to the Hub, as HF_REPO_ID; LICENSE
+	$(PUBLISH) --to hub $(ARGS)
+
+convert: install ## IN, else data/*.json, to rows in OUT, else data/rows.jsonl
+	$(RUN) convert $(or $(IN),'data/*.json') $(or $(OUT),data/rows.jsonl) $(ARGS)
 
 test: develop ## the tests, without the slow ones
 	$(BIN)/python -m pytest -m "not slow and not nightly"

@@ -120,9 +120,14 @@ def test_what_is_not_shown_to_be_better_is_refused_with_exit_1(
     assert "artifacts/models/one" in capsys.readouterr().out
 
 
-def test_a_licence_and_a_free_place_are_asked_for_first(trained: Path, tmp_path: Path) -> None:
+def test_a_licence_and_a_free_place_are_asked_for_first(
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(ConfigError, match="a published model has a licence: name it with --license"):
-        publish("one", given={})
+        publish("one", given={"to": "hub:me/model"})
+    assert publish("one", given={"to": "mine"})["license"] == "other"
+    assert "no licence is named" in caplog.text
+    assert "Ask whoever made it" in (tmp_path / "mine" / "README.md").read_text()
     with pytest.raises(ConfigError, match=r"publish\.license"):
         publish("one", given={"license": "Do What You Want"})
     publish("one", given=MIT)

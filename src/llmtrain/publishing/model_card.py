@@ -74,7 +74,8 @@ def render(card: Card) -> str:
             f"<details><summary>The whole config</summary>\n\n```yaml\n{card.config.strip()}\n```\n\n</details>\n"
         )
     parts += ["## Limits\n", "\n".join(f"- {line}" for line in card.limits) + "\n"]
-    parts.append(f"## Licence\n\n`{card.license}`\n")
+    terms = "" if card.license != "other" else ": terms of its own, or none yet. Ask whoever made it."
+    parts.append(f"## Licence\n\n`{card.license}`{terms}\n")
     return "\n".join(parts)
 
 

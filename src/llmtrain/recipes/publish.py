@@ -8,6 +8,7 @@ publish.json                       ┘
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pydantic import ValidationError
 
 from llmtrain._version import __version__
 from llmtrain.config.errors import ConfigError, RunError
-from llmtrain.config.publishing import HUB_PREFIX, PublishConfig
+from llmtrain.config.publishing import HUB, HUB_PREFIX, PublishConfig
 from llmtrain.models.hub import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of_adapter, is_adapter_folder, missing_files
 from llmtrain.publishing.curves import loss_picture
 from llmtrain.publishing.hub import check_may_write, upload
@@ -36,6 +37,8 @@ from llmtrain.recipes.open_model import base_of, load_language_model
 from llmtrain.tracking.redaction import redact
 from llmtrain.tracking.summary import write_json
 from llmtrain.training.checkpoint_files import MANIFEST
+
+log = logging.getLogger("llmtrain.publish")
 
 ARTIFACTS = Path("artifacts") / "models"
 RECORD = "published.jsonl"
@@ -96,14 +99,17 @@ def preflight(name: str, settings: PublishConfig, *, force: bool = False) -> Pat
 
 
 def settings_of(source: Source, given: Mapping[str, Any]) -> PublishConfig:
-    """The `publish` section of the run's config, with what was given. ConfigError where there is no licence, too."""
+    """The `publish` section of the run's config, with what was given. ConfigError for what is wrong in it."""
     section = source.config.publish if source.config is not None else None
     values = {**(section.model_dump() if section is not None else {}), **given}
     if "license" not in values:
-        raise ConfigError(
-            "a published model has a licence: name it with --license (mit, apache-2.0, llama3.1, other …), or in "
-            "publish.license of the config"
-        )
+        if str(values.get("to", "")).startswith(HUB):
+            raise ConfigError(
+                "a published model has a licence: name it with --license (mit, apache-2.0, llama3.1, other …), or in "
+                "publish.license of the config"
+            )
+        log.warning("no licence is named (--license, publish.license): the card says `other`, and the Hub takes none")
+        values["license"] = "other"
     try:
         return PublishConfig.model_validate(values)
     except ValidationError as error:
