@@ -28,7 +28,7 @@ class ChunkKernels(NamedTuple):
     """The work on one chunk. Compiled, the chunks share what is compiled, which is why they are compiled and not the
     loop over them: unrolled, each chunk would be compiled by itself."""
 
-    gradients: Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor | None]]
+    gradients: Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
     loss: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -84,8 +84,8 @@ def _chunk_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
 
 def _chunk_gradients(
     hidden: Tensor, weight: Tensor, labels: Tensor, weight_grad: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The sum, the gradient of `hidden`, and `weight_grad` (float32; None where it is frozen) with this chunk's added.
+) -> tuple[Tensor, Tensor]:
+    """The sum and the gradient of `hidden`; `weight_grad` (float32; None where it is frozen) gets this chunk's added.
 
     With e = exp(logits - max) and s = its sum, the gradient of the logits is e/s - onehot(label). It is kept as s times
     that, `scaled`, in the dtype of the products: e is written in the very pass that sums it, and the division by s is
@@ -106,8 +106,8 @@ def _chunk_gradients(
     row_scale = torch.where(supervised, 1.0 / total, 0.0)
     hidden_grad = ((scaled @ weight) * row_scale).to(hidden.dtype)
     if weight_grad is not None:
-        weight_grad = weight_grad + (scaled.t() @ (hidden * row_scale).to(hidden.dtype)).float()
-    return loss, hidden_grad, weight_grad
+        weight_grad.add_(scaled.t() @ (hidden * row_scale).to(hidden.dtype))
+    return loss, hidden_grad
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -119,7 +119,7 @@ class _ChunkedLoss(torch.autograd.Function):
         weight_grad = torch.zeros_like(weight_vd, dtype=torch.float32) if weight_vd.requires_grad else None
         losses, hidden_grads = [], []
         for hidden, labels in _chunks(hidden_nd, labels_n, vocab_size=weight.shape[0]):
-            loss, hidden_grad, weight_grad = kernels.gradients(hidden, weight, labels, weight_grad)
+            loss, hidden_grad = kernels.gradients(hidden, weight, labels, weight_grad)
             losses.append(loss)
             hidden_grads.append(hidden_grad)
         ctx.save_for_backward(torch.cat(hidden_grads), None if weight_grad is None else weight_grad.to(weight_vd.dtype))
