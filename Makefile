@@ -40,7 +40,9 @@ $(VENV)/.developed: requirements-dev.lock $(VENV)/.installed
 demo: install ## prepare, train, evaluate and generate: 8 minutes on two cores
 	@$(BIN)/python -m llmtrain.recipes.demo
 
-<<<<<<< HEAD
+demo-finetune: install ## fine-tune the demo's model, compare it with what it was, publish it: 4 minutes
+	@$(BIN)/python -m llmtrain.recipes.demo_finetune
+
 # What llmtrain itself does, for those who like make. All of these are optional: CONFIG, MODEL (else the newest run), and
 # ARGS for whatever else the command takes. TRAIN_CONFIG and EVAL_CONFIG are older names of CONFIG.
 EVAL = $(RUN) eval $(MODEL) $(addprefix --config ,$(or $(CONFIG),$(EVAL_CONFIG),$(if $(wildcard data/eval/*.jsonl),eval)))
@@ -66,10 +68,6 @@ publish-hf: install ## MODEL to the Hub, as HF_REPO_ID; LICENSE
 
 convert: install ## IN, else data/*.json, to rows in OUT, else data/rows.jsonl
 	$(RUN) convert $(or $(IN),'data/*.json') $(or $(OUT),data/rows.jsonl) $(ARGS)
-=======
-demo-finetune: install ## fine-tune the demo's model, compare it with what it was, publish it: 4 minutes
-	@$(BIN)/python -m llmtrain.recipes.demo_finetune
->>>>>>> 92cc8dc (Add make demo-finetune: tune the demo's model, compare it with what it was, publish it)
 
 test: develop ## the tests, without the slow ones
 	$(BIN)/python -m pytest -m "not slow and not nightly"
