@@ -106,15 +106,36 @@ def test_a_run_that_trains_is_followed_to_its_end(visit: Visit, root: Path, serv
         EventLog(folder / "events.jsonl").add("skipped", step=110)
         skipped = "() => document.querySelector('.card.wide .plot').data.some((one) => one.name === 'skipped')"
         page.wait_for_function(skipped, timeout=PATIENCE_MS)
+        page.locator("summary", has_text="Versions").click()
+        top = page.evaluate("scrollY")
+        assert top > 0
         (folder / "samples.jsonl").write_text('{"step": 120, "prompt": "def <b>f", "completion": "(x):"}\n')
         expect(page.locator("#samples pre")).to_have_text("def <b>f(x):", timeout=PATIENCE_MS)
         (folder / "summary.json").write_text(json.dumps({"state": "finished", "steps": 120, "goodput": 0.5}))
     expect(badge).to_have_text("finished", timeout=PATIENCE_MS)
     expect(page.locator("[data-figure=goodput] b")).to_have_text("50 %")
-    page.wait_for_selector(".plot .main-svg")
     # What the reader chose stays as it was.
-    assert page.evaluate("() => document.querySelector('.card.wide .plot').layout.yaxis.type") == "log"
+    assert page.evaluate("scrollY") > 0.8 * top
+    assert page.locator("details", has_text="Versions").get_attribute("open") is not None
     expect(page.locator("#toggle-logY")).to_be_checked()
+    page.locator(".card.wide").scroll_into_view_if_needed()
+    page.wait_for_selector(".card.wide .main-svg")
+    assert page.evaluate("() => document.querySelector('.card.wide .plot').layout.yaxis.type") == "log"
+
+
+def test_a_tab_that_nobody_looks_at_keeps_no_connection(visit: Visit, root: Path, server: str) -> None:
+    folder = recorded_run(root, "live", num_steps=20, state="killed")
+    page = visit.open(f"{server}/runs?run=live")
+    turn = (
+        "(hidden) => { Object.defineProperty(document, 'hidden', { value: hidden, configurable: true }); "
+        "document.dispatchEvent(new Event('visibilitychange')); }"
+    )
+    with page.expect_event("requestfailed", lambda request: "/api/follow" in request.url):
+        page.evaluate(turn, True)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(figures_of(21)) + "\n")
+    page.evaluate(turn, False)
+    expect(page.locator("[data-figure=steps] b")).to_have_text("21", timeout=PATIENCE_MS)
 
 
 def test_a_figure_that_appears_later_gets_its_chart(visit: Visit, root: Path, server: str) -> None:

@@ -9,6 +9,8 @@ class LivePage {
     this.root = root;
     this.ids = new URLSearchParams(location.search).getAll("run");
     this.waiting = false;
+    // A browser has few connections to one server: a tab that nobody looks at keeps none.
+    document.addEventListener("visibilitychange", () => (document.hidden ? this.source?.close() : this.load()));
     this.load();
   }
 
@@ -33,11 +35,14 @@ class LivePage {
   }
 
   show(document_) {
+    const [top, opened] = [scrollY, openedDetails(this.root)];
     this.connection = element("span", { class: "connection", role: "status" });
     const back = element("a", { class: "button", href: "/" }, "← All runs");
     this.page = new Page(this.root, document_, { extras: [this.connection, back], keepView: Boolean(this.page) });
     this.runs = new Map(document_.runs.map((run) => [run.id, run]));
     if (document_.runs.length === 1 && document_.runs[0].can_write) this.offerChat(document_.runs[0]);
+    for (const [name, details] of namedDetails(this.root)) details.open = opened.get(name) ?? details.open;
+    scrollTo(0, top);
     this.follow(document_.runs);
   }
 
@@ -132,6 +137,18 @@ class LivePage {
       this.page.charts.redraw();
     }, REDRAW_EVERY_MS);
   }
+}
+
+// By their section and their words; those whose words have changed are as new.
+function namedDetails(root) {
+  return [...root.querySelectorAll("details")].map((details) => [
+    `${details.closest("section")?.id} ${details.querySelector("summary").textContent}`,
+    details,
+  ]);
+}
+
+function openedDetails(root) {
+  return new Map(namedDetails(root).map(([name, details]) => [name, details.open]));
 }
 
 // -- which page this is ------------------------------------------------------------------------------------------------
