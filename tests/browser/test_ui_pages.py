@@ -192,7 +192,7 @@ def test_a_tuned_model_is_talked_with_turn_by_turn(visit: Visit, root: Path, tmp
     shape = tiny_decoder(max_seq_len=96)
     about = {"config": shape, "vocab_size": len(tokenizer), "eos_id": tokenizer.eos_token_id}
     write_model_folder(tmp_path / "base", state_dict=Decoder(shape, len(tokenizer)).state_dict(), **about)
-    rows = [[{"role": "user", "content": "red"}, {"role": "assistant", "content": "green blue"}] for _ in range(8)]
+    rows = [[{"role": "user", "content": f"{n} red"}, {"role": "assistant", "content": "green"}] for n in range(9)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"messages": both}) + "\n" for both in rows))
     keys = tiny_config(tmp_path, root) | {
         "model": {"init_from": str(tmp_path / "base")},
@@ -200,8 +200,10 @@ def test_a_tuned_model_is_talked_with_turn_by_turn(visit: Visit, root: Path, tmp
     }
     del keys["prepare"]
     config = write_config(tmp_path / "tuned.yaml", keys)
-    train(load_config(str(config), ["trainer.max_steps=2", "trainer.eval_every_steps=null", "output.run_id=tuned"]))
+    asked = ["data.val_fraction=0.5", 'tracking.samples={prompts: ["red"], max_new_tokens: 4}']
+    train(load_config(str(config), ["trainer.max_steps=2", "output.run_id=tuned", *asked]))
     page = visit.open(f"{server}/runs?run=tuned")
+    assert page.locator("#samples pre").inner_text().startswith("red\n\n")
     page.get_by_role("spinbutton", name="Tokens").fill("4")
     answers = page.locator("#answers pre")
     for number, prompt in enumerate(("red", "and green?"), start=1):

@@ -179,3 +179,5 @@ def test_samples_of_a_step_that_came_twice_are_the_later_ones_in_the_order_of_st
     (run_folder / "samples.jsonl").write_text(text)
     shown = [(one["step"], one["prompt"], one["completion"]) for one in run_document(run_folder)["samples"]]
     assert shown == [(50, "a", "4"), (100, "a", "2"), (100, "b", "3")]
+    (run_folder / "samples.jsonl").write_text('{"step": 1, "prompt": "Hi", "completion": "Ho", "turn": true}\n')
+    assert run_document(run_folder)["samples"] == [{"step": 1, "prompt": "Hi", "completion": "Ho", "turn": True}]

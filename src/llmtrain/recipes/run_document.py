@@ -136,7 +136,8 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 line = json.loads(text)
                 if isinstance(line["step"], int):
-                    samples[line["step"], line["prompt"]] = {key: line[key] for key in ("step", "prompt", "completion")}
+                    sample = {key: line[key] for key in ("step", "prompt", "completion")}
+                    samples[line["step"], line["prompt"]] = sample | ({"turn": True} if line.get("turn") else {})
     return sorted(samples.values(), key=lambda sample: sample["step"])[-MAX_SAMPLES:]
 
 

@@ -48,9 +48,10 @@ class Samples:
         if self.failed:
             return
         done = self._ask(max_new_tokens=self.settings.max_new_tokens)
-        lines = [json.dumps({"step": step, "prompt": one.prompt, "completion": one.completion}) for one in done]
+        turn = {"turn": True} if self.model.chats else {}
+        lines = [{"step": step, "prompt": one.prompt, "completion": one.completion, **turn} for one in done]
         try:
-            append_lines(run / SAMPLES_NAME, lines)
+            append_lines(run / SAMPLES_NAME, map(json.dumps, lines))
         except OSError as error:
             log.warning("%s cannot be written; the run goes on without it (%s)", run / SAMPLES_NAME, error.strerror)
             self.failed = True

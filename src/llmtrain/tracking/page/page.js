@@ -301,7 +301,7 @@ function samplesOf(run, named) {
     shown.replaceChildren(
       ...run.samples
         .filter((sample) => sample.step === steps[index])
-        .map((sample) => element("pre", {}, element("span", { class: "prompt" }, sample.prompt), sample.completion)),
+        .map((sample) => element("pre", {}, element("span", { class: "prompt" }, sample.prompt), sample.turn ? "\n\n" : null, sample.completion)),
     );
   };
   const slider = element("input", {
