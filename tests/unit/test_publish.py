@@ -21,6 +21,8 @@ from llmtrain.evaluation.comparison import Difference
 from llmtrain.publishing.curves import loss_picture, ticks
 from llmtrain.publishing.secret_files import check_no_secrets
 from llmtrain.recipes.evaluate import _last_published
+from llmtrain.recipes.export import export
+from llmtrain.recipes.exported import Request
 from llmtrain.recipes.open_model import open_model
 from llmtrain.recipes.publish import publish
 from llmtrain.testing.recorded_run import recorded_run
@@ -135,6 +137,23 @@ def test_a_licence_and_a_free_place_are_asked_for_first(
         publish("one", given=MIT)
     publish("one", given=MIT, force=True)
     assert sorted(path.name for path in (tmp_path / "artifacts" / "models").iterdir()) == ["one"]
+
+
+def test_what_was_exported_from_a_run_is_published_with_the_runs_card(trained: Path, tmp_path: Path) -> None:
+    evaluated(trained, low=0.09, high=0.24)
+    export("one", Request(to="made", device="cpu", dtype="bfloat16"))
+    done = publish("made", given={**MIT, "require_improvement": "exact_match"})
+    assert done["to"] == str(tmp_path / "artifacts" / "models" / "one")
+    card = Path(done["to"], "README.md").read_text()
+    assert "| seed | 7 |" in card
+    assert "| exact_match | 0.61 | 0.44 |" in card
+    assert re.search(r"\| hf \| bfloat16; logits differ by at most \d\.\de-\d\d of the largest", card)
+    assert (trained / "published.jsonl").is_file()
+    told = json.loads(Path(done["to"], "evaluation.json").read_text())
+    assert told.keys() == {"time", "data", "rows", "comparison"}
+    (tmp_path / "made" / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(RunError, match=r"model\.safetensors is not what was saved"):
+        publish("made", given={**MIT, "to": "again"})
 
 
 def test_missing_and_damaged_files_are_refused(trained: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +29,9 @@ class Evaluation:
         return found
 
 
-def find_evaluation(folders: Iterable[Path], *, model: Path) -> Evaluation | None:
-    """The newest evaluation of `model` in the eval/ folders, one with a comparison before others; None: there is none.
+def find_evaluation(folders: Iterable[Path], *, models: Sequence[Path]) -> Evaluation | None:
+    """The newest evaluation of any of `models` in the eval/ folders, one with a comparison before others; None if there
+    is none.
 
     A run that was moved is known by the end of its path.
     """
@@ -38,7 +39,7 @@ def find_evaluation(folders: Iterable[Path], *, model: Path) -> Evaluation | Non
     for file in sorted((path for folder in folders for path in folder.glob("*/metrics.json")), reverse=True):
         with suppress(OSError, ValueError):
             document = json.loads(file.read_text(encoding="utf-8"))
-            if isinstance(document, dict) and _is_of(document.get("model"), model):
+            if isinstance(document, dict) and any(_is_of(document.get("model"), model) for model in models):
                 found.append(Evaluation(file, document))
     return next((one for one in found if one.comparison), found[0] if found else None)
 

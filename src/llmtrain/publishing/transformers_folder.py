@@ -52,7 +52,9 @@ def write_decoder(
 def write_network(folder: Path, network: Any, *, dtype: torch.dtype, one_file: bool = False) -> None:
     """A model of transformers, whose weights become `dtype` in place; `one_file`: however large it is."""
     from transformers import GenerationConfig
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     for tensor in [*network.parameters(), *network.buffers()]:
         if tensor.is_floating_point():
             tensor.data = tensor.data.to(dtype)

@@ -17,6 +17,7 @@ from llmtrain.models.folder import OWN_MODEL_TYPE
 from llmtrain.models.hub import HUB_ID, base_of_adapter, is_adapter_folder
 from llmtrain.publishing.improvement import Evaluation
 from llmtrain.publishing.model_card import Card
+from llmtrain.publishing.place import EXPORT_FILE
 from llmtrain.recipes.exported import Source
 from llmtrain.recipes.run_document import run_document
 from llmtrain.recipes.runs import json_object
@@ -36,14 +37,19 @@ _GENERAL_LIMITS = (
 )
 
 
-def make_card(source: Source, settings: PublishConfig, evaluation: Evaluation | None) -> tuple[Card, dict[str, Any]]:
-    """The card of `source`, and the curves of its run to be drawn; of a model of no run, there is less to tell."""
-    told = run_document(source.run) if source.run is not None else {}
-    base = _base(source, settings)
+def make_card(
+    source: Source, origin: Source, settings: PublishConfig, evaluation: Evaluation | None
+) -> tuple[Card, dict[str, Any]]:
+    """The card of `source`, and the curves of its run to be drawn; of a model of no run, there is less to tell.
+
+    `origin`: the checkpoint that it was made from, which is `source` itself where nothing was made of it.
+    """
+    told = run_document(origin.run) if origin.run is not None else {}
+    base = _base(origin if source.config is None else source, settings)
     library, loading = _loading(source, base, settings)
     curves = told.get("curves", {})
     card = Card(
-        name=source.name,
+        name=origin.name,
         license=settings.license,
         library=library,
         summary=_summary(source, told, base),
@@ -52,13 +58,13 @@ def make_card(source: Source, settings: PublishConfig, evaluation: Evaluation | 
         base_model=base if base is not None and HUB_ID.fullmatch(base) and not Path(base).exists() else None,
         datasets=sorted({name for row in told.get("data", []) if (name := _hub_dataset(row["source"]))}),
         description=settings.description,
-        data=list(_data(source, told)),
+        data=list(_data(origin, told)),
         results=_results(told),
         has_curves=any(name in curves for name in ("train/loss", "val/loss")),
         comparison=evaluation.comparison if evaluation is not None else {},
         comparison_about=_comparison_about(evaluation),
-        making=dict(_making(source, told)),
-        config=_config_text(source),
+        making=dict([*_making(origin, told), *_made_into(source)]),
+        config=_config_text(origin),
         limits=[*([settings.limits] if settings.limits else []), *_contamination(evaluation), *_GENERAL_LIMITS],
     )
     return card, curves
@@ -68,7 +74,7 @@ def _base(source: Source, settings: PublishConfig) -> str | None:
     """What the model was tuned from: a Hub id, or the name of a folder."""
     if settings.base_model is not None:
         return settings.base_model
-    if is_adapter_folder(source.folder):
+    if source.folder.is_dir() and is_adapter_folder(source.folder):
         return base_of_adapter(source.folder)[0]
     model = source.config.model if source.config is not None else None
     if isinstance(model, HuggingFaceConfig):
@@ -211,6 +217,17 @@ def _making(source: Source, told: Mapping[str, Any]) -> Iterator[tuple[str, str]
             yield title.lower(), ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
     if hardware := environment.get("Hardware"):
         yield "hardware", redact(json.dumps(hardware, ensure_ascii=False))
+
+
+def _made_into(source: Source) -> Iterator[tuple[str, str]]:
+    """What `export` or `merge` did, and how far the result is from what was trained and measured."""
+    made = json_object(source.folder / EXPORT_FILE, problems=[])
+    if "max_logit_difference" in made:
+        yield (
+            str(made.get("kind")),
+            f"{made.get('dtype')}; logits differ by at most {made['max_logit_difference']:.1e} of the largest, by "
+            f"{made.get('mean_kl_nats', 0.0):.1e} nats a token in KL divergence, from what was trained",
+        )
 
 
 def _config_text(source: Source) -> str | None:

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +22,35 @@ from pydantic import ValidationError
 
 from llmtrain._version import __version__
 from llmtrain.config.errors import ConfigError, RunError
+from llmtrain.config.load import load_config
 from llmtrain.config.publishing import HUB, HUB_PREFIX, PublishConfig
 from llmtrain.models.hub import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of_adapter, is_adapter_folder, missing_files
 from llmtrain.publishing.curves import loss_picture
 from llmtrain.publishing.hub import check_may_write, upload
 from llmtrain.publishing.improvement import Evaluation, check_improvement, find_evaluation
 from llmtrain.publishing.model_card import CARD_FILE, CONFIG_FILE, CURVES_FILE, render
-from llmtrain.publishing.place import PUBLISH_FILE, check_free, new_folder, passing_folder
+from llmtrain.publishing.place import EXPORT_FILE, PUBLISH_FILE, check_free, new_folder, passing_folder
 from llmtrain.publishing.secret_files import check_no_secrets
 from llmtrain.publishing.transformers_folder import find_tokenizer, write_companions
 from llmtrain.recipes.card import make_card
 from llmtrain.recipes.evaluate import PUBLISHED_NAME
 from llmtrain.recipes.exported import Source, described, files_in, find_source
-from llmtrain.recipes.open_model import base_of, load_language_model
-from llmtrain.tracking.redaction import redact
+from llmtrain.recipes.open_model import base_of, config_beside, load_language_model
+from llmtrain.recipes.runs import json_object
 from llmtrain.tracking.summary import write_json
 from llmtrain.training.checkpoint_files import MANIFEST
+from llmtrain.training.runs import is_run
 
 log = logging.getLogger("llmtrain.publish")
 
 ARTIFACTS = Path("artifacts") / "models"
 RECORD = "published.jsonl"
 """In the run's folder: a line for each time that it was published."""
+EVALUATION_FILE = "evaluation.json"
+EVALUATION_KEYS = (
+    *("time", "data", "rows", "tokens", "scores", "baseline_scores", "comparison", "definitions", "signatures"),
+)
+"""Of metrics.json, what is published: no paths of this machine, and no rows."""
 
 
 def publish(model: str, *, given: Mapping[str, Any], root_dir: str = "runs", force: bool = False) -> dict[str, Any]:
@@ -53,26 +61,39 @@ def publish(model: str, *, given: Mapping[str, Any], root_dir: str = "runs", for
     the Hub does not answer.
     """
     source = find_source(model, root_dir=root_dir)
-    settings = settings_of(source, given)
+    origin = origin_of(source, Path(root_dir))
+    settings = settings_of(origin, given)
     evaluation = find_evaluation(
-        [*([source.run / "eval"] if source.run is not None else []), Path(root_dir).absolute() / "eval"],
-        model=source.folder,
+        [*([origin.run / "eval"] if origin.run is not None else []), Path(root_dir).absolute() / "eval"],
+        models=[source.folder, origin.folder],
     )
     if settings.require_improvement is not None:
         check_improvement(evaluation, settings.require_improvement, how=f"llmtrain eval {model} --data FILE")
     check_complete(source, settings)
-    place = preflight(source.name, settings, force=force)
+    place = preflight(origin.name, settings, force=force)
+    fill = partial(_fill, source=source, origin=origin, settings=settings, evaluation=evaluation)
     if isinstance(place, Path):
         with new_folder(place, force=force) as folder:
-            document = _fill(folder, source, settings, evaluation)
+            document = fill(folder)
         done = {"to": str(place.absolute()), **document}
     else:
-        with passing_folder(source.name) as folder:
-            document = _fill(folder, source, settings, evaluation)
-            uploaded = upload(folder, place.repo_id, message=f"Publish {source.name}")
+        with passing_folder(origin.name) as folder:
+            document = fill(folder)
+            uploaded = upload(folder, place.repo_id, message=f"Publish {origin.name}")
         done = {"to": f"{HUB_PREFIX}{place.repo_id}", "revision": uploaded.revision, "url": uploaded.url, **document}
-    _record(source, done, root=Path(root_dir))
+    _record(origin, done, root=Path(root_dir))
     return done
+
+
+def origin_of(source: Source, root: Path) -> Source:
+    """The checkpoint that `source` was made from, where it is what `export` or `merge` made of one; else `source`."""
+    made_of = json_object(source.folder / EXPORT_FILE, problems=[]).get("source") or {}
+    run = root.absolute() / str(made_of.get("name"))
+    if source.run is not None or not is_run(run):
+        return source
+    folder = run / "checkpoints" / str(made_of.get("checkpoint")) / "model"
+    config = config_beside(folder) or load_config(str(run / "config.yaml")).config
+    return Source(folder=folder, name=run.name, run=run, config=config)
 
 
 # -- preflight ---------------------------------------------------------------------------------------------------------
@@ -119,8 +140,8 @@ def settings_of(source: Source, given: Mapping[str, Any]) -> PublishConfig:
 
 
 def check_complete(source: Source, settings: PublishConfig) -> None:
-    """ConfigError for a file that is missing, or a base that nobody else has; RunError for a file that is not what the
-    checkpoint's manifest says."""
+    """ConfigError for a file that is missing, or a base that nobody else has; RunError for a file that is not what was
+    saved or exported."""
     folder = source.folder
     if is_adapter_folder(folder):
         missing = [] if (folder / ADAPTER_WEIGHTS).is_file() else [ADAPTER_WEIGHTS]
@@ -133,12 +154,12 @@ def check_complete(source: Source, settings: PublishConfig) -> None:
         refuse_local_base(base_of_adapter(folder)[0], settings)
     if find_tokenizer([folder, *([base] if base else [])]) is None:
         raise ConfigError(f"{folder} has no tokenizer, and nobody can use a model without one: put it there")
-    manifest = folder.parent / MANIFEST
-    if source.run is None or not manifest.is_file():
-        return
-    expected = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+    expected = json_object(folder / EXPORT_FILE, problems=[]).get("files", {})
+    if source.run is not None:
+        saved = json_object(folder.parent / MANIFEST, problems=[]).get("files", {})
+        expected = {name.removeprefix(f"{folder.name}/"): about for name, about in saved.items()}
     for name, about in files_in(folder).items():
-        known = expected.get(f"{folder.name}/{name}")
+        known = expected.get(name)
         if known is not None and known["sha256"] != about["sha256"]:
             raise RunError(f"not published: {folder / name} is not what was saved (its sha256 is another one)")
 
@@ -155,16 +176,19 @@ def refuse_local_base(base: str, settings: PublishConfig) -> None:
 # -- the folder --------------------------------------------------------------------------------------------------------
 
 
-def _fill(folder: Path, source: Source, settings: PublishConfig, evaluation: Evaluation | None) -> dict[str, Any]:
+def _fill(
+    folder: Path, *, source: Source, origin: Source, settings: PublishConfig, evaluation: Evaluation | None
+) -> dict[str, Any]:
     """Write all files, and look through them; returns publish.json. Loading the model once shows that it can be."""
-    card, curves = make_card(source, settings, evaluation)
+    card, curves = make_card(source, origin, settings, evaluation)
     (folder / CARD_FILE).write_text(render(card), encoding="utf-8")
-    if card.has_curves and (picture := loss_picture(curves, title=f"Loss of {source.name}")):
+    if card.has_curves and (picture := loss_picture(curves, title=f"Loss of {origin.name}")):
         (folder / CURVES_FILE).write_text(picture, encoding="utf-8")
     if card.config is not None:
         (folder / CONFIG_FILE).write_text(card.config, encoding="utf-8")
     if evaluation is not None:
-        (folder / "evaluation.json").write_text(json.dumps(redact(dict(evaluation.document)), indent=2) + "\n")
+        told = {key: value for key, value in evaluation.document.items() if key in EVALUATION_KEYS}
+        (folder / EVALUATION_FILE).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     for path in sorted(path for path in source.folder.iterdir() if path.is_file()):
         if path.name not in (CARD_FILE, PUBLISH_FILE):
             shutil.copyfile(path, folder / path.name)
@@ -181,7 +205,7 @@ def _fill(folder: Path, source: Source, settings: PublishConfig, evaluation: Eva
         eos_ids=opened.stop_ids(chat=opened.chats),
     )
     document = {
-        "source": described(source),
+        "source": {**described(source), "run": origin.name if origin.run is not None else None},
         "license": settings.license,
         "base_model": card.base_model,
         "comparison": dict(card.comparison),
