@@ -36,6 +36,8 @@ GOOD = Facts(
         "python": "3.12.1",
         "torch": "2.13.0+cpu",
     },
+    interfaces=["eth0", "lo"],
+    adapters=[],
     environment={},
 )
 
@@ -119,6 +121,12 @@ def test_threads_that_the_environment_holds_back() -> None:
     assert found.what == "OMP_NUM_THREADS=1 lets a run on the CPU use 1 of 8 cores"
 
 
+def test_a_network_interface_that_is_not_there_is_found() -> None:
+    found = only(replace(GOOD, environment={"NCCL_SOCKET_IFNAME": "ib0"}))
+    assert found.what == "NCCL_SOCKET_IFNAME=ib0 leaves no network interface of this machine"
+    assert found.fix == "name one of eth0, lo, or unset it"
+
+
 def test_the_worst_comes_first() -> None:
     found = examine(replace(GOOD, bf16_on_cpu=False, runs=replace(RUNS, writable=False)))
     assert [finding.severity for finding in found] == ["fatal", "warning"]
@@ -138,7 +146,9 @@ def test_secrets_are_present_or_not_and_never_shown(tmp_path: Path) -> None:
     facts = gather(Path("runs"), environ=environ)
     assert facts.secrets["HF_TOKEN"] is facts.secrets["hf_login"] is True
     assert facts.secrets["WANDB_API_KEY"] is False
-    assert facts.environment == {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "NCCL_DEBUG": "INFO", "RANK": "0"}
+    assert facts.environment == {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "NCCL_DEBUG": "INFO", "RANK": "0"} | (
+        {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "3"} if facts.gpus else {}
+    )
     assert "hf_" not in repr(facts).replace("hf_login", "")
 
 

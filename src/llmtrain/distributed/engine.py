@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import logging
 import os
 import re
@@ -32,6 +33,7 @@ from llmtrain.config.training import DistributedConfig, TrainerConfig
 from llmtrain.contracts import Batch
 from llmtrain.distributed.asked import refuse_backend
 from llmtrain.distributed.gang import ALONE, Gang
+from llmtrain.distributed.nccl import contradictions, nccl_settings
 from llmtrain.distributed.rendezvous import file_to_meet_at, settle
 from llmtrain.distributed.sharding import shard
 from llmtrain.distributed.strategy import Choice
@@ -61,6 +63,8 @@ _LOST_PEER = re.compile("gloo.*(closed by peer|reset by peer|timed out|broken pi
 """gloo throws plain runtime errors, whose text names its own source file."""
 _TIMED_OUT = re.compile("time[d]? ?out", re.IGNORECASE)
 _POLL_SEC = 0.2
+_blocks = itertools.count(1)
+"""Of `main_first`, in this process: a second engine may meet the others at the same store."""
 _LATER_SEC = 30
 """A collective gives up so long after the watchdog, whose stacks tell more. Before the loop it is the only guard."""
 
@@ -243,6 +247,12 @@ def is_timeout(error: Exception) -> bool:
     return bool(_TIMED_OUT.search(str(error)))
 
 
+def _settle_nccl() -> None:
+    for what in contradictions(os.environ):
+        log.warning("%s", what)
+    os.environ.update(nccl_settings(os.environ))
+
+
 def abandon_groups() -> None:
     """After a peer was lost: keep gloo's groups from ever being destroyed, for their destructor waits for what is in
     flight, which may be for what the lost process owed (one start in thirty, with ddp).
@@ -296,6 +306,8 @@ class Engine:
                 timeout=timeout,
             )
         _hush_libraries(resolved.device)
+        if resolved.backend == "nccl":
+            _settle_nccl()
         if accelerator == "cpu":
             _keep_freed_memory()
         if (file := file_to_meet_at(distributed.rendezvous)) and not torch.distributed.is_initialized():
@@ -319,7 +331,6 @@ class Engine:
         self._fabric.launch()
         self.rank = self._fabric.global_rank
         self.device = self._fabric.device
-        self._blocks_begun = 0
         self._timeout = timeout
         self._gang: Gang | None = None
         self.watchdog = Watchdog(rank=self.rank, world_size=self.world_size, timeout_sec=float(distributed.timeout_sec))
@@ -416,8 +427,7 @@ class Engine:
         if self.world_size == 1:
             yield
             return
-        self._blocks_begun += 1
-        store, key = torch.distributed.distributed_c10d._get_default_store(), f"main_first/{self._blocks_begun}"
+        store, key = torch.distributed.distributed_c10d._get_default_store(), f"main_first/{next(_blocks)}"
         while not self.is_main and not store.check([key]):
             time.sleep(_POLL_SEC)
         try:

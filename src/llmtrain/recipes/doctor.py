@@ -21,6 +21,14 @@ from typing import Any, Literal
 import torch
 
 from llmtrain.distributed.engine import computes_bf16, missing_for_compile
+from llmtrain.distributed.nccl import (
+    SHOWN,
+    SHOWN_PREFIXES,
+    infiniband_adapters,
+    nccl_settings,
+    network_faults,
+    network_interfaces,
+)
 from llmtrain.tracking.meta import hardware, installed_versions
 from llmtrain.tracking.redaction import redact
 from llmtrain.training.checkpoint_shelf import probe_folder
@@ -36,7 +44,7 @@ LOW_MEMORY_BYTES = 4_000_000_000
 
 SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY")
 OTHER_PACKAGES = ("datasets", "tiktoken", "peft", "mlflow", "wandb")
-ENVIRONMENT = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_MAX_CONNECTIONS", "OMP_NUM_THREADS", "HF_HUB_OFFLINE")
+ENVIRONMENT = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "HF_HUB_OFFLINE", *SHOWN)
 OF_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -96,6 +104,9 @@ class Facts:
     secrets: dict[str, bool]
     """Whether each is set in the environment; hf_login: one stored by `hf auth login`."""
     versions: dict[str, str | None]
+    interfaces: list[str]
+    adapters: list[str]
+    """For InfiniBand."""
     environment: dict[str, str]
 
 
@@ -112,7 +123,7 @@ def doctor(root_dir: str = "runs") -> dict[str, Any]:
 
 def examine(facts: Facts) -> list[Finding]:
     """What is in the way, the worst first."""
-    found = [*_of_system(facts), *_of_versions(facts), *_of_devices(facts), *_of_folders(facts)]
+    found = [*_of_system(facts), *_of_versions(facts), *_of_devices(facts), *_of_folders(facts), *_of_network(facts)]
     return sorted(found, key=lambda finding: finding.severity != "fatal")
 
 
@@ -221,13 +232,21 @@ def _of_folders(facts: Facts) -> list[Finding]:
     return found
 
 
+def _of_network(facts: Facts) -> list[Finding]:
+    found = network_faults(facts.environment, interfaces=facts.interfaces, adapters=facts.adapters)
+    return [_warning(what, fix) for what, fix in found]
+
+
 # -- asking the machine ------------------------------------------------------------------------------------------------
 
 
 def gather(root: Path, *, environ: Mapping[str, str] = os.environ) -> Facts:
     """Ask the machine. Makes and removes empty folders in `root`, or in the next folder above it that is there."""
     cache = Path(environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface").expanduser()
-    shown = [name for name in environ if name.startswith("NCCL_") or name in (*ENVIRONMENT, *OF_TORCHRUN)]
+    gpus = _gpus()
+    if gpus:
+        environ = {**environ, **nccl_settings(environ)}
+    shown = [name for name in environ if name.startswith(SHOWN_PREFIXES) or name in (*ENVIRONMENT, *OF_TORCHRUN)]
     machine = hardware()
     return Facts(
         system=platform.system(),
@@ -236,7 +255,7 @@ def gather(root: Path, *, environ: Mapping[str, str] = os.environ) -> Facts:
         cores=machine["usable_cores"],
         threads=torch.get_num_threads(),
         memory_bytes=machine["memory_bytes"],
-        gpus=_gpus(),
+        gpus=gpus,
         mps=torch.backends.mps.is_available(),
         cuda_built=torch.version.cuda is not None,
         nvidia_driver=shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia/version").exists(),
@@ -248,6 +267,8 @@ def gather(root: Path, *, environ: Mapping[str, str] = os.environ) -> Facts:
         secrets={name: bool(environ.get(name)) for name in SECRETS}
         | {"hf_login": Path(environ.get("HF_TOKEN_PATH") or cache / "token").is_file()},
         versions=installed_versions() | {name: _version(name) for name in OTHER_PACKAGES},
+        interfaces=network_interfaces(),
+        adapters=infiniband_adapters(),
         environment={name: str(redact(environ[name])) for name in sorted(shown)},
     )
 

@@ -1,0 +1,86 @@
+"""What is done once, by one rank, is done before the others look for it: data prepared, models fetched."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from llmtrain.config.chat import ChatConfig
+from llmtrain.config.huggingface import HuggingFaceConfig
+from llmtrain.config.running import RunConfig
+from llmtrain.config.training import DistributedConfig, TrainerConfig
+from llmtrain.distributed.engine import Engine, resolve
+from llmtrain.recipes import job
+from llmtrain.testing.ranks import RankFailed, RankPool
+
+
+def make_engine() -> Engine:
+    distributed = DistributedConfig(timeout_sec=60)
+    return Engine(
+        resolve(RunConfig(device="cpu"), TrainerConfig(precision="32", compile=False), distributed),
+        distributed=distributed,
+    )
+
+
+def note(folder: Path, line: str) -> None:
+    with (folder / "notes").open("a") as file:
+        file.write(f"{line}\n")
+
+
+def take_turns(folder: Path, times: int) -> None:
+    engine = make_engine()
+    for _ in range(times):
+        with engine.main_first():
+            note(folder, f"{engine.rank} begins")
+            if engine.is_main:
+                time.sleep(0.3)
+                note(folder, "0 is done")
+        engine.sum(0)  # all have come through
+
+
+def fail_on_main() -> None:
+    engine = make_engine()
+    with engine.main_first():
+        if engine.is_main:
+            raise ValueError("nothing could be made")
+
+
+def fetch_a_model(folder: Path) -> Path | None:
+    """As a start does it, but from a folder that only the first one has to fill."""
+    engine = make_engine()
+
+    def fetch(model: Any) -> tuple[Path, Path]:
+        if not (folder / "model").exists():
+            note(folder, f"rank {engine.rank} downloads {model.path}")
+            time.sleep(0.5)
+            (folder / "model").mkdir()
+        return folder / "model", folder / "model"
+
+    config = mock.Mock(
+        model=HuggingFaceConfig(name="huggingface", path="owner/model"),
+        data=mock.Mock(spec=ChatConfig, tokenizer=None),
+    )
+    with mock.patch("llmtrain.models.huggingface_load.fetch", fetch):
+        found, _ = job._fetch(config, engine)
+    return found
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_others_wait_until_the_first_rank_is_done(two_ranks: RankPool, tmp_path: Path, times: int) -> None:
+    """Also a second time in one process, with an engine of its own."""
+    two_ranks.run(take_turns, tmp_path, times)
+    assert (tmp_path / "notes").read_text().splitlines() == ["0 begins", "0 is done", "1 begins"] * times
+
+
+def test_four_ranks_fetch_a_model_once(four_ranks: RankPool, tmp_path: Path) -> None:
+    assert four_ranks.run(fetch_a_model, tmp_path) == [tmp_path / "model"] * 4
+    assert (tmp_path / "notes").read_text() == "rank 0 downloads owner/model\n"
+
+
+def test_when_the_first_rank_fails_the_others_do_not_wait_for_ever(two_ranks: RankPool) -> None:
+    with pytest.raises(RankFailed, match="nothing could be made"):
+        two_ranks.run(fail_on_main)
