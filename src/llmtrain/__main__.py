@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -10,6 +11,8 @@ def main() -> None:
     from llmtrain.cli.app import run
     from llmtrain.distributed.launch import fails_again, leave_exit_code
 
+    if "WORLD_SIZE" in os.environ:  # before torch is imported: its warnings of peers that are gone run over pages
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     code = fails_again()
     if code is None:
         code = run(sys.argv[1:])

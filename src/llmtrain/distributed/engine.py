@@ -282,7 +282,8 @@ class Engine:
         """Ranks that share each matrix: they compute the same rows, and each counts them."""
         local_world_size = _local_world_size(self.world_size)
         accelerator, _, index = resolved.device.partition(":")
-        if accelerator == "cpu" or deterministic:
+        reproducible = accelerator == "cpu" or deterministic
+        if reproducible:
             # On a CPU the compiled backward of an embedding differs from run to run without this.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
@@ -294,7 +295,9 @@ class Engine:
             strategy = DDPStrategy(
                 process_group_backend=resolved.backend,
                 timeout=timeout,
-                find_unused_parameters=distributed.find_unused_parameters,
+                # Otherwise DDP puts gradients in another order after its first step, and with it changes the order in
+                # which more than two ranks' are added up: a resumed run would differ in the last bits.
+                find_unused_parameters=distributed.find_unused_parameters or (reproducible and self.world_size > 2),
                 gradient_as_bucket_view=True,
             )
         elif self.cuts:
