@@ -10,8 +10,10 @@ import pytest
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.load import load_config
-from llmtrain.config.training import RendezvousConfig
+from llmtrain.config.running import RunConfig
+from llmtrain.config.training import DistributedConfig, RendezvousConfig, TrainerConfig
 from llmtrain.distributed.asked import address_of, refuse_strategy, refuse_what_cannot_run
+from llmtrain.distributed.engine import resolve
 from llmtrain.distributed.rendezvous import file_to_meet_at, settle
 from llmtrain.testing.tiny_run import write_config
 
@@ -153,6 +155,14 @@ def test_questions_are_refused_where_auto_cuts_the_model() -> None:
 def test_a_size_without_the_strategy_is_refused() -> None:
     with pytest.raises(ConfigError, match="tensor_parallel is 2, but strategy is fsdp: set strategy to fsdp_tp"):
         load_config("quickstart", ["distributed.strategy=fsdp", "distributed.tensor_parallel=2"])
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp_tp"])
+def test_a_strategy_without_processes_is_refused(monkeypatch: pytest.MonkeyPatch, strategy: str) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    distributed = DistributedConfig.model_validate({"strategy": strategy})
+    with pytest.raises(ConfigError, match=f"strategy is {strategy}, but this is one process: add --nproc N"):
+        resolve(RunConfig(device="cpu"), TrainerConfig(precision="32", compile=False), distributed)
 
 
 def test_what_can_run_is_not_refused() -> None:
