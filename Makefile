@@ -108,6 +108,7 @@ bench: develop ## side by side with peers
 	$(BIN)/python benchmarks/prepare.py
 	$(BIN)/python benchmarks/inspecting.py
 	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/generating.py
 	$(BIN)/python benchmarks/tracking.py
 
 docs: develop ## the manual, in site/

@@ -214,3 +214,59 @@ def test_the_repetition_penalty_lowers_positive_and_negative_scores() -> None:
     assert choose([-1.0, -1.2], temperature=0.0, seen=[0], repetition_penalty=1.5) == 1
     assert choose([-1.0, -1.6], temperature=0.0, seen=[0], repetition_penalty=1.5) == 0
     assert choose([2.0, 1.5], temperature=0.0, seen=[0, 0, 0], repetition_penalty=1.1) == 0  # once, not thrice
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"positional": {"encoding": "rope"}},
+        {"positional": {"encoding": "learned"}},
+        {"positional": {"encoding": "alibi"}},
+        {
+            "positional": {"encoding": "sinusoidal"},
+            "attention": {"num_heads": 2, "mask": "sliding_window", "window": 5},
+        },
+    ],
+    ids=["rope", "learned", "alibi", "sinusoidal-window"],
+)
+def test_rows_that_end_make_place_for_others_and_change_nothing(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = tiny_decoder(**changes)
+    drawn = torch.Generator().manual_seed(1)
+    lengths = torch.randint(1, 30, (23,), generator=drawn).tolist()
+    vocab_size = decoder.vocab_size
+    prompts = [torch.randint(1, vocab_size, (length,), generator=drawn).tolist() for length in lengths]
+    stop_ids = set(range(0, vocab_size, 6))
+    sampling = Sampling(temperature=1.0, seed=3)
+    options: dict[str, Any] = {"max_new_tokens": 30, "sampling": sampling, "stop_ids": stop_ids}
+    alone = generate(decoder, prompts, batch_size=1, **options)
+    assert len({len(row) for row in alone}) > 5, "they end at different times"
+    forwards: list[int] = []
+    logits = decoder.logits
+
+    def counted(ids: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+        forwards.append(len(ids))
+        return logits(ids, *rest, **more)
+
+    monkeypatch.setattr(decoder, "logits", counted)
+    for size in (2, 5, 8):
+        forwards.clear()
+        assert generate(decoder, prompts, batch_size=size, **options) == alone
+        steps = sum(max(len(alone[row]) for row in batch) for batch in batches_of(lengths, size))
+        assert len(forwards) < steps, "than batch after batch"
+
+
+def batches_of(lengths: list[int], size: int) -> list[list[int]]:
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row], reverse=True)
+    return [order[begin : begin + size] for begin in range(0, len(order), size)]
+
+
+def test_a_row_may_fill_the_context_while_others_come_and_go() -> None:
+    decoder = tiny_decoder(max_seq_len=32)
+    prompts = [[5, 9, 2], *([number + 1] for number in range(12))]
+    stop_ids = set(range(0, decoder.vocab_size, 2))
+    firsts = generate(decoder, prompts, max_new_tokens=200, batch_size=1, sampling=GREEDY, stop_ids=stop_ids)
+    assert generate(decoder, prompts, max_new_tokens=200, batch_size=4, sampling=GREEDY, stop_ids=stop_ids) == firsts
+    whole = generate(decoder, prompts, max_new_tokens=200, batch_size=4, sampling=GREEDY)
+    assert [len(prompt) + len(row) for prompt, row in zip(prompts, whole, strict=True)] == [32] * 13

@@ -4,14 +4,17 @@
                                         ▲                                                                 │
                                         └────────── one forward with the chosen tokens ◀──────────────────┘
 
+    rows that wait ─ one forward ─▶ the places of rows that have ended, where the cache can take them
+
 A row's result depends on its prompt and the seed, not on what else is in the batch.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -25,6 +28,28 @@ class DecodingCache(Protocol):
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Forget all other rows."""
+        ...
+
+
+@runtime_checkable
+class RefillableCache(DecodingCache, Protocol):
+    """A cache in which rows that have ended can make place for others."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next token has no slot."""
+        ...
+
+    def empty_rows(self, rows: Sequence[int]) -> None:
+        """Forget the tokens of these rows, whose places stay."""
+        ...
+
+    def replace_rows(self, rows: Sequence[int], other: Any) -> None:
+        """Put the rows of another cache, which are no longer, in their places."""
+        ...
+
+    def drop_padding(self) -> None:
+        """Take out what is padding in all rows."""
         ...
 
 
@@ -51,6 +76,9 @@ class CachedModel(Protocol):
         """[b, t, vocab] scores of the token after each of `input_ids`, which follow the cache's tokens and join it."""
         ...
 
+
+FREE_TO_REFILL = 4
+"""A batch is filled up when one in so many of its places is free: a few prompts together cost little more than one."""
 
 Watch = Callable[[int, int], bool]
 """Told of each token as it comes, (row, token); says whether the row goes on after it."""
@@ -111,49 +139,90 @@ def generate(
 
     room = [min(max_new_tokens, limit - len(prompt)) for prompt in prompts]
     by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]), reverse=True)
-    size = batch_size or max(1, len(prompts))
-    for begin in range(0, len(prompts), size):
-        batch = by_length[begin : begin + size]
-        _decode_batch(
-            model,
-            {row: prompts[row] for row in batch},
-            max_new_tokens=max(room[row] for row in batch),
-            choose=choose,
-            likeliest_alone=likeliest_alone and first_tokens is None,
-        )
+    batches = _Batches(model, prompts, choose=choose, likeliest_alone=likeliest_alone and first_tokens is None)
+    batches.decode(deque(by_length), size=batch_size or max(1, len(prompts)), most_tokens=max(room, default=0))
     return generated
 
 
-@torch.inference_mode()
-def _decode_batch(
-    model: CachedModel,
-    prompts: Mapping[int, Sequence[int]],
-    *,
-    max_new_tokens: int,
-    choose: Callable[[int, Tensor, int], int | None],
-    likeliest_alone: bool,
-) -> None:
-    """Let `choose` have the scores of each row's next token, and the likeliest, until it has ended all of them.
+class _Batches:
+    """Rows that are computed together: those that end make place for others, where the model's cache lets them."""
 
-    With `likeliest_alone` the scores stay where they are, and one number a row is fetched.
-    """
-    longest = max(map(len, prompts.values()))
-    padding = [longest - len(prompt) for prompt in prompts.values()]
-    cache = model.new_cache(
-        len(prompts), longest + max_new_tokens, first_slots=torch.tensor(padding, dtype=torch.int64)
-    )
-    input_ids = torch.tensor([[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts.values(), strict=True)])
-    running = list(prompts)
-    while running:
-        logits = model.logits(input_ids.to(model.device), None, cache, last_only=True)[:, -1]
+    def __init__(
+        self,
+        model: CachedModel,
+        prompts: Sequence[Sequence[int]],
+        *,
+        choose: Callable[[int, Tensor, int], int | None],
+        likeliest_alone: bool,
+    ) -> None:
+        """`choose` is given the scores of a row's next token, and the likeliest; it gives the one to go on with.
+
+        It gives None where the row ends. With `likeliest_alone` the scores stay where they are, and one number a row is
+        fetched.
+        """
+        self._model, self._prompts, self._choose, self._likeliest_alone = model, prompts, choose, likeliest_alone
+
+    @torch.inference_mode()
+    def decode(self, waiting: deque[int], *, size: int, most_tokens: int) -> None:
+        """All rows that wait, the longest prompts first, until `choose` has ended them; `size` at a time."""
+        while waiting:
+            rows: list[int | None] = [waiting.popleft() for _ in range(min(size, len(waiting)))]
+            cache, chosen = self._begin(rows, most_tokens=most_tokens)
+            while any(token is not None for token in chosen):
+                ended = [place for place, row in enumerate(rows) if row is not None and chosen[place] is None]
+                for place in ended:
+                    rows[place] = None
+                free = [place for place, row in enumerate(rows) if row is None]
+                if waiting and isinstance(cache, RefillableCache):
+                    if ended:
+                        cache.empty_rows(ended)
+                    if len(free) * FREE_TO_REFILL >= size:
+                        self._refill(cache, rows, chosen, waiting, free)
+                        continue
+                elif free:
+                    kept = [place for place, row in enumerate(rows) if row is not None]
+                    cache.keep_rows(kept)
+                    rows, chosen = [rows[place] for place in kept], [chosen[place] for place in kept]
+                if isinstance(cache, RefillableCache) and cache.is_full:
+                    cache.drop_padding()
+                chosen = self._next(torch.tensor([[token or 0] for token in chosen]), cache, rows)
+
+    def _begin(self, rows: Sequence[int | None], *, most_tokens: int) -> tuple[DecodingCache, list[int | None]]:
+        """The rows' prompts in a cache with room for `most_tokens` more, and their first tokens."""
+        prompts = [self._prompts[row] for row in rows if row is not None]
+        longest = max(map(len, prompts))
+        padding = [longest - len(prompt) for prompt in prompts]
+        cache = self._model.new_cache(
+            len(prompts), longest + most_tokens, first_slots=torch.tensor(padding, dtype=torch.int64)
+        )
+        input_ids = torch.tensor([[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)])
+        return cache, self._next(input_ids, cache, rows)
+
+    def _refill(
+        self,
+        cache: RefillableCache,
+        rows: list[int | None],
+        chosen: list[int | None],
+        waiting: deque[int],
+        free: Sequence[int],
+    ) -> None:
+        """Rows that wait take the places of those that have ended; their prompts are no longer than those before."""
+        joining: list[int | None] = [waiting.popleft() for _ in free[: len(waiting)]]
+        cache.drop_padding()
+        theirs, first_tokens = self._begin(joining, most_tokens=0)
+        cache.replace_rows(free[: len(joining)], theirs)
+        for place, row, token in zip(free, joining, first_tokens, strict=False):
+            rows[place], chosen[place] = row, token
+
+    def _next(self, input_ids: Tensor, cache: DecodingCache, rows: Sequence[int | None]) -> list[int | None]:
+        """What follows in each row; None where it ends, or has ended."""
+        logits = self._model.logits(input_ids.to(self._model.device), None, cache, last_only=True)[:, -1]
         likeliest = logits.argmax(-1).tolist()
-        logits = logits if likeliest_alone else logits.float().cpu()
-        chosen = [choose(row, logits[index], likeliest[index]) for index, row in enumerate(running)]
-        kept = [index for index, token in enumerate(chosen) if token is not None]
-        if len(kept) < len(running):
-            running = [running[index] for index in kept]
-            cache.keep_rows(kept)
-        input_ids = torch.tensor([[chosen[index]] for index in kept])
+        logits = logits if self._likeliest_alone else logits.float().cpu()
+        return [
+            None if row is None else self._choose(row, logits[place], likeliest[place])
+            for place, row in enumerate(rows)
+        ]
 
 
 def context_of(model: CachedModel) -> int:

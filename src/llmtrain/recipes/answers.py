@@ -25,6 +25,8 @@ from llmtrain.evaluation.sampling import Sampling
 from llmtrain.recipes.language_model import LanguageModel
 
 TOO_LONG = "prompt too long"
+BATCHES_AT_A_TIME = 8
+"""Whose answers are written down together: rows that end make place for others of these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +120,10 @@ def answer_all(
     open_rows = [row for row in share if keys[row] not in known]
     found = {row: known[keys[row]] for row in share if keys[row] in known}
     writer = _Writer(language_model, decoding, end_of_turn, with_loss=with_loss)
-    for begin in range(0, -(-len(asked) // engine.world_size), decoding.batch_size):
+    at_a_time = decoding.batch_size * BATCHES_AT_A_TIME
+    for begin in range(0, -(-len(asked) // engine.world_size), at_a_time):
         before_batch()
-        rows = open_rows[begin : begin + decoding.batch_size]
+        rows = open_rows[begin : begin + at_a_time]
         if not rows:
             continue
         answers = writer.answers([asked[row] for row in rows], [prompts[row] for row in rows], [keys[r] for r in rows])
@@ -154,7 +157,7 @@ class _Writer:
         self._limit = context_of(language_model.model)
 
     def answers(self, asked: Sequence[Asked], prompts: Sequence[Sequence[int]], keys: Sequence[str]) -> list[Answer]:
-        """Of one batch."""
+        """Of some questions."""
         fits = [len(prompt) < self._limit for prompt in prompts]
         generated = iter(
             generate(
@@ -163,6 +166,7 @@ class _Writer:
                 max_new_tokens=self._decoding.max_new_tokens,
                 sampling=self._decoding.sampling,
                 stop_ids=self._stop_ids,
+                batch_size=self._decoding.batch_size,
                 draw_keys=[key for key, fit in zip(keys, fits, strict=True) if fit],
             )
         )

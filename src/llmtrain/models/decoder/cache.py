@@ -72,6 +72,41 @@ class KVCache:
         if rows:
             self.least_padding = int(self.first_slots.min())
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the next token has no slot."""
+        return self.length == self.max_len
+
+    def empty_rows(self, rows: Sequence[int]) -> None:
+        """Forgets the tokens of these rows, whose places stay: nothing of them needs room or a position any more."""
+        self.first_slots[list(rows)] = self.length
+        self.document_ids[list(rows), : self.length] = PADDING_DOCUMENT
+        self.least_padding = int(self.first_slots.min())
+
+    def replace_rows(self, rows: Sequence[int], other: KVCache) -> None:
+        """Puts the rows of `other`, which holds no more slots than this one, in the places of `rows`.
+
+        Their last tokens stand in the last slot, as everybody's do.
+        """
+        places, begin, end = list(rows), self.length - other.length, self.length
+        self.keys[:, places, :, begin:end] = other.keys[:, :, :, : other.length]
+        self.values[:, places, :, begin:end] = other.values[:, :, :, : other.length]
+        self.document_ids[places, :begin] = PADDING_DOCUMENT
+        self.document_ids[places, begin:end] = other.document_ids[:, : other.length]
+        self.first_slots[places] = other.first_slots + begin
+        self.least_padding = int(self.first_slots.min())
+
+    def drop_padding(self) -> None:
+        """Takes the slots out that are padding in all rows."""
+        by, end = self.least_padding, self.length
+        if by == 0:
+            return
+        self.keys[:, :, :, : end - by] = self.keys[:, :, :, by:end].clone()
+        self.values[:, :, :, : end - by] = self.values[:, :, :, by:end].clone()
+        self.document_ids[:, : end - by] = self.document_ids[:, by:end].clone()
+        self.first_slots -= by
+        self.length, self.least_padding = end - by, 0
+
     def advance(self, num_tokens: int) -> None:
         """Called once all layers have written."""
         self.length += num_tokens
