@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import statistics
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -172,6 +173,20 @@ def test_a_sink_that_blocks_forever_holds_up_neither_the_loop_nor_the_end(
     assert caplog.text.count("BlockedSink is too slow") == 1
     assert "BlockedSink is still busy" in caplog.text
     assert "BlockedSink missed 500 of" in caplog.text
+
+
+def test_a_sink_that_never_answers_costs_a_step_less_than_a_hundredth(blocked: BlockedSink) -> None:
+    """Of the twelve milliseconds that a step of the tests' tiny model takes; a real one takes longer."""
+    group = SinkGroup([blocked], finish_timeout_sec=0.1)
+    group.start(RUN_INFO)
+    figures = {f"train/{index}": 1.0 for index in range(30)}
+    seconds = []
+    for step in range(1, 2001):  # the queue is full from the thousandth on
+        began = time.perf_counter()
+        group.log(step, figures)
+        seconds.append(time.perf_counter() - began)
+    group.finish({})
+    assert statistics.median(seconds) < 0.012 / 100
 
 
 def test_a_slow_sink_misses_figures_and_the_count_is_right(caplog: pytest.LogCaptureFixture) -> None:

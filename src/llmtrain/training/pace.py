@@ -47,10 +47,8 @@ class Pace:
         self._num_steps = -1  # the first compiles, and is not counted
         self._slow_for = [0] * engine.world_size
         self._hosts: list[str] = []
-        if self._compares:
-            # Gradients come from the last layer to the first, so this parameter's is computed last.
-            first = next(parameter for parameter in model.parameters() if parameter.requires_grad)
-            first.register_post_accumulate_grad_hook(self._note_gradient)  # type: ignore[no-untyped-call]
+        # Gradients come from the last layer to the first, so this parameter's is computed last.
+        self._first = next(parameter for parameter in model.parameters() if parameter.requires_grad)
 
     def _note_gradient(self, _: torch.Tensor) -> None:
         self._last_gradients.append(_Moment(self._device))
@@ -63,7 +61,11 @@ class Pace:
             return
         began = _Moment(self._device)
         self._last_gradients.clear()
-        yield
+        hook = self._first.register_post_accumulate_grad_hook(self._note_gradient)  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            hook.remove()
         if self._last_gradients and self._num_steps >= 0:
             self._marks.append((began, self._last_gradients[-1]))
 
