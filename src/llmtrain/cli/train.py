@@ -21,6 +21,7 @@ AUTO = "auto"
 ROWS = (
     ("run", "run"),
     ("model", "model"),
+    ("report", "report"),
     ("published", "published"),
     ("steps", "steps"),
     ("tokens", "tokens"),

@@ -23,7 +23,7 @@ from llmtrain.distributed.gang import Gang
 from llmtrain.evaluation.loss import evaluate_loss
 from llmtrain.recipes.job import Job, set_up
 from llmtrain.recipes.out_of_memory import out_of_memory
-from llmtrain.recipes.report import report_at_end
+from llmtrain.recipes.report import REPORT_NAME, report_at_end
 from llmtrain.tracking.events import EVENTS_NAME, EventLog
 from llmtrain.tracking.logs import setup_logging
 from llmtrain.tracking.machine import MachineMonitor, figures_of_all
@@ -216,7 +216,8 @@ def _train_in(run: Path, job: Job, stop: StopSignal) -> dict[str, Any]:
     if outcome == "preempted":
         raise Preempted(f"step {state.step} is saved; to go on: llmtrain train --resume {run}")
     validation = {name.replace("/", "_"): value for name, value in state.validation.items()}
-    return {"run": str(run), "model": str(run / "model"), **summary.as_dict(), **validation}
+    report_page = str(run / REPORT_NAME) if (run / REPORT_NAME).is_file() else None
+    return {"run": str(run), "model": str(run / "model"), "report": report_page, **summary.as_dict(), **validation}
 
 
 def _dry_run(job: Job) -> dict[str, Any]:
