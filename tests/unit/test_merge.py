@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -13,14 +13,21 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmtrain.config.errors import ConfigError, RunError
+from llmtrain.config.huggingface import HuggingFaceConfig
+from llmtrain.config.load import load_config
 from llmtrain.config.lora import LoraConfig
-from llmtrain.models.huggingface_load import quantization_config
+from llmtrain.models.huggingface_folder import read_huggingface_folder
+from llmtrain.models.huggingface_load import build_huggingface, quantization_config
 from llmtrain.models.lora import add_lora, trainable_state_dict, write_adapter
-from llmtrain.models.quantized import round_as_quantized
+from llmtrain.models.quantized import Quantized, round_as_quantized
 from llmtrain.recipes.exported import Request
 from llmtrain.recipes.merge import merge
+from llmtrain.recipes.train import train
 from llmtrain.testing.chat import CHATML, tiny_chat_tokenizer
 from llmtrain.testing.tiny_huggingface import tiny_network
+from llmtrain.testing.tiny_run import write_config
+
+Kind = Literal["nf4", "int8"]
 
 IDS = torch.tensor([[5, 17, 3, 40, 9, 100, 31]])
 
@@ -88,12 +95,12 @@ def test_the_merged_model_says_what_base_and_adapter_say(tmp_path: Path, family:
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_rounding_gives_the_weights_of_a_model_that_is_loaded_in_few_bits(
-    tmp_path: Path, family: str, quantization: str
+    tmp_path: Path, family: str, quantization: Kind
 ) -> None:
     base = write_base(tmp_path / "base", family)
     ours = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).float()
     untouched = {name: tensor.clone() for name, tensor in ours.named_parameters()}
-    round_as_quantized(ours, quantization)
+    round_as_quantized(ours, Quantized(quantization))
     settings = quantization_config(quantization)
     theirs = AutoModelForCausalLM.from_pretrained(
         base, dtype=torch.bfloat16, quantization_config=settings, device_map={"": "cpu"}
@@ -111,7 +118,7 @@ def test_rounding_gives_the_weights_of_a_model_that_is_loaded_in_few_bits(
 
 @torch.no_grad()
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_a_base_in_few_bits_is_merged_with_the_values_that_it_had_there(tmp_path: Path, quantization: str) -> None:
+def test_a_base_in_few_bits_is_merged_with_the_values_that_it_had_there(tmp_path: Path, quantization: Kind) -> None:
     base = write_base(tmp_path / "base")
     adapter = write_tuned(tmp_path / "adapter", base)
     run = as_run(tmp_path / "runs", adapter, base=base, model={"lora": {"r": 4}, "quantization": quantization})
@@ -120,7 +127,7 @@ def test_a_base_in_few_bits_is_merged_with_the_values_that_it_had_there(tmp_path
     assert result["dtype"] == "bfloat16"
     assert 1e-4 < result["max_logit_difference"] < 0.05
     network = AutoModelForCausalLM.from_pretrained(base)
-    round_as_quantized(network, quantization)
+    round_as_quantized(network, Quantized(quantization))
     trained = PeftModel.from_pretrained(network, str(adapter))(IDS).logits
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)(IDS).logits
     wide = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter))(IDS).logits
@@ -138,3 +145,32 @@ def test_what_cannot_be_merged_is_said(tmp_path: Path) -> None:
     shutil.rmtree(base)
     with pytest.raises(ConfigError, match="its base is not to be had"):
         merge(str(adapter), Request(to=str(tmp_path / "out"), device="cpu"))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
+def test_a_run_on_4_bits_is_merged_as_it_was_trained(tmp_path: Path, precision: str) -> None:
+    base = write_base(tmp_path / "base")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"{n} red", "completion": " green blue"}) + "\n" for n in range(24)))
+    keys = {
+        "run": {"name": "tuned", "device": "cpu"},
+        "model": {"name": "huggingface", "path": str(base), "quantization": "nf4", "lora": {"r": 4, "alpha": 8}},
+        "data": {"name": "chat", "train": str(rows), "val_fraction": 0.2, "seq_len": 64, "cache_dir": str(tmp_path)},
+        "trainer": {"max_steps": 6, "micro_batch_size": 4, "precision": precision, "compile": False},
+        "optimizer": {"lr": 0.02},
+        "tracking": {"tensorboard": {"enabled": False}},
+        "output": {"root_dir": str(tmp_path / "runs"), "run_id": "tuned"},
+    }
+    with torch.enable_grad():
+        done = train(load_config(str(write_config(tmp_path / "tuned.yaml", keys))))
+    result = merge(done["run"], Request(to=str(tmp_path / "out"), device="cpu", dtype="float32"))
+    assert result["base_quantization"] == "nf4"
+    config = HuggingFaceConfig.model_validate(keys["model"])
+    trained = build_huggingface(config, base, seed=0, precision=precision).eval()
+    read_huggingface_folder(Path(done["model"]), trained)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(IDS).logits
+    theirs = trained.logits(IDS).float()
+    exact = 1e-4 if precision == "32" else 0.02  # there products were rounded
+    assert float((merged - theirs).abs().max()) < exact * float(theirs.abs().max())

@@ -24,7 +24,7 @@ from llmtrain.models.hub import fetch_model, fetch_tokenizer
 from llmtrain.models.huggingface import HuggingFaceModel
 from llmtrain.models.huggingface_parts import why_not_in_parts
 from llmtrain.models.lora import add_lora, with_adapter
-from llmtrain.models.quantized import round_as_quantized
+from llmtrain.models.quantized import Quantized, round_as_quantized
 
 log = logging.getLogger("llmtrain.model")
 
@@ -94,17 +94,23 @@ def build_huggingface(
 
 
 def read_huggingface(
-    folder: Path, *, adapter: Path | None = None, quantization: str = "none", device: torch.device
+    folder: Path,
+    *,
+    adapter: Path | None = None,
+    quantized: Quantized | None = None,
+    device: torch.device,
 ) -> HuggingFaceModel:
     """The model in `folder`, with the adapter in another folder if one is given: on `device`, in evaluation mode.
 
-    Weights have the dtype that they are stored in, unless `device` cannot compute in it: then float32. `quantization`
-    gives the base the values that it has in so few bits, without storing it so. Raises ConfigError: it is no causal
+    Weights have the dtype that they are stored in, unless `device` cannot compute in it: then float32. `quantized`
+    gives the base the values that it has in so few bits, in float32. Raises ConfigError: it is no causal
     model that transformers knows, tensors are missing, or the adapter is another model's.
     """
     transformers_logging.disable_progress_bar()
-    network = _pretrained(HuggingFaceConfig(path=str(folder), local_files_only=True), folder, "auto")
-    round_as_quantized(network, quantization)
+    dtype = "auto" if quantized is None else torch.float32
+    network = _pretrained(HuggingFaceConfig(path=str(folder), local_files_only=True), folder, dtype)
+    if quantized is not None:
+        round_as_quantized(network, quantized)
     if adapter is not None:
         network = with_adapter(network, adapter)
     model = HuggingFaceModel(network).eval()

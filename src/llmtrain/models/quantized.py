@@ -6,7 +6,7 @@ The arithmetic is bitsandbytes' own. Loading a model in so few bits is in `huggi
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,33 +15,39 @@ from llmtrain.config.errors import ConfigError
 from llmtrain.models.lora import is_linear
 
 
-@torch.no_grad()
-def round_as_quantized(network: Any, quantization: str) -> None:
-    """Give every weight of `network`, a model of transformers, the value that it has when loaded in `quantization`.
+class Quantized(NamedTuple):
+    """How a base model is kept while adapters on it are trained."""
 
-    As there, that is the weights of all linear layers but the output. nf4 has double quantization, and comes back as
-    bfloat16, in which such a base computes; int8 has a scale for each row. Raises ConfigError without bitsandbytes.
+    kind: Literal["nf4", "int8"]
+    dtype: torch.dtype = torch.bfloat16
+    """What its weights were before, and what nf4 comes back as."""
+
+
+@torch.no_grad()
+def round_as_quantized(network: Any, quantized: Quantized) -> None:
+    """Give every weight of `network`, a model of transformers in float32, the value that it has when so loaded.
+
+    As there, that is the weights of all linear layers but the output. nf4 has double quantization, int8 a scale for
+    each row. Raises ConfigError without bitsandbytes.
     """
-    if quantization == "none":
-        return
     if find_spec("bitsandbytes") is None:
         raise ConfigError(
-            f"the base was trained on in {quantization}, and its weights in that are bitsandbytes' to compute: "
+            f"the base was trained on in {quantized.kind}, and its weights in that are bitsandbytes' to compute: "
             "`pip install 'llmtrain[bnb]'`"
         )
     head = network.get_output_embeddings()
     for module in network.modules():
         if is_linear(module) and module is not head:
-            _round(module, quantization)
+            _round(module, quantized)
 
 
-def _round(layer: nn.Module, quantization: str) -> None:
+def _round(layer: nn.Module, quantized: Quantized) -> None:
     weight = layer.weight
     assert isinstance(weight, Tensor)
     # Conv1D, which GPT-2 has, keeps the matrix transposed; transformers turns it before it is quantized.
     transposed = type(layer).__name__ == "Conv1D"
-    matrix = (weight.t() if transposed else weight).contiguous().to(torch.bfloat16)
-    rounded = _nf4(matrix) if quantization == "nf4" else _int8(matrix)
+    matrix = (weight.t() if transposed else weight).contiguous().to(quantized.dtype)
+    rounded = _nf4(matrix) if quantized.kind == "nf4" else _int8(matrix)
     weight.copy_(rounded.t() if transposed else rounded)
 
 

@@ -21,11 +21,14 @@ from llmtrain.models.hub import is_adapter_folder
 from llmtrain.models.huggingface import HuggingFaceModel
 from llmtrain.models.layouts import layout_for
 from llmtrain.models.lora import add_lora_to_decoder, read_adapter
+from llmtrain.models.quantized import Quantized
 from llmtrain.publishing.agreement import Logits
 from llmtrain.publishing.transformers_folder import open_network, write_decoder, write_network
 from llmtrain.recipes.exported import Request, Source, begin, destination_of, find_source, make_and_check, stored_dtype
 from llmtrain.recipes.open_model import base_of, device_named, load_language_model
+from llmtrain.recipes.runs import json_object
 from llmtrain.recipes.trained import ADAPTER_FOLDER
+from llmtrain.training.checkpoint_files import STATE
 from llmtrain.training.runs import find_model
 
 KIND = "merged"
@@ -48,12 +51,11 @@ def merge(model: str, request: Request) -> dict[str, Any]:
 
 
 def _merge_network(source: Source, request: Request) -> dict[str, Any]:
-    trained = source.config.model if source.config is not None else None
-    quantization = trained.quantization if isinstance(trained, HuggingFaceConfig) else "none"
-    opened = load_language_model(source.folder, device=device_named(request.device), quantization=quantization)
+    quantized = _quantized(source)
+    opened = load_language_model(source.folder, device=device_named(request.device), quantized=quantized)
     network = opened.model
     assert isinstance(network, HuggingFaceModel)
-    wide = quantization == "none" or request.dtype is not None
+    wide = quantized is None or request.dtype is not None
     dtype = stored_dtype(opened, request.dtype) if wide else torch.bfloat16
     work = begin(source, request, opened, kind=KIND, base=base_of(source.folder))
 
@@ -66,8 +68,20 @@ def _merge_network(source: Source, request: Request) -> dict[str, Any]:
         dtype=dtype,
         write=write,
         reopen=lambda folder: open_network(folder, device=work.device),
-        base_quantization=quantization,
+        base_quantization="none" if quantized is None else quantized.kind,
     )
+
+
+def _quantized(source: Source) -> Quantized | None:
+    """How the base was kept while the adapter was trained."""
+    from llmtrain.models.huggingface_load import weights_dtype
+
+    trained = source.config.model if source.config is not None else None
+    if not isinstance(trained, HuggingFaceConfig) or trained.quantization == "none":
+        return None
+    resolved = json_object(source.folder.parent / STATE, problems=[]).get("resolved") or {}
+    precision = str(resolved.get("precision", "bf16-mixed"))
+    return Quantized(trained.quantization, weights_dtype(trained, precision=precision))
 
 
 def _merge_decoder(source: Source, request: Request) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from llmtrain.distributed.engine import Engine, resolve
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.folder import OWN_MODEL_TYPE, read_model_folder
 from llmtrain.models.hub import HUB_ID, base_of_adapter, fetch_to_use, is_adapter_folder
+from llmtrain.models.quantized import Quantized
 from llmtrain.recipes.language_model import AnyModel, LanguageModel
 from llmtrain.training.runs import find_model
 
@@ -77,16 +78,16 @@ def base_of(folder: Path) -> Path | None:
 
 
 def load_language_model(
-    folder: Path, *, device: torch.device, for_rows: bool = False, quantization: str = "none"
+    folder: Path, *, device: torch.device, for_rows: bool = False, quantized: Quantized | None = None
 ) -> LanguageModel:
     """The model or adapter in `folder`, on `device`. Raises ConfigError where it cannot be used.
 
-    `for_rows`: with an encoder in any case, a plain chat template where the model has none. `quantization`: the base of
-    an adapter is given the values that it has in so few bits.
+    `for_rows`: with an encoder in any case, a plain chat template where the model has none. `quantized`: the base of an
+    adapter is given the values that it has in so few bits.
     """
     base = base_of(folder)
     config = config_beside(folder)
-    network = _load(folder, base, device, quantization)
+    network = _load(folder, base, device, quantized)
     beside = folder if base is None or _has_tokenizer(folder) else base
     if not _has_tokenizer(beside):
         return LanguageModel(model=network, tokenizer=None, encoder=None, eos_ids=frozenset(), folder=folder)
@@ -166,7 +167,7 @@ def _fetch(path: str, revision: str | None) -> Path:
         raise ConfigError(str(error).removeprefix("model.path ")) from error
 
 
-def _load(folder: Path, base: Path | None, device: torch.device, quantization: str) -> AnyModel:
+def _load(folder: Path, base: Path | None, device: torch.device, quantized: Quantized | None) -> AnyModel:
     whole = base or folder
     if base is None and "llmtrain" in _json(whole / "config.json"):
         return read_model_folder(whole)[0].to(device).eval()
@@ -174,7 +175,7 @@ def _load(folder: Path, base: Path | None, device: torch.device, quantization: s
         raise ConfigError(f"{folder} is an adapter of a decoder that transformers does not have: it cannot be loaded")
     from llmtrain.models.huggingface_load import read_huggingface
 
-    return read_huggingface(whole, adapter=folder if base else None, quantization=quantization, device=device)
+    return read_huggingface(whole, adapter=folder if base else None, quantized=quantized, device=device)
 
 
 def _has_tokenizer(folder: Path) -> bool:
