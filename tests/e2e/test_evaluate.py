@@ -144,6 +144,8 @@ def test_the_best_checkpoint_and_the_end_may_go_by_answers(tuned: Path, monkeypa
         load_config(training_config(tuned), [*keys, "trainer.early_stopping={patience: 2, metric: eval/rougeL}"])
     )
     assert run["steps"] == 16, "0.4 and 0.5 are no gain"
+    again = evaluate(run["run"], overrides=["evaluation.metrics=[bleu]"], settings={"baseline": None})
+    assert "bleu" in again["scores"], "what the run went by need not be measured again"
     assert (Path(run["run"]) / "checkpoints" / "best").resolve().name == "step_000008"
 
 

@@ -108,16 +108,19 @@ def test_a_metric_of_the_user_s_own_is_the_mean_of_its_rows(monkeypatch: pytest.
 
     module = ModuleType("my_metrics")
     vars(module).update(length_ratio=length_ratio, broken=lambda prediction, expected: math.nan, value=3)
+    vars(module).update(fails=lambda prediction, expected: 1 / (len(prediction) - 2))
     monkeypatch.setitem(sys.modules, "my_metrics", module)
     assert measured([("ab", "abcd"), ("abcd", "abcd")], "my_metrics:length_ratio") == {"my_metrics:length_ratio": 0.75}
     assert metrics_named(["my_metrics:length_ratio"])[0].definition == "How long answers are. (mean of rows)"
     with pytest.raises(ConfigError, match="my_metrics:broken gave nan for the prediction 'ab'"):
         measured([("ab", "abcd")], "my_metrics:broken")
+    with pytest.raises(ConfigError, match=r"my_metrics:fails failed for the prediction 'ab'.*ZeroDivisionError"):
+        measured([("ab", "abcd")], "my_metrics:fails")
     for path, message in (
         ("rogueL", "no metric 'rogueL'; did you mean 'rougeL'"),
-        ("my_metrics:gone", "cannot be imported"),
+        ("my_metrics:gone", "has no function or class 'gone'"),
         ("no_such_module_here:f", "cannot be imported"),
-        ("my_metrics:value", "is no function"),
+        ("my_metrics:value", "has no function or class 'value'"),
     ):
         with pytest.raises(ConfigError, match=message):
             metrics_named([path])

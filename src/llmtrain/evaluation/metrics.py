@@ -9,17 +9,18 @@ prediction counts as any other: it has nothing in common with what was expected.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from numbers import Real
 from typing import Any
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.faults import nearest
+from llmtrain.import_path import import_callable
 
 BUILT_IN = ("exact_match", "jaccard", "rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf")
 ROUGE_WORDS = "words are runs of ASCII letters and digits, lower-cased, not stemmed"
@@ -223,22 +224,22 @@ def _chrf_metric() -> Metric:
 
 def _custom(path: str) -> Metric:
     """A function of the user's own."""
-    module_name, _, function_name = path.partition(":")
-    if not function_name:
+    if not path.partition(":")[2]:
         guess = nearest(path, BUILT_IN)
         hint = f"; did you mean {guess!r}?" if guess else ""
         known = f"there are {', '.join(BUILT_IN)}, and functions of your own (my_pkg.metrics:length_ratio)"
         raise ConfigError(f"evaluation.metrics: there is no metric {path!r}{hint}: {known}")
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"evaluation.metrics: {path} cannot be imported: {error}") from error
-    if not callable(function):
-        raise ConfigError(f"evaluation.metrics: {path} is no function of a prediction and what was expected")
+    function = import_callable(path, key="evaluation.metrics")
 
     def row(prediction: str, expected: str) -> float:
-        value = function(prediction, expected)
-        if not isinstance(value, int | float) or not math.isfinite(value):
+        try:
+            value = function(prediction, expected)
+        except Exception as error:
+            raise ConfigError(
+                f"evaluation.metrics: {path} failed for the prediction {prediction[:80]!r} where {expected[:80]!r} is "
+                f"expected ({type(error).__name__}: {error})"
+            ) from error
+        if not isinstance(value, Real) or not math.isfinite(value):
             raise ConfigError(f"evaluation.metrics: {path} gave {value!r} for the prediction {prediction[:80]!r}")
         return float(value)
 

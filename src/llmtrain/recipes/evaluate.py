@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from llmtrain.data.chat.rows import Row, read_rows
 from llmtrain.data.chat.shapes import is_text
 from llmtrain.distributed.engine import Engine, resolve
 from llmtrain.evaluation.loss import evaluate_loss
+from llmtrain.recipes.evaluation_folder import evaluation_folder, write_figures
 from llmtrain.recipes.held_out import are_rows, evaluation_config, open_held_out
 from llmtrain.recipes.open_model import (
     base_of,
@@ -41,6 +43,9 @@ from llmtrain.tracking.progress import Progress
 
 PUBLISHED_NAME = "last-published.json"
 """In the folder of all runs: `publish` writes there, under `model`, what it accepted last."""
+
+NO_TRAINING = ("trainer.keep_best=null", "trainer.early_stopping=null", "evaluation.every_steps=null")
+"""What a config says of figures in training need not agree with what is measured now."""
 
 
 def evaluate(
@@ -58,6 +63,7 @@ def evaluate(
     run's own config where none is named. `settings` are keys of the `evaluation` section that win over it. `steps`:
     batches of a loss. Raises ConfigError for what is not there, and what does not go together.
     """
+    overrides = [*NO_TRAINING, *overrides]
     named = load_config(config, overrides).config if config is not None else None
     root = root_dir or (named or plain_config(())).output.root_dir
     folder = locate_model(model or (named and named.output.run_id) or "latest", root_dir=root)
@@ -71,7 +77,7 @@ def evaluate(
         if chosen.tasks:
             return _measure_tasks(folder, chosen, about, given=settings or {}, root=root, engine=engine)
         if not chosen.files or not _ask_something(chosen.files):
-            return _measure_loss(folder, chosen, about, given=settings or {}, steps=steps, engine=engine)
+            return _measure_loss(folder, chosen, about, given=settings or {}, steps=steps, root=root, engine=engine)
         if steps is not None:
             raise ConfigError("--steps cuts a loss short; of rows, --max-samples N takes the first of each file")
 
@@ -111,6 +117,7 @@ def _measure_loss(
     *,
     given: Mapping[str, Any],
     steps: int | None,
+    root: str,
     engine: Engine,
 ) -> dict[str, Any]:
     """Loss, perplexity and bits per byte; of rows, only what is supervised counts."""
@@ -139,15 +146,25 @@ def _measure_loss(
             tokens_per_byte=validation.facts.tokens_per_byte,
             before_batch=lambda: progress.track("evaluating", next(done, total), total),
         )
-    return {
-        "model": str(folder),
-        "data": validation.name,
-        "loss": result.loss,
-        "perplexity": result.perplexity,
-        "bits_per_byte": result.bits_per_byte,
-        "tokens": result.num_tokens,
-        "seconds": time.monotonic() - began,
-    }
+
+    def write() -> dict[str, Any]:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        output = evaluation_folder(folder, root=Path(root), identity=f"loss, {now}")
+        document = {
+            "model": str(folder),
+            "data": validation.name,
+            "loss": result.loss,
+            "perplexity": result.perplexity,
+            "bits_per_byte": result.bits_per_byte,
+            "tokens": result.num_tokens,
+            "time": now,
+            "output": str(output),
+            "seconds": time.monotonic() - began,
+        }
+        write_figures(output, document)
+        return document
+
+    return engine.from_main(write)
 
 
 # -- what is meant -----------------------------------------------------------------------------------------------------
@@ -195,7 +212,10 @@ def _baseline(folder: Path, settings: EvaluationConfig, *, root: str) -> Path | 
     if settings.baseline is None:
         return None
     if settings.baseline == AUTO_BASELINE:
-        return None if settings.subject == "base" else tuned_from(folder)
+        try:
+            return None if settings.subject == "base" else tuned_from(folder)
+        except ConfigError as error:
+            raise ConfigError(f"{error}. Name another --baseline, or compare with none: --no-baseline") from error
     ref = _last_published(root) if settings.baseline == LAST_PUBLISHED else settings.baseline
     baseline = locate_model(ref, root_dir=root)
     base_of(baseline)
