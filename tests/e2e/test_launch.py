@@ -23,14 +23,14 @@ pytestmark = pytest.mark.slow
 KEYS = ["trainer.max_steps=12", "model.dropout=0", "trainer.micro_batch_size=2"]
 
 
-def start(*arguments: str, faults: str = "") -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "llmtrain", "train", *arguments, "--nproc", "2"]
+def start(*arguments: str, faults: str = "", nproc: int = 2) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "llmtrain", "train", *arguments, "--nproc", str(nproc)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, text=True, env={**os.environ, "LLMTRAIN_FAULTS": faults}, **pipes)  # type: ignore[call-overload, no-any-return]
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=200)
     return process.returncode, out, err
 
 
@@ -95,6 +95,17 @@ def test_the_gang_starts_again_and_ends_as_if_nothing_had_happened(config_file: 
     assert json.loads(out)["resumed_from_step"] == 8
     assert weight_hash(config_file.parent / "runs" / "again") == weight_hash(config_file.parent / "runs" / "whole")
     assert not (config_file.parent / "runs" / "again" / "attempts.json").exists()
+
+
+def test_four_processes_that_cut_parameters_start_again_too(config_file: Path) -> None:
+    keys = [*KEYS, "trainer.micro_batch_size=1", "trainer.save_every_steps=4", "distributed.strategy=fsdp"]
+    code, _, err = finish(start(str(config_file), *keys, "output.run_id=whole", nproc=4))
+    assert code == 0, err
+    again = [*keys, "output.run_id=again", "--max-restarts=1", "--json"]
+    code, out, err = finish(start(str(config_file), *again, faults="kill@step:step=9:rank=3:restart=0", nproc=4))
+    assert code == 0, err
+    assert json.loads(out)["resumed_from_step"] == 8
+    assert weight_hash(config_file.parent / "runs" / "again") == weight_hash(config_file.parent / "runs" / "whole")
 
 
 def test_restarts_that_do_not_get_on_end_with_42(config_file: Path) -> None:
