@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +113,25 @@ def test_transformers_offline_is_offline_too() -> None:
     environment = {"TRANSFORMERS_OFFLINE": "1", "HF_HOME": "/somewhere"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "/somewhere/hub"]
+
+
+def test_a_stored_login_is_used(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("hf_stored")
+    script = (
+        "import huggingface_hub\n"
+        "from llmtrain.models.hub import use_older_names\n"
+        "use_older_names()\n"
+        "print(huggingface_hub.HfApi()._build_hf_headers().get('authorization'))"
+    )
+    environment = {"HF_HOME": str(tmp_path), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "Bearer hf_stored"
+
+
+def test_an_adapter_is_not_taken_for_a_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"is an adapter: merge it into its base first \(llmtrain merge\)"):
+        fetch(str(tmp_path))
 
 
 def test_a_folder_is_taken_as_it_is_and_what_it_lacks_is_named(tmp_path: Path) -> None:

@@ -56,6 +56,10 @@ def fetch_model(
     """
     patterns = [pattern for pattern in PATTERNS if weights or pattern != "*.safetensors"] + ["*.py"] * code
     folder = _fetch(path, revision=revision, offline=local_files_only, patterns=patterns)
+    if is_adapter_folder(folder):
+        raise ConfigError(
+            f"model.path {path}: {folder} is an adapter: merge it into its base first (llmtrain merge), and name that"
+        )
     if missing := missing_files(folder, weights=weights):
         raise ConfigError(f"model.path {path}: {folder} lacks {', '.join(missing)}{_pickled(folder)}")
     return folder

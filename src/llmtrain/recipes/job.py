@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -256,13 +257,23 @@ def _fetch(config: Config, engine: Engine) -> tuple[Path | None, Path | None]:
         named = named or config.model.init_from
         if named is None:
             raise ConfigError("data.tokenizer: the decoder has no tokenizer of its own; name a folder or a Hub id")
+    with engine.main_first():
+        if not engine.is_main:
+            with suppress(ConfigError):  # what is not in this machine's cache is fetched below
+                return _folders(config.model, named, local_only=True)
+        return _folders(config.model, named, local_only=getattr(config.model, "local_files_only", False))
+
+
+def _folders(
+    model: HuggingFaceConfig | DecoderConfig, named: str | None, *, local_only: bool
+) -> tuple[Path | None, Path | None]:
     from llmtrain.models.hub import fetch_tokenizer
     from llmtrain.models.huggingface_load import fetch
 
-    model, local_only = config.model, getattr(config.model, "local_files_only", False)
-    with engine.main_first():
-        found = fetch(model) if isinstance(model, HuggingFaceConfig) else (None, None)
-        return found[0], fetch_tokenizer(named, local_files_only=local_only) if named else found[1]
+    found: tuple[Path | None, Path | None] = (None, None)
+    if isinstance(model, HuggingFaceConfig):
+        found = fetch(model.model_copy(update={"local_files_only": local_only}))
+    return found[0], fetch_tokenizer(named, local_files_only=local_only) if named else found[1]
 
 
 def _open_data(
