@@ -252,7 +252,9 @@ def test_rows_that_end_make_place_for_others_and_change_nothing(
     monkeypatch.setattr(decoder, "logits", counted)
     for size in (2, 5, 8):
         forwards.clear()
-        assert generate(decoder, prompts, batch_size=size, **options) == alone
+        ended: list[int] = []
+        assert generate(decoder, prompts, batch_size=size, on_end=ended.append, **options) == alone
+        assert sorted(ended) == list(range(23)), "each is told of once"
         steps = sum(max(len(alone[row]) for row in batch) for batch in batches_of(lengths, size))
         assert len(forwards) < steps, "than batch after batch"
 

@@ -95,14 +95,15 @@ def generate(
     first_tokens: Sequence[Tensor | None] | None = None,
     draw_keys: Sequence[str] | None = None,
     watch: Watch | None = None,
+    on_end: Callable[[int], None] = lambda _: None,
 ) -> list[list[int]]:
     """The tokens that follow each prompt, without the prompt and without the stop token, in the prompts' order.
 
     A row ends after `max_new_tokens`, at one of `stop_ids` (`watch` is not told of it), where `watch` says so, or where
     the model's context is full. `batch_size` rows, of similar lengths, are computed at a time; all of them when it is
     None. `first_tokens` are the ids among which a row's first token is. A row's draws depend on the seed and its
-    `draw_keys`; on its prompt and how often that came before where there are none. The model should be in evaluation
-    mode.
+    `draw_keys`; on its prompt and how often that came before where there are none. `on_end` is told of each row that
+    has ended. The model should be in evaluation mode.
 
     Raises:
         ConfigError: a prompt is empty or leaves no room in the context, or a setting is out of its range.
@@ -131,11 +132,13 @@ def generate(
         else:
             seen = [*prompts[row], *generated[row]] if how.repetition_penalty != 1.0 else []
             token = choose_token(logits_v, sampling=how, seen=seen, generator=generators[row], among=among)
-        if token in stop_ids:
-            return None
-        generated[row].append(token)
-        goes_on = watch is None or watch(row, token)
-        return token if goes_on and len(generated[row]) < room[row] else None
+        if token not in stop_ids:
+            generated[row].append(token)
+            goes_on = watch is None or watch(row, token)
+            if goes_on and len(generated[row]) < room[row]:
+                return token
+        on_end(row)
+        return None
 
     room = [min(max_new_tokens, limit - len(prompt)) for prompt in prompts]
     by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]), reverse=True)

@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,12 +105,12 @@ def answer_all(
     journal: Journal | None = None,
     with_loss: bool = True,
     before_batch: Callable[[], None] = lambda: None,
-    after_batch: Callable[[int], None] = lambda _: None,
+    after_row: Callable[[int], None] = lambda _: None,
 ) -> list[Answer]:
     """An answer to each question, in their order, on every rank; the same for any batch size and number of ranks.
 
     `end_of_turn` is the text of the control token that ends an answer, besides the model's own end tokens.
-    `before_batch` is called as often on every rank; `after_batch` is told how many questions of this rank's are done. A
+    `before_batch` is called as often on every rank; `after_row` is told how many questions of this rank's are done. A
     prompt that leaves no room in the context is answered by nothing.
     """
     keys = unique_keys(asked)
@@ -126,12 +127,17 @@ def answer_all(
         rows = open_rows[begin : begin + at_a_time]
         if not rows:
             continue
-        answers = writer.answers([asked[row] for row in rows], [prompts[row] for row in rows], [keys[r] for r in rows])
+        ended = count(len(found) + 1)
+        answers = writer.answers(
+            [asked[row] for row in rows],
+            [prompts[row] for row in rows],
+            [keys[row] for row in rows],
+            on_end=lambda _, ended=ended: after_row(next(ended)),  # type: ignore[misc]
+        )
         found |= dict(zip(rows, answers, strict=True))
         if journal is not None:
             journal.append({keys[row]: found[row] for row in rows})
         engine.watchdog.beat()
-        after_batch(len(found))
     everyone = [pair for part in engine.gather(list(found.items())) for pair in part]
     return [answer for _, answer in sorted(everyone, key=lambda pair: pair[0])]
 
@@ -156,7 +162,14 @@ class _Writer:
         self._stop_ids = language_model.eos_ids if end is None else language_model.eos_ids | {end}
         self._limit = context_of(language_model.model)
 
-    def answers(self, asked: Sequence[Asked], prompts: Sequence[Sequence[int]], keys: Sequence[str]) -> list[Answer]:
+    def answers(
+        self,
+        asked: Sequence[Asked],
+        prompts: Sequence[Sequence[int]],
+        keys: Sequence[str],
+        *,
+        on_end: Callable[[int], None],
+    ) -> list[Answer]:
         """Of some questions."""
         fits = [len(prompt) < self._limit for prompt in prompts]
         generated = iter(
@@ -167,6 +180,7 @@ class _Writer:
                 sampling=self._decoding.sampling,
                 stop_ids=self._stop_ids,
                 batch_size=self._decoding.batch_size,
+                on_end=on_end,
                 draw_keys=[key for key, fit in zip(keys, fits, strict=True) if fit],
             )
         )

@@ -119,7 +119,7 @@ def _answers(
             end_of_turn=end_of_turn,
             engine=engine,
             journal=Journal(folder, name, rank=engine.rank),
-            after_batch=lambda done: progress.track(f"answers of the {name}", done, share),
+            after_row=lambda done: progress.track(f"answers of the {name}", done, share),
         )
 
 
