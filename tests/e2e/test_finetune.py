@@ -152,7 +152,7 @@ def test_a_loss_that_is_no_number_names_the_rows(
     def judge(found: StepFigures, state: RunState, *, policy: Policy) -> bool:
         return may_update(found._replace(loss=float("nan")), state, policy=policy)
 
-    monkeypatch.setattr("llmtrain.training.loop.may_update", judge)
+    monkeypatch.setattr("llmtrain.training.step.may_update", judge)
     config = str(config_of(tmp_path, base, rows, **LORA))
     with pytest.raises(WillFailAgain, match=r"items 0 to 1\).*Its rows: .*rows\.jsonl:\d+, .*rows\.jsonl:\d+$"):
         train(load_config(config, ["data.packing=false"]))

@@ -17,7 +17,6 @@ from llmtrain.config.load import load_config
 from llmtrain.recipes.train import train
 from llmtrain.testing.gang import GangServer
 from llmtrain.tracking.sinks import read_metrics
-from llmtrain.training import loop
 from llmtrain.training import step as step_of_the_loop
 
 pytestmark = pytest.mark.slow
@@ -62,7 +61,7 @@ def refuse_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], No
                 refuse()
             return loss
 
-        monkeypatch.setattr(loop, "compute_gradients", compute_and_refuse)
+        monkeypatch.setattr(step_of_the_loop, "compute_gradients", compute_and_refuse)
 
     return inject
 

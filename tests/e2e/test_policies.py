@@ -38,7 +38,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, bad: Callable[[range], bool]) -> list
             found = found._replace(loss=NAN) if bad(found.items) else found
         return may_update(found, state, policy=policy)
 
-    monkeypatch.setattr("llmtrain.training.loop.may_update", judge)
+    monkeypatch.setattr("llmtrain.training.step.may_update", judge)
     return computed
 
 

@@ -126,7 +126,7 @@ def test_a_different_batch_size_loses_and_repeats_no_item(config_file: Path, mon
         taken.append((found.items.start, found.items.stop))
         return may_update(found, state, policy=policy)
 
-    monkeypatch.setattr("llmtrain.training.loop.may_update", note)
+    monkeypatch.setattr("llmtrain.training.step.may_update", note)
     train(None, resume=str(run), overrides=["trainer.micro_batch_size=8", "trainer.max_steps=8"])
     assert taken == [(20, 28), (28, 36), (36, 44)]
 

@@ -167,6 +167,7 @@ def _train_in(run: Path, job: Job, stop: StopSignal) -> dict[str, Any]:
             total_steps=job.schedule.total_steps,
             machine=partial(_machine, job, monitor),
             advice=_advice(config),
+            watchdog=engine.watchdog,
         )
         try:
             if state.step == 0 and config.trainer.non_finite == "rollback":

@@ -21,14 +21,13 @@ from llmtrain.contracts import Batch
 from llmtrain.distributed.engine import Engine
 from llmtrain.testing.faults import reach
 from llmtrain.training.cadence import NOT_LATE, Due, Late, Stopwatch
-from llmtrain.training.non_finite import StepFigures, may_update
 from llmtrain.training.optimizers import NamedOptimizer
 from llmtrain.training.pace import Pace
 from llmtrain.training.plan import Schedule
 from llmtrain.training.report import Reporter
 from llmtrain.training.signals import StopRequested, StopSignal
-from llmtrain.training.state import RunState, seed_step
-from llmtrain.training.step import agree, compute_gradients, gradient_norm, update
+from llmtrain.training.state import RunState
+from llmtrain.training.step import take_step
 
 log = logging.getLogger("llmtrain.train")
 
@@ -52,7 +51,7 @@ def fit(
     `save(state, best, final)` writes a checkpoint. At a loss or a gradient that is no finite number it raises
     WillFailAgain or RollBack, or skips the step, as the schedule says.
     """
-    start_step, model_can_stop_alone = state.step, engine.world_size == 1
+    start_step = state.step
     evaluation_watch = Stopwatch(schedule.evaluate.every_seconds if schedule.evaluate else None)
     save_watch = Stopwatch(schedule.save.every_seconds)
     late, pace = NOT_LATE, Pace(model, engine=engine)
@@ -62,8 +61,7 @@ def fit(
             best = evaluated = False
             due = schedule.evaluations_due(state, late=late.evaluation)
             if any(due):
-                engine.watchdog.beat("evaluation")
-                with report.spent("evaluation"), stop.interrupts(when=model_can_stop_alone):
+                with report.spent("evaluation"), stop.interrupts(when=engine.world_size == 1):
                     reach("evaluation", step=state.step)
                     figures = evaluate(due)
                 best = state.record_evaluation(
@@ -79,7 +77,6 @@ def fit(
                     evaluation_watch.reset()
             over = schedule.is_over(state)
             if best or ((over or schedule.save_due(state, late=late.save)) and (evaluated or state.step > start_step)):
-                engine.watchdog.beat("saving")
                 with report.spent("saving"):
                     save(state, best, over)
                 report.saved(state, best=best)
@@ -87,42 +84,29 @@ def fit(
             if over:
                 return True
 
-            engine.watchdog.beat("data")
             began = time.perf_counter()
             micro_batches, items = _wait_for(batches, stop, report), schedule.next_items(state)
             if state.leaves_out(items):
                 micro_batches = []  # a step of no tokens, which changes nothing
             waited_sec = time.perf_counter() - began
-            engine.watchdog.beat("step")
             with report.spent("step" if state.step > start_step else "compile"):
-                with stop.interrupts(when=model_can_stop_alone):
-                    reach("step", step=state.step)
-                    seed_step(schedule.seed, state.step, engine.dp_rank)
-                    watched = Late(evaluation_watch.is_late, save_watch.is_late) if engine.is_main else NOT_LATE
-                    num_tokens, num_read, late = agree(
-                        micro_batches, engine=engine, stop_requested=stop.requested, late=watched
-                    )
-                    scale = state.loss_scale.value if state.loss_scale else 1.0
-                    with pace.computing():
-                        loss_sum = compute_gradients(
-                            model, micro_batches, engine=engine, num_tokens=num_tokens, loss_scale=scale
-                        )
-                reach("update", step=state.step)
-                grad_norm = gradient_norm(optimizer) / scale
-                found = StepFigures(state.step + 1, loss_sum / max(1, num_tokens), grad_norm, items)
-                optimizer.set_lr_scale(schedule.learning_rate_scale(state.step))
-                try:
-                    if may_update(found, state, policy=schedule.non_finite):
-                        update(optimizer, grad_norm=grad_norm, max_grad_norm=schedule.max_grad_norm, loss_scale=scale)
-                finally:
-                    optimizer.zero_grad()  # a roll-back goes on with the same parameters: no gradient may be left
-            state.advance(items, num_tokens=num_read)
+                done = take_step(
+                    model,
+                    optimizer,
+                    micro_batches,
+                    items,
+                    engine=engine,
+                    schedule=schedule,
+                    state=state,
+                    stop=stop,
+                    pace=pace,
+                    late=Late(evaluation_watch.is_late, save_watch.is_late) if engine.is_main else NOT_LATE,
+                )
+            late = done.late
+            state.advance(items, num_tokens=done.num_read)
             report.stepped(
                 state,
-                loss_sum=loss_sum,
-                num_tokens=num_tokens,
-                num_read=num_read,
-                grad_norm=grad_norm,
+                done,
                 lr=optimizer.lr,
                 items=items,
                 micro_batches=micro_batches,
@@ -133,7 +117,6 @@ def fit(
             reach("stepped", step=state.step)
     except StopRequested:
         log.warning("%s: saving step %d, then stopping", stop.received.name if stop.received else "a rank", state.step)
-        engine.watchdog.beat("saving")
         with report.spent("saving"):
             save(state, False, False)
         report.saved(state, best=False)

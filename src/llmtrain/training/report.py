@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 from llmtrain.contracts import Batch, MetricSink
+from llmtrain.distributed.watchdog import Watchdog
 from llmtrain.tracking import metrics as names
 from llmtrain.tracking.events import EventLog
 from llmtrain.tracking.progress import Progress
@@ -19,6 +20,7 @@ from llmtrain.tracking.summary import ParameterCount, RunSummary
 from llmtrain.tracking.system import model_flops_utilisation
 from llmtrain.tracking.times import Activity, Throughput, TimeBook, Waiting
 from llmtrain.training.state import RunState
+from llmtrain.training.step import StepDone
 
 log = logging.getLogger("llmtrain.train")
 batch_log = logging.getLogger("llmtrain.batch")
@@ -44,6 +46,7 @@ class Reporter:
         total_steps: int,
         machine: Callable[[], Mapping[str, float]],
         advice: Mapping[Activity, str],
+        watchdog: Watchdog,
     ) -> None:
         """`machine` gives the machine's figures; every rank calls it at the same steps. `advice`: see Waiting.
 
@@ -66,10 +69,12 @@ class Reporter:
         self._window = _LossSum()
         self._epoch = _LossSum()
         self._told_a_batch = False
+        self._watchdog = watchdog
 
     @contextmanager
     def spent(self, activity: Activity) -> Iterator[None]:
-        """Book the block's seconds under `activity`, and show it as the stage."""
+        """Book the block's seconds under `activity`, show it as the stage, and tell the watchdog of it."""
+        self._watchdog.beat("step" if activity == "compile" else activity)
         self._progress.stage(_SHOWN_AS.get(activity, activity))
         with self._times.spent(activity):
             yield
@@ -77,32 +82,26 @@ class Reporter:
     def stepped(
         self,
         state: RunState,
+        done: StepDone,
         *,
-        loss_sum: float,
-        num_tokens: int,
-        num_read: int,
-        grad_norm: float,
         lr: float,
         items: range,
         micro_batches: Sequence[Batch],
         seconds: float,
         due: bool,
     ) -> None:
-        """A step is done, on all ranks; `due`: its figures are wanted.
-
-        `loss_sum` in nats over `num_tokens` supervised tokens, of `num_read` that are no padding.
-        """
-        loss = loss_sum / num_tokens if num_tokens else math.nan
+        """A step is done; `due`: its figures are wanted."""
+        loss = done.loss_sum / done.num_tokens if done.num_tokens else math.nan
         if math.isfinite(loss):  # what was skipped or left out counts nowhere, least of all as 0
             state.first_loss = loss if state.first_loss is None else state.first_loss
             state.last_loss = loss
             for total in (self._window, self._epoch):
-                total.add(loss_sum, num_tokens)
+                total.add(done.loss_sum, done.num_tokens)
         if state.skipped_in_a_row:
             self._events.add("skipped", step=state.step)
-        self._throughput.add(num_read)
+        self._throughput.add(done.num_read)
         self._describe_batch(state.step, items, micro_batches, loss=loss, seconds=seconds)
-        figures = self._figures(state, grad_norm=grad_norm, lr=lr) if due else None
+        figures = self._figures(state, grad_norm=done.grad_norm, lr=lr) if due else None
         if figures is not None:
             self._sinks.log(state.step, figures)
             self._window = _LossSum()

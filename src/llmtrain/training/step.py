@@ -1,4 +1,4 @@
-"""One optimizer step, whole: gradients of a step's micro-batches, then the update.
+"""One optimizer step, whole (`take_step`): gradients of a step's micro-batches, then the update.
 
     agree             count supervised tokens on the CPU; add them up over the ranks
     compute_gradients each micro-batch: backward(loss_sum · dp_size / count), exchanged at the last one only
@@ -23,8 +23,66 @@ from llmtrain.distributed.engine import Engine
 from llmtrain.distributed.sharding import by_mesh, whole
 from llmtrain.testing.faults import reach
 from llmtrain.training.cadence import NOT_LATE, Late
+from llmtrain.training.non_finite import StepFigures, may_update
 from llmtrain.training.optimizers import NamedOptimizer
-from llmtrain.training.signals import StopRequested
+from llmtrain.training.pace import Pace
+from llmtrain.training.plan import Schedule
+from llmtrain.training.signals import StopRequested, StopSignal
+from llmtrain.training.state import RunState, seed_step
+
+
+class StepDone(NamedTuple):
+    """What a step came to, on all ranks."""
+
+    loss_sum: float
+    """Nats, over the supervised tokens."""
+    num_tokens: int
+    """Supervised ones."""
+    num_read: int
+    """Tokens that are no padding."""
+    grad_norm: float
+    """Before clipping."""
+    late: Late
+    """What the main process's clock says is due now."""
+
+
+def take_step(
+    model: nn.Module,
+    optimizer: NamedOptimizer,
+    micro_batches: Sequence[Batch],
+    items: range,
+    *,
+    engine: Engine,
+    schedule: Schedule,
+    state: RunState,
+    stop: StopSignal,
+    pace: Pace,
+    late: Late,
+) -> StepDone:
+    """Train on the micro-batches of `items`. No gradient is left; `state` stays at this step, but for its skips.
+
+    `late`: what is due by this rank's clock. Raises StopRequested on every rank before anything was changed, NonFinite
+    or RollBack where the figures are no finite numbers and the schedule's policy wants it.
+    """
+    with stop.interrupts(when=engine.world_size == 1):  # one of several would leave the others waiting
+        reach("step", step=state.step)
+        seed_step(schedule.seed, state.step, engine.dp_rank)
+        agreed = agree(micro_batches, engine=engine, stop_requested=stop.requested, late=late)
+        scale = state.loss_scale.value if state.loss_scale else 1.0
+        with pace.computing():
+            loss_sum = compute_gradients(
+                model, micro_batches, engine=engine, num_tokens=agreed.num_tokens, loss_scale=scale
+            )
+    reach("update", step=state.step)
+    grad_norm = gradient_norm(optimizer) / scale
+    found = StepFigures(state.step + 1, loss_sum / max(1, agreed.num_tokens), grad_norm, items)
+    optimizer.set_lr_scale(schedule.learning_rate_scale(state.step))
+    try:
+        if may_update(found, state, policy=schedule.non_finite):
+            update(optimizer, grad_norm=grad_norm, max_grad_norm=schedule.max_grad_norm, loss_scale=scale)
+    finally:
+        optimizer.zero_grad()  # a roll-back goes on with the same parameters: no gradient may be left
+    return StepDone(loss_sum, agreed.num_tokens, agreed.num_read, grad_norm, agreed.late)
 
 
 class Agreement(NamedTuple):
