@@ -86,7 +86,7 @@ def test_nan_is_wished_for_and_the_caller_is_told(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("wish", "part"),
     [
-        ("explode@here", "cut, kill, nan, raise, sleep, stop, term"),
+        ("explode@here", "cut, int, kill, nan, raise, sleep, stop, term"),
         ("kill", "ACTION@POINT"),
         ("sleep@here", "how many seconds"),
         ("kill@here:EROFS", "'EROFS'"),

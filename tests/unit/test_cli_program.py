@@ -92,7 +92,7 @@ def test_a_bug_shows_its_traceback_and_is_one_document(
         (["train", "quickstart", "--resum"], "--resum"),
         (["generate", "--top-p", "2"], "--top-p"),
         (["generate", "--max-new-tokens", "many"], "--max-new-tokens"),
-        (["eval", "a", "b"], "extra argument"),
+        (["generate", "a", "b"], "extra argument"),
         (["validate"], "CONFIG is missing: a YAML or JSON file, or one of those that ship ("),
         (["validate", "trainer.max_steps=3"], "CONFIG is missing"),
         (["train"], "CONFIG is missing"),

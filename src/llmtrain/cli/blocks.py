@@ -139,7 +139,7 @@ def _lines(block: Block, colour: bool, width: int | None) -> Iterator[str]:
                 yield from (f"{'    ' if number else '  '}{part}" for number, part in enumerate(whole))
         case Passage(caption, sections):
             yield visible(caption)
-            room = None if width is None else max(20, width - len(INDENT))
+            room = None if width is None else max(10, width - len(INDENT))
             for heading, pieces in sections:
                 if heading is not None:
                     yield f"  ── {visible(heading)}"
