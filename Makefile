@@ -73,7 +73,7 @@ test: develop ## the tests, without the slow ones
 	$(BIN)/python -m pytest -m "not slow and not nightly"
 
 test-slow: develop ## the slow tests
-	$(BIN)/python -m pytest -m "slow and not nightly"
+	$(BIN)/python -m pytest -m "slow and not nightly" --durations 20
 
 nightly: develop ## what takes hours
 	$(BIN)/python -m pytest -m nightly
