@@ -26,14 +26,17 @@ import torch
 from llmtrain.config.load import plain_config
 from llmtrain.config.schema import Config
 from llmtrain.contracts import Batch
+from llmtrain.distributed.watchdog import Watchdog
 from llmtrain.testing.terminal import terminal_as_stderr
 from llmtrain.tracking.events import EVENTS_NAME, EventLog
 from llmtrain.tracking.logs import reset_logging, setup_logging
 from llmtrain.tracking.machine import MachineMonitor
 from llmtrain.tracking.progress import Progress
 from llmtrain.tracking.sink_group import start_sinks
+from llmtrain.training.cadence import NOT_LATE
 from llmtrain.training.report import Reporter
 from llmtrain.training.state import RunState
+from llmtrain.training.step import StepDone
 
 STEPS_PER_SEC = 10
 START_SEC = 10.0
@@ -98,6 +101,7 @@ def watched(config: Config, folder: Path, *, seconds: float) -> Cost:
             total_steps=total,
             machine=monitor.take,
             advice={},
+            watchdog=Watchdog(rank=0, world_size=1, timeout_sec=600),
         )
 
         def step(number: int) -> None:
@@ -108,10 +112,7 @@ def watched(config: Config, folder: Path, *, seconds: float) -> Cost:
             state.advance(range(8 * number, 8 * number + 8), num_tokens=2048)
             report.stepped(
                 state,
-                loss_sum=2048 * 3.0 / number,
-                num_tokens=2048,
-                num_read=2048,
-                grad_norm=0.8,
+                StepDone(loss_sum=2048 * 3.0 / number, num_tokens=2048, num_read=2048, grad_norm=0.8, late=NOT_LATE),
                 lr=3e-4,
                 items=range(8 * number, 8 * number + 8),
                 micro_batches=batches,
