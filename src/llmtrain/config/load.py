@@ -9,18 +9,19 @@ Everything that is wrong comes out as one ConfigError that lists each fault with
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from io import StringIO
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import SafeRepresenter
 
+from llmtrain.config.base import Section
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.faults import booleans_for_numbers, faults_of, path_of
 from llmtrain.config.interpolate import escape, interpolate
@@ -29,6 +30,7 @@ from llmtrain.config.schema import Config
 from llmtrain.config.tree import Tree, config_error, parse_file
 
 FILE_ENDINGS = (".yaml", ".yml", ".json")
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 class _Representer(SafeRepresenter):
@@ -63,6 +65,16 @@ def load_config(ref: str, overrides: Sequence[str] = ()) -> LoadedConfig:
     apply_overrides(tree, overrides, root=Config)
     interpolate(tree)
     return LoadedConfig(config=_check(tree), source=ref, as_written=text)
+
+
+def section_of(kind: type[AnySection], values: Mapping[str, Any], *, name: str) -> AnySection:
+    """The section `name` of values that stand in no file. Raises ConfigError for the first that cannot be."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, (name, *first["loc"])))
+        raise ConfigError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
 
 
 def plain_config(overrides: Sequence[str]) -> Config:

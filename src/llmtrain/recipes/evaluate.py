@@ -17,11 +17,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.evaluation import AUTO_BASELINE, LAST_PUBLISHED, EvaluationConfig
-from llmtrain.config.load import load_config, plain_config
+from llmtrain.config.load import load_config, plain_config, section_of
 from llmtrain.config.schema import Config
 from llmtrain.config.training import RendezvousConfig
 from llmtrain.data.chat.rows import Row, read_rows
@@ -179,11 +177,7 @@ def _own_config(folder: Path, overrides: Sequence[str]) -> Config:
 def _with(settings: EvaluationConfig, given: Mapping[str, Any]) -> EvaluationConfig:
     """The section with what was said on the command line. Raises ConfigError for a value that cannot be."""
     rows_instead: dict[str, Any] = {"tasks": []} if given.get("data") and not given.get("tasks") else {}
-    try:
-        return EvaluationConfig.model_validate({**settings.model_dump(), **rows_instead, **given})
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ConfigError(f"evaluation.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    return section_of(EvaluationConfig, {**settings.model_dump(), **rows_instead, **given}, name="evaluation")
 
 
 def _engine(about: Config) -> Engine:

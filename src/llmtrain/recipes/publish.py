@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from llmtrain._version import __version__
 from llmtrain.config.errors import ConfigError, RunError
-from llmtrain.config.load import load_config
+from llmtrain.config.load import load_config, section_of
 from llmtrain.config.publishing import HUB, HUB_PREFIX, PublishConfig
 from llmtrain.models.hub import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of_adapter, is_adapter_folder, missing_files
 from llmtrain.publishing.curves import loss_picture
@@ -131,12 +130,7 @@ def settings_of(source: Source, given: Mapping[str, Any]) -> PublishConfig:
             )
         log.warning("no licence is named (--license, publish.license): the card says `other`, and the Hub takes none")
         values["license"] = "other"
-    try:
-        return PublishConfig.model_validate(values)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"publish.{key}: {first['msg'].removeprefix('Value error, ')}") from error
+    return section_of(PublishConfig, values, name="publish")
 
 
 def check_complete(source: Source, settings: PublishConfig) -> None:
