@@ -98,7 +98,11 @@ def test_an_allocator_that_refuses_ends_the_run_with_what_took_the_memory_and_a_
     assert gradients[0] == parameters[0]  # the predicted peak is before there are any
     assert state[0] == state[1] == pytest.approx(2 * parameters[0], abs=0.2)
     assert rest[1] > size_of("activations", message)[0] > size_of("logits", message)[0] > 0
-    assert size_of("together", message)[1] < 2000
+    together = size_of("together", message)[1]
+    assert together == pytest.approx(sum(row[-1] for row in (parameters, gradients, state, rest)), abs=20)
+    assert together < psutil.Process().memory_info().rss / 1e6 + 1000, (
+        "this process has held more than a run of its own"
+    )
     change = re.search(r"the cheapest change that fits: (trainer\S+ \S+) \([\d.]+ GB predicted, the batch", message)
     assert change
     micro, accumulation = (int(word.partition("=")[2]) for word in change[1].split())
