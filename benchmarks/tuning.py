@@ -28,6 +28,12 @@ PEERS: dict[str, dict[str, Any]] = {
     "trl-packed": {"per_device_train_batch_size": 4, "packing": True},
     "trl-bf16": {"per_device_train_batch_size": 16, "bf16": True},
     "trl-bf16-packed": {"per_device_train_batch_size": 4, "bf16": True, "packing": True},
+    "trl-bf16-weights-packed": {
+        "per_device_train_batch_size": 4,
+        "bf16": True,
+        "packing": True,
+        "model_init_kwargs": {"dtype": "bfloat16"},
+    },
     "trl-bf16-compiled": {"per_device_train_batch_size": 16, "bf16": True, "torch_compile": True},
 }
 """Batches of about as many tokens each."""

@@ -25,6 +25,7 @@ from llmtrain.distributed.tensor_parallel import STYLES
 from llmtrain.models.decoder.loss import ChunkKernels, compiled_kernels
 from llmtrain.models.decoder.position import restarting_positions
 from llmtrain.models.head_loss import Head
+from llmtrain.models.huggingface_attention import BLOCKED, choose_blocked
 from llmtrain.models.huggingface_cache import HuggingFaceCache
 
 Packing = Literal["positions", "flat", "mask"]
@@ -201,6 +202,8 @@ class HuggingFaceModel(nn.Module):
         for block in self.layers():
             block.compile(**options)
         self._loss_kernels = compiled_kernels(**options)
+        if self._packing is not None:  # else once it is found
+            choose_blocked(self.causal_lm)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HuggingFaceModel:
         """Moves and casts all but what is derived from the config, as rotary frequencies: that is moved alone.
@@ -283,14 +286,18 @@ class HuggingFaceModel(nn.Module):
     def _evaluating(self) -> Iterator[None]:
         """Dropout is off in this block, which tries the model without gradients.
 
-        Nor does it use autocast's cache: a weight that is cast here first would be without a gradient in the step.
+        Nor does it use autocast's cache: a weight that is cast here first would be without a gradient in the step. What
+        is compiled stays as it was written: these few tokens are not worth compiling it for.
         """
         device = self.device.type
         training = [module for module in self.network.modules() if module.training]
         self.network.eval()
         enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         try:
-            with torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False):
+            with (
+                torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False),
+                torch.compiler.set_stance("force_eager"),
+            ):
                 yield
         finally:
             for module in training:
@@ -332,6 +339,8 @@ class HuggingFaceModel(nn.Module):
     def _find_packing(self, input_ids: Tensor) -> Packing:
         """The first way under which a document in a pack gives what it gives alone. ConfigError if there is none."""
         causal_lm, config = self.causal_lm, self._text_config
+        if self._loss_kernels is not None:  # it is compiled
+            choose_blocked(causal_lm)
         kind, attention = type(causal_lm).__name__, config._attn_implementation
         layers = set(getattr(config, "layer_types", None) or [])
         recurrent = getattr(causal_lm, "_is_stateful", False) or any("attention" not in layer for layer in layers)
@@ -340,7 +349,7 @@ class HuggingFaceModel(nn.Module):
         ways: list[Packing] = ["flat"] if "flash" in str(attention) else ["positions"]
         if "position_ids" not in inspect.signature(self._base.forward).parameters:
             raise _cannot_pack(kind, "its positions cannot restart within a row")
-        if attention in ("eager", "sdpa") and not getattr(config, "sliding_window", None) and len(layers) < 2:
+        if attention in ("eager", "sdpa", BLOCKED) and not getattr(config, "sliding_window", None) and len(layers) < 2:
             ways.append("mask")
         for way in ways:
             with self._evaluating():

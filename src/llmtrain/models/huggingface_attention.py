@@ -1,0 +1,68 @@
+"""Attention for packed rows in the compiled blocks of a model of transformers on a CPU, computed as the decoder does.
+
+PyTorch's fused kernel takes three times as long there in bfloat16 (docs/performance.md). This one is registered with
+transformers under a name of its own, gets the masks that `sdpa` gets, and leaves to `sdpa` what it does not cover.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from llmtrain.models.decoder import mask
+from llmtrain.models.decoder.attention import blocked_attention
+
+BLOCKED = "llmtrain_blocked"
+WITHOUT_EFFECT = {"position_ids", "use_cache", "output_attentions", "sliding_window"}
+"""Arguments that models hand on to any attention; a window is in the mask."""
+
+
+def choose_blocked(causal_lm: Any) -> None:
+    """Let a model that uses `sdpa` on a CPU use this one. Blocks that are not compiled are no faster for it."""
+    on_cpu = next(causal_lm.parameters()).device.type == "cpu"
+    if on_cpu and causal_lm.config._attn_implementation == "sdpa" and causal_lm._can_set_attn_implementation():
+        causal_lm.set_attn_implementation(BLOCKED)
+
+
+def blocked_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **rest: Any,
+) -> tuple[Tensor, None]:
+    """query [b, h, t, d], key and value [b, n, s, d] → [b, t, h, d]; `attention_mask` [b, 1, t, s], None if causal.
+
+    For training alone: there all rows have one length, whereas each length that `generate` meets would be compiled.
+    """
+    (b, h, t, d), s = query.shape, key.shape[2]
+    is_covered = (
+        module.training
+        and t == s <= mask.EXPLICIT_MAX_KEYS
+        and dropout == 0.0
+        and scaling in (None, d**-0.5)
+        and value.shape[-1] == d
+        and getattr(module, "is_causal", True)
+        and all(given is None or name in WITHOUT_EFFECT for name, given in rest.items())
+    )
+    if not is_covered:
+        theirs, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **rest)
+        return theirs, None
+    if attention_mask is None:
+        slots = torch.arange(t, device=query.device)
+        attention_mask = (slots <= slots[:, None])[None, None]
+    if attention_mask.dtype == torch.bool:
+        attention_mask = torch.where(attention_mask, 0.0, float("-inf"))
+    return blocked_attention(query, key, value, attention_mask).view(b, t, h, d), None
+
+
+AttentionInterface.register(BLOCKED, blocked_forward)
+AttentionMaskInterface.register(BLOCKED, sdpa_mask)

@@ -1,0 +1,108 @@
+"""Attention for packed rows on a CPU: what `sdpa` gives, and `sdpa` itself for what it does not cover."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from llmtrain.models import huggingface_attention
+from llmtrain.models.decoder.attention import blocked_attention
+from llmtrain.models.huggingface import block_causal
+from llmtrain.models.huggingface_attention import BLOCKED, blocked_forward
+from llmtrain.testing.tiny import random_batch
+from llmtrain.testing.tiny_huggingface import VOCAB_SIZE, tiny_huggingface
+
+DOCUMENTS = torch.tensor([[0] * 100 + [1] * 170 + [2] * 30, [0] * 299 + [1]])
+
+
+def heads(num_heads: int, *, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, 300, num_heads, 16, generator=generator).transpose(1, 2).requires_grad_()
+
+
+def layer(*, groups: int = 2) -> nn.Module:
+    module = nn.Module().train()
+    module.num_key_value_groups = groups  # type: ignore[assignment]
+    return module
+
+
+@pytest.mark.parametrize("mask", [None, block_causal(DOCUMENTS)], ids=["causal", "documents"])
+def test_outputs_and_gradients_are_those_of_sdpa(mask: Tensor | None) -> None:
+    found = []
+    for attention in (blocked_forward, sdpa_attention_forward):
+        query, key, value = heads(4, seed=0), heads(2, seed=1), heads(2, seed=2)
+        out, _ = attention(layer(), query, key, value, mask, scaling=16**-0.5)
+        out.square().sum().backward()
+        found.append((out, query.grad, key.grad, value.grad))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [
+        (layer().eval(), {}),
+        (layer(), {"dropout": 0.1}),
+        (layer(), {"scaling": 0.3}),
+        (layer(), {"is_causal": False}),
+        (layer(), {"position_bias": torch.zeros(1)}),
+    ],
+    ids=["evaluation", "dropout", "another scale", "both ways", "a bias"],
+)
+def test_what_it_does_not_cover_is_left_to_sdpa(
+    module: nn.Module, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unwanted(*_: Any) -> Tensor:
+        raise AssertionError("it does not cover this")
+
+    monkeypatch.setattr(huggingface_attention, "blocked_attention", unwanted)
+    query, key, value = heads(4, seed=0), heads(2, seed=1), heads(2, seed=2)
+
+    out, _ = blocked_forward(module, query, key, value, None, **options)
+
+    assert out.shape == (2, 300, 4, 16)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The lengths that blocked attention is called with."""
+    real: Callable[..., Tensor] = blocked_attention
+    lengths: list[int] = []
+
+    def counted(query: Tensor, *rest: Any) -> Tensor:
+        lengths.append(query.shape[2])
+        return real(query, *rest)
+
+    monkeypatch.setattr(huggingface_attention, "blocked_attention", counted)
+    return lengths
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_compiled_blocks_take_it_for_packed_rows(family: str, calls: list[int]) -> None:
+    batch = random_batch(VOCAB_SIZE, seq_len=24, num_documents=4)
+    model = tiny_huggingface(family, attention="sdpa").train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    expected = float(model(batch)[0].detach())
+    assert not calls
+
+    model.compile_parts(backend="eager")
+    loss_sum, _ = model(batch)
+    loss_sum.backward()
+
+    assert float(loss_sum.detach()) == pytest.approx(expected, rel=1e-5)
+    assert set(calls) == {24}
+    assert model.causal_lm.config._attn_implementation == BLOCKED
+
+
+def test_rows_that_are_not_packed_keep_sdpa(calls: list[int]) -> None:
+    model = tiny_huggingface("llama", attention="sdpa").train()
+    model.compile_parts(backend="eager")
+    model(random_batch(VOCAB_SIZE, seq_len=24))
+    assert not calls
