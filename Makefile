@@ -38,10 +38,10 @@ $(VENV)/.developed: requirements-dev.lock $(VENV)/.installed
 	@touch $@
 
 demo: install ## prepare, train, evaluate and generate: 8 minutes on two cores
-	@$(BIN)/python -m llmtrain.recipes.demo
+	@$(BIN)/python -m llmtrain.recipes.demos.quickstart
 
 demo-finetune: install ## fine-tune the demo's model, compare it with what it was, publish it: 4 minutes
-	@$(BIN)/python -m llmtrain.recipes.demo_finetune
+	@$(BIN)/python -m llmtrain.recipes.demos.finetune
 
 # What llmtrain itself does, for those who like make. All of these are optional: CONFIG, MODEL (else the newest run), and
 # ARGS for whatever else the command takes. TRAIN_CONFIG and EVAL_CONFIG are older names of CONFIG.

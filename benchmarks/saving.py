@@ -47,7 +47,8 @@ def main() -> None:
     optimizer = {f"w{i}/{key}": torch.randn(SHAPE) for i in range(NUM_TENSORS) for key in ("exp_avg", "exp_avg_sq")}
     megabytes = 3 * NUM_TENSORS * SHAPE[0] * SHAPE[1] * 4 / 1e6
     folder = Path(tempfile.mkdtemp())
-    stalls, waits = [], []
+    stalls: list[float] = []
+    waits: list[float] = []
     try:
         store = CheckpointStore(folder, keep_last=2, config_yaml="run: {}\n", write_model=write_model)
         for step in range(2 * (rounds + 1)):

@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -32,7 +32,7 @@ from llmtrain.config.training import DistributedConfig
 from llmtrain.contracts import Batch
 from llmtrain.distributed.engine import Engine, resolve
 from llmtrain.models.decoder.decoder import Decoder
-from llmtrain.recipes.trained import Trained, build_decoder
+from llmtrain.recipes.run.trained import Trained, build_decoder
 from llmtrain.testing.ranks import RankPool
 from llmtrain.tracking.sinks import read_metrics
 from llmtrain.training.checkpoint import CheckpointStore, Snapshot
@@ -77,7 +77,7 @@ def tokens_per_sec(strategy: str, num_processes: int, steps: int) -> float:
             raise SystemExit(f"{strategy} failed:\n{done.stderr[-3000:]}")
         lines = read_metrics(Path(folder) / "run" / "metrics.jsonl")
     seconds = [line["train/step_time_sec"] for line in lines if "train/step_time_sec" in line]
-    return ROWS * LENGTH / statistics.median(seconds[-steps:])
+    return float(ROWS * LENGTH / statistics.median(seconds[-steps:]))
 
 
 def speed(rounds: int, steps: int) -> None:
@@ -179,7 +179,7 @@ def saves(folder: Path, rounds: int) -> tuple[list[float], list[float]]:
     model = engine.setup(trained.module)
     trained.start()
     optimizer = build_optimizer(config.optimizer, trained.module)
-    rows: Any = {name: tensor[:2] for name, tensor in batch_of(0).items()}  # type: ignore[attr-defined]
+    rows: Any = {name: cast(torch.Tensor, tensor)[:2] for name, tensor in batch_of(0).items()}
     compute_gradients(model, [rows], engine=engine, num_tokens=1)
     update(optimizer, grad_norm=gradient_norm(optimizer), max_grad_norm=1.0)  # now it has its moments
     gang = engine.gang()

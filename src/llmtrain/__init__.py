@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from llmtrain.data.tokenizers import Tokenizer, load_tokenizer
     from llmtrain.evaluation.text import Completion
     from llmtrain.models.decoder.decoder import Decoder
-    from llmtrain.recipes.language_model import LanguageModel
+    from llmtrain.recipes.loading.language_model import LanguageModel
 
 _HOMES = {
     "llmtrain.api": ("evaluate", "load_decoder", "load_model", "prepare", "train"),
@@ -36,7 +36,7 @@ _HOMES = {
     "llmtrain.data.tokenizers": ("Tokenizer", "load_tokenizer"),
     "llmtrain.evaluation.text": ("Completion",),
     "llmtrain.models.decoder.decoder": ("Decoder",),
-    "llmtrain.recipes.language_model": ("LanguageModel",),
+    "llmtrain.recipes.loading.language_model": ("LanguageModel",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

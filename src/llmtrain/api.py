@@ -21,8 +21,8 @@ from llmtrain.models.weights import read_decoder
 from llmtrain.recipes import evaluate as evaluation
 from llmtrain.recipes import prepare as preparation
 from llmtrain.recipes import train as training
-from llmtrain.recipes.language_model import LanguageModel
-from llmtrain.recipes.open_model import device_named, open_model
+from llmtrain.recipes.loading.language_model import LanguageModel
+from llmtrain.recipes.loading.open_model import device_named, open_model
 from llmtrain.recipes.prepare_rows import prepare_rows
 
 AnyPath = str | os.PathLike[str]

@@ -18,7 +18,7 @@ from llmtrain.config.running import RunConfig
 from llmtrain.config.schema import Config
 from llmtrain.config.training import DistributedConfig, TrainerConfig
 from llmtrain.distributed.engine import Engine, resolve
-from llmtrain.recipes import job
+from llmtrain.recipes.run import job
 from llmtrain.testing.ranks import RankPool
 from llmtrain.testing.tiny_huggingface import write_tiny_folder
 

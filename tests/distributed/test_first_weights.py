@@ -22,7 +22,7 @@ from llmtrain.distributed.engine import Engine, resolve
 from llmtrain.distributed.sharding import whole
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.folder import write_model_folder
-from llmtrain.recipes.trained import Trained, build_decoder, build_huggingface
+from llmtrain.recipes.run.trained import Trained, build_decoder, build_huggingface
 from llmtrain.testing.ranks import RankPool
 from llmtrain.testing.tiny_huggingface import VOCAB_SIZE, write_tiny_folder
 

@@ -14,7 +14,7 @@ from llmtrain.config.huggingface import HuggingFaceConfig
 from llmtrain.config.running import RunConfig
 from llmtrain.config.training import DistributedConfig, TrainerConfig
 from llmtrain.distributed.engine import Engine, resolve
-from llmtrain.recipes import job
+from llmtrain.recipes.run import job
 from llmtrain.testing.ranks import RankFailed, RankPool
 
 

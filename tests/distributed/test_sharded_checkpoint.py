@@ -21,7 +21,7 @@ from llmtrain.config.training import DistributedConfig, OptimizerConfig, Trainer
 from llmtrain.distributed.engine import Engine, resolve
 from llmtrain.distributed.sharding import whole
 from llmtrain.models.folder import read_model_folder
-from llmtrain.recipes.trained import Trained, build_decoder
+from llmtrain.recipes.run.trained import Trained, build_decoder
 from llmtrain.testing.faults import VARIABLE
 from llmtrain.testing.ranks import RankFailed, RankPool
 from llmtrain.testing.tiny import random_batch

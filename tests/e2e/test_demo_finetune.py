@@ -8,7 +8,7 @@ import pytest
 
 from llmtrain.config.errors import ConfigError, RunError
 from llmtrain.config.load import load_config
-from llmtrain.recipes.demo_finetune import demo_finetune
+from llmtrain.recipes.demos.finetune import demo_finetune
 from llmtrain.recipes.train import train
 
 FILE = '''"""Functions of module {number}."""

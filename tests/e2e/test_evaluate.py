@@ -13,7 +13,7 @@ import pytest
 from llmtrain.config.errors import ConfigError, Preempted
 from llmtrain.config.load import load_config
 from llmtrain.recipes.evaluate import evaluate
-from llmtrain.recipes.interview import Interview
+from llmtrain.recipes.run.interview import Interview
 from llmtrain.recipes.train import train
 from llmtrain.testing.chat import CHATML, tiny_chat_tokenizer
 from llmtrain.testing.gang import GangServer

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from llmtrain.config.load import load_config
 from llmtrain.recipes.export import export
-from llmtrain.recipes.exported import Request
 from llmtrain.recipes.merge import merge
+from llmtrain.recipes.publication.exported import Request
 from llmtrain.recipes.train import train
 from llmtrain.testing.tiny_model import write_tiny_model
 from llmtrain.testing.tiny_run import write_config

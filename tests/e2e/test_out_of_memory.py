@@ -152,7 +152,7 @@ def test_other_faults_of_torch_are_left_as_they_are(
 def test_a_model_that_does_not_fit_at_all_is_said_before_there_is_a_run(
     config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("llmtrain.recipes.job.build_optimizer", lambda *_: refused_by_the_cpu())
+    monkeypatch.setattr("llmtrain.recipes.run.job.build_optimizer", lambda *_: refused_by_the_cpu())
 
     assert run(["train", str(config_file)]) == WillFailAgain.exit_code
 

@@ -16,8 +16,8 @@ from llmtrain.config.errors import ConfigError
 from llmtrain.config.lora import LoraConfig
 from llmtrain.evaluation import generation
 from llmtrain.models.lora import add_lora, trainable_state_dict, write_adapter
-from llmtrain.recipes import answers
 from llmtrain.recipes.evaluate import evaluate
+from llmtrain.recipes.evaluation import answers
 from llmtrain.testing.chat import CHATML, tiny_chat_tokenizer
 from llmtrain.testing.tiny_huggingface import tiny_network
 from llmtrain.testing.tiny_model import write_tiny_model

@@ -18,7 +18,7 @@ from llmtrain.models.folder import read_model_folder, write_model_folder
 from llmtrain.publishing import transformers_folder
 from llmtrain.publishing.agreement import answer, compare
 from llmtrain.recipes.export import export
-from llmtrain.recipes.exported import Request
+from llmtrain.recipes.publication.exported import Request
 from llmtrain.testing.chat import CHATML, tiny_chat_tokenizer
 from llmtrain.testing.tiny_huggingface import tiny_network
 from llmtrain.testing.tiny_model import write_tiny_model

@@ -15,7 +15,7 @@ from llmtrain.config.errors import ConfigError, RunError
 from llmtrain.models.decoder.traceable import TraceableDecoder
 from llmtrain.publishing.graph import check_batches, trace
 from llmtrain.recipes.export import export
-from llmtrain.recipes.exported import Request
+from llmtrain.recipes.publication.exported import Request
 from llmtrain.testing.chat import CHATML, tiny_chat_tokenizer
 from llmtrain.testing.tiny import TINY_VOCAB_SIZE, tiny_decoder
 from llmtrain.testing.tiny_huggingface import tiny_network

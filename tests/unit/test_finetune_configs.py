@@ -15,8 +15,8 @@ from llmtrain.config.load import load_config, shipped_configs
 from llmtrain.config.schema import Config
 from llmtrain.models.huggingface_outline import outline_huggingface
 from llmtrain.models.lora import is_linear
-from llmtrain.recipes import plan_target
 from llmtrain.recipes.plan import plan
+from llmtrain.recipes.planning import target as plan_target
 
 LLAMA = {"model_type": "llama", "vocab_size": 128_256, "num_key_value_heads": 8}
 QWEN = {"model_type": "qwen2", "vocab_size": 151_936, "num_key_value_heads": 2, "tie_word_embeddings": True}

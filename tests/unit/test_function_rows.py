@@ -14,7 +14,7 @@ import pytest
 from llmtrain.config.data import PrepareConfig
 from llmtrain.config.errors import RunError
 from llmtrain.data.chat.shapes import Completion, example_of
-from llmtrain.recipes.function_rows import FunctionRow, first_sentence, function_rows, rows_of_source
+from llmtrain.recipes.demos.function_rows import FunctionRow, first_sentence, function_rows, rows_of_source
 
 SOURCE = '''\
 class Shelf:

@@ -12,9 +12,9 @@ from llmtrain.cli.app import run
 from llmtrain.config.load import LoadedConfig, load_config
 from llmtrain.data.chat.packing import pack
 from llmtrain.data.chat.templates import ChatTemplate
-from llmtrain.recipes import chat_samples
-from llmtrain.recipes.chat_samples import Samples, find_parts, load_fast_tokenizer
-from llmtrain.recipes.inspect_chat import inspect_chat
+from llmtrain.recipes.inspection.chat import inspect_chat
+from llmtrain.recipes.rows import chat_samples
+from llmtrain.recipes.rows.chat_samples import Samples, find_parts, load_fast_tokenizer
 from llmtrain.testing.chat import CHATML, tiny_chat_tokenizer
 from llmtrain.testing.tiny_run import write_config
 

@@ -20,7 +20,7 @@ from llmtrain.cli.app import run
 from llmtrain.cli.blocks import INDENT, Block, Figures, Lines, Passage, Piece, Table, as_text
 from llmtrain.cli.page import as_page
 from llmtrain.config.errors import ConfigError
-from llmtrain.recipes.inspect_rows import holds_rows, inspect_rows
+from llmtrain.recipes.inspection.rows import holds_rows, inspect_rows
 from llmtrain.testing.tiny_run import write_config
 from llmtrain.testing.token_shards import write_token_shards
 

@@ -8,7 +8,7 @@ import torch
 
 from llmtrain.config.load import plain_config
 from llmtrain.config.schema import Config
-from llmtrain.recipes.out_of_memory import (
+from llmtrain.recipes.run.out_of_memory import (
     Changes,
     Fit,
     Shape,

@@ -20,8 +20,8 @@ from llmtrain.models.huggingface_folder import read_huggingface_folder
 from llmtrain.models.huggingface_load import build_huggingface, quantization_config
 from llmtrain.models.lora import add_lora, trainable_state_dict, write_adapter
 from llmtrain.models.quantized import Quantized, round_as_quantized
-from llmtrain.recipes.exported import Request
 from llmtrain.recipes.merge import merge
+from llmtrain.recipes.publication.exported import Request
 from llmtrain.recipes.train import train
 from llmtrain.testing.chat import CHATML, tiny_chat_tokenizer
 from llmtrain.testing.tiny_huggingface import tiny_network

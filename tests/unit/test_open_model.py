@@ -17,7 +17,7 @@ from llmtrain.models import hub
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.huggingface import HuggingFaceModel
 from llmtrain.models.lora import add_lora, trainable_state_dict, write_adapter
-from llmtrain.recipes.open_model import locate_model, open_model
+from llmtrain.recipes.loading.open_model import locate_model, open_model
 from llmtrain.testing.chat import CHATML, LLAMA3, MISTRAL, tiny_chat_tokenizer
 from llmtrain.testing.tiny_huggingface import tiny_network
 from llmtrain.testing.tiny_model import write_tiny_model

@@ -13,8 +13,8 @@ from llmtrain.config.huggingface import HuggingFaceConfig
 from llmtrain.config.load import load_config
 from llmtrain.models.huggingface_load import build_huggingface, describe
 from llmtrain.models.huggingface_outline import outline_huggingface
-from llmtrain.recipes import plan_target
 from llmtrain.recipes.plan import plan
+from llmtrain.recipes.planning import target as plan_target
 from llmtrain.testing.chat import tiny_chat_tokenizer
 from llmtrain.testing.tiny_huggingface import FAMILIES, write_tiny_folder
 from llmtrain.testing.tiny_run import write_config

@@ -15,9 +15,9 @@ from llmtrain.config.errors import ConfigError
 from llmtrain.config.load import load_config, shipped_configs
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.folder import write_model_folder
-from llmtrain.recipes import plan_target
 from llmtrain.recipes.plan import plan
-from llmtrain.recipes.plan_target import GPUS
+from llmtrain.recipes.planning import target as plan_target
+from llmtrain.recipes.planning.target import GPUS
 from llmtrain.testing.tiny_run import write_config
 from llmtrain.tracking.system import peak_of
 

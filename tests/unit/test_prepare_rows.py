@@ -14,9 +14,9 @@ from llmtrain.config.load import load_config
 from llmtrain.config.running import RunConfig
 from llmtrain.config.training import DistributedConfig, TrainerConfig
 from llmtrain.distributed.engine import Engine, resolve
-from llmtrain.recipes.chat_data import open_rows
-from llmtrain.recipes.chat_samples import tokenizer_folder_of
 from llmtrain.recipes.prepare_rows import prepare_rows
+from llmtrain.recipes.rows.chat_data import open_rows
+from llmtrain.recipes.rows.chat_samples import tokenizer_folder_of
 from llmtrain.testing.chat import CHATML, tiny_chat_tokenizer
 from llmtrain.testing.tiny_run import write_config
 

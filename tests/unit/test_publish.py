@@ -22,8 +22,8 @@ from llmtrain.publishing.curves import loss_picture, ticks
 from llmtrain.publishing.secret_files import check_no_secrets
 from llmtrain.recipes.evaluate import _last_published
 from llmtrain.recipes.export import export
-from llmtrain.recipes.exported import Request
-from llmtrain.recipes.open_model import open_model
+from llmtrain.recipes.loading.open_model import open_model
+from llmtrain.recipes.publication.exported import Request
 from llmtrain.recipes.publish import publish
 from llmtrain.testing.recorded_run import recorded_run
 from llmtrain.testing.tiny_model import write_tiny_model

@@ -13,7 +13,7 @@ import pytest
 
 from llmtrain.cli.app import run
 from llmtrain.recipes import report as recipe
-from llmtrain.recipes.run_document import page_document, run_document
+from llmtrain.recipes.pages.document import page_document, run_document
 from llmtrain.testing.recorded_run import BEGAN, recorded_run
 
 

@@ -11,7 +11,7 @@ import pytest
 from llmtrain.cli.app import run
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.load import load_config
-from llmtrain.recipes.run_document import run_document
+from llmtrain.recipes.pages.document import run_document
 from llmtrain.recipes.train import train
 from llmtrain.testing.tiny_run import tiny_config, weight_hash, write_config
 
@@ -58,7 +58,7 @@ def test_samples_that_cannot_be_written_cost_a_warning_and_no_step(
     def refuse(path: Path, lines: list[str]) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("llmtrain.recipes.samples.append_lines", refuse)
+    monkeypatch.setattr("llmtrain.recipes.run.samples.append_lines", refuse)
     folder = train_with(config, "full", 'tracking.samples.prompts=["a"]')
     assert json.loads((folder / "summary.json").read_text())["steps"] == 6
     said = capsys.readouterr().err

@@ -14,7 +14,7 @@ from llmtrain.distributed.engine import resolve
 from llmtrain.distributed.strategy import Choice, choose_strategy
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.recipes.plan import plan
-from llmtrain.recipes.planned import strategy_for
+from llmtrain.recipes.planning.planned import strategy_for
 from llmtrain.testing.tiny_huggingface import write_tiny_folder
 from llmtrain.testing.tiny_run import write_config
 from llmtrain.training.memory import Part, StepMemory, cut, state_bytes

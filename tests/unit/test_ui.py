@@ -20,13 +20,13 @@ from starlette.testclient import TestClient
 
 from llmtrain.cli.app import run
 from llmtrain.config.errors import ConfigError
-from llmtrain.recipes import ui_live
-from llmtrain.recipes.run_document import run_document
+from llmtrain.recipes.pages import live as ui_live
+from llmtrain.recipes.pages.app import make_app
+from llmtrain.recipes.pages.chat import ChatDesk
+from llmtrain.recipes.pages.document import run_document
+from llmtrain.recipes.pages.live import Follower, follow
 from llmtrain.recipes.runs import describe_run
 from llmtrain.recipes.ui import serve
-from llmtrain.recipes.ui_app import make_app
-from llmtrain.recipes.ui_chat import ChatDesk
-from llmtrain.recipes.ui_live import Follower, follow
 from llmtrain.testing.recorded_run import figures_of, recorded_run
 from llmtrain.tracking.events import EventLog
 
@@ -85,7 +85,7 @@ def test_a_list_that_is_asked_again_looks_only_at_runs_that_changed(
         looked_at.append(folder.name)
         return describe_run(folder)
 
-    monkeypatch.setattr("llmtrain.recipes.ui_list.describe_run", describe)
+    monkeypatch.setattr("llmtrain.recipes.pages.run_list.describe_run", describe)
 
     def steps_of_all() -> list[tuple[str, int]]:
         looked_at.clear()
@@ -96,7 +96,7 @@ def test_a_list_that_is_asked_again_looks_only_at_runs_that_changed(
     append(tmp_path / "runs" / "b", json.dumps(figures_of(61)) + "\n")
     recorded_run(tmp_path / "runs", "c", num_steps=7)
     assert (steps_of_all(), looked_at) == ([("a", 60), ("b", 61), ("c", 7)], ["b", "c"])
-    monkeypatch.setattr("llmtrain.recipes.ui_list.is_locked", lambda folder: folder.name == "a")
+    monkeypatch.setattr("llmtrain.recipes.pages.run_list.is_locked", lambda folder: folder.name == "a")
     assert (steps_of_all(), looked_at) == ([("a", 60), ("b", 61), ("c", 7)], ["a"])
 
 

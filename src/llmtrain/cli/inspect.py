@@ -96,7 +96,7 @@ def inspect(
 
 def _rows(path: str, *, num_rows: int, html: str | None) -> Outcome:
     from llmtrain.cli.inspect_blocks import blocks_of_rows
-    from llmtrain.recipes.inspect_rows import inspect_rows
+    from llmtrain.recipes.inspection.rows import inspect_rows
 
     result = inspect_rows(path, num_rows=num_rows)
     return _outcome(result, list(blocks_of_rows(result)), html=html, exit_code=FAULTS if result["faults"] else 0)
@@ -106,7 +106,7 @@ def _chat(loaded: LoadedConfig, *, num_rows: int, split: Literal["train", "val"]
     from llmtrain.cli.inspect_blocks import blocks_of_chat
     from llmtrain.config.errors import ConfigError
     from llmtrain.data.prepare.parallel import resolve_num_workers
-    from llmtrain.recipes.inspect_chat import inspect_chat
+    from llmtrain.recipes.inspection.chat import inspect_chat
 
     result = inspect_chat(loaded, num_rows=num_rows, num_workers=resolve_num_workers(None))
     if result[split] is None:
@@ -131,7 +131,7 @@ def _kind_of(ref: str) -> Literal["config", "rows", "shards"]:
 
     if ref.endswith((".yaml", ".yml")) or (ref in shipped_configs() and not os.path.exists(ref)):
         return "config"
-    from llmtrain.recipes.inspect_rows import holds_rows
+    from llmtrain.recipes.inspection.rows import holds_rows
 
     if holds_rows(ref):
         return "rows"

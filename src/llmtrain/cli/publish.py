@@ -74,7 +74,7 @@ def export(
 ) -> Outcome:
     """Write a model for transformers, as plain safetensors, or as a graph; loaded and compared before it counts."""
     from llmtrain.recipes.export import export as recipe
-    from llmtrain.recipes.exported import Request
+    from llmtrain.recipes.publication.exported import Request
 
     result = recipe(
         model,
@@ -104,8 +104,8 @@ def merge(
     json: Json = False,
 ) -> Outcome:
     """Merge a LoRA adapter into its base; the result is loaded again and compared before it counts."""
-    from llmtrain.recipes.exported import Request
     from llmtrain.recipes.merge import merge as recipe
+    from llmtrain.recipes.publication.exported import Request
 
     result = recipe(
         model,

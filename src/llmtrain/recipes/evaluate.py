@@ -26,9 +26,9 @@ from llmtrain.data.chat.rows import Row, read_rows
 from llmtrain.data.chat.shapes import is_text
 from llmtrain.distributed.engine import Engine, resolve
 from llmtrain.evaluation.loss import evaluate_loss
-from llmtrain.recipes.evaluation_folder import evaluation_folder, write_figures
-from llmtrain.recipes.held_out import are_rows, evaluation_config, open_held_out
-from llmtrain.recipes.open_model import (
+from llmtrain.recipes.evaluation.folder import evaluation_folder, write_figures
+from llmtrain.recipes.evaluation.held_out import are_rows, evaluation_config, open_held_out
+from llmtrain.recipes.loading.open_model import (
     base_of,
     config_beside,
     config_file_beside,
@@ -79,7 +79,7 @@ def evaluate(
         if steps is not None:
             raise ConfigError("--steps cuts a loss short; of rows, --max-samples N takes the first of each file")
 
-        from llmtrain.recipes.evaluate_rows import Subjects, evaluate_rows
+        from llmtrain.recipes.evaluation.rows import Subjects, evaluate_rows
 
         with engine.main_first():
             base_of(folder)  # fetched by one rank
@@ -101,7 +101,7 @@ def _measure_tasks(
         raise ConfigError("--baseline compares answers to rows; measure the baseline by the same --tasks for itself")
     if find_spec("lm_eval") is None:
         raise ConfigError("--tasks needs lm-evaluation-harness: pip install 'llmtrain[eval]'")
-    from llmtrain.recipes.benchmarks import evaluate_tasks
+    from llmtrain.recipes.evaluation.benchmarks import evaluate_tasks
 
     with engine.main_first():
         base_of(folder)

@@ -23,9 +23,16 @@ from llmtrain.models.hub import is_adapter_folder
 from llmtrain.publishing import graph
 from llmtrain.publishing.agreement import Logits
 from llmtrain.publishing.transformers_folder import check_has_layout, open_network, write_decoder, write_network
-from llmtrain.recipes.exported import Request, begin, destination_of, find_source, make_and_check, stored_dtype
-from llmtrain.recipes.language_model import LanguageModel
-from llmtrain.recipes.open_model import device_named, load_language_model
+from llmtrain.recipes.loading.language_model import LanguageModel
+from llmtrain.recipes.loading.open_model import device_named, load_language_model
+from llmtrain.recipes.publication.exported import (
+    Request,
+    begin,
+    destination_of,
+    find_source,
+    make_and_check,
+    stored_dtype,
+)
 
 FORMATS = ("hf", "safetensors", "torch-export", "onnx")
 GRAPHS = ("torch-export", "onnx")

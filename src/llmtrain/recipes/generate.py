@@ -12,8 +12,8 @@ from typing import Any, Unpack
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.evaluation.text import Completion
-from llmtrain.recipes.language_model import DEFAULT_SEED, Settings
-from llmtrain.recipes.open_model import open_model
+from llmtrain.recipes.loading.language_model import DEFAULT_SEED, Settings
+from llmtrain.recipes.loading.open_model import open_model
 
 log = logging.getLogger("llmtrain.generate")
 

@@ -24,10 +24,18 @@ from llmtrain.models.lora import add_lora_to_decoder, read_adapter
 from llmtrain.models.quantized import Quantized
 from llmtrain.publishing.agreement import Logits
 from llmtrain.publishing.transformers_folder import open_network, write_decoder, write_network
-from llmtrain.recipes.exported import Request, Source, begin, destination_of, find_source, make_and_check, stored_dtype
-from llmtrain.recipes.open_model import base_of, device_named, load_language_model
+from llmtrain.recipes.loading.open_model import base_of, device_named, load_language_model
+from llmtrain.recipes.publication.exported import (
+    Request,
+    Source,
+    begin,
+    destination_of,
+    find_source,
+    make_and_check,
+    stored_dtype,
+)
+from llmtrain.recipes.run.trained import ADAPTER_FOLDER
 from llmtrain.recipes.runs import json_object
-from llmtrain.recipes.trained import ADAPTER_FOLDER
 from llmtrain.training.checkpoint_files import STATE
 from llmtrain.training.runs import find_model
 

@@ -16,10 +16,10 @@ from llmtrain.config.schema import Config
 from llmtrain.distributed.asked import refuse_strategy
 from llmtrain.distributed.engine import CUTTING
 from llmtrain.distributed.strategy import Choice
-from llmtrain.recipes.plan_target import Target, target_of
-from llmtrain.recipes.planned import PlannedData, PlannedModel, choice_for, planned_data, planned_model
-from llmtrain.recipes.planned_memory import planned_memory
-from llmtrain.recipes.trained import with_model_found
+from llmtrain.recipes.planning.memory import planned_memory
+from llmtrain.recipes.planning.planned import PlannedData, PlannedModel, choice_for, planned_data, planned_model
+from llmtrain.recipes.planning.target import Target, target_of
+from llmtrain.recipes.run.trained import with_model_found
 from llmtrain.training.memory import CUDA_CONTEXT_BYTES, parameters_by_part
 from llmtrain.training.plan import Schedule, make_schedule
 from llmtrain.training.state import RunState

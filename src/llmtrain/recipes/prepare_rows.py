@@ -10,7 +10,7 @@ from llmtrain.config.chat import ChatConfig
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.schema import Config
 from llmtrain.data.chat.templates import ChatTemplate
-from llmtrain.recipes.chat_samples import Samples, find_parts, load_fast_tokenizer, tokenizer_folder_of
+from llmtrain.recipes.rows.chat_samples import Samples, find_parts, load_fast_tokenizer, tokenizer_folder_of
 from llmtrain.tracking.logs import setup_logging
 
 

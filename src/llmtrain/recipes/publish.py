@@ -31,10 +31,10 @@ from llmtrain.publishing.model_card import CARD_FILE, CONFIG_FILE, CURVES_FILE, 
 from llmtrain.publishing.place import EXPORT_FILE, PUBLISH_FILE, check_free, new_folder, passing_folder
 from llmtrain.publishing.secret_files import check_no_secrets
 from llmtrain.publishing.transformers_folder import find_tokenizer, write_companions
-from llmtrain.recipes.card import make_card
 from llmtrain.recipes.evaluate import PUBLISHED_NAME
-from llmtrain.recipes.exported import Source, described, files_in, find_source
-from llmtrain.recipes.open_model import base_of, config_beside, load_language_model
+from llmtrain.recipes.loading.open_model import base_of, config_beside, load_language_model
+from llmtrain.recipes.publication.card import make_card
+from llmtrain.recipes.publication.exported import Source, described, files_in, find_source
 from llmtrain.recipes.runs import json_object
 from llmtrain.tracking.summary import write_json
 from llmtrain.training.checkpoint_files import MANIFEST

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.config.errors import ConfigError
-from llmtrain.recipes.run_document import page_document
+from llmtrain.recipes.pages.document import page_document
 from llmtrain.tracking.page.html import standalone_page
 from llmtrain.training.runs import find_run
 

@@ -21,9 +21,9 @@ from llmtrain.contracts import Batch
 from llmtrain.distributed.engine import abandon_groups, is_lost_peer, is_timeout
 from llmtrain.distributed.gang import Gang
 from llmtrain.evaluation.loss import evaluate_loss
-from llmtrain.recipes.job import Job, set_up
-from llmtrain.recipes.out_of_memory import out_of_memory
 from llmtrain.recipes.report import REPORT_NAME, report_at_end
+from llmtrain.recipes.run.job import Job, set_up
+from llmtrain.recipes.run.out_of_memory import out_of_memory
 from llmtrain.tracking.events import EVENTS_NAME, EventLog
 from llmtrain.tracking.logs import setup_logging
 from llmtrain.tracking.machine import MachineMonitor, figures_of_all
@@ -90,13 +90,13 @@ def train(
     del job  # the memory of what was trained, for the model that is loaded again
     if config.publish is None or not is_main:
         return summary
-    from llmtrain.recipes.publish_trained import publish_trained
+    from llmtrain.recipes.run.publish_trained import publish_trained
 
     return {**summary, "published": publish_trained(config, Path(summary["run"]))["to"]}
 
 
 def _may_publish(job: Job) -> None:
-    from llmtrain.recipes.publish_trained import check_publishing
+    from llmtrain.recipes.run.publish_trained import check_publishing
 
     check_publishing(job.config, run_id=job.origin.run.name if job.origin else job.config.output.run_id or "a new run")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.config.errors import ConfigError
-from llmtrain.recipes.ui_app import is_loopback, make_app
+from llmtrain.recipes.pages.app import is_loopback, make_app
 
 log = logging.getLogger("llmtrain.ui")
 

@@ -1,5 +1,5 @@
 "use strict";
-// The page about one run or several: from the document that Python made (recipes/run_document.py) to elements.
+// The page about one run or several: from the document that Python made (recipes/pages/document.py) to elements.
 
 const MANY_POINTS = 60;
 

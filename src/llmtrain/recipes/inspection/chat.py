@@ -22,7 +22,7 @@ from llmtrain.data.chat.pieces import pieces_of
 from llmtrain.data.chat.sample import Sample
 from llmtrain.data.chat.tally import Tally
 from llmtrain.data.chat.templates import ChatTemplate
-from llmtrain.recipes.chat_samples import (
+from llmtrain.recipes.rows.chat_samples import (
     RowPart,
     Samples,
     find_parts,

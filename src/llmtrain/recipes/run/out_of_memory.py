@@ -22,9 +22,9 @@ from llmtrain.config.data import SyntheticConfig
 from llmtrain.config.errors import RunError, WillFailAgain
 from llmtrain.config.schema import Config
 from llmtrain.distributed.engine import computes_bf16
-from llmtrain.recipes.job import Job
-from llmtrain.recipes.planned import PlannedData, planned_model
-from llmtrain.recipes.planned_memory import planned_memory
+from llmtrain.recipes.planning.memory import planned_memory
+from llmtrain.recipes.planning.planned import PlannedData, planned_model
+from llmtrain.recipes.run.job import Job
 from llmtrain.training.memory import CUDA_CONTEXT_BYTES, TRANSIENT
 from llmtrain.training.out_of_memory import Held, held_when
 

@@ -27,12 +27,12 @@ from llmtrain.evaluation.contamination import Overlap, find_overlaps
 from llmtrain.evaluation.metrics import metrics_named
 from llmtrain.evaluation.questions import Asked, Question, read_questions
 from llmtrain.evaluation.scores import scores
-from llmtrain.recipes.answers import Answer, Decoding, Journal, answer_all, ask_all, unique_keys
-from llmtrain.recipes.evaluation_folder import evaluation_folder, write_evaluation
-from llmtrain.recipes.language_model import LanguageModel
-from llmtrain.recipes.measured import Measured, measure
-from llmtrain.recipes.open_model import load_language_model, model_fingerprint
-from llmtrain.recipes.training_rows import training_rows
+from llmtrain.recipes.evaluation.answers import Answer, Decoding, Journal, answer_all, ask_all, unique_keys
+from llmtrain.recipes.evaluation.folder import evaluation_folder, write_evaluation
+from llmtrain.recipes.evaluation.measured import Measured, measure
+from llmtrain.recipes.loading.language_model import LanguageModel
+from llmtrain.recipes.loading.open_model import load_language_model, model_fingerprint
+from llmtrain.recipes.rows.training_rows import training_rows
 from llmtrain.tracking.progress import Progress
 
 log = logging.getLogger("llmtrain.eval")

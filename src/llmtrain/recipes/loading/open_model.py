@@ -35,7 +35,7 @@ from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.folder import OWN_MODEL_TYPE, read_model_folder
 from llmtrain.models.hub import HUB_ID, base_of_adapter, fetch_to_use, is_adapter_folder
 from llmtrain.models.quantized import Quantized
-from llmtrain.recipes.language_model import AnyModel, LanguageModel
+from llmtrain.recipes.loading.language_model import AnyModel, LanguageModel
 from llmtrain.training.runs import find_model
 
 log = logging.getLogger("llmtrain.model")
@@ -99,7 +99,7 @@ def load_language_model(
 
     from llmtrain.data.chat.encoding import ChatEncoder
     from llmtrain.data.chat.templates import ChatTemplate
-    from llmtrain.recipes.chat_samples import load_fast_tokenizer
+    from llmtrain.recipes.rows.chat_samples import load_fast_tokenizer
 
     found = load_fast_tokenizer(beside)
     has_template = found.chat_template is not None

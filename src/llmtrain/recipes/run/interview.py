@@ -18,9 +18,9 @@ from llmtrain.distributed.engine import Engine
 from llmtrain.evaluation.metrics import metrics_named
 from llmtrain.evaluation.questions import Asked, Question, read_questions
 from llmtrain.evaluation.scores import figures_of, row_statistics, scores
-from llmtrain.recipes.answers import Answer, Decoding, answer_all, ask_all
-from llmtrain.recipes.language_model import AnyModel, LanguageModel
-from llmtrain.recipes.live_model import live_model, writing
+from llmtrain.recipes.evaluation.answers import Answer, Decoding, answer_all, ask_all
+from llmtrain.recipes.loading.language_model import AnyModel, LanguageModel
+from llmtrain.recipes.run.live_model import live_model, writing
 
 
 @dataclass(frozen=True, kw_only=True)

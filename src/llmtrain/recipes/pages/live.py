@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmtrain.recipes.run_document import SAMPLES_NAME, read_samples, told_events
+from llmtrain.recipes.pages.document import SAMPLES_NAME, read_samples, told_events
 from llmtrain.tracking.events import EVENTS_NAME, read_events
 from llmtrain.training.runs import is_locked
 

@@ -14,8 +14,8 @@ import torch
 from llmtrain.config.chat import ChatConfig
 from llmtrain.config.schema import Config
 from llmtrain.data.tokenizers import load_tokenizer, wrap_tokenizer
-from llmtrain.recipes.language_model import AnyModel, LanguageModel
-from llmtrain.recipes.open_model import declared_eos_ids, learned_turns
+from llmtrain.recipes.loading.language_model import AnyModel, LanguageModel
+from llmtrain.recipes.loading.open_model import declared_eos_ids, learned_turns
 
 
 def live_model(
@@ -33,7 +33,7 @@ def live_model(
 
     from llmtrain.data.chat.encoding import ChatEncoder
     from llmtrain.data.chat.templates import ChatTemplate
-    from llmtrain.recipes.chat_samples import load_fast_tokenizer
+    from llmtrain.recipes.rows.chat_samples import load_fast_tokenizer
 
     found = load_fast_tokenizer(tokenizer_folder)
     file = config.data.chat_template if isinstance(config.data, ChatConfig) else None

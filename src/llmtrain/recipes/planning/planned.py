@@ -104,8 +104,8 @@ def _planned_rows(config: Config, data: ChatConfig, assumed: list[str]) -> Plann
 
 def _open_rows(config: Config, data: ChatConfig) -> tuple[ChatData | None, str]:
     """The rows, tokenised as `train` would do it, or why they are not counted. Faults of rows are raised."""
-    from llmtrain.recipes.chat_data import open_rows
-    from llmtrain.recipes.chat_samples import find_parts, tokenizer_folder_of
+    from llmtrain.recipes.rows.chat_data import open_rows
+    from llmtrain.recipes.rows.chat_samples import find_parts, tokenizer_folder_of
 
     listed = [data.train] if isinstance(data.train, str) else data.train
     paths = [source if isinstance(source, str) else source.path for source in listed]

@@ -18,7 +18,7 @@ from llmtrain.training.runs import find_model
 
 if TYPE_CHECKING:
     from llmtrain.data.chat.shapes import Message
-    from llmtrain.recipes.language_model import LanguageModel, Settings
+    from llmtrain.recipes.loading.language_model import LanguageModel, Settings
 
 POLL_SEC = 0.5
 
@@ -86,7 +86,9 @@ class ChatDesk:
             tell({"error": f"{type(error).__name__}: {error}"})
 
     def _open(self, run: Path) -> LanguageModel:
-        from llmtrain.recipes.open_model import open_model  # here, since who only looks at curves needs no torch
+        from llmtrain.recipes.loading.open_model import (
+            open_model,  # here, since who only looks at curves needs no torch
+        )
 
         folder = find_model(str(run), run.parent)
         if self._model is None or self._model.folder != folder:

@@ -28,9 +28,9 @@ from llmtrain.distributed.engine import Engine
 from llmtrain.evaluation.row_loss import row_losses
 from llmtrain.evaluation.sampling import Sampling
 from llmtrain.evaluation.text import complete
-from llmtrain.recipes.evaluation_folder import evaluation_folder, write_figures
-from llmtrain.recipes.language_model import LanguageModel
-from llmtrain.recipes.open_model import load_language_model
+from llmtrain.recipes.evaluation.folder import evaluation_folder, write_figures
+from llmtrain.recipes.loading.language_model import LanguageModel
+from llmtrain.recipes.loading.open_model import load_language_model
 from llmtrain.tracking.progress import Progress
 
 log = logging.getLogger("llmtrain.eval")

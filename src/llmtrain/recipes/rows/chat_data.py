@@ -16,7 +16,7 @@ from llmtrain.data.chat.data import ChatData, ChatValidation, chat_facts
 from llmtrain.data.chat.templates import ChatTemplate
 from llmtrain.data.tokenizers import folder_fingerprint
 from llmtrain.distributed.engine import Engine
-from llmtrain.recipes.chat_samples import Samples, find_parts, load_fast_tokenizer
+from llmtrain.recipes.rows.chat_samples import Samples, find_parts, load_fast_tokenizer
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from llmtrain.evaluation.generation import context_of, generate
 from llmtrain.evaluation.questions import Asked, Question, ask
 from llmtrain.evaluation.row_loss import RowLoss, row_losses
 from llmtrain.evaluation.sampling import Sampling
-from llmtrain.recipes.language_model import LanguageModel
+from llmtrain.recipes.loading.language_model import LanguageModel
 
 TOO_LONG = "prompt too long"
 BATCHES_AT_A_TIME = 8

@@ -25,11 +25,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from llmtrain.recipes.run_document import page_document
+from llmtrain.recipes.pages.chat import ChatDesk
+from llmtrain.recipes.pages.document import page_document
+from llmtrain.recipes.pages.live import Follower, follow
+from llmtrain.recipes.pages.run_list import RunsList
 from llmtrain.recipes.runs import find_runs
-from llmtrain.recipes.ui_chat import ChatDesk
-from llmtrain.recipes.ui_list import RunsList
-from llmtrain.recipes.ui_live import Follower, follow
 from llmtrain.tracking.page.html import LIVE_SCRIPTS, STYLE, asset, live_page, plotly_script
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from starlette.types import Message as ServerMessage
 
     from llmtrain.data.chat.shapes import Message
-    from llmtrain.recipes.language_model import Settings
+    from llmtrain.recipes.loading.language_model import Settings
 
 MAX_RUNS_ON_A_PAGE: Final = 20
 MAX_PROMPT_CHARACTERS: Final = 100_000

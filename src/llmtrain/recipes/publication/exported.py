@@ -28,9 +28,9 @@ from llmtrain.models.hub import HUB_ID, base_of_adapter, is_adapter_folder
 from llmtrain.publishing.agreement import Answers, Logits, answer, compare, figures
 from llmtrain.publishing.place import EXPORT_FILE, check_free, new_folder
 from llmtrain.publishing.transformers_folder import check_companions, find_tokenizer, write_companions
-from llmtrain.recipes.held_out import evaluation_config, open_held_out
-from llmtrain.recipes.language_model import LanguageModel
-from llmtrain.recipes.open_model import config_beside, locate_model
+from llmtrain.recipes.evaluation.held_out import evaluation_config, open_held_out
+from llmtrain.recipes.loading.language_model import LanguageModel
+from llmtrain.recipes.loading.open_model import config_beside, locate_model
 from llmtrain.tracking.meta import slug
 from llmtrain.tracking.summary import write_json
 from llmtrain.training.runs import is_run

@@ -15,7 +15,7 @@ from llmtrain.evaluation.contamination import Overlap
 from llmtrain.evaluation.metrics import metrics_named
 from llmtrain.evaluation.questions import Question, short_names
 from llmtrain.evaluation.scores import Figure, Statistics, figures_of, row_statistics, scores
-from llmtrain.recipes.answers import TOO_LONG, Answer
+from llmtrain.recipes.evaluation.answers import TOO_LONG, Answer
 
 MAX_NAMED = 20
 """Rows that are named of those that got worse."""

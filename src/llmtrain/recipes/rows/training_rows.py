@@ -11,7 +11,7 @@ from llmtrain.config.schema import Config
 from llmtrain.data.chat.faults import RowError
 from llmtrain.data.chat.rows import Row, rows_of
 from llmtrain.data.chat.shapes import Example, example_of
-from llmtrain.recipes.chat_samples import find_parts
+from llmtrain.recipes.rows.chat_samples import find_parts
 
 
 def training_rows(config: Config) -> Iterator[tuple[Example, str]]:

@@ -17,8 +17,8 @@ from typing import Any
 from llmtrain.config.data import PrepareConfig
 from llmtrain.config.errors import ConfigError, RunError
 from llmtrain.config.load import load_config
+from llmtrain.recipes.demos.function_rows import OUTPUT, function_rows
 from llmtrain.recipes.evaluate import evaluate
-from llmtrain.recipes.function_rows import OUTPUT, function_rows
 from llmtrain.recipes.publish import publish
 from llmtrain.recipes.train import train
 

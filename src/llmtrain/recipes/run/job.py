@@ -27,11 +27,11 @@ from llmtrain.data.chat.data import ChatData, ChatValidation
 from llmtrain.data.tokens import TokenData, ValidationData, open_training_data, open_validation_data
 from llmtrain.distributed.asked import refuse_strategy
 from llmtrain.distributed.engine import Engine, resolve
-from llmtrain.recipes.interview import Interview, open_interview
-from llmtrain.recipes.planned import strategy_for
+from llmtrain.recipes.planning.planned import strategy_for
 from llmtrain.recipes.prepare import ensure_shards
-from llmtrain.recipes.samples import Samples, samples_of
-from llmtrain.recipes.trained import Trained, build_decoder, build_huggingface, with_model_found
+from llmtrain.recipes.run.interview import Interview, open_interview
+from llmtrain.recipes.run.samples import Samples, samples_of
+from llmtrain.recipes.run.trained import Trained, build_decoder, build_huggingface, with_model_found
 from llmtrain.tracking.logs import setup_logging
 from llmtrain.tracking.sink_group import check_own_sinks
 from llmtrain.tracking.system import peak_memory_bytes
@@ -281,7 +281,7 @@ def _open_data(
 ) -> tuple[TokenData | ChatData, ValidationData | ChatValidation | None, str | None]:
     """Training and validation data, made first where the config says how; and the chat template, if there is one."""
     if isinstance(config.data, ChatConfig):
-        from llmtrain.recipes.chat_data import open_rows
+        from llmtrain.recipes.rows.chat_data import open_rows
 
         assert tokenizer_folder is not None
         rows = open_rows(config.data, tokenizer_folder=tokenizer_folder, seed=config.run.seed, engine=engine)

@@ -15,8 +15,8 @@ from llmtrain.data.chat.row_files import FORMATS
 from llmtrain.data.manifest import find_manifest
 from llmtrain.data.tokens import ValidationData, open_validation_data
 from llmtrain.distributed.engine import Engine
-from llmtrain.recipes.language_model import LanguageModel
-from llmtrain.recipes.open_model import config_beside
+from llmtrain.recipes.loading.language_model import LanguageModel
+from llmtrain.recipes.loading.open_model import config_beside
 from llmtrain.recipes.prepare import ensure_shards
 
 DEFAULT_SEQ_LEN = 1024
@@ -77,7 +77,7 @@ def open_held_out(config: Config, language_model: LanguageModel, *, engine: Engi
 def _open_rows(
     config: ChatConfig, language_model: LanguageModel, *, seq_len: int, engine: Engine
 ) -> ChatValidation | None:
-    from llmtrain.recipes.chat_data import open_validation_rows
+    from llmtrain.recipes.rows.chat_data import open_validation_rows
 
     if language_model.encoder is None or language_model.tokenizer is None:
         raise ConfigError(f"{language_model.folder} has no tokenizer for rows: name token shards with --data")

@@ -8,7 +8,7 @@ from functools import partial
 
 from llmtrain.config.schema import Config
 from llmtrain.distributed.engine import CUTTING
-from llmtrain.recipes.planned import PlannedModel
+from llmtrain.recipes.planning.planned import PlannedModel
 from llmtrain.training.memory import StepMemory, cut, overhead, step_memory
 from llmtrain.training.plan import Schedule
 

@@ -18,9 +18,9 @@ from llmtrain.config.running import SamplesConfig
 from llmtrain.config.schema import Config
 from llmtrain.evaluation.text import Completion
 from llmtrain.files import append_lines
-from llmtrain.recipes.language_model import AnyModel, LanguageModel
-from llmtrain.recipes.live_model import live_model, writing
-from llmtrain.recipes.run_document import SAMPLES_NAME
+from llmtrain.recipes.loading.language_model import AnyModel, LanguageModel
+from llmtrain.recipes.pages.document import SAMPLES_NAME
+from llmtrain.recipes.run.live_model import live_model, writing
 
 log = logging.getLogger("llmtrain.tracking")
 

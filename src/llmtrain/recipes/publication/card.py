@@ -18,8 +18,8 @@ from llmtrain.models.hub import HUB_ID, base_of_adapter, is_adapter_folder
 from llmtrain.publishing.improvement import Evaluation
 from llmtrain.publishing.model_card import Card
 from llmtrain.publishing.place import EXPORT_FILE
-from llmtrain.recipes.exported import Source
-from llmtrain.recipes.run_document import run_document
+from llmtrain.recipes.pages.document import run_document
+from llmtrain.recipes.publication.exported import Source
 from llmtrain.recipes.runs import json_object
 from llmtrain.tracking.redaction import redact, redact_config
 
