@@ -100,7 +100,7 @@ def ours(folder: Path, steps: int, *, packing: bool) -> tuple[float, float]:
         },
         "trainer": {
             "max_steps": steps + WARM_UP_STEPS,
-            "micro_batch_size": 4 if packing else 36,
+            "micro_batch_size": 4 if packing else 32,
             "log_every_steps": 1,
             "eval_every_steps": 10**6,
             "save_every_steps": 10**6,

@@ -20,6 +20,7 @@ from llmtrain.models.huggingface_folder import read_huggingface_folder
 from llmtrain.models.huggingface_load import build_huggingface, quantization_config
 from llmtrain.models.lora import add_lora, trainable_state_dict, write_adapter
 from llmtrain.models.quantized import Quantized, round_as_quantized
+from llmtrain.recipes.loading.open_model import open_model
 from llmtrain.recipes.merge import merge
 from llmtrain.recipes.publication.exported import Request
 from llmtrain.recipes.train import train
@@ -132,6 +133,15 @@ def test_a_base_in_few_bits_is_merged_with_the_values_that_it_had_there(tmp_path
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)(IDS).logits
     wide = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter))(IDS).logits
     assert float((merged - trained).abs().mean()) < 0.5 * float((wide - trained).abs().mean())
+
+
+def test_an_adapter_that_meets_its_base_in_more_bits_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base = write_base(tmp_path / "base")
+    adapter = write_tuned(tmp_path / "adapter", base)
+    run = as_run(tmp_path / "runs", adapter, base=base, model={"lora": {"r": 4}, "quantization": "nf4"})
+    with caplog.at_level("INFO"):
+        open_model(str(run), device="cpu")
+    assert "was trained on its base in nf4, and meets it as it is stored" in caplog.text
 
 
 def test_what_cannot_be_merged_is_said(tmp_path: Path) -> None:

@@ -87,6 +87,9 @@ def load_language_model(
     """
     base = base_of(folder)
     config = config_beside(folder)
+    trained = config.model if config is not None else None
+    if base and quantized is None and isinstance(trained, HuggingFaceConfig) and trained.quantization != "none":
+        log.info("%s was trained on its base in %s, and meets it as it is stored", folder, trained.quantization)
     network = _load(folder, base, device, quantized)
     beside = folder if base is None or _has_tokenizer(folder) else base
     if not _has_tokenizer(beside):
