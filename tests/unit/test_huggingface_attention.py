@@ -15,8 +15,10 @@ from llmtrain.models.decoder.attention import blocked_attention
 from llmtrain.models.huggingface import block_causal
 from llmtrain.models.huggingface_attention import BLOCKED, blocked_forward
 from llmtrain.testing.tiny import random_batch
-from llmtrain.testing.tiny_huggingface import VOCAB_SIZE, tiny_huggingface
+from llmtrain.testing.tiny_huggingface import FAMILIES, VOCAB_SIZE, WITHOUT_SDPA, tiny_huggingface
 
+NOT_COVERED = {"gemma3", "granite", "opt", "falcon"}
+"""Scores have another scale; Falcon calls its attention itself."""
 DOCUMENTS = torch.tensor([[0] * 100 + [1] * 170 + [2] * 30, [0] * 299 + [1]])
 
 
@@ -82,7 +84,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return lengths
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in WITHOUT_SDPA])
 def test_compiled_blocks_take_it_for_packed_rows(family: str, calls: list[int]) -> None:
     batch = random_batch(VOCAB_SIZE, seq_len=24, num_documents=4)
     model = tiny_huggingface(family, attention="sdpa").train()
@@ -97,8 +99,8 @@ def test_compiled_blocks_take_it_for_packed_rows(family: str, calls: list[int]) 
     loss_sum.backward()
 
     assert float(loss_sum.detach()) == pytest.approx(expected, rel=1e-5)
-    assert set(calls) == {24}
-    assert model.causal_lm.config._attn_implementation == BLOCKED
+    assert set(calls) == (set() if family in NOT_COVERED else {24})
+    assert (model.causal_lm.config._attn_implementation == BLOCKED) == (family != "falcon")
 
 
 def test_rows_that_are_not_packed_keep_sdpa(calls: list[int]) -> None:
