@@ -18,12 +18,15 @@ import numpy as np
 from llmtrain.data.chat.packing import pack
 from llmtrain.data.order import Ints, Mixture, permutation, random_bits
 
-PLAN_VERSION: Final = 1
+PLAN_VERSION: Final = 2
 """Rises when an item number comes to mean other rows."""
 BLOCK_ROWS: Final = 16_384
 """Rows that are drawn from the whole source and sorted together: enough that neighbours are nearly of one length."""
 RUN_ROWS: Final = 32
-"""Sorted rows that stay together: a micro-batch or a few. More, and long stretches of training see one length only."""
+"""Sorted rows that stay together: a micro-batch or a few."""
+STRIP_RUNS: Final = 4
+"""Runs of neighbouring lengths that follow each other, so that larger micro-batches, and those whose size does not go
+into that of a run, need little padding too. More, and long stretches of training see one length only."""
 
 
 class ChatOrder(Protocol):
@@ -93,10 +96,11 @@ class PackedOrder:
 
 
 class GroupedOrder:
-    """Single rows: random blocks of rows are sorted by length and cut into runs, and the runs shuffled in the block.
+    """Single rows: random blocks of rows are sorted by length and cut into strips of runs, which are shuffled in the
+    block, as are the runs in their strip.
 
-    Blocks and runs begin at multiples of their sizes, counted over all epochs: batches whose size goes into that of a
-    run then stay in one, in every epoch, whatever the number of rows.
+    Blocks, strips and runs begin at multiples of their sizes, counted over all epochs: batches whose size goes into
+    that of a run then stay in one, in every epoch, whatever the number of rows.
     """
 
     def __init__(self, lengths: Ints, *, seed: int, source: int) -> None:
@@ -132,6 +136,7 @@ class GroupedOrder:
         num_rows = self.num_items
         items = np.arange(epoch * num_rows, (epoch + 1) * num_rows)
         run, block = items // RUN_ROWS, items // BLOCK_ROWS
+        strip = run // STRIP_RUNS
         rows = permutation(num_rows, "rows", *self._key, epoch)
 
         # Lengths are compared within a thirty-second, or rows of small data would meet the same rows in every epoch.
@@ -139,11 +144,13 @@ class GroupedOrder:
         blurred = self._lengths * (32 * 2**20 + blur)
         by_length = rows[np.lexsort((blurred[rows], block))]
 
-        # The sorted rows of a block go to its runs in random order, and to random places in the run.
+        # The sorted rows of a block go to its strips in random order, to their runs in random order, and to random
+        # places in the run.
+        turn_of_strip = random_bits(int(strip[-1] - strip[0]) + 1, "strips", *self._key, epoch)[strip - strip[0]]
         turn_of_run = random_bits(int(run[-1] - run[0]) + 1, "runs", *self._key, epoch)[run - run[0]]
         within_run = random_bits(num_rows, "within", *self._key, epoch)
         order = np.empty(num_rows, dtype=np.int64)
-        order[np.lexsort((within_run, turn_of_run, block))] = by_length
+        order[np.lexsort((within_run, turn_of_run, turn_of_strip, block))] = by_length
         return order
 
 
