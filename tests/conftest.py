@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from llmtrain.testing.hub import LocalHub
 from llmtrain.testing.ranks import RankPool
 from llmtrain.tracking import terminal
 from llmtrain.tracking.logs import reset_logging
@@ -32,6 +33,25 @@ def fresh_logging() -> Iterator[None]:
     yield
     reset_logging()
     terminal.forget_console()
+
+
+@pytest.fixture
+def plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal with colours and of no size of its own, whatever the tests run in."""
+    for name in ("CI", "KUBERNETES_SERVICE_HOST", "NO_COLOR", "FORCE_COLOR", "COLORTERM", "COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    """A Hub on this machine, which this process takes for the real one."""
+    with LocalHub() as server:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.endpoint)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", server.TOKEN)
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,8 @@ from llmtrain.config.load import load_config
 from llmtrain.recipes.evaluate import evaluate
 from llmtrain.recipes.run.interview import Interview
 from llmtrain.recipes.train import train
-from llmtrain.testing.chat import CHATML, tiny_chat_tokenizer
 from llmtrain.testing.gang import GangServer
-from llmtrain.testing.tiny_huggingface import tiny_network
+from llmtrain.testing.tiny_huggingface import write_tiny_chat_folder
 from llmtrain.testing.tiny_run import weight_hash, write_config
 from llmtrain.tracking.sinks import read_metrics
 
@@ -38,10 +37,7 @@ def write_rows(file: Path, numbers: range) -> None:
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder to work in: data/, data/eval/, base/ and the run `tuned`, which was trained on ten of the questions."""
     folder = tmp_path_factory.mktemp("work")
-    tokenizer = tiny_chat_tokenizer(CHATML)
-    tokenizer.save_pretrained(folder / "base")
-    network = tiny_network("llama", vocab_size=len(tokenizer), max_position_embeddings=128)
-    network.save_pretrained(folder / "base")
+    write_tiny_chat_folder(folder / "base")
     write_rows(folder / "data" / "rows.jsonl", range(60))
     for name, numbers in {"test": range(50, 70), "dev": range(100, 110), "adversarial": range(200, 205)}.items():
         write_rows(folder / "data" / "eval" / f"{name}.jsonl", numbers)

@@ -18,8 +18,7 @@ from llmtrain.config.load import load_config
 from llmtrain.recipes.evaluate import evaluate
 from llmtrain.recipes.generate import generate
 from llmtrain.recipes.train import train
-from llmtrain.testing.chat import CHATML, tiny_chat_tokenizer
-from llmtrain.testing.tiny_huggingface import tiny_network
+from llmtrain.testing.tiny_huggingface import write_tiny_chat_folder
 from llmtrain.testing.tiny_run import weight_hash, write_config
 from llmtrain.training.non_finite import Policy, StepFigures, may_update
 from llmtrain.training.state import RunState
@@ -30,11 +29,7 @@ WORDS = ["red", "green", "blue", "round", "square", "small", "large", "old", "ne
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama with a tokenizer of its own and a ChatML template."""
-    folder = tmp_path_factory.mktemp("base")
-    tokenizer = tiny_chat_tokenizer(CHATML)
-    tokenizer.save_pretrained(folder)
-    tiny_network("llama", vocab_size=len(tokenizer), max_position_embeddings=128).save_pretrained(folder)
-    return folder
+    return write_tiny_chat_folder(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")

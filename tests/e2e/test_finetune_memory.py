@@ -15,8 +15,7 @@ from transformers import AutoModelForCausalLM
 from llmtrain.config.errors import Preempted
 from llmtrain.config.load import load_config
 from llmtrain.recipes.train import train
-from llmtrain.testing.chat import CHATML, tiny_chat_tokenizer
-from llmtrain.testing.tiny_huggingface import tiny_network
+from llmtrain.testing.tiny_huggingface import write_tiny_chat_folder
 from llmtrain.testing.tiny_run import weight_hash, write_config
 
 LORA: dict[str, Any] = {"lora": {"r": 4, "alpha": 8, "dropout": 0.1}}
@@ -34,11 +33,7 @@ RUNS: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 def config_of(folder: Path, model: dict[str, Any]) -> str:
-    base = folder / "base"
-    tokenizer = tiny_chat_tokenizer(CHATML)
-    tokenizer.save_pretrained(base)
-    wide: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 128}
-    tiny_network("llama", vocab_size=len(tokenizer), **wide).save_pretrained(base)
+    base = write_tiny_chat_folder(folder / "base", hidden_size=64, intermediate_size=128)
     rows = [{"prompt": f"What is {number}?", "completion": f"It is {number}."} for number in range(150)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     keys = {

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import constants
 from transformers import AutoModelForCausalLM
 
 from llmtrain.cli.app import run
@@ -19,16 +17,6 @@ from llmtrain.testing.gang import GangServer
 from llmtrain.testing.hub import LocalHub
 from llmtrain.testing.tiny_model import write_tiny_model
 from llmtrain.testing.tiny_run import write_config
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
-    with LocalHub() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", server.TOKEN)
-        yield server
 
 
 @pytest.fixture

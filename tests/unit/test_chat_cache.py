@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmtrain.config.errors import ConfigError
-from llmtrain.data.chat.cache import Account, ensure_samples, open_samples, samples_folder, write_samples
+from llmtrain.data.chat.cache import Account, ensure_samples, open_samples, samples_folder
 from llmtrain.data.chat.key import samples_key
 from llmtrain.data.chat.row_files import RowDataset, find_rows
 from llmtrain.data.chat.sample import Sample
@@ -40,10 +40,10 @@ def make_samples(lengths: list[int], *, seed: int = 0) -> list[Sample]:
 @settings(max_examples=20, deadline=None)
 def test_samples_come_back_as_they_were_written(lengths: list[int], tmp_path_factory: pytest.TempPathFactory) -> None:
     samples = make_samples(lengths)
-    store = write_samples(
+    store = ensure_samples(
         tmp_path_factory.mktemp("cache") / "samples",
-        iter(samples),
         key=KEY,
+        make=lambda: samples,
         account=lambda: Account(rows=9, notes=("2 cut",)),
     )
     assert len(store) == len(samples)
@@ -62,7 +62,7 @@ def test_samples_come_back_as_they_were_written(lengths: list[int], tmp_path_fac
 
 
 def test_a_store_that_is_sent_to_a_worker_takes_no_tokens_along(tmp_path: Path) -> None:
-    store = write_samples(tmp_path / "samples", make_samples([1000] * 100), key=KEY)
+    store = ensure_samples(tmp_path / "samples", key=KEY, make=lambda: make_samples([1000] * 100))
     assert store.lengths.sum() == 100_000
     assert len(pickle.dumps(store)) < 2000
 
@@ -70,7 +70,7 @@ def test_a_store_that_is_sent_to_a_worker_takes_no_tokens_along(tmp_path: Path) 
 @pytest.mark.parametrize("changed", KEY)
 def test_what_was_made_from_something_else_is_refused_and_the_difference_named(tmp_path: Path, changed: str) -> None:
     folder = tmp_path / "samples"
-    write_samples(folder, make_samples([3, 4]), key=KEY)
+    ensure_samples(folder, key=KEY, make=lambda: make_samples([3, 4]))
     other = {**KEY, changed: "x"}
     with pytest.raises(ConfigError, match=f"made with other {changed} than .*llmtrain prepare"):
         open_samples(folder, key=other)
@@ -84,7 +84,7 @@ def test_what_was_made_from_something_else_is_refused_and_the_difference_named(t
 def test_damage_is_noticed_and_mended(tmp_path: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "samples"
     samples = make_samples([7, 4])
-    write_samples(folder, samples, key=KEY)
+    ensure_samples(folder, key=KEY, make=lambda: samples)
     content = (folder / name).read_bytes()
     if damage == "remove":
         (folder / name).unlink()
@@ -101,7 +101,7 @@ def test_a_broken_manifest_is_noticed(tmp_path: Path) -> None:
     folder = tmp_path / "samples"
     with pytest.raises(ConfigError, match="holds no tokenised rows"):
         open_samples(folder, key=KEY)
-    write_samples(folder, make_samples([7]), key=KEY)
+    ensure_samples(folder, key=KEY, make=lambda: make_samples([7]))
     text = (folder / "manifest.json").read_text()
     for broken, message in [
         (text[:-9], "manifest .* is damaged"),
@@ -119,9 +119,9 @@ def test_a_failure_while_writing_leaves_what_was_there(tmp_path: Path) -> None:
         raise ConfigError("rows.jsonl:2: is no JSON")
 
     folder = tmp_path / "samples"
-    write_samples(folder, make_samples([3, 4]), key=KEY)
+    ensure_samples(folder, key=KEY, make=lambda: make_samples([3, 4]))
     with pytest.raises(ConfigError, match="is no JSON"):
-        write_samples(folder, fails(), key={**KEY, "rows": "new"})
+        ensure_samples(folder, key={**KEY, "rows": "new"}, make=fails)
     assert open_samples(folder, key=KEY).lengths.tolist() == [3, 4]
     assert sorted(path.name for path in tmp_path.iterdir()) == [".samples.lock", "samples"]
 
@@ -131,7 +131,7 @@ def test_what_a_killed_process_left_is_written_over(tmp_path: Path) -> None:
     left.mkdir()
     for name in ("input_ids.bin", "supervised.bin", "starts.bin", "sources.txt", "manifest.json"):
         (left / name).write_bytes(b"left" * 1000)
-    store = write_samples(tmp_path / "samples", make_samples([3, 4]), key=KEY)
+    store = ensure_samples(tmp_path / "samples", key=KEY, make=lambda: make_samples([3, 4]))
     assert np.array_equal(store[1].input_ids, make_samples([3, 4])[1].input_ids)
     assert not left.exists()
 
@@ -139,7 +139,7 @@ def test_what_a_killed_process_left_is_written_over(tmp_path: Path) -> None:
 def test_a_folder_with_files_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(ConfigError, match=r"data\.cache_dir.*thesis\.txt"):
-        write_samples(tmp_path, make_samples([3]), key=KEY)
+        ensure_samples(tmp_path, key=KEY, make=lambda: make_samples([3]))
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 
 

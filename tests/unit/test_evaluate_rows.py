@@ -8,18 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 from llmtrain.cli.app import run as command
 from llmtrain.config.errors import ConfigError
-from llmtrain.config.lora import LoraConfig
 from llmtrain.evaluation import generation
-from llmtrain.models.lora import add_lora, trainable_state_dict, write_adapter
 from llmtrain.recipes.evaluate import evaluate
 from llmtrain.recipes.evaluation import answers
-from llmtrain.testing.chat import CHATML, tiny_chat_tokenizer
-from llmtrain.testing.tiny_huggingface import tiny_network
+from llmtrain.testing.tiny_huggingface import write_tiny_adapter, write_tiny_chat_folder
 from llmtrain.testing.tiny_model import write_tiny_model
 
 WORDS = ["red", "green", "blue", "round", "old", "new"]
@@ -36,23 +31,12 @@ def write_rows(file: Path, *, num: int, first: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "base"
-    tokenizer = tiny_chat_tokenizer(CHATML)
-    tokenizer.save_pretrained(folder)
-    tiny_network("llama", vocab_size=len(tokenizer), max_position_embeddings=128).save_pretrained(folder)
-    return folder
+    return write_tiny_chat_folder(tmp_path_factory.mktemp("models") / "base")
 
 
 @pytest.fixture(scope="module")
 def adapter(base: Path) -> Path:
-    tuned = add_lora(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=4, alpha=8), base=str(base))
-    torch.manual_seed(3)
-    for name, parameter in tuned.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    folder = base.parent / "adapter"
-    write_adapter(folder, tuned, trainable_state_dict(tuned))
-    return folder
+    return write_tiny_adapter(base.parent / "adapter", base)
 
 
 @pytest.fixture(scope="module")

@@ -15,42 +15,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llmtrain.config.errors import ConfigError, RunError
 from llmtrain.config.huggingface import HuggingFaceConfig
 from llmtrain.config.load import load_config
-from llmtrain.config.lora import LoraConfig
 from llmtrain.models.huggingface_folder import read_huggingface_folder
 from llmtrain.models.huggingface_load import build_huggingface, quantization_config
-from llmtrain.models.lora import add_lora, trainable_state_dict, write_adapter
 from llmtrain.models.quantized import Quantized, round_as_quantized
 from llmtrain.recipes.loading.open_model import open_model
 from llmtrain.recipes.merge import merge
 from llmtrain.recipes.publication.exported import Request
 from llmtrain.recipes.train import train
-from llmtrain.testing.chat import CHATML, tiny_chat_tokenizer
-from llmtrain.testing.tiny_huggingface import tiny_network
+from llmtrain.testing.chat import CHATML
+from llmtrain.testing.tiny_huggingface import write_tiny_adapter, write_tiny_chat_folder
 from llmtrain.testing.tiny_run import write_config
 
 Kind = Literal["nf4", "int8"]
 
 IDS = torch.tensor([[5, 17, 3, 40, 9, 100, 31]])
-
-
-def write_base(folder: Path, family: str = "llama", **changes: Any) -> Path:
-    tokenizer = tiny_chat_tokenizer(CHATML)
-    tokenizer.save_pretrained(folder)
-    tiny_network(family, vocab_size=len(tokenizer), **changes).save_pretrained(folder)
-    return folder
-
-
-def write_tuned(folder: Path, base: Path, **lora: Any) -> Path:
-    """An adapter that has had an effect, since B is not 0."""
-    network = AutoModelForCausalLM.from_pretrained(base)
-    tuned = add_lora(network, LoraConfig.model_validate({"r": 4, "alpha": 8, **lora}), base=str(base))
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in tuned.named_parameters():
-            if "lora_B" in name or "modules_to_save.default" in name:
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-    write_adapter(folder, tuned, trainable_state_dict(tuned))
-    return folder
 
 
 def as_run(root: Path, adapter: Path, *, base: Path, model: dict[str, Any]) -> Path:
@@ -78,9 +56,9 @@ def as_run(root: Path, adapter: Path, *, base: Path, model: dict[str, Any]) -> P
     ids=["llama", "dora", "qwen3-rslora", "gpt2", "lm_head"],
 )
 def test_the_merged_model_says_what_base_and_adapter_say(tmp_path: Path, family: str, lora: dict[str, Any]) -> None:
-    tied = {"tie_word_embeddings": True} if "modules_to_save" in lora else {}
-    base = write_base(tmp_path / "base", family, **tied)
-    adapter = write_tuned(tmp_path / "adapter", base, **lora)
+    tied: dict[str, Any] = {"tie_word_embeddings": True} if "modules_to_save" in lora else {}
+    base = write_tiny_chat_folder(tmp_path / "base", family, **tied)
+    adapter = write_tiny_adapter(tmp_path / "adapter", base, **lora)
     result = merge(str(adapter), Request(to=str(tmp_path / "out"), device="cpu"))
     both = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter))(IDS).logits
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(IDS).logits
@@ -98,7 +76,7 @@ def test_the_merged_model_says_what_base_and_adapter_say(tmp_path: Path, family:
 def test_rounding_gives_the_weights_of_a_model_that_is_loaded_in_few_bits(
     tmp_path: Path, family: str, quantization: Kind
 ) -> None:
-    base = write_base(tmp_path / "base", family)
+    base = write_tiny_chat_folder(tmp_path / "base", family)
     ours = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).float()
     untouched = {name: tensor.clone() for name, tensor in ours.named_parameters()}
     round_as_quantized(ours, Quantized(quantization))
@@ -120,8 +98,8 @@ def test_rounding_gives_the_weights_of_a_model_that_is_loaded_in_few_bits(
 @torch.no_grad()
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_a_base_in_few_bits_is_merged_with_the_values_that_it_had_there(tmp_path: Path, quantization: Kind) -> None:
-    base = write_base(tmp_path / "base")
-    adapter = write_tuned(tmp_path / "adapter", base)
+    base = write_tiny_chat_folder(tmp_path / "base")
+    adapter = write_tiny_adapter(tmp_path / "adapter", base)
     run = as_run(tmp_path / "runs", adapter, base=base, model={"lora": {"r": 4}, "quantization": quantization})
     result = merge(str(run), Request(to=str(tmp_path / "out"), device="cpu"))
     assert result["base_quantization"] == quantization
@@ -136,8 +114,8 @@ def test_a_base_in_few_bits_is_merged_with_the_values_that_it_had_there(tmp_path
 
 
 def test_an_adapter_that_meets_its_base_in_more_bits_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    base = write_base(tmp_path / "base")
-    adapter = write_tuned(tmp_path / "adapter", base)
+    base = write_tiny_chat_folder(tmp_path / "base")
+    adapter = write_tiny_adapter(tmp_path / "adapter", base)
     run = as_run(tmp_path / "runs", adapter, base=base, model={"lora": {"r": 4}, "quantization": "nf4"})
     with caplog.at_level("INFO"):
         open_model(str(run), device="cpu")
@@ -145,10 +123,10 @@ def test_an_adapter_that_meets_its_base_in_more_bits_says_so(tmp_path: Path, cap
 
 
 def test_what_cannot_be_merged_is_said(tmp_path: Path) -> None:
-    base = write_base(tmp_path / "base")
+    base = write_tiny_chat_folder(tmp_path / "base")
     with pytest.raises(ConfigError, match="is a whole model, without an adapter to merge: llmtrain export"):
         merge(str(base), Request(to=str(tmp_path / "out"), device="cpu"))
-    adapter = write_tuned(tmp_path / "adapter", base)
+    adapter = write_tiny_adapter(tmp_path / "adapter", base)
     with pytest.raises(RunError, match="does not agree"):
         merge(str(adapter), Request(to=str(tmp_path / "out"), device="cpu", dtype="bfloat16", tolerance=1e-6))
     assert not (tmp_path / "out").exists()
@@ -161,7 +139,7 @@ def test_what_cannot_be_merged_is_said(tmp_path: Path) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
 def test_a_run_on_4_bits_is_merged_as_it_was_trained(tmp_path: Path, precision: str) -> None:
-    base = write_base(tmp_path / "base")
+    base = write_tiny_chat_folder(tmp_path / "base")
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": f"{n} red", "completion": " green blue"}) + "\n" for n in range(24)))
     keys = {

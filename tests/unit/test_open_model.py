@@ -12,42 +12,25 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from llmtrain.config.errors import ConfigError
-from llmtrain.config.lora import LoraConfig
 from llmtrain.models import hub
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.huggingface import HuggingFaceModel
-from llmtrain.models.lora import add_lora, trainable_state_dict, write_adapter
 from llmtrain.recipes.loading.open_model import locate_model, open_model
-from llmtrain.testing.chat import CHATML, LLAMA3, MISTRAL, tiny_chat_tokenizer
-from llmtrain.testing.tiny_huggingface import tiny_network
+from llmtrain.testing.chat import CHATML, LLAMA3, MISTRAL
+from llmtrain.testing.tiny_huggingface import write_tiny_adapter, write_tiny_chat_folder
 from llmtrain.testing.tiny_model import write_tiny_model
 
 IDS = torch.tensor([[5, 17, 3, 40, 9]])
 
 
-def write_base(folder: Path, template: str | None = CHATML, *, adds_bos: bool = False) -> Path:
-    tokenizer = tiny_chat_tokenizer(template, adds_bos=adds_bos)
-    tokenizer.save_pretrained(folder)
-    tiny_network("llama", vocab_size=len(tokenizer), max_position_embeddings=128).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_base(tmp_path_factory.mktemp("models") / "base")
+    return write_tiny_chat_folder(tmp_path_factory.mktemp("models") / "base")
 
 
 @pytest.fixture(scope="module")
 def adapter(base: Path) -> Path:
-    """An adapter that changes what the base says, without a tokenizer of its own."""
-    tuned = add_lora(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=4, alpha=8), base=str(base))
-    torch.manual_seed(3)
-    for name, parameter in tuned.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    folder = base.parent / "adapter"
-    write_adapter(folder, tuned, trainable_state_dict(tuned))
-    return folder
+    return write_tiny_adapter(base.parent / "adapter", base)
 
 
 @torch.no_grad()
@@ -87,8 +70,7 @@ def test_an_adapter_whose_base_is_gone_says_which_and_where_to_correct_it(adapte
 
 
 def test_an_adapter_of_another_model_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
-    other = write_base(tmp_path / "other")
-    tiny_network("llama", vocab_size=340, num_hidden_layers=3).save_pretrained(other)
+    other = write_tiny_chat_folder(tmp_path / "other", num_hidden_layers=3)
     described = json.loads((adapter / "adapter_config.json").read_text())
     moved = tmp_path / "moved"
     shutil.copytree(adapter, moved)
@@ -163,7 +145,7 @@ def greedy(folder: Path, ids: list[int], num_tokens: int) -> list[int]:
 
 @pytest.mark.parametrize("template", [CHATML, LLAMA3, MISTRAL], ids=["chatml", "llama3", "mistral"])
 def test_a_turn_is_asked_as_transformers_would_ask_it(template: str, tmp_path: Path) -> None:
-    folder = write_base(tmp_path / "base", template, adds_bos=True)
+    folder = write_tiny_chat_folder(tmp_path / "base", template=template, adds_bos=True)
     opened = open_model(str(folder), device="cpu")
     assert opened.tokenizer is not None
     assert opened.encoder is not None
@@ -181,7 +163,7 @@ def test_a_turn_is_asked_as_transformers_would_ask_it(template: str, tmp_path: P
 
 
 def test_a_conversation_is_asked_for_its_next_turn(tmp_path: Path) -> None:
-    opened = open_model(str(write_base(tmp_path / "base", CHATML, adds_bos=True)), device="cpu")
+    opened = open_model(str(write_tiny_chat_folder(tmp_path / "base", adds_bos=True)), device="cpu")
     turns = [("user", "What is it?"), ("assistant", "red"), ("user", "And then?")]
     messages = [{"role": role, "content": content} for role, content in turns]
     alone, answer = opened.generate(["And then?", messages], temperature=0, max_new_tokens=8)
@@ -193,7 +175,7 @@ def test_a_conversation_is_asked_for_its_next_turn(tmp_path: Path) -> None:
 
 
 def test_a_prompt_as_it_is_begins_with_bos_where_the_tokenizer_says_so(tmp_path: Path) -> None:
-    folder = write_base(tmp_path / "base", adds_bos=True)
+    folder = write_tiny_chat_folder(tmp_path / "base", adds_bos=True)
     opened = open_model(str(folder), device="cpu")
     assert opened.encoder is not None
     tokenizer = opened.encoder.template.tokenizer

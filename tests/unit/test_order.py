@@ -155,14 +155,12 @@ def test_quotas_round_by_largest_remainder() -> None:
         block_quotas([1, 0.00001])
 
 
-def test_mixtures_have_exact_quotas_in_every_block_and_closed_form_counts() -> None:
+def test_mixtures_have_exact_quotas_in_every_block() -> None:
     order = make_items(700, 90_000, 31, weights=[0.5, 0.3, 0.2])
     sources = order.locate(span(0, 3 * BLOCK_ITEMS)).source
     for block in range(3):
         counts = Counter(sources[block * BLOCK_ITEMS : (block + 1) * BLOCK_ITEMS].tolist())
         assert counts == {0: 5000, 1: 3000, 2: 2000}
-    for item in (0, 1, 9_999, 10_000, 12_345, 29_999):
-        assert order.mixture.count_before(item).tolist() == np.bincount(sources[:item], minlength=3).tolist()
 
 
 def test_each_source_of_a_mixture_goes_through_its_own_epochs() -> None:

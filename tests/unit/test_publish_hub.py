@@ -7,9 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from huggingface_hub import HfApi, constants
@@ -21,20 +19,15 @@ from llmtrain.publishing.hub import ATTEMPTS, check_may_write, upload
 from llmtrain.recipes.publish import publish
 from llmtrain.testing.hub import LocalHub, Repo
 from llmtrain.testing.recorded_run import recorded_run
+from llmtrain.testing.tiny_huggingface import write_tiny_adapter, write_tiny_chat_folder
 from llmtrain.testing.tiny_model import write_tiny_model
 
 GIVEN = {"license": "mit", "to": "hub:me/model"}
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
-    with LocalHub() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", server.TOKEN)
-        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
-        yield server
+@pytest.fixture(autouse=True)
+def _tries_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
 
 
 @pytest.fixture
@@ -187,18 +180,7 @@ def test_a_hub_that_does_not_answer_is_no_mistake_of_the_user(hub: LocalHub, tra
 
 
 def test_an_adapter_of_a_local_base_needs_the_bases_name(hub: LocalHub, tmp_path: Path) -> None:
-    from llmtrain.config.lora import LoraConfig
-    from llmtrain.models.lora import add_lora, trainable_state_dict, write_adapter
-    from llmtrain.testing.chat import CHATML, tiny_chat_tokenizer
-    from llmtrain.testing.tiny_huggingface import tiny_network
-
-    tokenizer = tiny_chat_tokenizer(CHATML)
-    tokenizer.save_pretrained(tmp_path / "base")
-    network: Any = tiny_network("llama", vocab_size=len(tokenizer))
-    network.save_pretrained(tmp_path / "base")
-    tuned = add_lora(network, LoraConfig(r=2), base=str(tmp_path / "base"))
-    write_adapter(tmp_path / "adapter", tuned, trainable_state_dict(tuned))
-    adapter = str(tmp_path / "adapter")
+    adapter = str(write_tiny_adapter(tmp_path / "adapter", write_tiny_chat_folder(tmp_path / "base")))
     with pytest.raises(ConfigError, match=r"which is on this machine alone: .*--base-model.*llmtrain merge"):
         publish(adapter, given=GIVEN, root_dir=str(tmp_path / "runs"))
     publish(adapter, given={**GIVEN, "base_model": "meta/llama"}, root_dir=str(tmp_path / "runs"))

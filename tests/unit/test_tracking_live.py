@@ -4,7 +4,6 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -13,10 +12,11 @@ from rich.console import Console, Group
 
 from llmtrain.config.running import LoggingConfig
 from llmtrain.testing.terminal import Terminal, terminal_as_stderr
-from llmtrain.tracking import terminal
 from llmtrain.tracking.live import Figures, figures_below, sparkline
-from llmtrain.tracking.logs import reset_logging, setup_logging
+from llmtrain.tracking.logs import setup_logging
 from llmtrain.tracking.progress import Progress
+
+pytestmark = pytest.mark.usefixtures("plain_terminal")
 
 FIGURES = {
     "train/loss": 3.2104,
@@ -27,18 +27,6 @@ FIGURES = {
     "system/rss_gb": 1.23,
     "system/peak_rss_gb": 1.44,
 }
-
-
-@pytest.fixture(autouse=True)
-def _fresh_console(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("CI", "KUBERNETES_SERVICE_HOST", "NO_COLOR", "FORCE_COLOR", "COLORTERM", "COLUMNS", "LINES"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TERM", "xterm-256color")
-    reset_logging()
-    terminal.forget_console()
-    yield
-    reset_logging()
-    terminal.forget_console()
 
 
 def a_run(*, now: list[float] | None = None) -> Figures:

@@ -3,26 +3,15 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.running import LoggingConfig
-from llmtrain.tracking import terminal
-from llmtrain.tracking.logs import reset_logging, setup_logging
+from llmtrain.tracking.logs import setup_logging
 
 model_log = logging.getLogger("llmtrain.model")
-
-
-@pytest.fixture(autouse=True)
-def _fresh_console() -> Iterator[None]:
-    reset_logging()
-    terminal.forget_console()
-    yield
-    reset_logging()
-    terminal.forget_console()
 
 
 def test_a_line_on_the_terminal_tells_time_level_and_stage_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:

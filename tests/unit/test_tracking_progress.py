@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,11 @@ import pytest
 from llmtrain.config.running import LoggingConfig
 from llmtrain.testing.terminal import terminal_as_stderr
 from llmtrain.tracking import terminal
-from llmtrain.tracking.logs import reset_logging, setup_logging
+from llmtrain.tracking.logs import setup_logging
 from llmtrain.tracking.metrics import METRIC_NAMES, describe, short_count, short_duration
 from llmtrain.tracking.progress import Progress
+
+pytestmark = pytest.mark.usefixtures("plain_terminal")
 
 FIGURES = {
     "train/loss": 3.2104,
@@ -38,18 +39,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-@pytest.fixture(autouse=True)
-def _fresh_console(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("CI", "KUBERNETES_SERVICE_HOST", "NO_COLOR", "FORCE_COLOR", "COLORTERM", "COLUMNS", "LINES"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TERM", "xterm-256color")
-    reset_logging()
-    terminal.forget_console()
-    yield
-    reset_logging()
-    terminal.forget_console()
 
 
 def test_a_plain_line_holds_the_figures_in_one_scheme(

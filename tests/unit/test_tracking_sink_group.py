@@ -13,7 +13,6 @@ import torch
 from llmtrain.config.load import plain_config
 from llmtrain.contracts import Unreachable
 from llmtrain.tracking import sink_group
-from llmtrain.tracking.logs import reset_logging
 from llmtrain.tracking.machine import SYSTEM_NAMES
 from llmtrain.tracking.metrics import METRIC_NAMES
 from llmtrain.tracking.sink_group import SinkGroup
@@ -21,11 +20,6 @@ from llmtrain.tracking.sinks import JsonlSink, read_metrics
 from llmtrain.tracking.wandb_sink import make_wandb_sink
 
 RUN_INFO: dict[str, Any] = {"run_id": "r", "folder": Path(), "config": {}, "resumed_step": None}
-
-
-@pytest.fixture(autouse=True)
-def _plain_logging() -> None:
-    reset_logging()
 
 
 class RecordingSink:

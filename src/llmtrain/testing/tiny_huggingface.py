@@ -1,4 +1,4 @@
-"""Tiny models of transformers with random weights, of many families, for tests."""
+"""Tiny models of transformers with random weights, of many families, and adapters for them, for tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from llmtrain.config.lora import LoraConfig
 from llmtrain.models.huggingface import HuggingFaceModel
+from llmtrain.models.lora import add_lora, trainable_state_dict, write_adapter
+from llmtrain.testing.chat import CHATML, tiny_chat_tokenizer
 
 VOCAB_SIZE = 64
 _SIZE = {
@@ -81,4 +84,28 @@ def write_tiny_folder(folder: Path, family: str = "llama", **changes: Any) -> Pa
     tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)
     (folder / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    return folder
+
+
+def write_tiny_chat_folder(
+    folder: Path, family: str = "llama", *, template: str | None = CHATML, adds_bos: bool = False, **changes: Any
+) -> Path:
+    """`tiny_network` as a model folder, with the tokenizer of `tiny_chat_tokenizer` and a context of 128 tokens."""
+    tokenizer = tiny_chat_tokenizer(template, adds_bos=adds_bos)
+    tokenizer.save_pretrained(folder)
+    network = tiny_network(family, **{"vocab_size": len(tokenizer), "max_position_embeddings": 128, **changes})
+    network.save_pretrained(folder)
+    return folder
+
+
+def write_tiny_adapter(folder: Path, base: Path, **lora: Any) -> Path:
+    """A LoRA adapter that changes what the model in `base` says, without a tokenizer of its own."""
+    network = AutoModelForCausalLM.from_pretrained(base)
+    tuned = add_lora(network, LoraConfig.model_validate({"r": 4, "alpha": 8, **lora}), base=str(base))
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name or "modules_to_save.default" in name:  # B begins at zero: no change at all
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    write_adapter(folder, tuned, trainable_state_dict(tuned))
     return folder
