@@ -81,7 +81,9 @@ class MetricSink(Protocol):
     """Where figures go. What a sink raises never reaches the training loop; any but Unreachable turns it off."""
 
     def start(self, run_info: Mapping[str, Any]) -> None:
-        """Called once, before the first figure; `run_info` holds the run id, folder, resolved config, resumed step."""
+        """Called once, before the first figure. `run_info` holds run_id; folder; config, the resolved one as plain
+        values, its secrets redacted; resumed_step, the steps that the checkpoint had behind it, None for a new run.
+        """
         ...
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

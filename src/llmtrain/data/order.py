@@ -168,11 +168,6 @@ class Mixture:
         self._seed = seed
         self._blocks: dict[int, tuple[Ints, Ints]] = {}
 
-    def count_before(self, item: int) -> Ints:
-        """[num_sources] how many items of each source come before this one."""
-        block, place = divmod(item, BLOCK_ITEMS)
-        return block * self.quotas + np.bincount(self._block(block)[0][:place], minlength=self.num_sources)
-
     def locate(self, items: Ints) -> tuple[Ints, Ints]:
         """Source of each item, and its number among the items of that source."""
         if self.num_sources == 1:

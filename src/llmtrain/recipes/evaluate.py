@@ -75,7 +75,7 @@ def evaluate(
         if chosen.tasks:
             return _measure_tasks(folder, chosen, about, given=settings or {}, root=root, engine=engine)
         if not chosen.files or not _ask_something(chosen.files):
-            return _measure_loss(folder, chosen, about, given=settings or {}, steps=steps, root=root, engine=engine)
+            return _measure_loss(folder, chosen, given=settings or {}, steps=steps, root=root, engine=engine)
         if steps is not None:
             raise ConfigError("--steps cuts a loss short; of rows, --max-samples N takes the first of each file")
 
@@ -111,7 +111,6 @@ def _measure_tasks(
 def _measure_loss(
     folder: Path,
     settings: EvaluationConfig,
-    about: Config,
     *,
     given: Mapping[str, Any],
     steps: int | None,

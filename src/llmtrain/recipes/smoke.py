@@ -23,8 +23,6 @@ from llmtrain.config.training import DistributedConfig, TrainerConfig
 from llmtrain.distributed.engine import Engine, resolve
 from llmtrain.testing.faults import reach
 
-CHECKS = ("all_reduce", "device", "gradients", "loss")
-
 
 def smoke(
     *,

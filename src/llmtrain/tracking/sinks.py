@@ -20,7 +20,7 @@ from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from llmtrain.files import replace
 
@@ -29,17 +29,6 @@ if TYPE_CHECKING:
     from tensorboard.summary.writer.record_writer import RecordWriter
 
 log = logging.getLogger("llmtrain.tracking")
-
-
-class RunInfo(TypedDict):
-    """What a sink is told of the run when it starts. Secrets are redacted."""
-
-    run_id: str
-    folder: Path
-    config: Mapping[str, Any]
-    """The resolved config as plain values."""
-    resumed_step: int | None
-    """Optimizer steps that the checkpoint had behind it; None for a new run."""
 
 
 class JsonlSink:

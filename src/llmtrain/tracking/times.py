@@ -68,10 +68,6 @@ class TimeBook:
         self._charge()
         return self._seconds[activity]
 
-    def wall_seconds(self) -> float:
-        """Since this was made."""
-        return self._clock() - self._began
-
     def training_seconds(self) -> float:
         """Wall time without compiling, evaluating and saving: what throughput is measured against."""
         self._charge()

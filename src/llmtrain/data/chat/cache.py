@@ -192,23 +192,6 @@ def ensure_samples(
     return open_samples(folder, key=key)
 
 
-def write_samples(
-    folder: Path,
-    samples: Iterable[Sample],
-    *,
-    key: Mapping[str, str],
-    about: str = "",
-    account: Callable[[], Account] = Account,
-) -> SampleStore:
-    """Write `samples` to `folder`, in place of what is there, which stays until the new ones are complete.
-
-    `account` is asked after the last sample. Raises as `ensure_samples` does.
-    """
-    with output_lock(folder, key=_OUTPUT_KEY):
-        _write(folder, samples, key=key, about=about, account=account)
-    return open_samples(folder, key=key)
-
-
 def _changed_since(folder: Path, *, about: str, key: Mapping[str, str]) -> str | None:
     """Which parts of the key are others than those of the samples of the same rows in a folder beside this one, of
     those that differ least; None where there are no such samples."""

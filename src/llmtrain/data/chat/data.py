@@ -26,7 +26,7 @@ from llmtrain.data.chat.batches import (
     item_plan,
 )
 from llmtrain.data.chat.cache import SampleStore
-from llmtrain.data.chat.plan import PLAN_VERSION, ChatOrder, ItemPlan, PackedOrder
+from llmtrain.data.chat.plan import PLAN_VERSION, ChatOrder, ItemPlan
 from llmtrain.data.loader import read_ahead
 from llmtrain.data.tokens import DataFacts, to_batches
 
@@ -54,15 +54,6 @@ class ChatData:
     def items_per_epoch(self) -> int:
         """Items of all sources together; in a mixture each source goes through its own epochs, by its weight."""
         return self._plan.items_per_epoch
-
-    @property
-    def pack_efficiency(self) -> float | None:
-        """Share of the positions of an epoch's packs that hold a token; None where rows are not packed."""
-        orders = [order for order in self._plan.orders if isinstance(order, PackedOrder)]
-        if not orders:
-            return None
-        num_tokens = sum(int(order.item_lengths.sum()) for order in orders)
-        return num_tokens / (sum(order.num_items for order in orders) * self.format.seq_len)
 
     @property
     def fingerprint(self) -> str:

@@ -96,7 +96,7 @@ def _text(message: Mapping[str, Any], role: str) -> str:
     parts = content.get("parts")
     if not isinstance(parts, list):
         parts = [content.get("text") or ""]
-    texts = [part if isinstance(part, str) else _text_of_part(part, role) for part in parts if part]
+    texts = [part if isinstance(part, str) else _text_of_part(part) for part in parts if part]
     spoken = any(isinstance(part, dict) and part.get("content_type") == "audio_transcription" for part in parts)
     if None in texts and not spoken:
         other = parts[texts.index(None)]
@@ -106,7 +106,7 @@ def _text(message: Mapping[str, Any], role: str) -> str:
     return (_CITATION.sub("", text) if role == "assistant" else text).strip()
 
 
-def _text_of_part(part: object, role: str) -> str | None:
+def _text_of_part(part: object) -> str | None:
     """The text of a part that is an object, None where it has none; a recording stands beside its transcription."""
     text = part.get("text") if isinstance(part, dict) else None
     return text if isinstance(text, str) else None

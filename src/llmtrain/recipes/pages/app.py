@@ -1,9 +1,9 @@
 """The pages of `ui` as a web application: which addresses there are, and who may ask.
 
     /                     the list of runs          /api/runs      the same as data
-    /runs?run=a&run=b     a run, or several         /api/page      the document about them (run_document.py)
-                                                    /api/follow    what is new, as server-sent events (ui_live.py)
-    /static/…             our scripts, Plotly's     /api/generate  a model's text, piece by piece (ui_chat.py)
+    /runs?run=a&run=b     a run, or several         /api/page      the document about them (document.py)
+                                                    /api/follow    what is new, as server-sent events (live.py)
+    /static/…             our scripts, Plotly's     /api/generate  a model's text, piece by piece (chat.py)
 
 A run is named by its id, which is looked up among the folders there are; no path is made of what a browser sends.
 """

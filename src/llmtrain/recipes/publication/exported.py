@@ -174,13 +174,11 @@ def make_and_check(
     dtype: torch.dtype,
     write: Callable[[Path], None],
     reopen: Callable[[Path], Logits],
-    check_rest: bool = True,
     **about: Any,
 ) -> dict[str, Any]:
     """Write a result, load it again, compare it with what the source said; returns what stands in its export.json.
 
-    `check_rest`: load tokenizer and generation config with transformers too. `about` goes into export.json. Raises
-    RunError over the tolerance, and then nothing is at the destination.
+    `about` goes into export.json. Raises RunError over the tolerance, and then nothing is at the destination.
     """
     tolerance = work.tolerance(dtype)
     with new_folder(work.destination, force=work.request.force) as folder:
@@ -195,7 +193,7 @@ def make_and_check(
             "compared_on": work.rows_from,
             **figures(agreement),
             "tolerance": tolerance,
-            **(_check_companions(work, folder) if check_rest else {}),
+            **_check_companions(work, folder),
             "files": files_in(folder),
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
             "version": __version__,
