@@ -185,6 +185,48 @@ def test_two_processes_are_asked_what_one_is(tuned: Path, gangs: GangServer) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_processes_that_hold_parts_of_a_model_answer_as_one_does(
+    tuned: Path, gangs: GangServer, temperature: float
+) -> None:
+    named = f"{temperature:.0f}"
+    keys = [
+        "model.lora=null",
+        "trainer.micro_batch_size=2",
+        "trainer.global_batch_size=4",
+        f"data.val={tuned / 'data' / 'eval' / 'dev.jsonl'}",
+        "trainer.eval_every_steps=6",
+    ]
+    asking = [
+        *ASKING,
+        "evaluation.train_samples=7",
+        "evaluation.batch_size=2",
+        f"evaluation.temperature={temperature}",
+        "trainer.keep_best=eval/chrf",
+        "tracking.samples.prompts=[red green]",
+        f"output.run_id=whole-{named}",
+    ]
+    whole = Path(train(load_config(training_config(tuned), [*keys, *asking]))["run"])
+    parts, silent = tuned / "runs" / f"parts-{named}", tuned / "runs" / f"silent-{named}"
+    cut = ["train", training_config(tuned), *keys, "distributed.strategy=fsdp"]
+    for more in ([*asking, f"output.run_id={parts.name}"], [f"output.run_id={silent.name}"]):
+        gang = gangs.start([*cut, *more], world_size=2)
+        assert gang.wait() == [0, 0], gang.stderr
+
+    def answers(run: Path) -> list[list[float]]:
+        names = ("step", "eval/chrf", "eval/rougeL")
+        return [[line[name] for name in names] for line in read_metrics(run / "metrics.jsonl") if "eval/chrf" in line]
+
+    assert [line[0] for line in answers(parts)] == [4, 8, 12]
+    assert answers(parts) == [pytest.approx(line, rel=1e-9) for line in answers(whole)], "the same text, so the same"
+    best = [(run / "checkpoints" / "best").resolve().name for run in (parts, whole)]
+    step, _, _ = max(answers(parts), key=lambda line: line[1])
+    assert best == [f"step_{int(step):06d}"] * 2
+    assert (parts / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
+    assert weight_hash(parts) == weight_hash(silent), "asking changes nothing of the training"
+
+
+@pytest.mark.slow
 def test_two_processes_share_share_the_rows_and_give_what_one_gives(tuned: Path, gangs: GangServer) -> None:
     one = evaluate(str(tuned / "runs" / "tuned"))
     gang = gangs.start(["eval", str(tuned / "runs" / "tuned"), "--json"], world_size=2)

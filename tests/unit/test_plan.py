@@ -156,8 +156,8 @@ def test_a_checkpoint_from_before_keeps_its_best() -> None:
         ({"trainer": {"keep_best": "eval/bleu"}}, "figures of eval/ are measured with evaluation.every_steps"),
         ({"trainer": {"early_stopping": {"metric": "bleu"}}}, "trainer.early_stopping.metric is 'bleu'"),
         (
-            {"evaluation": {"every_steps": 5, "data": "a"}, "distributed": {"strategy": "fsdp"}},
-            "evaluation.every_steps asks the whole model, and with distributed.strategy fsdp no process has it",
+            {"evaluation": {"every_steps": 5, "data": "a"}, "distributed": {"strategy": "fsdp_tp"}},
+            "evaluation.every_steps asks the model for text, and with distributed.strategy fsdp_tp each process has",
         ),
         ({"evaluation": {"every_steps": 5}}, "every_steps asks rows of evaluation.data, which names none"),
         (

@@ -145,11 +145,16 @@ def test_heads_of_a_model_of_transformers_are_known_before_it_is_loaded(tmp_path
         refuse_what_cannot_run(config, world_size=4)
 
 
-def test_questions_are_refused_where_auto_cuts_the_model() -> None:
-    config = load_config("quickstart", ["tracking.samples.prompts=[x]"]).config
-    refuse_strategy(config, strategy="ddp", world_size=2)
-    with pytest.raises(ConfigError, match=r"tracking\.samples\.prompts asks the whole model.*auto takes fsdp"):
-        refuse_strategy(config, strategy="fsdp", world_size=2)
+@pytest.mark.parametrize(
+    ("key", "value"), [("tracking.samples.prompts", "[x]"), ("evaluation.every_steps", "5")], ids=["samples", "answers"]
+)
+def test_questions_are_refused_where_heads_are_split(key: str, value: str) -> None:
+    asking = [f"{key}={value}", "evaluation.data=rows.jsonl"]
+    for strategy in ("ddp", "fsdp"):
+        config = load_config("quickstart", [*asking, f"distributed.strategy={strategy}"]).config
+        refuse_strategy(config, strategy=strategy, world_size=2)
+    with pytest.raises(ConfigError, match=rf"{key} asks the model for text, and with .* fsdp_tp .* take strategy fsdp"):
+        load_config("quickstart", [*asking, *SPLIT])
 
 
 def test_a_size_without_the_strategy_is_refused() -> None:

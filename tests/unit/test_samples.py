@@ -78,6 +78,7 @@ def test_what_cannot_be_asked_is_refused_before_the_run(config: str, overrides: 
     assert not (Path(config).parent / "runs" / "refused").exists()
 
 
-def test_with_cut_parameters_nobody_can_be_asked(config: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["validate", config, "distributed.strategy=fsdp", 'tracking.samples.prompts=["a"]']) == 2
-    assert "with distributed.strategy fsdp no process has it" in capsys.readouterr().err
+def test_with_split_heads_nobody_can_be_asked(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    split = ["distributed.strategy=fsdp_tp", "distributed.tensor_parallel=2"]
+    assert run(["validate", config, *split, 'tracking.samples.prompts=["a"]']) == 2
+    assert "with distributed.strategy fsdp_tp each process has a part of its heads" in capsys.readouterr().err

@@ -56,21 +56,22 @@ class Config(Section):
                 f"data.seq_len {self.data.seq_len} is over model.max_seq_len {model.max_seq_len}: "
                 "lower the first or raise the second"
             )
-        if self.distributed.strategy in ("fsdp", "fsdp_tp"):
-            self._refuse_to_ask_parts()
+        if self.distributed.strategy == "fsdp_tp":
+            self._refuse_to_ask_split()
         _check_figures(self.trainer, self.evaluation)
         return self
 
-    def _refuse_to_ask_parts(self) -> None:
-        no_whole = f"asks the whole model, and with distributed.strategy {self.distributed.strategy} no process has it"
-        if self.tracking.samples.prompts:
-            raise ValueError(
-                f"tracking.samples.prompts {no_whole}: remove the prompts, or ask a checkpoint with `llmtrain generate`"
-            )
-        if self.evaluation.every_steps is not None:
-            raise ValueError(
-                f"evaluation.every_steps {no_whole}: remove it, and ask the checkpoints with `llmtrain eval`"
-            )
+    def _refuse_to_ask_split(self) -> None:
+        asking: dict[str, tuple[object, str]] = {
+            "tracking.samples.prompts": (self.tracking.samples.prompts, "generate"),
+            "evaluation.every_steps": (self.evaluation.every_steps, "eval"),
+        }
+        for key, (value, verb) in asking.items():
+            if value:
+                raise ValueError(
+                    f"{key} asks the model for text, and with distributed.strategy fsdp_tp each process has a part of "
+                    f"its heads: remove the key and ask a checkpoint with `llmtrain {verb}`, or take strategy fsdp"
+                )
 
     def decoder(self, *, wanted_by: str) -> DecoderConfig:
         """`model`, where it is the decoder that is built here. Raises ConfigError where it is another."""

@@ -48,15 +48,6 @@ def refuse_strategy(config: Config, *, strategy: str, world_size: int) -> None:
             f"{key}, but model.quantization is {model.quantization}, and weights in so few bits are not cut: set one "
             "of them to none or ddp"
         )
-    asks = {
-        "tracking.samples.prompts": config.tracking.samples.prompts,
-        "evaluation.every_steps": config.evaluation.every_steps,
-    }
-    if asking := [name for name, value in asks.items() if value]:  # with auto, since the config refuses it itself
-        raise ConfigError(
-            f"{asking[0]} asks the whole model, which does not fit into each process beside what training keeps (auto "
-            f"takes {strategy}): remove the key, or set distributed.strategy to ddp"
-        )
     if strategy == "fsdp_tp":
         _refuse_split(config, size=config.distributed.ranks_per_matrix, world_size=world_size)
 

@@ -26,6 +26,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.running import RunConfig
@@ -385,6 +386,34 @@ class Engine:
         if self.resolved.strategy == "single":
             return contextlib.nullcontext()
         return cast(AbstractContextManager[None], self._fabric.no_backward_sync(model, enabled=enabled))
+
+    @contextlib.contextmanager
+    def asking(self, module: nn.Module) -> Iterator[None]:
+        """A block in which `module`, which was set up, is asked for `logits`; by all ranks for the same ones if it is
+        cut over them, for then each forward pass is a collective.
+
+        They get those that the first rank computed: if others rounded differently, and chose another token, one would
+        soon wait for a forward pass that nobody else makes. Then the precision is that of training too.
+        """
+        if not self.cuts:
+            yield
+            return
+        assert isinstance(module, FSDPModule)
+        compute = cast(Callable[..., Tensor], module.logits)
+
+        def logits(*args: Any, **kwargs: Any) -> Tensor:
+            scores = compute(*args, **kwargs).contiguous()
+            torch.distributed.broadcast(scores, src=0)
+            self.watchdog.beat()
+            return scores
+
+        setattr(module, "logits", logits)  # noqa: B010 (as a field, it would have to be a module)
+        try:
+            with self._fabric.autocast():
+                yield
+        finally:
+            setattr(module, "logits", compute)  # noqa: B010
+            module.reshard()  # else what is outside of the layers stays whole, and stale after the next update
 
     # -- collectives -------------------------------------------------------------------------------------------------
 

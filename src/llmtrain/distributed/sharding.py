@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +81,11 @@ def _cut_again(module: nn.Module, arguments: Any, output: Any) -> None:
     """
     if not torch.is_grad_enabled() and isinstance(module, FSDPModule):
         module.reshard()
+
+
+def without_gradients(model: object) -> AbstractContextManager[Any]:
+    """Inference mode, the fastest; but not for a model that is cut: what it gathers there could never be trained."""
+    return torch.no_grad() if isinstance(model, FSDPModule) else torch.inference_mode()
 
 
 def part_of(tensor: Tensor) -> Part:

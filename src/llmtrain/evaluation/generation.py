@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from llmtrain.config.errors import ConfigError
+from llmtrain.distributed.sharding import without_gradients
 from llmtrain.evaluation.sampling import Sampling, choose_token, generators_for
 
 
@@ -143,7 +144,8 @@ def generate(
     room = [min(max_new_tokens, limit - len(prompt)) for prompt in prompts]
     by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]), reverse=True)
     batches = _Batches(model, prompts, choose=choose, likeliest_alone=likeliest_alone and first_tokens is None)
-    batches.decode(deque(by_length), size=batch_size or max(1, len(prompts)), most_tokens=max(room, default=0))
+    with without_gradients(model):
+        batches.decode(deque(by_length), size=batch_size or max(1, len(prompts)), most_tokens=max(room, default=0))
     return generated
 
 
@@ -165,7 +167,6 @@ class _Batches:
         """
         self._model, self._prompts, self._choose, self._likeliest_alone = model, prompts, choose, likeliest_alone
 
-    @torch.inference_mode()
     def decode(self, waiting: deque[int], *, size: int, most_tokens: int) -> None:
         """All rows that wait, the longest prompts first, until `choose` has ended them; `size` at a time."""
         while waiting:

@@ -254,7 +254,7 @@ def _evaluate(job: Job, run: Path, stop: StopSignal, due: Due) -> dict[str, floa
     figures = _validate(job, before_batch=agree_to_go_on) if due.validation else {}
     if due.questions and job.interview:
         figures |= job.interview.figures(job.interview.hold(before_batch=agree_to_go_on))
-    if due.validation and job.samples and job.engine.is_main:
+    if due.validation and job.samples:
         job.samples.write(run, step=job.state.step)
     return figures
 

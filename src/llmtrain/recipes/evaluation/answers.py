@@ -111,18 +111,20 @@ def answer_all(
 
     `end_of_turn` is the text of the control token that ends an answer, besides the model's own end tokens.
     `before_batch` is called as often on every rank; `after_row` is told how many questions of this rank's are done. A
-    prompt that leaves no room in the context is answered by nothing.
+    prompt that leaves no room in the context is answered by nothing. Ranks share the questions; where the model is cut
+    over them, all answer each one, batch by batch together.
     """
     keys = unique_keys(asked)
     known = journal.known if journal else {}
     prompts = [language_model.prompt_ids(one.text, is_complete=one.is_complete) for one in asked]
     by_length = sorted(range(len(asked)), key=lambda row: len(prompts[row]), reverse=True)
-    share = by_length[engine.rank :: engine.world_size]
+    shares, ours = (1, 0) if engine.cuts else (engine.world_size, engine.rank)
+    share = by_length[ours::shares]
     open_rows = [row for row in share if keys[row] not in known]
     found = {row: known[keys[row]] for row in share if keys[row] in known}
     writer = _Writer(language_model, decoding, end_of_turn, with_loss=with_loss)
     at_a_time = decoding.batch_size * BATCHES_AT_A_TIME
-    for begin in range(0, -(-len(asked) // engine.world_size), at_a_time):
+    for begin in range(0, -(-len(asked) // shares), at_a_time):
         before_batch()
         rows = open_rows[begin : begin + at_a_time]
         if not rows:
@@ -138,8 +140,8 @@ def answer_all(
         if journal is not None:
             journal.append({keys[row]: found[row] for row in rows})
         engine.watchdog.beat()
-    everyone = [pair for part in engine.gather(list(found.items())) for pair in part]
-    return [answer for _, answer in sorted(everyone, key=lambda pair: pair[0])]
+    parts = [found] if engine.cuts else engine.gather(found)
+    return [answer for _, answer in sorted(pair for part in parts for pair in part.items())]
 
 
 def unique_keys(asked: Sequence[Asked]) -> list[str]:

@@ -1,7 +1,8 @@
 """Asking a model while it trains: a sample of evaluation.data, answered now and then, and measured as `eval` does.
 
-The weights are those of the moment, and the precision is that of the weights. Asking changes nothing of the training:
-it draws from generators of its own.
+The weights are those of the moment, and the precision is that of the weights; of training, where they are cut over the
+processes, which then answer every question together. Asking changes nothing of the training: it draws from generators
+of its own.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Interview:
     def hold(self, *, before_batch: Callable[[], None]) -> list[Answer]:
         """An answer to each question, on every rank. `before_batch` is called as often on each of them."""
         assert self.language_model.encoder is not None
-        with writing(self.language_model.model):
+        with writing(self.language_model.model, engine=self.engine):
             return answer_all(
                 self.language_model,
                 self.asked,

@@ -228,6 +228,7 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
         tokenizer=data.facts.tokenizer,
         model_folder=model_folder,
         has_validation=validation is not None,
+        engine=engine,
     )
     return job
 

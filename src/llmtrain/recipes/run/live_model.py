@@ -14,6 +14,7 @@ import torch
 from llmtrain.config.chat import ChatConfig
 from llmtrain.config.schema import Config
 from llmtrain.data.tokenizers import load_tokenizer, wrap_tokenizer
+from llmtrain.distributed.engine import Engine
 from llmtrain.recipes.loading.language_model import AnyModel, LanguageModel
 from llmtrain.recipes.loading.open_model import declared_eos_ids, learned_turns
 
@@ -49,12 +50,15 @@ def live_model(
 
 
 @contextmanager
-def writing(module: AnyModel) -> Iterator[None]:
-    """In evaluation mode, and not compiled: for one length after the other, a few texts would take minutes."""
+def writing(module: AnyModel, *, engine: Engine) -> Iterator[None]:
+    """In evaluation mode, and not compiled: for one length after the other, a few texts would take minutes.
+
+    Where the module is cut over the ranks, all of them must enter, and ask it for the same.
+    """
     was_training = module.training
     module.eval()
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with engine.asking(module), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         module.train(was_training)

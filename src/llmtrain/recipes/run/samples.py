@@ -2,8 +2,9 @@
 
     module in training ─ evaluation mode, not compiled ─▶ generate ─▶ <run>/samples.jsonl, a line a prompt ─▶ report
 
-The first process alone writes, with the module itself, so that the others need not take part. Random numbers are the
-samples' own: losses are the same with and without them.
+The first process alone writes, with the module itself, so that the others need not take part; where the module is cut
+over them all do, and the first keeps what came of it. Random numbers are the samples' own: losses are the same with and
+without them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.running import SamplesConfig
 from llmtrain.config.schema import Config
+from llmtrain.distributed.engine import Engine
 from llmtrain.evaluation.text import Completion
 from llmtrain.files import append_lines
 from llmtrain.recipes.loading.language_model import AnyModel, LanguageModel
@@ -34,6 +36,7 @@ class Samples:
     model: LanguageModel
     settings: SamplesConfig
     seed: int
+    engine: Engine
     failed: bool = False
 
     def check(self) -> None:
@@ -44,10 +47,12 @@ class Samples:
             raise ConfigError(f"{KEY}: {error}") from error
 
     def write(self, run: Path, *, step: int) -> None:
-        """Append what the model writes now, after `step` steps."""
-        if self.failed:
+        """Append what the model writes now, after `step` steps. All ranks call it."""
+        if not (self.engine.is_main or self.engine.cuts):
             return
         done = self._ask(max_new_tokens=self.settings.max_new_tokens)
+        if self.failed or not self.engine.is_main:
+            return
         turn = {"turn": True} if self.model.chats else {}
         lines = [{"step": step, "prompt": one.prompt, "completion": one.completion, **turn} for one in done]
         try:
@@ -57,7 +62,7 @@ class Samples:
             self.failed = True
 
     def _ask(self, *, max_new_tokens: int) -> list[Completion]:
-        with writing(self.model.model):
+        with writing(self.model.model, engine=self.engine):
             return self.model.generate(
                 self.settings.prompts,
                 max_new_tokens=max_new_tokens,
@@ -68,7 +73,13 @@ class Samples:
 
 
 def samples_of(
-    config: Config, module: AnyModel, *, tokenizer: Path | None, model_folder: Path | None, has_validation: bool
+    config: Config,
+    module: AnyModel,
+    *,
+    tokenizer: Path | None,
+    model_folder: Path | None,
+    has_validation: bool,
+    engine: Engine,
 ) -> Samples | None:
     """What writes the samples that `config` asks for, from `module` on its device; None if it asks for none.
 
@@ -83,6 +94,6 @@ def samples_of(
     if not has_validation:
         raise ConfigError(f"{KEY} are asked at evaluations, and there is no validation data; name it in data.val")
     model = live_model(config, module, tokenizer_folder=tokenizer, model_folder=model_folder)
-    samples = Samples(model, settings, seed=config.run.seed)
+    samples = Samples(model, settings, seed=config.run.seed, engine=engine)
     samples.check()
     return samples
