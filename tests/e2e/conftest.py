@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ import pytest
 from llmtrain.config.load import load_config
 from llmtrain.recipes.prepare import prepare
 from llmtrain.testing.gang import GangServer
-from llmtrain.testing.tiny_run import tiny_config, write_config
+from llmtrain.testing.tiny_run import tiny_config, weight_hash, write_config
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +26,24 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config_file(shards: Path, tmp_path: Path) -> Path:
     """The tiny config, with its runs in `tmp_path/runs`."""
     return write_config(tmp_path / "tiny.yaml", tiny_config(shards, tmp_path / "runs"))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(shards: Path, gangs: GangServer, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """The weights, as their hash, of the tiny run with such keys to which nothing happens; each is trained once."""
+    known: dict[tuple[object, ...], str] = {}
+
+    def weights(*keys: str, world_size: int) -> str:
+        if (world_size, *keys) not in known:
+            folder = tmp_path_factory.mktemp("undisturbed")
+            config = write_config(folder / "tiny.yaml", tiny_config(shards, folder / "runs"))
+            gang = gangs.start(["train", str(config), *keys, "output.run_id=whole"], world_size=world_size)
+            assert gang.wait() == [0] * world_size, gang.stderr
+            assert not list((folder / "runs" / "whole" / "logs").glob("stacks*"))
+            known[world_size, *keys] = weight_hash(folder / "runs" / "whole")
+        return known[world_size, *keys]
+
+    return weights
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -23,6 +21,7 @@ from llmtrain.config.load import load_config
 from llmtrain.data.tokens import TokenData, open_training_data
 from llmtrain.recipes.prepare import ensure_shards
 from llmtrain.recipes.train import train
+from llmtrain.testing.gang import GangServer
 from llmtrain.testing.tiny_run import weight_hash
 from llmtrain.tracking.metrics import TRAIN_LOSS
 from llmtrain.training.checkpoint import newest_good, verify
@@ -215,7 +214,7 @@ def test_whatever_happens_to_a_file_of_a_checkpoint_it_is_named_and_the_one_befo
 
 
 @pytest.mark.slow
-def test_ten_kills_at_random_moments_cost_nothing_but_time(config_file: Path) -> None:
+def test_ten_kills_at_random_moments_cost_nothing_but_time(config_file: Path, gangs: GangServer) -> None:
     complete = train_run(config_file, "trainer.max_steps=400", "trainer.save_every_steps=7", run_id="whole")
     moments = random.Random(3)
     run = config_file.parent / "runs" / "killed"
@@ -226,19 +225,19 @@ def test_ten_kills_at_random_moments_cost_nothing_but_time(config_file: Path) ->
         starts_from_here = starts_from_here + 1 if newest == (run / "checkpoints" / "latest").resolve() else 1
         newest = (run / "checkpoints" / "latest").resolve()
         words = ["--resume", str(run), *arguments[1:]] if has_checkpoint else arguments
-        process = subprocess.Popen([sys.executable, "-m", "llmtrain", "train", *words], stderr=subprocess.PIPE)
+        process = gangs.start(["train", *words])
         deadline = time.monotonic() + 60
         before = (run / "metrics.jsonl").stat().st_size if has_checkpoint else 0
-        while time.monotonic() < deadline and process.poll() is None:
+        while time.monotonic() < deadline and process.codes() is None:
             size = (run / "metrics.jsonl").stat().st_size if (run / "metrics.jsonl").exists() else 0
             got_on = starts_from_here < 3 or (run / "checkpoints" / "latest").resolve() != newest  # or it ends with 42
             if size != before and (run / "checkpoints" / "latest").exists() and got_on:
                 break
             time.sleep(0.01)
         time.sleep(moments.uniform(0, 0.4))
-        if process.poll() is not None:
+        if process.codes() is not None:
             break
-        process.kill()
+        process.send(signal.SIGKILL, pid=process.pids[0])
         process.wait()
         kills += 1
     result = train(None, resume=str(run))

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,12 +28,6 @@ def saved(run: Path) -> list[int]:
     return [event["step"] for event in events if event["event"] == "saved"]
 
 
-@pytest.fixture(scope="module")
-def whole() -> dict[tuple[str, int], str]:
-    """The weights of runs that nobody stopped, by strategy and number of processes."""
-    return {}
-
-
 @pytest.mark.parametrize(
     ("world_size", "strategy", "fault", "step"),
     [
@@ -51,25 +46,23 @@ def whole() -> dict[tuple[str, int], str]:
 def test_a_signal_to_one_rank_stops_all_at_one_step_and_the_run_goes_on_as_if_nothing_had_happened(
     config_file: Path,
     gangs: GangServer,
-    whole: dict[tuple[str, int], str],
+    undisturbed: Callable[..., str],
     world_size: int,
     strategy: str,
     fault: str,
     step: int,
 ) -> None:
     runs = config_file.parent / "runs"
-    command = ["train", str(config_file), *KEYS, f"distributed.strategy={strategy}"]
-    if (strategy, world_size) not in whole:
-        assert gangs.run([*command, "output.run_id=whole"], world_size=world_size) == [0] * world_size
-        whole[strategy, world_size] = weight_hash(runs / "whole")
-    gang = gangs.start([*command, "output.run_id=stopped"], world_size=world_size, faults=fault)
+    keys = [*KEYS, f"distributed.strategy={strategy}"]
+    command = ["train", str(config_file), *keys, "output.run_id=stopped"]
+    gang = gangs.start(command, world_size=world_size, faults=fault)
     assert gang.wait() == [75] * world_size, gang.stderr
     due = [3] + [4] * (step >= 4) + [6] * (step >= 6)  # the best so far, every fourth, the best so far
     assert sorted({*saved(runs / "stopped")}) == sorted({*due, step}), gang.stderr
     assert [path.name for path in sorted((runs / "stopped" / "checkpoints").glob("step_*"))][-1] == f"step_{step:06d}"
     gang = gangs.start(["train", f"--resume={runs / 'stopped'}"], world_size=world_size)
     assert gang.wait() == [0] * world_size, gang.stderr
-    assert weight_hash(runs / "stopped") == whole[strategy, world_size]
+    assert weight_hash(runs / "stopped") == undisturbed(*keys, world_size=world_size)
 
 
 def test_a_signal_to_one_worker_of_the_launcher_ends_it_with_75(config_file: Path) -> None:

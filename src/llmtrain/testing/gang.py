@@ -99,7 +99,7 @@ class Gang:
     def wait(self, timeout_sec: float = WAIT_SEC) -> list[int]:
         """The exit codes in rank order, negative for a signal. Kills what is left, and raises, after `timeout_sec`."""
         deadline = time.monotonic() + timeout_sec
-        while (codes := self._server._ask("codes", self.pids)) is None:
+        while (codes := self.codes()) is None:
             if time.monotonic() > deadline:
                 for pid in self.pids:
                     self.send(signal.SIGUSR2, pid=pid)  # which makes it write its stacks
@@ -108,7 +108,12 @@ class Gang:
                     self.send(signal.SIGKILL, pid=pid)
                 raise TimeoutError(f"no end in {timeout_sec:.0f} s:\n{self.stderr}")
             time.sleep(0.02)
-        return list(codes)
+        return codes
+
+    def codes(self) -> list[int] | None:
+        """As `wait` gives them; None while a process still runs."""
+        codes: list[int] | None = self._server._ask("codes", self.pids)
+        return codes
 
     def send(self, number: signal.Signals, *, pid: int) -> None:
         """Send a signal to one of the processes, if it still lives."""
