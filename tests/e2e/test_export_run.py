@@ -14,7 +14,7 @@ from llmtrain.recipes.merge import merge
 from llmtrain.recipes.publication.exported import Request
 from llmtrain.recipes.train import train
 from llmtrain.testing.tiny_model import write_tiny_model
-from llmtrain.testing.tiny_run import write_config
+from llmtrain.testing.tiny_run import tiny_tuning, write_config
 
 
 def test_a_runs_best_model_is_compared_on_its_validation_data(
@@ -36,15 +36,8 @@ def test_what_a_run_merged_is_held_against_base_and_adapter(tmp_path: Path, vari
     write_tiny_model(tmp_path / "base", attention={"variant": variant})
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": f"def f{n}(x):", "completion": " return"}) + "\n" for n in range(40)))
-    keys = {
-        "run": {"name": "tuned", "seed": 7, "device": "cpu"},
-        "model": {"init_from": str(tmp_path / "base"), "lora": {"r": 4, "alpha": 16}},
-        "data": {"name": "chat", "train": str(rows), "val_fraction": 0.2, "seq_len": 32, "cache_dir": str(tmp_path)},
-        "trainer": {"max_steps": 6, "micro_batch_size": 2, "precision": "32", "compile": False},
-        "optimizer": {"lr": 0.01},
-        "tracking": {"tensorboard": {"enabled": False}},
-        "output": {"root_dir": str(tmp_path / "runs"), "run_id": "tuned"},
-    }
+    model = {"init_from": str(tmp_path / "base"), "lora": {"r": 4, "alpha": 16}}
+    keys = tiny_tuning(tmp_path, rows, model, seq_len=32, max_steps=6)
     done = train(load_config(str(write_config(tmp_path / "tuned.yaml", keys))))
     result = merge(done["run"], Request(to=str(tmp_path / "out"), device="cpu"))
     assert result["max_logit_difference"] < 1e-5

@@ -19,7 +19,7 @@ from llmtrain.recipes.evaluate import evaluate
 from llmtrain.recipes.generate import generate
 from llmtrain.recipes.train import train
 from llmtrain.testing.tiny_huggingface import write_tiny_chat_folder
-from llmtrain.testing.tiny_run import weight_hash, write_config
+from llmtrain.testing.tiny_run import tiny_tuning, weight_hash, write_config
 from llmtrain.training.non_finite import Policy, StepFigures, may_update
 from llmtrain.training.state import RunState
 
@@ -48,30 +48,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(folder: Path, base: Path, rows: Path, **model: Any) -> Path:
-    keys = {
-        "run": {"name": "tuned", "seed": 7, "device": "cpu"},
-        "model": {"name": "huggingface", "path": str(base), **model},
-        "data": {
-            "name": "chat",
-            "train": str(rows),
-            "val_fraction": 0.2,
-            "seq_len": 96,
-            "cache_dir": str(folder / "cache"),
-        },
-        "trainer": {
-            "max_epochs": 4,
-            "micro_batch_size": 2,
-            "precision": "32",
-            "compile": False,
-            "log_every_steps": 1,
-            "eval_every_steps": 10,
-            "save_every_steps": 10,
-        },
-        "optimizer": {"lr": 0.01},
-        "scheduler": {"warmup_steps": 2},
-        "tracking": {"tensorboard": {"enabled": False}},
-        "output": {"root_dir": str(folder / "runs")},
-    }
+    every = {"log_every_steps": 1, "eval_every_steps": 10, "save_every_steps": 10}
+    tuned = {"name": "huggingface", "path": str(base), **model}
+    keys = tiny_tuning(folder, rows, tuned, seq_len=96, max_epochs=4, **every)
     return write_config(folder / "tuned.yaml", keys)
 
 

@@ -18,7 +18,7 @@ from llmtrain.models.lora import add_lora_to_decoder, read_adapter
 from llmtrain.recipes.train import train
 from llmtrain.testing.chat import CHATML, tiny_chat_tokenizer
 from llmtrain.testing.tiny import tiny_config
-from llmtrain.testing.tiny_run import weight_hash, write_config
+from llmtrain.testing.tiny_run import tiny_tuning, weight_hash, write_config
 
 LORA = {"r": 4, "alpha": 16}
 
@@ -44,16 +44,8 @@ def config_of(folder: Path, base: Path, **model: Any) -> Path:
         [{"role": "user", "content": f"{n} red"}, {"role": "assistant", "content": "green blue"}] for n in range(60)
     ]
     rows.write_text("".join(json.dumps({"messages": both}) + "\n" for both in turns))
-    keys = {
-        "run": {"name": "tuned", "seed": 7, "device": "cpu"},
-        "model": {"init_from": str(base), **model},
-        "data": {"name": "chat", "train": str(rows), "val_fraction": 0.2, "seq_len": 64, "cache_dir": str(folder)},
-        "trainer": {"max_steps": 12, "micro_batch_size": 2, "precision": "32", "compile": False, "save_every_steps": 5},
-        "optimizer": {"lr": 0.01},
-        "scheduler": {"warmup_steps": 2},
-        "tracking": {"tensorboard": {"enabled": False}},
-        "output": {"root_dir": str(folder / "runs")},
-    }
+    tuned = {"init_from": str(base), **model}
+    keys = tiny_tuning(folder, rows, tuned, seq_len=64, max_steps=12, save_every_steps=5)
     return write_config(folder / "tuned.yaml", keys)
 
 

@@ -16,7 +16,7 @@ from llmtrain.config.errors import Preempted
 from llmtrain.config.load import load_config
 from llmtrain.recipes.train import train
 from llmtrain.testing.tiny_huggingface import write_tiny_chat_folder
-from llmtrain.testing.tiny_run import weight_hash, write_config
+from llmtrain.testing.tiny_run import tiny_tuning, weight_hash, write_config
 
 LORA: dict[str, Any] = {"lora": {"r": 4, "alpha": 8, "dropout": 0.1}}
 RUNS: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -36,30 +36,9 @@ def config_of(folder: Path, model: dict[str, Any]) -> str:
     base = write_tiny_chat_folder(folder / "base", hidden_size=64, intermediate_size=128)
     rows = [{"prompt": f"What is {number}?", "completion": f"It is {number}."} for number in range(150)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    keys = {
-        "run": {"name": "tuned", "seed": 7, "device": "cpu"},
-        "model": {"name": "huggingface", "path": str(base), **model},
-        "data": {
-            "name": "chat",
-            "train": str(folder / "rows.jsonl"),
-            "val_fraction": 0.2,
-            "seq_len": 64,
-            "cache_dir": str(folder / "cache"),
-        },
-        "trainer": {
-            "max_steps": 20,
-            "micro_batch_size": 2,
-            "precision": "32",
-            "compile": False,
-            "log_every_steps": 1,
-            "eval_every_steps": 6,
-            "save_every_steps": 6,
-        },
-        "optimizer": {"lr": 0.01},
-        "scheduler": {"warmup_steps": 2},
-        "tracking": {"tensorboard": {"enabled": False}},
-        "output": {"root_dir": str(folder / "runs")},
-    }
+    every = {"log_every_steps": 1, "eval_every_steps": 6, "save_every_steps": 6}
+    tuned = {"name": "huggingface", "path": str(base), **model}
+    keys = tiny_tuning(folder, folder / "rows.jsonl", tuned, seq_len=64, max_steps=20, **every)
     return str(write_config(folder / "tuned.yaml", keys))
 
 

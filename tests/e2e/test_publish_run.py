@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM
@@ -16,7 +15,7 @@ from llmtrain.recipes.train import train
 from llmtrain.testing.gang import GangServer
 from llmtrain.testing.hub import LocalHub
 from llmtrain.testing.tiny_model import write_tiny_model
-from llmtrain.testing.tiny_run import write_config
+from llmtrain.testing.tiny_run import tiny_tuning, write_config
 
 
 @pytest.fixture
@@ -27,22 +26,10 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, first in (("rows", 0), ("test", 100)):
         turns = [{"prompt": f"def f{n}(x):", "completion": " return x + 1"} for n in range(first, first + 24)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(turn) + "\n" for turn in turns))
-    keys: dict[str, Any] = {
-        "run": {"name": "tuned", "seed": 7, "device": "cpu"},
-        "model": {"init_from": str(tmp_path / "base")},
-        "data": {
-            "name": "chat",
-            "train": str(tmp_path / "rows.jsonl"),
-            "val_fraction": 0.2,
-            "seq_len": 32,
-            "cache_dir": str(tmp_path / "cache"),
-        },
-        "trainer": {"max_steps": 8, "micro_batch_size": 4, "precision": "32", "compile": False},
-        "optimizer": {"lr": 0.01},
-        "tracking": {"tensorboard": {"enabled": False}},
-        "output": {"run_id": "tuned", "root_dir": str(tmp_path / "runs")},
-        "publish": {"license": "mit"},
-    }
+    keys = tiny_tuning(
+        tmp_path, tmp_path / "rows.jsonl", {"init_from": str(tmp_path / "base")}, seq_len=32, max_steps=8
+    )
+    keys |= {"publish": {"license": "mit"}, "output": {**keys["output"], "run_id": "tuned"}}
     return write_config(tmp_path / "tuned.yaml", keys)
 
 

@@ -1,4 +1,4 @@
-"""A config that prepares a corpus and trains on it in a second, and what a test asks of the run."""
+"""Configs that prepare a corpus and train on it in a second, or fine-tune, and what a test asks of the run."""
 
 from __future__ import annotations
 
@@ -39,6 +39,26 @@ def tiny_config(shards: Path, root: Path) -> dict[str, Any]:
         "scheduler": {"warmup_steps": 5},
         "tracking": {"tensorboard": {"enabled": False}},
         "output": {"root_dir": str(root)},
+    }
+
+
+def tiny_tuning(folder: Path, rows: Path, model: dict[str, Any], *, seq_len: int, **trainer: Any) -> dict[str, Any]:
+    """Fine-tunes `model`, the section of a config, on chat rows of which a fifth is held out; its runs in `folder`."""
+    return {
+        "run": {"name": "tuned", "seed": 7, "device": "cpu"},
+        "model": model,
+        "data": {
+            "name": "chat",
+            "train": str(rows),
+            "val_fraction": 0.2,
+            "seq_len": seq_len,
+            "cache_dir": str(folder / "cache"),
+        },
+        "trainer": {"micro_batch_size": 2, "precision": "32", "compile": False, **trainer},
+        "optimizer": {"lr": 0.01},
+        "scheduler": {"warmup_steps": 2},
+        "tracking": {"tensorboard": {"enabled": False}},
+        "output": {"root_dir": str(folder / "runs")},
     }
 
 
