@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -33,6 +34,13 @@ def fresh_logging() -> Iterator[None]:
     yield
     reset_logging()
     terminal.forget_console()
+
+
+@pytest.fixture(autouse=True)
+def same_draws() -> None:
+    """What a test draws does not depend on the tests before it. Without torch nothing is drawn, and it stays out."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture
