@@ -215,7 +215,7 @@ def test_whatever_happens_to_a_file_of_a_checkpoint_it_is_named_and_the_one_befo
 
 @pytest.mark.slow
 def test_ten_kills_at_random_moments_cost_nothing_but_time(config_file: Path, gangs: GangServer) -> None:
-    complete = train_run(config_file, "trainer.max_steps=400", "trainer.save_every_steps=7", run_id="whole")
+    complete = train_run(config_file, "trainer.max_steps=400", "trainer.save_every_steps=400", run_id="whole")
     moments = random.Random(3)
     run = config_file.parent / "runs" / "killed"
     arguments = [str(config_file), "trainer.max_steps=400", "trainer.save_every_steps=7", "output.run_id=killed"]
