@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -17,7 +21,7 @@ from llmtrain.config.running import RunConfig
 from llmtrain.config.training import DistributedConfig, OptimizerConfig, TrainerConfig
 from llmtrain.contracts import Batch
 from llmtrain.distributed.engine import Engine, resolve
-from llmtrain.distributed.sharding import whole
+from llmtrain.distributed.sharding import part_of, whole
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.folder import read_model_folder, write_model_folder
 from llmtrain.recipes.run.trained import Trained, build_decoder, build_huggingface
@@ -49,8 +53,10 @@ def make_engine(precision: str, strategy: str) -> Engine:
     return Engine(resolve(RunConfig(device="cpu"), trainer, distributed), distributed=distributed)
 
 
-def build(folder: Path, engine: Engine, *, lora: bool, own: bool, decoder: dict[str, Any] | None) -> Trained:
-    keys: dict[str, Any] = {"lora": LORA} if lora else {}
+def build(
+    folder: Path, engine: Engine, *, lora: dict[str, Any] | None, own: bool, decoder: dict[str, Any] | None
+) -> Trained:
+    keys: dict[str, Any] = {} if lora is None else {"lora": lora}
     torch.manual_seed(4)
     if own:
         config = DecoderConfig.model_validate((decoder or DECODER) | keys | {"init_from": str(folder)})
@@ -84,7 +90,7 @@ def train(
     steps: int,
     *,
     own: bool = False,
-    lora: bool = False,
+    lora: dict[str, Any] | None = None,
     precision: str = "32",
     checkpointing: bool = False,
     compiled: bool = False,
@@ -170,12 +176,12 @@ def test_a_model_of_transformers_on_two_ranks_equals_one(two_ranks: RankPool, tm
 def test_adapters_of_a_model_of_transformers_on_two_ranks_equal_one(
     two_ranks: RankPool, tmp_path: Path, family: str
 ) -> None:
-    assert_equal_to_one(two_ranks, family, tmp_path, lora=True)
+    assert_equal_to_one(two_ranks, family, tmp_path, lora=LORA)
     assert (tmp_path / "two" / "latest" / "model" / "adapter_model.safetensors").exists()
 
 
 def test_adapters_of_a_decoder_on_two_ranks_equal_one(two_ranks: RankPool, tmp_path: Path) -> None:
-    assert_equal_to_one(two_ranks, None, tmp_path, lora=True)
+    assert_equal_to_one(two_ranks, None, tmp_path, lora=LORA)
     merged = [read_model_folder(tmp_path / kind / "latest" / "model")[0].state_dict() for kind in ("one", "two")]
     for name, tensor in merged[0].items():
         torch.testing.assert_close(merged[1][name], tensor, atol=1e-4, rtol=0)
@@ -187,7 +193,7 @@ def test_with_mixed_precision(two_ranks: RankPool, tmp_path: Path, family: str |
 
 
 def test_with_frozen_bfloat16_under_trained_float32(two_ranks: RankPool, tmp_path: Path) -> None:
-    assert_equal_to_one(two_ranks, "llama", tmp_path, lora=True, precision="bf16-mixed", tolerance=0.02)
+    assert_equal_to_one(two_ranks, "llama", tmp_path, lora=LORA, precision="bf16-mixed", tolerance=0.02)
 
 
 def test_with_activation_checkpointing(two_ranks: RankPool, tmp_path: Path) -> None:
@@ -196,8 +202,10 @@ def test_with_activation_checkpointing(two_ranks: RankPool, tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", None])
-@pytest.mark.parametrize("lora", [False, True])
-def test_compiled_by_block(two_ranks: RankPool, tmp_path: Path, family: str | None, lora: bool) -> None:
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_compiled_by_block(
+    two_ranks: RankPool, tmp_path: Path, family: str | None, lora: dict[str, Any] | None
+) -> None:
     assert_equal_to_one(two_ranks, family, tmp_path, lora=lora, compiled=True)
 
 
@@ -259,6 +267,108 @@ def test_what_was_written_by_two_by_two_is_read_by_two_and_by_one(
     by_two = two_ranks.run(run, folder, checkpoints, 2, options | {"strategy": "fsdp"})[0]
     by_one = train(folder, checkpoints, 2, **options)  # type: ignore[arg-type]
     assert by_four.losses + by_two.losses + by_one.losses == pytest.approx(straight.losses, abs=1e-5)
+
+
+# -- and their adapters ------------------------------------------------------------------------------------------------
+
+SPLIT: dict[str, Any] = {"strategy": "fsdp_tp", "decoder": GQA, "lora": LORA}
+
+
+@pytest.mark.parametrize("family", ["llama", None])
+def test_adapters_of_split_matrices_equal_those_of_one_rank(
+    two_ranks: RankPool, tmp_path: Path, family: str | None
+) -> None:
+    assert_equal_to_one(two_ranks, family, tmp_path, **SPLIT)
+    inside = Path("latest/model" if family else "latest/model/adapter")
+    one, two = (load_file(tmp_path / run / inside / "adapter_model.safetensors") for run in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=0)
+
+
+def test_plain_peft_loads_adapters_of_split_matrices(two_ranks: RankPool, tmp_path: Path) -> None:
+    base = write_tiny_folder(tmp_path / "base", "llama")
+    trained = two_ranks.run(run, base, tmp_path / "c", 2, SPLIT)[0]
+    read = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "c" / "latest" / "model")
+    tensors = {name: tensor for name, tensor in read.state_dict().items() if ".lora_" in name}
+    assert len(tensors) == 2 * 2 * 7  # layers × halves × matrices of a layer
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, trained.tensors[name])
+
+
+def numbers_held(folder: Path, family: str | None) -> dict[str, int]:
+    """Of each tensor of layer 0's adapters, on this rank."""
+    engine = make_engine("32", "fsdp_tp")
+    trained = build(folder, engine, lora=LORA, own=family is None, decoder=GQA)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The model passed to `Fabric.setup")
+        engine.setup(trained.module)
+    held = {name: part_of(parameter).local.numel() for name, parameter in trained.module.named_parameters()}
+    return {
+        ".".join(name.split(".")[-4:-2]): number for name, number in held.items() if ".0." in name and ".lora_" in name
+    }
+
+
+def test_of_an_adapter_the_half_that_meets_the_split_is_split(two_ranks: RankPool, tmp_path: Path) -> None:
+    for family, width, ffn, kv in (("llama", 32, 48, 16), (None, 16, 20, 8)):
+        folder = tmp_path / str(family)
+        folder = write_tiny_folder(folder, family) if family else write_own_folder(folder, GQA)
+        wanted = {
+            "q_proj.lora_A": width,
+            "q_proj.lora_B": width // 2,
+            "k_proj.lora_B": kv // 2,
+            "v_proj.lora_B": kv // 2,
+        }
+        wanted |= {"o_proj.lora_A": width // 2, "o_proj.lora_B": width, "down_proj.lora_A": ffn // 2}
+        for rank in two_ranks.run(numbers_held, folder, family):
+            assert {name: rank[name] for name in wanted} == {name: 2 * number for name, number in wanted.items()}
+
+
+@pytest.mark.parametrize("lora", [LORA, LORA | {"dropout": 0.3}], ids=str)
+def test_what_ranks_hold_whole_stays_the_same_on_each(
+    two_ranks: RankPool, tmp_path: Path, lora: dict[str, Any]
+) -> None:
+    folder = write_own_folder(tmp_path / "base", GQA)
+    first, second = two_ranks.run(run, folder, tmp_path / "c", 4, SPLIT | {"own": True, "lora": lora})
+    assert first.losses == second.losses
+    for name, tensor in first.tensors.items():
+        assert torch.equal(second.tensors[name], tensor), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", None])
+def test_adapters_on_two_by_two_ranks_equal_one(four_ranks: RankPool, tmp_path: Path, family: str | None) -> None:
+    assert_equal_to_one(four_ranks, family, tmp_path, **SPLIT, checkpointing=True)
+
+
+def test_modules_trained_whole_beside_adapters_are_split_too(two_ranks: RankPool, tmp_path: Path) -> None:
+    lora = LORA | {"target_modules": ["q_proj", "o_proj"], "modules_to_save": ["mlp", "q_norm", "embed_tokens"]}
+    assert_equal_to_one(two_ranks, "qwen3", tmp_path, **SPLIT | {"lora": lora})
+
+
+def distance(one: Result, other: Result) -> float:
+    """Of the adapters, over all tensors."""
+    pairs = [(tensor, other.tensors[name]) for name, tensor in one.tensors.items() if ".lora_" in name]
+    return math.sqrt(sum(float((left - right).square().sum()) for left, right in pairs))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", None])
+def test_adapters_of_split_matrices_in_mixed_precision(
+    four_ranks: RankPool, tmp_path: Path, family: str | None
+) -> None:
+    """As near to float32 as one process is: which way a sum over ranks is rounded is not the same."""
+    folder = write_tiny_folder(tmp_path / "base", family) if family else write_own_folder(tmp_path / "base", GQA)
+    options: dict[str, Any] = SPLIT | {"own": family is None}
+    exact, one = (train(folder, tmp_path / p, 6, **options, precision=p) for p in ("32", "bf16-mixed"))
+    split = four_ranks.run(run, folder, tmp_path / "four", 6, options | {"precision": "bf16-mixed"})[0]
+    assert split.losses == pytest.approx(exact.losses, abs=0.05)
+    assert distance(split, exact) < 1.5 * distance(one, exact)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", None])
+def test_adapters_of_split_matrices_compiled(two_ranks: RankPool, tmp_path: Path, family: str | None) -> None:
+    assert_equal_to_one(two_ranks, family, tmp_path, **SPLIT, compiled=True, checkpointing=True)
 
 
 def test_a_family_without_a_plan_is_refused(two_ranks: RankPool, tmp_path: Path) -> None:

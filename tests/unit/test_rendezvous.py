@@ -124,6 +124,7 @@ SPLIT = ["distributed.strategy=fsdp_tp", "distributed.tensor_parallel=4"]
         (["model.ffn.d_ff=514"], "but model.ffn.d_ff is 514"),
         (["distributed.tensor_parallel=3"], "tensor_parallel 3 does not divide the 4 processes: start a multiple of 3"),
         (["optimizer.name=muon"], "optimizer.name is muon, which needs whole matrices"),
+        (["model.lora.dora=true", "model.init_from=x"], "model.lora.dora is true, which needs whole matrices"),
         (["model.positional.encoding=alibi"], "alibi gives each head a slope of its own"),
     ],
 )

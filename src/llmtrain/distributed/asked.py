@@ -60,8 +60,10 @@ def _refuse_split(config: Config, *, size: int, world_size: int) -> None:
         )
     if config.optimizer.name == "muon":
         raise ConfigError(f"{key}, but optimizer.name is muon, which needs whole matrices: take adamw, or fsdp")
-    if model.lora is not None:
-        raise ConfigError(f"{key}, but model.lora trains adapters, which are not split: take fsdp")
+    if model.lora is not None and model.lora.dora:
+        raise ConfigError(
+            f"{key}, but model.lora.dora is true, which needs whole matrices: set it to false, or take fsdp"
+        )
     if isinstance(model, HuggingFaceConfig):
         refuse_uneven(_numbers_of(Path(model.path).expanduser() / "config.json"), size=size)
         return

@@ -366,7 +366,8 @@ class Engine:
 
         Under fsdp the model's parameters are cut over the ranks, in place; from the meta device they get no values.
         """
-        wrapped = self._fabric.setup_module(model)
+        # What is cut is put where it belongs then; Fabric would only warn that some of it lies elsewhere before.
+        wrapped = self._fabric.setup_module(model, move_to_device=not self.cuts)
         if hasattr(model, "logits"):
             wrapped.mark_forward_method("logits")
         return cast(nn.Module, wrapped)

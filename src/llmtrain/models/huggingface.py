@@ -173,7 +173,8 @@ class HuggingFaceModel(nn.Module):
             },
             size=size,
         )
-        prefix, plan = f"network.{self.causal_lm.base_model_prefix}", dict[str, str]()
+        prefix = next(name for name, module in self.named_modules() if module is self._base)
+        plan = dict[str, str]()
         for name, style in theirs.items():
             is_head_norm = style == "replicated_with_grad_allreduce" and name.endswith(("q_norm", "k_norm"))
             known = "per_head" if is_head_norm else style

@@ -214,11 +214,7 @@ class Decoder(nn.Module):
         """Layer → how it is split over `size` ranks; with it each has some heads, and some of the feed-forward."""
         ways = {"o_proj": "rowwise", "down_proj": "rowwise", "q_norm": "per_head", "k_norm": "per_head"}
         ways |= dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), "colwise")
-        return {
-            name: ways[name.rpartition(".")[2]]
-            for name, module in self.named_modules()
-            if name.rpartition(".")[2] in ways and isinstance(module, nn.Linear | RMSNorm)
-        }
+        return {f"blocks.*.{name}": way for name, way in ways.items()}
 
     def checkpoint_blocks(self) -> None:
         """Keep only each block's input for the backward pass, which computes the block once more.
