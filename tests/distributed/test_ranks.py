@@ -1,6 +1,5 @@
 """Two ranks equal one: the same losses and weights, however the supervised tokens lie and the parameters are cut."""
 
-import dataclasses
 import math
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,12 +27,9 @@ MUON_TOLERANCE = 2e-3
 
 
 def make_engine(strategy: str = "auto") -> Engine:
-    distributed = DistributedConfig(timeout_sec=60)
+    distributed = DistributedConfig.model_validate({"timeout_sec": 60, "strategy": strategy})
     trainer = TrainerConfig(precision="32", compile=False)
-    resolved = resolve(RunConfig(device="cpu"), trainer, distributed)
-    if strategy != "auto" and resolved.strategy != "single":
-        resolved = dataclasses.replace(resolved, strategy=strategy)
-    return Engine(resolved, distributed=distributed)
+    return Engine(resolve(RunConfig(device="cpu"), trainer, distributed), distributed=distributed)
 
 
 def rows_of(step: int) -> Batch:
@@ -68,8 +64,8 @@ def train(
     chosen = build_optimizer(OptimizerConfig.model_validate({"name": optimizer, "lr": 0.01}), raw)
 
     def share(step: int) -> list[Batch]:
-        batch, size = rows_of(step), ROWS // engine.world_size
-        mine = slice(engine.rank * size, (engine.rank + 1) * size)
+        batch, size = rows_of(step), ROWS // engine.dp_size
+        mine = slice(engine.dp_rank * size, (engine.dp_rank + 1) * size)
         ids, labels = batch["input_ids"][mine], batch["labels"][mine]
         starts = range(0, size, micro_batch_size)
         return [
@@ -208,6 +204,23 @@ def test_fsdp_cuts_every_parameter_over_the_ranks(two_ranks: RankPool) -> None:
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_muon_on_two_ranks_is_within_its_tolerance(two_ranks: RankPool, strategy: str) -> None:
     assert_equal_to_one(two_ranks, strategy, optimizer="muon", tolerance=MUON_TOLERANCE)
+
+
+SPLIT_MUON: dict[str, Any] = {
+    "optimizer": "muon",
+    "d_model": 16,
+    "attention": {"num_heads": 2},
+    "tolerance": MUON_TOLERANCE,
+}
+
+
+def test_muon_on_two_ranks_that_share_each_matrix_is_within_its_tolerance(two_ranks: RankPool) -> None:
+    assert_equal_to_one(two_ranks, "fsdp_tp", **SPLIT_MUON)
+
+
+@pytest.mark.slow
+def test_muon_on_two_by_two_ranks_is_within_its_tolerance(four_ranks: RankPool) -> None:
+    assert_equal_to_one(four_ranks, "fsdp_tp", **SPLIT_MUON)
 
 
 def test_gradients_are_exchanged_at_the_last_micro_batch_only(two_ranks: RankPool) -> None:

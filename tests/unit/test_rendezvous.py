@@ -123,9 +123,7 @@ SPLIT = ["distributed.strategy=fsdp_tp", "distributed.tensor_parallel=4"]
         (["model.attention.variant=gqa", "model.attention.num_kv_heads=2"], "but model.attention.num_kv_heads is 2"),
         (["model.ffn.d_ff=514"], "but model.ffn.d_ff is 514"),
         (["distributed.tensor_parallel=3"], "tensor_parallel 3 does not divide the 4 processes: start a multiple of 3"),
-        (["optimizer.name=muon"], "optimizer.name is muon, which needs whole matrices"),
         (["model.lora.dora=true", "model.init_from=x"], "model.lora.dora is true, which needs whole matrices"),
-        (["model.positional.encoding=alibi"], "alibi gives each head a slope of its own"),
     ],
 )
 def test_matrices_that_cannot_be_split_are_refused_before_anything_starts(overrides: list[str], message: str) -> None:

@@ -58,8 +58,6 @@ def _refuse_split(config: Config, *, size: int, world_size: int) -> None:
         raise ConfigError(
             f"distributed.tensor_parallel {size} does not divide the {world_size} processes: start a multiple of {size}"
         )
-    if config.optimizer.name == "muon":
-        raise ConfigError(f"{key}, but optimizer.name is muon, which needs whole matrices: take adamw, or fsdp")
     if model.lora is not None and model.lora.dora:
         raise ConfigError(
             f"{key}, but model.lora.dora is true, which needs whole matrices: set it to false, or take fsdp"
@@ -67,10 +65,6 @@ def _refuse_split(config: Config, *, size: int, world_size: int) -> None:
     if isinstance(model, HuggingFaceConfig):
         refuse_uneven(_numbers_of(Path(model.path).expanduser() / "config.json"), size=size)
         return
-    if model.positional.encoding == "alibi":
-        raise ConfigError(
-            f"{key}, but positional.encoding alibi gives each head a slope of its own: take rope, or fsdp"
-        )
     if model.init_from is None:  # else the numbers are the other model's, which is looked at later
         refuse_uneven(
             {

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -156,6 +157,14 @@ def by_mesh(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
     for tensor in tensors:
         groups.setdefault(tensor.device_mesh if isinstance(tensor, DTensor) else None, []).append(tensor)
     return list(groups.values())
+
+
+def ranks_of(tensor: Tensor) -> dist.ProcessGroup:
+    """Those that hold parts of a tensor that is cut: the data-parallel ones, or all where it is split as well."""
+    assert isinstance(tensor, DTensor)
+    mesh = tensor.device_mesh
+    group: dist.ProcessGroup = mesh.get_group() if mesh.ndim == 1 else mesh._flatten("all").get_group()
+    return group
 
 
 def is_cut(tensor: Tensor) -> bool:

@@ -29,6 +29,16 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+
+class KeepShare(ParallelStyle):
+    """Of a module without parameters that can do so, `keep_share`: it leaves what belongs to this rank's heads."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        keep_share: Callable[..., None] = module.keep_share  # type: ignore[assignment]
+        keep_share(device_mesh.get_local_rank(), of=device_mesh.size())
+        return module
+
+
 HEADS_DIM = 2
 """Of what a norm of queries or keys gets: [b, t, heads, width]."""
 STYLES: Mapping[str, Callable[[], ParallelStyle]] = {
@@ -37,6 +47,7 @@ STYLES: Mapping[str, Callable[[], ParallelStyle]] = {
     "colwise_gather_output": lambda: ColwiseParallel(output_layouts=Replicate()),
     "rowwise_split_input": lambda: RowwiseParallel(input_layouts=Replicate()),
     "per_head": lambda: SequenceParallel(sequence_dim=HEADS_DIM, use_local_output=True),
+    "share": KeepShare,
 }
 """By transformers' names; `per_head`: a weight that is whole on each rank, and applied to that rank's heads alone."""
 _WHOLE_HALF = {"lora_A": "colwise", "lora_B": "rowwise"}
@@ -52,7 +63,7 @@ def split_matrices(module: nn.Module, mesh: DeviceMesh) -> None:
     frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
     for name, layer in list(module.named_modules()):
         style = _style_of(name, styles)
-        if style is not None and layer._parameters:
+        if style is not None and not layer._modules:  # else it wraps the one
             parallelize_module(layer, mesh, STYLES[style]())
     for name in frozen:  # not every style keeps it so
         module.get_parameter(name).requires_grad_(False)

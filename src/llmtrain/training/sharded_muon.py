@@ -17,29 +17,33 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from llmtrain.distributed.sharding import part_of, rows_of, whole
+from llmtrain.distributed.sharding import by_mesh, part_of, ranks_of, rows_of, whole
 
 
 @torch.no_grad()
 def step_muon(optimizer: torch.optim.Muon) -> None:
     """What `optimizer.step()` does, for parameters that are cut. All ranks call it at the same point."""
     for group in optimizer.param_groups:
-        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-        if not parameters:
-            continue
-        ranks = parameters[0].device_mesh.get_group()
-        own_index, num_ranks = dist.get_rank(ranks), dist.get_world_size(ranks)
-        for start in range(0, len(parameters), num_ranks):
-            some, own = parameters[start : start + num_ranks], torch.empty(0)
-            for index, parameter in enumerate(some):
-                direction = whole(_direction(optimizer.state[parameter], parameter.grad, group))
-                if index == own_index:
-                    own = _change(direction, group)
-            for index, parameter in enumerate(some):
-                change = own if index == own_index else torch.empty(parameter.shape, device=parameter.device)
-                dist.broadcast(change, group=ranks, group_src=index)
-                part = part_of(parameter)
-                part.local.mul_(1 - group["lr"] * group["weight_decay"]).add_(change[rows_of(part)])
+        for parameters in by_mesh(parameter for parameter in group["params"] if parameter.grad is not None):
+            _step_together(optimizer, parameters, group)
+
+
+def _step_together(optimizer: torch.optim.Muon, parameters: list[Tensor], group: dict[str, Any]) -> None:
+    """For parameters that lie on the same ranks."""
+    ranks = ranks_of(parameters[0])
+    own_index, num_ranks = dist.get_rank(ranks), dist.get_world_size(ranks)
+    for start in range(0, len(parameters), num_ranks):
+        some, own = parameters[start : start + num_ranks], torch.empty(0)
+        for index, parameter in enumerate(some):
+            assert parameter.grad is not None
+            direction = whole(_direction(optimizer.state[parameter], parameter.grad, group))
+            if index == own_index:
+                own = _change(direction, group)
+        for index, parameter in enumerate(some):
+            change = own if index == own_index else torch.empty(parameter.shape, device=parameter.device)
+            dist.broadcast(change, group=ranks, group_src=index)
+            part = part_of(parameter)
+            part.local.mul_(1 - group["lr"] * group["weight_decay"]).add_(change[rows_of(part)])
 
 
 def _direction(state: dict[str, Any], grad: Tensor, group: dict[str, Any]) -> Tensor:

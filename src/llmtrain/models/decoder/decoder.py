@@ -25,7 +25,7 @@ from llmtrain.models.decoder.attention import Attention
 from llmtrain.models.decoder.cache import KVCache
 from llmtrain.models.decoder.feed_forward import build_feed_forward
 from llmtrain.models.decoder.loss import ChunkKernels, compiled_kernels, next_token_loss
-from llmtrain.models.decoder.mask import AttentionInputs, alibi_slopes, build_mask
+from llmtrain.models.decoder.mask import Alibi, AttentionInputs, build_mask
 from llmtrain.models.decoder.norm import LayerNorm, Norm, RMSNorm, build_norm
 from llmtrain.models.decoder.position import Rotary, Sinusoidal, restarting_positions
 
@@ -91,6 +91,7 @@ class Decoder(nn.Module):
         sinusoidal = config.positional.encoding == "sinusoidal"
         self.sinusoidal = Sinusoidal(config.d_model, max_seq_len=config.max_seq_len) if sinusoidal else None
         self.rotary = _rotary(config) if config.positional.encoding == "rope" else None
+        self.alibi = Alibi(config.attention.num_heads) if config.positional.encoding == "alibi" else None
         self.blocks = nn.ModuleList(Block(config, layer=layer) for layer in range(config.num_layers))
         # Post-norm blocks end in a norm already.
         self.final_norm = None if config.norm.placement == "post" else build_norm(config.norm, width=config.d_model)
@@ -214,7 +215,7 @@ class Decoder(nn.Module):
         """Layer → how it is split over `size` ranks; with it each has some heads, and some of the feed-forward."""
         ways = {"o_proj": "rowwise", "down_proj": "rowwise", "q_norm": "per_head", "k_norm": "per_head"}
         ways |= dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), "colwise")
-        return {f"blocks.*.{name}": way for name, way in ways.items()}
+        return {"alibi": "share"} | {f"blocks.*.{name}": way for name, way in ways.items()}
 
     def checkpoint_blocks(self) -> None:
         """Keep only each block's input for the backward pass, which computes the block once more.
@@ -285,8 +286,7 @@ class Decoder(nn.Module):
     ) -> AttentionInputs:
         """What all layers share in this forward."""
         attention = self.config.attention
-        alibi = self.config.positional.encoding == "alibi"
-        slopes = alibi_slopes(attention.num_heads, device=device) if alibi else None
+        slopes = None if self.alibi is None else self.alibi(device)
         mask, explicit = build_mask(
             num_tokens, document_ids=document_ids, cache=cache, device=device, window=attention.window, slopes=slopes
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmtrain.models.decoder.cache import KVCache
 from llmtrain.models.decoder.position import RotaryTables
@@ -65,6 +65,24 @@ def build_mask(
     if slopes is not None:
         return torch.where(allowed, slopes[:, None, None] * (key_slots - query_slots), float("-inf")), False
     return allowed, False
+
+
+class Alibi(nn.Module):
+    """ALiBi's slopes, of all heads or of those that this rank computes: see `alibi_slopes`. Nothing is stored."""
+
+    def __init__(self, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self._first, self._end = 0, num_heads
+
+    def keep_share(self, index: int, *, of: int) -> None:
+        """Leave the heads of the share `index`, where they are split into so many shares."""
+        size = self.num_heads // of
+        self._first, self._end = index * size, (index + 1) * size
+
+    def forward(self, device: torch.device) -> Tensor:
+        """[h] float32."""
+        return alibi_slopes(self.num_heads, device=device)[self._first : self._end]
 
 
 def alibi_slopes(num_heads: int, *, device: torch.device) -> Tensor:
