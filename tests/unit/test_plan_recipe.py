@@ -77,6 +77,14 @@ def test_parts_of_the_memory_add_up(tiny: str) -> None:
     assert memory["fits"] is True
 
 
+def test_processes_share_the_memory_that_the_container_leaves(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    need = planned(tiny, num_ranks=2)["memory"]["peak_bytes"]
+    for leaves, fits in ((4 * need, True), (need * 3 // 2, False)):
+        monkeypatch.setattr("llmtrain.recipes.planning.target.memory_bytes", lambda leaves=leaves: leaves)
+        memory = planned(tiny, "distributed.strategy=ddp", num_ranks=2)["memory"]
+        assert (memory["device_bytes"], memory["fits"]) == (leaves // 2, fits)
+
+
 def test_activation_checkpointing_shows_in_the_memory(tiny: str) -> None:
     deep = ("model.num_layers=12", "data.seq_len=64")
     plain, less = (planned(tiny, *deep, f"trainer.activation_checkpointing={on}") for on in ("false", "true"))

@@ -116,8 +116,9 @@ def _plan_text(document: Mapping[str, Any]) -> str:
     lines += ["", f"peak memory of {'each process' if layout['ranks'] > 1 else 'the process'}"]
     rows = [[_words(part), _size(size)] for part, size in memory["parts"].items() if size]
     lines += columns(["", ""], [*rows, ["all", _size(memory["peak_bytes"])]], with_head=False)
+    share = " that each has" if layout["ranks"] > 1 else ""
     fits = "fits into" if memory["fits"] else "does NOT fit into"
-    lines.append(f"  {fits} the {_size(memory['device_bytes'])} of {document['time']['device']}")
+    lines.append(f"  {fits} the {_size(memory['device_bytes'])} of {document['time']['device']}{share}")
     lines += ["", "layout"]
     lines.append(
         f"  {layout['ranks']} {'process' if layout['ranks'] == 1 else 'processes'} ({layout['strategy']}) × "

@@ -34,6 +34,7 @@ from llmtrain.config.training import DistributedConfig, TrainerConfig
 from llmtrain.contracts import Batch
 from llmtrain.distributed.asked import refuse_backend
 from llmtrain.distributed.gang import ALONE, Gang
+from llmtrain.distributed.limits import memory_bytes, usable_cores
 from llmtrain.distributed.nccl import contradictions, nccl_settings
 from llmtrain.distributed.rendezvous import file_to_meet_at, settle
 from llmtrain.distributed.sharding import shard
@@ -158,16 +159,16 @@ def _choose(
         return Choice(str(before), previous.get("because") or "as before")
     if choose is None:
         return Choice("ddp", "every process holds the whole model")
-    memory_bytes = _memory_bytes(device, local_world_size=_local_world_size(world_size))
-    return choose(world_size=world_size, precision=precision, memory_bytes=memory_bytes)
+    each = _bytes_of_each(device, local_world_size=_local_world_size(world_size))
+    return choose(world_size=world_size, precision=precision, memory_bytes=each)
 
 
-def _memory_bytes(device: str, *, local_world_size: int) -> int:
-    """What one process has: a GPU, or its share of this machine."""
+def _bytes_of_each(device: str, *, local_world_size: int) -> int:
+    """What one process has: a GPU, or its share of what this machine, or its container, has."""
     if device.startswith("cuda"):
         index = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
         return int(torch.cuda.get_device_properties(index).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // local_world_size
+    return memory_bytes() // local_world_size
 
 
 def _device(wanted: str) -> str:
@@ -211,6 +212,16 @@ def _hush_libraries(device: str) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     if device == "cpu":
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no GPU
+
+
+def keep_to_usable_cores() -> None:
+    """Let torch compute on no more threads than there are cores for this process, unless the environment says how many.
+
+    torch counts the machine's cores; in a container with a quota the rest of its threads only take turns.
+    """
+    cores = usable_cores()
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores:
+        torch.set_num_threads(cores)
 
 
 def _keep_freed_memory() -> None:
@@ -314,6 +325,7 @@ class Engine:
             _settle_nccl()
         if accelerator == "cpu":
             _keep_freed_memory()
+            keep_to_usable_cores()
         if (file := file_to_meet_at(distributed.rendezvous)) and not torch.distributed.is_initialized():
             torch.distributed.init_process_group(
                 resolved.backend,

@@ -24,6 +24,7 @@ from pathlib import Path
 import psutil
 
 from llmtrain.config.errors import ConfigError
+from llmtrain.distributed.limits import usable_cores
 
 EXIT_FOLDER = "LLMTRAIN_EXIT_FOLDER"
 """Environment variable: where a worker leaves its exit code."""
@@ -66,7 +67,7 @@ def launch(gang: Gang, arguments: Sequence[str], *, capture: bool) -> tuple[int,
         environment = {**os.environ, EXIT_FOLDER: folder}
         environment.setdefault(SHUTDOWN_TIMEOUT, str(SHUTDOWN_SECONDS))
         environment.setdefault(OWN_STORE, "1")
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // gang.nproc)))
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // gang.nproc)))
         command = [*_torchrun(gang), "-m", "llmtrain", *arguments]
         pipe = subprocess.PIPE if capture else None
         torchrun = subprocess.Popen(command, env=environment, stdout=pipe, text=True, start_new_session=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from llmtrain.distributed.limits import usable_cores
 from llmtrain.evaluation.metrics import Metric, metrics_named
 
 Statistics = NDArray[np.float64]
@@ -62,8 +62,7 @@ def row_statistics(
     """
     metrics = metrics_named(names, ignore_case=ignore_case)
     chunks = [pairs[begin : begin + _CHUNK_ROWS] for begin in range(0, len(pairs), _CHUNK_ROWS)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(num_processes or (cores if len(pairs) >= MANY_ROWS else 1), len(chunks))
+    workers = min(num_processes or (usable_cores() if len(pairs) >= MANY_ROWS else 1), len(chunks))
     if workers <= 1:
         done = [_chunk(chunk, metrics) for chunk in chunks]
     else:

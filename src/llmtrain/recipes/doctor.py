@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import torch
 
-from llmtrain.distributed.engine import computes_bf16, missing_for_compile
+from llmtrain.distributed.engine import computes_bf16, keep_to_usable_cores, missing_for_compile
 from llmtrain.distributed.nccl import (
     SHOWN,
     SHOWN_PREFIXES,
@@ -248,6 +248,7 @@ def gather(root: Path, *, environ: Mapping[str, str] = os.environ) -> Facts:
         environ = {**environ, **nccl_settings(environ)}
     shown = [name for name in environ if name.startswith(SHOWN_PREFIXES) or name in (*ENVIRONMENT, *OF_TORCHRUN)]
     machine = hardware()
+    keep_to_usable_cores()
     return Facts(
         system=platform.system(),
         is_wsl="microsoft" in platform.release().lower(),

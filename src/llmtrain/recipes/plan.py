@@ -39,7 +39,8 @@ def plan(config: Config, *, device: str | None = None, num_ranks: int | None = N
     target = target_of(config, device or "this", assumed)
     data = planned_data(config, assumed)
     model = planned_model(config, data, precision=target.precision, assumed=assumed)
-    choice = _strategy(config, model, target, world_size=world_size)
+    each = target.memory_bytes if target.on_gpu else target.memory_bytes // world_size
+    choice = _strategy(config, model, target, world_size=world_size, memory_bytes=each)
     dp_size = world_size // config.distributed.ranks_per_matrix
     schedule = _schedule(config, data, dp_size=dp_size, assumed=assumed)
 
@@ -95,8 +96,8 @@ def plan(config: Config, *, device: str | None = None, num_ranks: int | None = N
         "memory": {
             "peak_bytes": memory.peak_bytes,
             "parts": memory.parts,
-            "device_bytes": target.memory_bytes,
-            "fits": memory.peak_bytes + (CUDA_CONTEXT_BYTES if target.on_gpu else 0) < target.memory_bytes,
+            "device_bytes": each,
+            "fits": memory.peak_bytes + (CUDA_CONTEXT_BYTES if target.on_gpu else 0) < each,
         },
         "time": _time(target, flops_per_token=flops_per_token, tokens=tokens, world_size=world_size),
         "assumed": assumed,
@@ -130,8 +131,8 @@ def _schedule(config: Config, data: PlannedData, *, dp_size: int, assumed: list[
     )
 
 
-def _strategy(config: Config, model: PlannedModel, target: Target, *, world_size: int) -> Choice:
-    """Raises ConfigError for what so many processes cannot run."""
+def _strategy(config: Config, model: PlannedModel, target: Target, *, world_size: int, memory_bytes: int) -> Choice:
+    """For processes of `memory_bytes` each. Raises ConfigError for what so many cannot run."""
     wanted = config.distributed.strategy
     if wanted == "single" and world_size > 1:
         raise ConfigError(
@@ -140,7 +141,6 @@ def _strategy(config: Config, model: PlannedModel, target: Target, *, world_size
     refuse_strategy(config, strategy=wanted, world_size=world_size)
     if wanted != "auto":
         return Choice(wanted, "")
-    memory_bytes = target.memory_bytes if target.on_gpu else target.memory_bytes // world_size
     return choice_for(
         config, model.module, world_size=world_size, precision=target.precision, memory_bytes=memory_bytes
     )

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llmtrain._version import __version__
+from llmtrain.distributed.limits import memory_bytes, usable_cores
 from llmtrain.tracking.redaction import redact
 
 RECORDED_ENVIRONMENT: Final = (
@@ -142,7 +143,7 @@ def installed_versions() -> dict[str, str | None]:
 
 
 def hardware() -> dict[str, Any]:
-    """Platform, processor, cores, memory in bytes, and GPUs."""
+    """Platform, processor, cores, GPUs, and memory in bytes: the machine's, or what a container leaves of it."""
     import torch
 
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
@@ -150,8 +151,8 @@ def hardware() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
-        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "usable_cores": usable_cores(),
+        "memory_bytes": memory_bytes(),
         "gpus": [{"name": gpu.name, "memory_bytes": gpu.total_memory} for gpu in gpus],
     }
 

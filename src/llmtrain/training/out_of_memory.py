@@ -13,6 +13,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from llmtrain.distributed.limits import memory_limit
 from llmtrain.distributed.sharding import part_of
 from llmtrain.tracking.system import peak_memory_bytes
 from llmtrain.training.optimizers import NamedOptimizer
@@ -99,6 +100,9 @@ def _room_on_gpu(device: torch.device) -> tuple[int, int]:
 def _room_here() -> tuple[int, int]:
     memory, process = psutil.virtual_memory(), psutil.Process().memory_info()
     available, total = memory.available + process.rss, memory.total
+    if (group := memory_limit()) is not None:  # a container's or a pod's
+        total = min(total, group.limit)
+        available = min(available, group.limit - group.used + process.rss)
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)  # ulimit -v
     if limit != resource.RLIM_INFINITY:
         total = min(total, max(0, limit - (process.vms - process.rss)))

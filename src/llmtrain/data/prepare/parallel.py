@@ -7,11 +7,12 @@ users' scripts, and orphans when the parent is killed.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+from llmtrain.distributed.limits import usable_cores
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -19,11 +20,7 @@ _Result = TypeVar("_Result")
 
 def resolve_num_workers(num_workers: int | None) -> int:
     """As many as given, else as many as this process may use cores."""
-    if num_workers is not None:
-        return num_workers
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return usable_cores() if num_workers is None else num_workers
 
 
 def ordered_map(function: Callable[[_Item], _Result], items: Iterable[_Item], *, num_workers: int) -> Iterator[_Result]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 
@@ -10,7 +9,8 @@ import torch
 
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.schema import Config
-from llmtrain.distributed.engine import computes_bf16, missing_for_compile
+from llmtrain.distributed.engine import computes_bf16, keep_to_usable_cores, missing_for_compile
+from llmtrain.distributed.limits import memory_bytes
 from llmtrain.tracking.system import flops_at, peak_of
 
 MFU_OF_GPU = 0.40
@@ -118,15 +118,15 @@ def _cpu_here(config: Config, assumed: list[str]) -> Target:
     if precision == "auto":
         precision = "bf16-mixed" if computes_bf16("cpu") else "32"
     compiled = config.trainer.compile is not False and missing_for_compile() is None
+    keep_to_usable_cores()
     flops = _measure_gemm(torch.float32 if precision == "32" else torch.bfloat16)
     share = SHARE_OF_CPU if compiled else SHARE_OF_CPU_EAGER
     assumed.append(
         f"time: {share:.0%} of the {flops / 1e12:.2g} TFLOP/s that matrix products in {precision} reached here just "
         f"now ({torch.get_num_threads()} threads)"
     )
-    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Target(
-        name="cpu", on_gpu=False, precision=precision, compiled=compiled, memory_bytes=memory_bytes, flops=flops
+        name="cpu", on_gpu=False, precision=precision, compiled=compiled, memory_bytes=memory_bytes(), flops=flops
     )
 
 
