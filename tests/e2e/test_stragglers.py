@@ -10,15 +10,17 @@ from llmtrain.testing.gang import GangServer
 
 pytestmark = pytest.mark.slow
 
-KEYS = ["trainer.max_steps=50", "trainer.eval_every_steps=null", "trainer.save_every_steps=50"]
+KEYS = ["trainer.max_steps=30", "trainer.eval_every_steps=null", "trainer.save_every_steps=30"]
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_a_rank_at_half_speed_is_named_within_50_steps(config_file: Path, gangs: GangServer, world_size: int) -> None:
+@pytest.mark.parametrize(("world_size", "strategy"), [(2, "ddp"), (4, "ddp"), (2, "fsdp")])
+def test_a_rank_at_half_speed_is_named_within_50_steps(
+    config_file: Path, gangs: GangServer, world_size: int, strategy: str
+) -> None:
     # What takes a rank's time is mostly these waits, so "half" holds on a busy machine as well.
     own = [0.3] + [0.15] * (world_size - 1)
     faults = ", ".join(f"sleep@loss:{seconds}:rank={rank}" for rank, seconds in enumerate(reversed(own)))
-    keys = [*KEYS, "trainer.micro_batch_size=1", "output.run_id=slow"]
+    keys = [*KEYS, "trainer.micro_batch_size=1", "output.run_id=slow", f"distributed.strategy={strategy}"]
     gang = gangs.start(["train", str(config_file), *keys], world_size=world_size, faults=faults)
     assert gang.wait() == [0] * world_size, gang.stderr
     text = (config_file.parent / "runs" / "slow" / "logs" / "train.log").read_text()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,10 +17,10 @@ class Engine:
 
     rank, device = 0, torch.device("cpu")
 
-    def __init__(self, num_ranks: int, *, strategy: str = "ddp") -> None:
-        self.world_size = num_ranks
-        self.resolved = SimpleNamespace(strategy=strategy)
-        self.others_sec = [1.0] * (num_ranks - 1)
+    def __init__(self, num_ranks: int, *, replicas: int = 1, cuts: bool = False) -> None:
+        self.world_size, self.replicas, self.cuts = num_ranks, replicas, cuts
+        self.dp_rank, self.dp_size = 0, num_ranks // replicas
+        self.others_sec = [1.0] * (self.dp_size - 1)
         self.num_exchanges = 0
         self.own_sec = 0.0
 
@@ -90,9 +89,18 @@ def test_what_costs_the_others_little_is_not_worth_naming(caplog: pytest.LogCapt
     assert caplog.text == ""
 
 
-@pytest.mark.parametrize(("num_ranks", "strategy"), [(1, "single"), (2, "fsdp")])
-def test_where_there_is_nothing_to_compare_nothing_is_exchanged(num_ranks: int, strategy: str) -> None:
-    pace, engine = make(num_ranks, strategy=strategy)
+def test_ranks_that_share_matrices_are_named_as_one(caplog: pytest.LogCaptureFixture) -> None:
+    pace, engine = make(4, replicas=2, cuts=True)
+    go_on(pace, comparisons=2, first=1, own_sec=2.0)  # half of it is this rank's part
+    assert caplog.text == ""
+    engine.others_sec = [2.0]
+    go_on(pace, comparisons=2, first=31, own_sec=2.0)
+    assert "one of the ranks 2 to 3 on here is slow" in caplog.text
+
+
+@pytest.mark.parametrize(("num_ranks", "replicas"), [(1, 1), (2, 2)])
+def test_where_there_is_nothing_to_compare_nothing_is_exchanged(num_ranks: int, replicas: int) -> None:
+    pace, engine = make(num_ranks, replicas=replicas, cuts=replicas > 1)
     go_on(pace, comparisons=3, first=1)
     assert engine.num_exchanges == 0
 

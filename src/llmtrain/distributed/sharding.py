@@ -10,8 +10,8 @@ checkpoints, the optimizer and the start of a model call the rest.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,9 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from llmtrain.distributed.tensor_parallel import split_matrices
+
+_WAITS = ("unshard", "wait_for_unshard", "post_backward", "finalize_backward")
+"""Methods of FSDP's parameter groups that wait for the other ranks: to gather parameters, to add up gradients."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,37 @@ def layers_of(module: nn.Module) -> list[nn.Module]:
     """What `module` is cut into before the rest is; nothing if it does not say."""
     layers: Callable[[], list[nn.Module]] = getattr(module, "layers", list)
     return layers()
+
+
+def parameter_groups(module: nn.Module) -> list[Any]:
+    """FSDP's own objects, each for the parameters that it gathers at a time; nothing where none are cut."""
+    states = [part._get_fsdp_state() for part in module.modules() if isinstance(part, FSDPModule)]
+    return [state._fsdp_param_group for state in states if state._fsdp_param_group is not None]
+
+
+@contextmanager
+def waits_inside(groups: Sequence[Any], wait: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """While the block runs, each wait of these parameter groups for other ranks takes place inside of a `wait()`.
+
+    On a GPU it is the current stream that waits, not the host. No such two are inside of each other.
+    """
+    for group in groups:
+        for name in _WAITS:
+            setattr(group, name, _inside(wait, getattr(group, name)))
+    try:
+        yield
+    finally:
+        for group in groups:
+            for name in _WAITS:
+                delattr(group, name)  # the class's own is there again
+
+
+def _inside(wait: Callable[[], AbstractContextManager[None]], method: Callable[..., Any]) -> Callable[..., Any]:
+    def waiting(*arguments: Any, **options: Any) -> Any:
+        with wait():
+            return method(*arguments, **options)
+
+    return waiting
 
 
 def _cut_again(module: nn.Module, arguments: Any, output: Any) -> None:

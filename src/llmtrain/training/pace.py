@@ -1,10 +1,11 @@
 """Finds the rank that all others wait for: each times its own work, without the waiting, and they compare.
 
-    own work of a step = waiting for data + forward and backward, up to the moment when the last gradient is computed
+    own work of a step = waiting for data + forward and backward, without the waits for other ranks in them
 
-Behind that moment a rank waits for the slowest, so the step as a whole takes equally long everywhere and tells nothing.
-This holds for ddp; where parameters are cut over the ranks (fsdp) each layer waits for all ranks, and nothing is
-compared.
+The step as a whole takes equally long everywhere, since all wait for the slowest, and tells nothing. Under ddp the wait
+begins when a rank's last gradient is computed. Where parameters are cut over the ranks (fsdp) each layer has its waits:
+they are timed, by the clock on a CPU and by the stream that computes on a GPU, and taken off. Ranks that share matrices
+(fsdp_tp) wait for each other inside of a layer as well, where nobody looks: they are compared as one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import nn
 
 from llmtrain.distributed.engine import Engine
+from llmtrain.distributed.sharding import parameter_groups, waits_inside
 
 log = logging.getLogger("llmtrain.pace")
 
@@ -38,20 +40,17 @@ class Pace:
 
     def __init__(self, model: nn.Module, *, engine: Engine) -> None:
         self._engine = engine
-        self._compares = engine.world_size > 1 and engine.resolved.strategy == "ddp"
+        self._compares = engine.dp_size > 1
         self._device = engine.device
-        self._marks: list[tuple[_Moment, _Moment]] = []
-        self._last_gradients: list[_Moment] = []
-        """Of each micro-batch of the step."""
-        self._waited_sec = self._steps_sec = 0.0
+        self._waits: list[tuple[_Moment, _Moment]] = []
+        """For other ranks, in this step: when each began and ended."""
+        self._own_sec = self._steps_sec = 0.0
         self._num_steps = -1  # the first compiles, and is not counted
-        self._slow_for = [0] * engine.world_size
+        self._slow_for = [0] * engine.dp_size
         self._hosts: list[str] = []
+        self._groups = parameter_groups(model) if engine.cuts else []
         # Gradients come from the last layer to the first, so this parameter's is computed last.
         self._first = next(parameter for parameter in model.parameters() if parameter.requires_grad)
-
-    def _note_gradient(self, _: torch.Tensor) -> None:
-        self._last_gradients.append(_Moment(self._device))
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -60,53 +59,75 @@ class Pace:
             yield
             return
         began = _Moment(self._device)
-        self._last_gradients.clear()
-        hook = self._first.register_post_accumulate_grad_hook(self._note_gradient)  # type: ignore[no-untyped-call]
+        self._waits.clear()
+        with waits_inside(self._groups, self._waiting) if self._engine.cuts else self._last_gradient_noted():
+            yield
+        if self._waits and self._num_steps >= 0:
+            *_, (last, _) = self._waits  # behind it is nothing of this rank's own
+            waited_sec = sum(end.seconds_since(begin) for begin, end in self._waits[:-1])
+            self._own_sec += last.seconds_since(began) - waited_sec
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        begins = _Moment(self._device)
+        yield
+        self._waits.append((begins, _Moment(self._device)))
+
+    @contextmanager
+    def _last_gradient_noted(self) -> Iterator[None]:
+        """Under ddp, where the only wait begins when the last gradient is there."""
+
+        def note(_: torch.Tensor) -> None:
+            self._waits[:] = [(now := _Moment(self._device), now)]  # of the last micro-batch alone: before, none waits
+
+        hook = self._first.register_post_accumulate_grad_hook(note)  # type: ignore[no-untyped-call]
         try:
             yield
         finally:
             hook.remove()
-        if self._last_gradients and self._num_steps >= 0:
-            self._marks.append((began, self._last_gradients[-1]))
 
     def stepped(self, step: int, *, waited_sec: float, seconds: float) -> None:
         """`step` steps are done; the last took `seconds`, of which it waited for data. Compares now and then."""
         if not self._compares:
             return
         if self._num_steps >= 0:
-            self._waited_sec += waited_sec
+            self._own_sec += waited_sec
             self._steps_sec += seconds
         self._num_steps += 1
         if step % EVERY_STEPS or self._num_steps <= 0:
             return
-        own = [0.0] * self._engine.world_size
-        computed_sec = sum(end.seconds_since(begin) for begin, end in self._marks)
-        own[self._engine.rank] = (computed_sec + self._waited_sec) / self._num_steps
+        own = [0.0] * self._engine.dp_size
+        own[self._engine.dp_rank] = self._own_sec / self._num_steps / self._engine.replicas
         step_sec = self._steps_sec / self._num_steps
-        self._marks.clear()
-        self._waited_sec = self._steps_sec = 0.0
+        self._own_sec = self._steps_sec = 0.0
         self._num_steps = 0
         self._compare(self._engine.sum_floats(own), step_sec=step_sec)
 
     def _compare(self, seconds: Sequence[float], *, step_sec: float) -> None:
-        """Name the ranks that were slow, by the seconds of each rank's own work in a step."""
+        """Name who was slow, by the seconds of own work in a step: of each rank, or of those that share matrices."""
         if not self._hosts:
             self._hosts = self._engine.gather(socket.gethostname())
-        for rank, others in others_median(seconds):
-            ratio = seconds[rank] / others if others else 1.0
-            if ratio >= SLOW and seconds[rank] - others >= WORTH_NAMING * step_sec:
-                self._slow_for[rank] += 1
-                if self._slow_for[rank] == IN_A_ROW:
+        for index, others in others_median(seconds):
+            ratio = seconds[index] / others if others else 1.0
+            if ratio >= SLOW and seconds[index] - others >= WORTH_NAMING * step_sec:
+                self._slow_for[index] += 1
+                if self._slow_for[index] == IN_A_ROW:
                     log.warning(
-                        "rank %d on %s is slow, and all wait for it: its own work takes %.3g s a step, %.1f times the "
-                        "%.3g s of the others",
-                        *(rank, self._hosts[rank], seconds[rank], ratio, others),
+                        "%s is slow, and all wait for it: its own work takes %.3g s a step, %.1f times the %.3g s of "
+                        "the others",
+                        *(self._name(index, with_hosts=True), seconds[index], ratio, others),
                     )
-            elif self._slow_for[rank] < IN_A_ROW:
-                self._slow_for[rank] = 0
+            elif self._slow_for[index] < IN_A_ROW:
+                self._slow_for[index] = 0
             elif ratio < RECOVERED:
-                log.info("rank %d is as fast as the others again", rank)
-                self._slow_for[rank] = 0
+                log.info("%s is as fast as the others again", self._name(index))
+                self._slow_for[index] = 0
+
+    def _name(self, index: int, *, with_hosts: bool = False) -> str:
+        ranks = range(index * self._engine.replicas, (index + 1) * self._engine.replicas)
+        hosts = ", ".join(sorted({self._hosts[rank] for rank in ranks}))
+        who = f"rank {index}" if len(ranks) == 1 else f"one of the ranks {ranks[0]} to {ranks[-1]}"
+        return f"{who} on {hosts}" if with_hosts else who
 
 
 def others_median(seconds: Sequence[float]) -> list[tuple[int, float]]:
