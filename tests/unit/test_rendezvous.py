@@ -14,10 +14,12 @@ from llmtrain.config.running import RunConfig
 from llmtrain.config.training import DistributedConfig, RendezvousConfig, TrainerConfig
 from llmtrain.distributed.asked import address_of, refuse_strategy, refuse_what_cannot_run
 from llmtrain.distributed.engine import resolve
+from llmtrain.distributed.launch import Gang, launch
 from llmtrain.distributed.rendezvous import file_to_meet_at, settle
 from llmtrain.testing.tiny_run import write_config
 
 MEET = {"MASTER_ADDR": "host", "MASTER_PORT": "29500"}
+TWO = {**MEET, "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
 
 
 def settled(config: Mapping[str, Any] | None = None, **environ: str) -> dict[str, str]:
@@ -75,6 +77,9 @@ def test_a_file_is_a_place_to_meet() -> None:
         ),
         ({}, {"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', which is no such number"),
         ({}, {"WORLD_SIZE": "0"}, "WORLD_SIZE is '0', which is no such number"),
+        ({}, {**TWO, "MASTER_PORT": "http"}, "MASTER_PORT is 'http', which is no such number"),
+        ({}, {**TWO, "MASTER_PORT": "70000"}, "MASTER_PORT is 70000, but ports are 1 to 65535"),
+        ({}, {**TWO, "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "2"}, "LOCAL_WORLD_SIZE is 2, which does not divide the 3"),
     ],
 )
 def test_what_contradicts_or_is_missing_is_a_mistake_that_names_both_places(
@@ -93,6 +98,33 @@ def test_the_first_machine_may_stand_in_the_config() -> None:
         address_of(both, given="a:1")
     with pytest.raises(ConfigError, match=r"master_port needs distributed\.rendezvous\.master_addr"):
         address_of(RendezvousConfig(master_port=5), given=None)
+
+
+def test_where_machines_meet_is_the_launchers_and_its_processes_meet_where_torchrun_says() -> None:
+    keys = {"master_addr": "host", "master_port": 29400}
+    told = {**TWO, "MASTER_ADDR": "here", "LLMTRAIN_EXIT_FOLDER": "/tmp"}
+    assert settled(keys, **told) == told
+
+
+@pytest.mark.parametrize(
+    ("gang", "message"),
+    [
+        (Gang(2, rendezvous="host:29500"), "host:29500 is where several machines would meet, but --nnodes is 1"),
+        (Gang(2, node_rank=1), "--node-rank is 1, but --nnodes is 1: machines are numbered from 0"),
+        (Gang(2, nnodes=2, node_rank=2, rendezvous="host:29500"), "--node-rank is 2, but --nnodes is 2"),
+        (Gang(2, nnodes=2, node_rank=0, rendezvous="host"), "host is no HOST:PORT with a port of 1 to 65535"),
+        (Gang(2, nnodes=2, rendezvous="host:port"), "host:port is no HOST:PORT"),
+        (Gang(2, nnodes=2), "--nnodes over 1 needs --rendezvous HOST:PORT of the first machine, or MASTER_ADDR"),
+    ],
+)
+def test_machines_that_cannot_meet_are_refused_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, gang: Gang, message: str
+) -> None:
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError) as caught:
+        launch(gang, ["version"], capture=False)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(

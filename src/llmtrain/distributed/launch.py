@@ -39,6 +39,8 @@ OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 TO_WAKE_SEC = 10.0
 """So long may a worker that was stopped, was told to end and was woken for it, take; then it is killed."""
 
+LAST_PORT = 65535
+
 STRONGEST_FIRST = (2, 42, 1, 76, 75)
 """One worker's word for all: a mistake, then what will fail again, then a failure that others only followed."""
 
@@ -116,9 +118,18 @@ def _torchrun(gang: Gang) -> list[str]:
         raise ConfigError(
             "--nproc starts processes, but this is one that torchrun started already: leave one of them out"
         )
+    if gang.node_rank is not None and gang.node_rank >= gang.nnodes:
+        raise ConfigError(
+            f"--node-rank is {gang.node_rank}, but --nnodes is {gang.nnodes}: machines are numbered from 0"
+        )
     start = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={gang.nproc}", f"--nnodes={gang.nnodes}"]
     start.append(f"--max-restarts={gang.max_restarts}")
     if gang.nnodes == 1:
+        if gang.rendezvous is not None:
+            raise ConfigError(
+                f"{gang.rendezvous} is where several machines would meet, but --nnodes is 1: add --nnodes N, or leave "
+                "out --rendezvous, and distributed.rendezvous.master_addr and master_port of the config"
+            )
         return [*start, "--standalone"]
     if gang.rendezvous is None:
         address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "29500")
@@ -127,9 +138,13 @@ def _torchrun(gang: Gang) -> list[str]:
         rendezvous = f"{address}:{port}"
     else:
         rendezvous = gang.rendezvous
+    host, _, port = rendezvous.rpartition(":")
+    if not host or not port.isdecimal() or not 1 <= int(port) <= LAST_PORT:
+        raise ConfigError(
+            f"{rendezvous} is no HOST:PORT with a port of 1 to {LAST_PORT}: it is where the machines meet"
+        )
     if gang.node_rank is None:
         return [*start, "--rdzv-backend=c10d", f"--rdzv-endpoint={rendezvous}", "--rdzv-id=llmtrain"]
-    host, _, port = rendezvous.rpartition(":")
     return [*start, f"--node-rank={gang.node_rank}", f"--master-addr={host}", f"--master-port={port}"]
 
 

@@ -17,6 +17,7 @@ import torch
 from llmtrain.config.errors import ConfigError
 from llmtrain.config.training import RendezvousConfig
 from llmtrain.distributed.asked import KEY, refuse_difference
+from llmtrain.distributed.launch import EXIT_FOLDER, LAST_PORT
 
 
 def settle(config: RendezvousConfig, *, environ: MutableMapping[str, str] = os.environ) -> None:
@@ -33,7 +34,9 @@ def settle(config: RendezvousConfig, *, environ: MutableMapping[str, str] = os.e
         "master_port": ("MASTER_PORT", config.master_port),
     }
     for key, (variable, value) in said.items():
-        if value is not None:
+        if value is not None and not (
+            key.startswith("master") and EXIT_FOLDER in environ
+        ):  # --nproc's, not the workers'
             refuse_difference(f"{KEY}.{key}", str(value), variable, environ.get(variable))
             environ[variable] = str(value)
     _meet_by_address(config, environ)
@@ -47,6 +50,8 @@ def settle(config: RendezvousConfig, *, environ: MutableMapping[str, str] = os.e
         if not (config.init_method or "").startswith("file:"):
             for key in ("master_addr", "master_port"):
                 _require(said[key][0], key, environ, why=f"{world_size} processes have to meet somewhere")
+            if not 1 <= _number("MASTER_PORT", environ) <= LAST_PORT:
+                raise ConfigError(f"MASTER_PORT is {environ['MASTER_PORT']}, but ports are 1 to {LAST_PORT}")
     environ.setdefault("RANK", "0")
     if "LOCAL_RANK" not in environ and world_size > 1 and torch.cuda.device_count() > 1:
         raise ConfigError(
@@ -58,6 +63,11 @@ def settle(config: RendezvousConfig, *, environ: MutableMapping[str, str] = os.e
     if rank >= world_size:
         raise ConfigError(f"RANK is {rank}, but WORLD_SIZE is {world_size}: ranks are numbered from 0")
     local_world_size = _number("LOCAL_WORLD_SIZE", environ) if "LOCAL_WORLD_SIZE" in environ else None
+    if local_world_size is not None and world_size % local_world_size:
+        raise ConfigError(
+            f"LOCAL_WORLD_SIZE is {local_world_size}, which does not divide the {world_size} of WORLD_SIZE: start as "
+            "many processes on each machine"
+        )
     if local_rank >= (local_world_size or world_size):
         where = "WORLD_SIZE" if local_world_size is None else "LOCAL_WORLD_SIZE"
         raise ConfigError(f"LOCAL_RANK is {local_rank}, but {where} is {environ[where]}: it is counted on each machine")
