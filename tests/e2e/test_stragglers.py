@@ -10,7 +10,7 @@ from llmtrain.testing.gang import GangServer
 
 pytestmark = pytest.mark.slow
 
-KEYS = ["trainer.max_steps=30", "trainer.eval_every_steps=null", "trainer.save_every_steps=30"]
+KEYS = ["trainer.max_steps=50", "trainer.eval_every_steps=null", "trainer.save_every_steps=50"]
 
 
 @pytest.mark.parametrize(("world_size", "strategy"), [(2, "ddp"), (4, "ddp"), (2, "fsdp")])
