@@ -18,19 +18,13 @@ from llmtrain.models.folder import write_model_folder
 from llmtrain.recipes.plan import plan
 from llmtrain.recipes.planning import target as plan_target
 from llmtrain.recipes.planning.target import GPUS
-from llmtrain.testing.tiny_run import write_config
+from llmtrain.testing.tiny_run import SYNTHETIC, write_config
 from llmtrain.tracking.system import peak_of
-
-TINY: dict[str, Any] = {
-    "data": {"name": "synthetic", "seq_len": 32, "vocab_size": 300, "num_items": 100, "num_val_items": 0},
-    "model": {"max_seq_len": 64, "d_model": 32, "num_layers": 2, "attention": {"num_heads": 2}},
-    "trainer": {"micro_batch_size": 4, "precision": "32", "compile": False},
-}
 
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> str:
-    return str(write_config(tmp_path / "tiny.yaml", TINY))
+    return str(write_config(tmp_path / "tiny.yaml", SYNTHETIC))
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +104,7 @@ def test_an_unknown_device_lists_those_that_are_known(tiny: str) -> None:
 
 
 def test_without_shards_it_says_what_it_assumed(tmp_path: Path) -> None:
-    keys = TINY | {"data": {"name": "tokens", "train": str(tmp_path / "nowhere"), "seq_len": 32}}
+    keys = SYNTHETIC | {"data": {"name": "tokens", "train": str(tmp_path / "nowhere"), "seq_len": 32}}
     ref = str(write_config(tmp_path / "config.yaml", keys))
     found = planned(ref, "trainer.max_epochs=2", device="a100")
     assert found["run"]["steps"] is found["run"]["epochs"] is found["flops"] is found["time"]["seconds"] is None
@@ -174,7 +168,9 @@ def test_a_gpu_that_is_not_here_has_to_be_named(tiny: str, monkeypatch: pytest.M
 
 
 def test_a_decoder_that_begins_from_another_is_planned_as_that_one_with_its_adapters(tmp_path: Path) -> None:
-    base = Decoder(load_config(str(write_config(tmp_path / "base.yaml", TINY))).config.decoder(wanted_by="a test"), 300)
+    base = Decoder(
+        load_config(str(write_config(tmp_path / "base.yaml", SYNTHETIC))).config.decoder(wanted_by="a test"), 300
+    )
     config = load_config(str(tmp_path / "base.yaml")).config.decoder(wanted_by="a test")
     write_model_folder(
         tmp_path / "model",
@@ -184,7 +180,7 @@ def test_a_decoder_that_begins_from_another_is_planned_as_that_one_with_its_adap
         tokenizer_folder=None,
         eos_id=None,
     )
-    keys = {**TINY, "model": {"init_from": str(tmp_path / "model"), "lora": {"r": 2}}}
+    keys = {**SYNTHETIC, "model": {"init_from": str(tmp_path / "model"), "lora": {"r": 2}}}
     found = planned(str(write_config(tmp_path / "tune.yaml", keys)))
     layers = [module for module in base.blocks.modules() if isinstance(module, torch.nn.Linear)]
     adapters = sum(2 * (layer.in_features + layer.out_features) for layer in layers)

@@ -16,20 +16,15 @@ from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.recipes.plan import plan
 from llmtrain.recipes.planning.planned import strategy_for
 from llmtrain.testing.tiny_huggingface import write_tiny_folder
-from llmtrain.testing.tiny_run import write_config
+from llmtrain.testing.tiny_run import SYNTHETIC, write_config
 from llmtrain.training.memory import Part, StepMemory, cut, state_bytes
 
 GB = 10**9
-TINY: dict[str, Any] = {
-    "data": {"name": "synthetic", "seq_len": 32, "vocab_size": 300, "num_items": 100, "num_val_items": 0},
-    "model": {"max_seq_len": 64, "d_model": 32, "num_layers": 2, "attention": {"num_heads": 2}},
-    "trainer": {"micro_batch_size": 4, "precision": "32", "compile": False},
-}
 
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> str:
-    return str(write_config(tmp_path / "tiny.yaml", TINY))
+    return str(write_config(tmp_path / "tiny.yaml", SYNTHETIC))
 
 
 def test_the_strategy_follows_from_memory_and_number_of_processes() -> None:
@@ -86,7 +81,7 @@ def test_several_processes_ask_and_a_resumed_run_keeps_its_strategy(monkeypatch:
 def test_of_a_model_of_transformers_the_frozen_weights_count_once(tmp_path: Path) -> None:
     folder = write_tiny_folder(tmp_path / "base")
     model = {"name": "huggingface", "path": str(folder)}
-    file = str(write_config(tmp_path / "run.yaml", TINY | {"model": model}))
+    file = str(write_config(tmp_path / "run.yaml", SYNTHETIC | {"model": model}))
     whole = strategy_for(load_config(file).config, world_size=2, precision="32", memory_bytes=10**6)
     lora = strategy_for(
         load_config(file, ["model.lora.r=1"]).config, world_size=2, precision="bf16-mixed", memory_bytes=10**6

@@ -11,6 +11,13 @@ from ruamel.yaml import YAML
 
 CORPUS = ["json/*.py", "collections/*.py", "email/*.py"]
 
+SYNTHETIC: dict[str, Any] = {
+    "data": {"name": "synthetic", "seq_len": 32, "vocab_size": 300, "num_items": 100, "num_val_items": 0},
+    "model": {"max_seq_len": 64, "d_model": 32, "num_layers": 2, "attention": {"num_heads": 2}},
+    "trainer": {"micro_batch_size": 4, "precision": "32", "compile": False},
+}
+"""A config that needs no corpus: what `plan` says of it is known."""
+
 
 def tiny_config(shards: Path, root: Path) -> dict[str, Any]:
     """Two layers, 32 wide, on windows of 32 tokens: about 12 ms a step."""
