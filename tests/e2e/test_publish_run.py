@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM
@@ -94,6 +95,45 @@ def test_a_tuned_model_is_compared_and_published_or_kept_back_with_exit_1(
     assert "not published: bits_per_byte is not shown to be better" in told
     assert f"To publish it: llmtrain publish {tmp_path / 'runs' / 'worse'}" in told
     assert not (tmp_path / "artifacts" / "models" / "worse").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["published", "hub:me/tuned"])
+def test_what_was_published_is_what_the_next_model_is_compared_with(
+    hub: LocalHub, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    def says(*arguments: str) -> dict[str, Any]:
+        assert run([*arguments, "--json"]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    asking = ["--data", str(tmp_path / "test.jsonl"), "--max-new-tokens", "6"]
+    says("train", str(rows), "publish=null")
+    first = says("eval", "tuned", *asking)
+    done = says("publish", "tuned", "--to", place, "--license", "mit", "--require-improvement", "bits_per_byte")
+    assert done["comparison"]["bits_per_byte"]["verdict"] == "better"
+    on_hub = place.startswith("hub:")
+    assert (tmp_path / place.removeprefix("hub:")).exists() is not on_hub
+
+    says("train", str(rows), "publish=null", "output.run_id=next", "trainer.max_steps=2")
+    compared = says("eval", "next", *asking, "--baseline", "last-published")
+    if on_hub:
+        assert Path(compared["baseline"]).name == done["revision"] == hub.repos["me/tuned"].revision
+    else:
+        assert compared["baseline"] == str(tmp_path / "published")
+    assert compared["baseline_scores"] == pytest.approx(first["scores"]), "the published one is the run's model"
+    assert compared["comparison"]["loss"]["base"] == pytest.approx(first["scores"]["loss"])
+
+    if on_hub:
+        hub.repos.clear()
+    else:
+        (tmp_path / "published").rename(tmp_path / "elsewhere")
+    assert run(["eval", "next", *asking, "--baseline", "last-published"]) == 2
+    said = capsys.readouterr().err
+    where = f"me/tuned@{done['revision']}" if on_hub else str(tmp_path / "published")
+    assert said.count("error:") == 1
+    assert f"what was published last, {where} (says runs/last-published.json), is not to be had: " in said
+    assert "Name another --baseline, or compare with none: --no-baseline" in said
 
 
 @pytest.mark.slow

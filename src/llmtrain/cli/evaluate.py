@@ -198,7 +198,7 @@ def _blocks(result: Mapping[str, Any]) -> Iterator[Block]:
     if result["comparison"]:
         yield Table(
             "against the baseline",
-            ["", "base", "tuned", "difference", "95 % interval", "better", "worse", "same", ""],
+            ["", "baseline", "model", "difference", "95 % interval", "better", "worse", "same", ""],
             [_compared(name, found) for name, found in result["comparison"].items()],
         )
         yield from _got_worse(result["got_worse"])

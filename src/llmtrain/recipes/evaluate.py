@@ -210,8 +210,16 @@ def _baseline(folder: Path, settings: EvaluationConfig, *, root: str) -> Path | 
         except ConfigError as error:
             raise ConfigError(f"{error}. Name another --baseline, or compare with none: --no-baseline") from error
     ref = _last_published(root) if settings.baseline == LAST_PUBLISHED else settings.baseline
-    baseline = locate_model(ref, root_dir=root)
-    base_of(baseline)
+    try:
+        baseline = locate_model(ref, root_dir=root)
+        base_of(baseline)
+    except ConfigError as error:
+        if settings.baseline != LAST_PUBLISHED:
+            raise
+        raise ConfigError(
+            f"what was published last, {ref} (says {Path(root) / PUBLISHED_NAME}), is not to be had: {error}. Name "
+            "another --baseline, or compare with none: --no-baseline"
+        ) from error
     if baseline == folder:
         raise ConfigError(f"evaluation.baseline: {settings.baseline} is the model itself, {folder}")
     return baseline

@@ -221,5 +221,5 @@ def _record(source: Source, done: Mapping[str, Any], *, root: Path) -> None:
     if source.run is not None:
         with (source.run / RECORD).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"checkpoint": source.checkpoint, **about}) + "\n")
-    if root.is_dir():
-        write_json(root / PUBLISHED_NAME, {"model": on_hub or done["to"], "source": source.name, **about})
+    root.mkdir(parents=True, exist_ok=True)
+    write_json(root / PUBLISHED_NAME, {"model": on_hub or done["to"], "source": source.name, **about})

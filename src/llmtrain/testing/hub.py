@@ -1,11 +1,11 @@
-"""The part of the Hugging Face Hub's API that publishing uses, on 127.0.0.1: what it would keep, and faults at will.
+"""The part of the Hugging Face Hub's API that is used, on 127.0.0.1: what it would keep, and faults at will.
 
 >>> with LocalHub() as hub:
 ...     hub.fail("/commit/", status=429, times=1)
 ...     ...  # HF_ENDPOINT=hub.endpoint HF_TOKEN=hub.TOKEN llmtrain publish …
 ...     hub.repos["me/model"].files["README.md"]
 
-create · repo info · auth-check · whoami · validate-yaml · tree · preupload · LFS batch and PUT · commit
+create · repo info · auth-check · whoami · validate-yaml · tree · preupload · LFS batch and PUT · commit · resolve
 """
 
 from __future__ import annotations
@@ -158,6 +158,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._create(json.loads(body))
             case ["api", "models", owner, name, *rest]:
                 self._model(f"{owner}/{name}", rest, body)
+            case [owner, name, "resolve", revision, *path]:
+                self._resolve(f"{owner}/{name}", revision, "/".join(path))
             case [owner, name, "info", "lfs", "objects", "batch"]:
                 self._batch(f"{owner}/{name.removesuffix('.git')}", json.loads(body))
             case _:
@@ -180,6 +182,8 @@ class _Handler(BaseHTTPRequestHandler):
         if repo is None:
             return self._answer(404, {"error": "Repository not found"}, headers={"X-Error-Code": "RepoNotFound"})
         match rest:
+            case ["revision", revision] if revision not in ("main", repo.revision):
+                self._answer(404, {"error": "Revision not found"}, headers={"X-Error-Code": "RevisionNotFound"})
             case [] | ["revision", _]:
                 files = [{"rfilename": name} for name in repo.files]
                 about = {"id": repo_id, "modelId": repo_id, "private": repo.private, "sha": repo.revision, "tags": []}
@@ -199,6 +203,13 @@ class _Handler(BaseHTTPRequestHandler):
                 self._commit(repo_id, repo, body)
             case _:
                 self._answer(404, {"error": "no such page"})
+
+    def _resolve(self, repo_id: str, revision: str, path: str) -> None:
+        repo = self.owner.repos.get(repo_id)
+        if repo is None or revision not in ("main", repo.revision) or path not in repo.files:
+            return self._answer(404, {"error": "Entry not found"}, headers={"X-Error-Code": "EntryNotFound"})
+        data = repo.files[path]
+        self._send(200, data, {"ETag": f'"{_git_oid(data)}"', "X-Repo-Commit": repo.revision})
 
     def _batch(self, repo_id: str, asked: Mapping[str, Any]) -> None:
         objects = []
@@ -246,13 +257,15 @@ class _Handler(BaseHTTPRequestHandler):
         return b"".join(pieces)
 
     def _answer(self, status: int, content: Any, *, headers: Mapping[str, str] | None = None) -> None:
-        body = json.dumps(content).encode()
+        told = {"X-Error-Message": content["error"]} if isinstance(content, dict) and "error" in content else {}
+        self._send(
+            status, json.dumps(content).encode(), {**(headers or {}), **told, "Content-Type": "application/json"}
+        )
+
+    def _send(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
         self.send_response(status)
-        for name, value in (headers or {}).items():
+        for name, value in headers.items():
             self.send_header(name, value)
-        if isinstance(content, dict) and "error" in content:
-            self.send_header("X-Error-Message", content["error"])
-        self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
