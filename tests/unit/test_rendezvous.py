@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch._C._distributed_c10d import TCPStore
 
-from llmtrain.config.errors import ConfigError
+from llmtrain.config.errors import ConfigError, Hang
 from llmtrain.config.load import load_config
 from llmtrain.config.running import RunConfig
 from llmtrain.config.training import DistributedConfig, RendezvousConfig, TrainerConfig
 from llmtrain.distributed.asked import address_of, refuse_strategy, refuse_what_cannot_run
-from llmtrain.distributed.engine import resolve
+from llmtrain.distributed.engine import meeting, resolve
 from llmtrain.distributed.launch import Gang, launch
 from llmtrain.distributed.rendezvous import file_to_meet_at, settle
+from llmtrain.testing.ranks import free_port
 from llmtrain.testing.tiny_run import write_config
 
 MEET = {"MASTER_ADDR": "host", "MASTER_PORT": "29500"}
@@ -104,6 +108,22 @@ def test_where_machines_meet_is_the_launchers_and_its_processes_meet_where_torch
     keys = {"master_addr": "host", "master_port": 29400}
     told = {**TWO, "MASTER_ADDR": "here", "LLMTRAIN_EXIT_FOLDER": "/tmp"}
     assert settled(keys, **told) == told
+
+
+def test_why_processes_do_not_meet_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    for name, value in {**MEET, "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        with pytest.raises(ConfigError, match=f"cannot meet at port {port}, where another program listens"), meeting():
+            TCPStore("127.0.0.1", port, 2, is_master=True)
+    absent = r"the 2 processes did not meet at host:\d+ \(.*1/2 clients joined.*\): start all"
+    with pytest.raises(Hang, match=absent), meeting():
+        TCPStore("127.0.0.1", free_port(), 2, is_master=True, timeout=timedelta(seconds=1))
 
 
 @pytest.mark.parametrize(

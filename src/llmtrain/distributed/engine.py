@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from llmtrain.config.errors import ConfigError
+from llmtrain.config.errors import ConfigError, Hang, Preempted
 from llmtrain.config.running import RunConfig
 from llmtrain.config.training import DistributedConfig, TrainerConfig
 from llmtrain.contracts import Batch
@@ -259,6 +259,27 @@ def is_timeout(error: Exception) -> bool:
     return bool(_TIMED_OUT.search(str(error)))
 
 
+@contextlib.contextmanager
+def meeting() -> Iterator[None]:
+    """The processes find each other in this block; where they do not, one message says why.
+
+    Raises ConfigError if the port that somebody chose is taken, Hang if others did not come, Preempted for the rest.
+    """
+    try:
+        yield
+    except torch.distributed.DistError as error:
+        where, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+        why = str(error).splitlines()[0]
+        if "EADDRINUSE" in why and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun's own it would choose anew
+            raise ConfigError(
+                f"the processes cannot meet at port {port}, where another program listens: name a free one by "
+                "MASTER_PORT or distributed.rendezvous.master_port"
+            ) from error
+        world_size = os.environ.get("WORLD_SIZE")
+        message = f"the {world_size} processes did not meet at {where}:{port} ({why}): start all, where each reaches it"
+        raise (Hang if is_timeout(error) else Preempted)(message) from error
+
+
 def _settle_nccl() -> None:
     for what in contradictions(os.environ):
         log.warning("%s", what)
@@ -344,7 +365,8 @@ class Engine:
             plugins=plugins,
             **precision,
         )
-        self._fabric.launch()
+        with meeting():
+            self._fabric.launch()
         self.rank = self._fabric.global_rank
         self.device = self._fabric.device
         self._timeout = timeout
