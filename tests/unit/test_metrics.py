@@ -69,6 +69,7 @@ def test_exact_match_takes_blanks_off_and_case_where_it_is_asked_to() -> None:
     assert exact_match("yes", "Yes") == 0
     assert exact_match("yes", "Yes", ignore_case=True) == 1
     assert exact_match("a  b", "a b") == 0, "blanks within are text"
+    assert exact_match(" ", "") == 0, "an empty answer counts as none"
     assert measured([("yes", "Yes"), ("no", "No")], "exact_match", ignore_case=True) == {"exact_match": 1.0}
 
 

@@ -74,7 +74,7 @@ def _metric(name: str, *, ignore_case: bool) -> Metric:
         case = "case ignored" if ignore_case else "case matters"
         return mean_metric(
             name,
-            f"share of rows whose prediction is what was expected, blanks around both taken off; {case}",
+            f"share of rows whose prediction, not empty, is what was expected, blanks around both taken off; {case}",
             lambda prediction, expected: exact_match(prediction, expected, ignore_case=ignore_case),
         )
     if name == "jaccard":
@@ -99,11 +99,11 @@ def _metric(name: str, *, ignore_case: bool) -> Metric:
 
 
 def exact_match(prediction: str, expected: str, *, ignore_case: bool = False) -> float:
-    """1 where both are the same but for blanks around them, else 0."""
+    """1 where both are the same but for blanks around them, else 0, as for a prediction that is empty."""
     prediction, expected = prediction.strip(), expected.strip()
     if ignore_case:
         prediction, expected = prediction.casefold(), expected.casefold()
-    return float(prediction == expected)
+    return float(bool(prediction) and prediction == expected)
 
 
 def jaccard(prediction: str, expected: str) -> float:

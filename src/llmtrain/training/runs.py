@@ -164,7 +164,7 @@ def find_model(ref: str, root: Path) -> Path:
     try:
         run, checkpoint = find_run(ref, root)
     except ConfigError as error:
-        raise ConfigError(f"{error}. {MODELS}") from None
+        raise ConfigError(f"{str(error).removesuffix('?')}. {MODELS}") from None
     if checkpoint is None:
         targets = [follow(run / "checkpoints" / name) for name in ("best", "final", "latest")]
         checkpoint = next((target.resolve() for target in targets if target.exists()), None)
