@@ -44,6 +44,12 @@ def test_help_needs_no_pydantic_schema_either() -> None:
     assert "ruamel" not in done.stderr.splitlines()[-1].split()
 
 
+def test_pretraining_does_not_wait_for_what_adapters_need() -> None:
+    script = "import sys, llmtrain.recipes.train; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert {"peft", "bitsandbytes", "accelerate", "datasets"}.isdisjoint(done.stdout.split())
+
+
 @pytest.mark.parametrize(
     ("argv", "limit_sec"), [(["--help"], 0.3), (["validate", "quickstart"], 0.5), (["print-config", "quickstart"], 0.5)]
 )

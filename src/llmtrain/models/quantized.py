@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from llmtrain.config.errors import ConfigError
-from llmtrain.models.lora import is_linear
 
 
 class Quantized(NamedTuple):
@@ -30,6 +29,10 @@ def round_as_quantized(network: Any, quantized: Quantized) -> None:
     As there, that is the weights of all linear layers but the output. nf4 has double quantization, int8 a scale for
     each row. Raises ConfigError without bitsandbytes.
     """
+    from llmtrain.models.lora import (
+        is_linear,
+    )  # it brings peft, which takes seconds, and not all who name a kind use it
+
     if find_spec("bitsandbytes") is None:
         raise ConfigError(
             f"the base was trained on in {quantized.kind}, and its weights in that are bitsandbytes' to compute: "
