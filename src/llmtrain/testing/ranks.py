@@ -19,8 +19,8 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
 
-RESULT_TIMEOUT_SEC = 120
-COLLECTIVE_TIMEOUT_SEC = 60
+RESULT_TIMEOUT_SEC = 300
+COLLECTIVE_TIMEOUT_SEC = 180  # ranks that compile do not end together
 
 
 class RankFailed(Exception):
