@@ -103,6 +103,7 @@ def train(
     if checkpointing:
         trained.module.checkpoint_blocks()
     if compiled:
+        torch._dynamo.reset()  # what earlier tests of this process compiled would make its sizes symbols
         trained.module.compile_parts()
     model = engine.setup(trained.module)
     trained.start()
