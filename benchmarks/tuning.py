@@ -23,6 +23,9 @@ from typing import Any
 
 ROWS, LONGEST, LENGTH, VOCAB_SIZE = 3_000, 504, 512, 8192
 WARM_UP_STEPS = 3
+UNPACKED_BATCH = 32
+UNPACKED_WARM_UP_STEPS = ROWS // UNPACKED_BATCH
+"""An epoch: rows of every length have come by."""
 PEERS: dict[str, dict[str, Any]] = {
     "trl": {"per_device_train_batch_size": 16},
     "trl-packed": {"per_device_train_batch_size": 4, "packing": True},
@@ -84,6 +87,7 @@ def set_up(folder: Path) -> None:
 
 def ours(folder: Path, steps: int, *, packing: bool) -> tuple[float, float]:
     """Tokens and seconds, through the recipe behind `llmtrain train`."""
+    warm_up = WARM_UP_STEPS if packing else UNPACKED_WARM_UP_STEPS
     from llmtrain.config.load import load_config
     from llmtrain.recipes.train import train
     from llmtrain.tracking.sinks import read_metrics
@@ -99,8 +103,8 @@ def ours(folder: Path, steps: int, *, packing: bool) -> tuple[float, float]:
             "cache_dir": str(folder / "cache"),
         },
         "trainer": {
-            "max_steps": steps + WARM_UP_STEPS,
-            "micro_batch_size": 4 if packing else 32,
+            "max_steps": steps + warm_up,
+            "micro_batch_size": 4 if packing else UNPACKED_BATCH,
             "log_every_steps": 1,
             "eval_every_steps": 10**6,
             "save_every_steps": 10**6,
@@ -116,7 +120,7 @@ def ours(folder: Path, steps: int, *, packing: bool) -> tuple[float, float]:
     timed = [
         (line["train/tokens_total"], line["train/step_time_sec"]) for line in lines if "train/step_time_sec" in line
     ]
-    return timed[-1][0] - timed[WARM_UP_STEPS - 1][0], sum(seconds for _, seconds in timed[WARM_UP_STEPS:])
+    return timed[-1][0] - timed[warm_up - 1][0], sum(seconds for _, seconds in timed[warm_up:])
 
 
 def trl(folder: Path, steps: int, **settings: Any) -> tuple[float, float]:

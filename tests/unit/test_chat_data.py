@@ -137,17 +137,21 @@ def test_packs_hold_each_row_once_with_labels_that_never_cross_rows(store: Sampl
     assert seen == dict.fromkeys((f"rows.jsonl:{number + 1}" for number in range(NUM_ROWS)), 1)
 
 
-def test_single_rows_are_padded_to_the_longest_of_the_micro_batch(store: SampleStore) -> None:
+@pytest.mark.parametrize(("micro", "multiple"), [(5, 8), (4, 2), (8, 1)])
+def test_single_rows_are_padded_to_the_longest_of_the_micro_batch(
+    store: SampleStore, micro: int, multiple: int
+) -> None:
+    """And until there are a multiple of 8 tokens."""
     data = make_data(store, packing=False)
     positions, seen = 0, Counter[tuple[tuple[int, ...], tuple[int, ...]]]()
-    for micro_batches in take(data, 0, NUM_ROWS, batch=15, micro=5):
+    for micro_batches in take(data, 0, NUM_ROWS, batch=3 * micro, micro=micro):
         for batch in micro_batches:
             assert batch.keys() == {"input_ids", "labels", "lengths"}  # a row is one document
             width = batch["input_ids"].shape[1]
             last = [(labels != IGNORE_INDEX).nonzero()[-1:].flatten() for labels in batch["labels"]]
             longest = max(int(each) + 2 for each in torch.cat(last))  # the last token of a row is supervised
-            assert longest <= width < longest + 8
-            assert width % 8 == 0
+            assert longest <= width < longest + multiple
+            assert width % multiple == 0
             positions += batch["labels"].numel()
         seen += sequences(micro_batches)
     expected = Counter((tuple(one.input_ids.tolist()), tuple(expected_labels(one))) for one in samples_of(store))

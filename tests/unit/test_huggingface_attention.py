@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from llmtrain.models import huggingface_attention
@@ -103,8 +104,21 @@ def test_compiled_blocks_take_it_for_packed_rows(family: str, calls: list[int]) 
     assert (model.causal_lm.config._attn_implementation == BLOCKED) == (family != "falcon")
 
 
-def test_rows_that_are_not_packed_keep_sdpa(calls: list[int]) -> None:
+def test_rows_of_any_length_share_few_graphs() -> None:
+    """For each of the two kinds of block: one length, any, and those that are left to `sdpa`; and for the loss."""
+    lengths = [24, 40, 33, 57, 255, 256, 300, 511, 512, 600, 25]
     model = tiny_huggingface("llama", attention="sdpa").train()
-    model.compile_parts(backend="eager")
-    model(random_batch(VOCAB_SIZE, seq_len=24))
-    assert not calls
+    batches = [random_batch(VOCAB_SIZE, seq_len=length) for length in lengths]
+    expected = [float(model(batch)[0].detach()) for batch in batches]
+    counter = CompileCounter()
+
+    model.compile_parts(backend=counter)
+    found = []
+    for batch in batches:
+        loss_sum, _ = model(batch)
+        loss_sum.backward()
+        found.append(float(loss_sum.detach()))
+
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert model.causal_lm.config._attn_implementation == BLOCKED
+    assert counter.frame_count <= 8

@@ -42,10 +42,14 @@ class HuggingFaceModel(nn.Module):
         self._loss_kernels: ChunkKernels | None = None
         self._packing: Packing | None = None
         self._head_is_known: bool | None = None
+        self._attention_is_chosen = False
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The sum of the supervised tokens' losses in nats (float32 scalar), and their number (int64 scalar)."""
         input_ids, labels, document_ids = batch["input_ids"], batch["labels"], batch.get("document_ids")
+        if self._loss_kernels is not None and not self._attention_is_chosen:  # it is compiled, and where it will stay
+            choose_blocked(self.causal_lm)
+            self._attention_is_chosen = True
         supervised = (labels != IGNORE_INDEX).flatten().nonzero()[:, 0]
         labels_n = labels.flatten()[supervised]
         num_tokens = torch.tensor(labels_n.numel(), device=labels.device)
@@ -203,8 +207,6 @@ class HuggingFaceModel(nn.Module):
         for block in self.layers():
             block.compile(**options)
         self._loss_kernels = compiled_kernels(**options)
-        if self._packing is not None:  # else once it is found
-            choose_blocked(self.causal_lm)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HuggingFaceModel:
         """Moves and casts all but what is derived from the config, as rotary frequencies: that is moved alone.
@@ -340,8 +342,6 @@ class HuggingFaceModel(nn.Module):
     def _find_packing(self, input_ids: Tensor) -> Packing:
         """The first way under which a document in a pack gives what it gives alone. ConfigError if there is none."""
         causal_lm, config = self.causal_lm, self._text_config
-        if self._loss_kernels is not None:  # it is compiled
-            choose_blocked(causal_lm)
         kind, attention = type(causal_lm).__name__, config._attn_implementation
         layers = set(getattr(config, "layer_types", None) or [])
         recurrent = getattr(causal_lm, "_is_stateful", False) or any("attention" not in layer for layer in layers)

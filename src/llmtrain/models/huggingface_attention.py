@@ -1,6 +1,7 @@
-"""Attention for packed rows in the compiled blocks of a model of transformers on a CPU, computed as the decoder does.
+"""Attention in the compiled blocks of a model of transformers on a CPU, computed as the decoder does.
 
-PyTorch's fused kernel takes three times as long there in bfloat16 (docs/performance.md). This one is registered with
+PyTorch's fused kernel takes three times as long there in bfloat16, and more where rows are short (docs/performance.md).
+This one is registered with
 transformers under a name of its own, gets the masks that `sdpa` gets, and leaves to `sdpa` what it does not cover.
 """
 
@@ -15,11 +16,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from llmtrain.models.decoder import mask
-from llmtrain.models.decoder.attention import blocked_attention
+from llmtrain.models.decoder.attention import QUERY_BLOCK, blocked_attention
 
 BLOCKED = "llmtrain_blocked"
 WITHOUT_EFFECT = {"position_ids", "use_cache", "output_attentions", "sliding_window"}
 """Arguments that models hand on to any attention; a window is in the mask."""
+ONE_BLOCK = 2 * QUERY_BLOCK - 1
+"""The longest rows whose queries are not cut into blocks."""
 
 
 def choose_blocked(causal_lm: Any) -> None:
@@ -41,12 +44,13 @@ def blocked_forward(
 ) -> tuple[Tensor, None]:
     """query [b, h, t, d], key and value [b, n, s, d] → [b, t, h, d]; `attention_mask` [b, 1, t, s], None if causal.
 
-    For training alone: there all rows have one length, whereas each length that `generate` meets would be compiled.
+    For training alone: each length that `generate` meets would be compiled. There rows that are packed have one length,
+    and one graph serves those of any length that need one block of queries; several would be compiled for each.
     """
     (b, h, t, d), s = query.shape, key.shape[2]
     is_covered = (
         module.training
-        and t == s <= mask.EXPLICIT_MAX_KEYS
+        and t == s <= (ONE_BLOCK if attention_mask is None else mask.EXPLICIT_MAX_KEYS)
         and dropout == 0.0
         and scaling in (None, d**-0.5)
         and value.shape[-1] == d

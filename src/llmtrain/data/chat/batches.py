@@ -8,6 +8,7 @@ supervised; a row's last position has none.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -21,9 +22,9 @@ from llmtrain.data.chat.plan import ChatOrder, GroupedOrder, ItemPlan, PackedOrd
 from llmtrain.data.order import Ints
 from llmtrain.data.rows import Rows, whole_batches
 
-PAD_MULTIPLE: Final = 8
-"""Micro-batches that are as wide as their longest row are this much wider at most: matrix units work on 8 positions at
-a time, and what is compiled for each width is compiled for few."""
+TOKENS_MULTIPLE: Final = 8
+"""Micro-batches that are as wide as their longest row hold a multiple of this many tokens: so many at a time a matrix
+unit works on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class ChatFormat:
 
     def micro_batch(self, items: Sequence[PlannedItem], stores: Sequence[SampleStore], size: int) -> Rows:
         """[size, width]: the items, one in each sequence, and sequences of padding alone."""
-        width = self.seq_len if self.packing else self._width(items, stores)
+        width = self.seq_len if self.packing else self._width(items, stores, size)
         input_ids = np.full((size, width), self.pad_id, dtype=np.int64)
         labels = np.full((size, width), IGNORE_INDEX, dtype=np.int64)
         lengths = np.zeros(size, dtype=np.int64)
@@ -66,9 +67,10 @@ class ChatFormat:
                 lengths[sequence] = begin = end
         return Rows(input_ids, labels, document_ids, lengths)
 
-    def _width(self, items: Sequence[PlannedItem], stores: Sequence[SampleStore]) -> int:
+    def _width(self, items: Sequence[PlannedItem], stores: Sequence[SampleStore], size: int) -> int:
         longest = max((int(stores[item.source].lengths[item.rows].sum()) for item in items), default=1)
-        return min(self.seq_len, -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE)
+        multiple = TOKENS_MULTIPLE // math.gcd(size, TOKENS_MULTIPLE)
+        return min(self.seq_len, -(-longest // multiple) * multiple)
 
 
 @dataclass(frozen=True, kw_only=True)

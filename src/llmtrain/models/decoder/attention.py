@@ -111,12 +111,13 @@ def blocked_attention(
 
 def query_blocks(num_queries: int, num_keys: int, *, window: int | None = None) -> list[QueryBlock]:
     """The last `num_queries` of `num_keys` tokens in blocks, each with the keys that its queries can see."""
-    num_blocks = min(MAX_QUERY_BLOCKS, max(1, num_queries // QUERY_BLOCK))
+    num_blocks = sum(num_queries >= count * QUERY_BLOCK for count in range(2, MAX_QUERY_BLOCKS + 1)) + 1
     size = -(-num_queries // num_blocks)
     past = num_keys - num_queries
     blocks = []
-    for start in range(0, num_queries, size):
-        end = min(start + size, num_queries)
+    for index in range(num_blocks):
+        start = index * size
+        end = num_queries if index == num_blocks - 1 else start + size
         first_key = 0 if window is None else max(0, past + start - window + 1)
         blocks.append(QueryBlock(start, end, first_key, past + end))
     return blocks
