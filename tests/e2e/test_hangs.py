@@ -23,8 +23,11 @@ KEYS = [
 ]
 
 
-def run_two(config_file: Path, *arguments: str, faults: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "llmtrain", "train", str(config_file), *KEYS, *arguments, "--nproc", "2"]
+def run_several(
+    config_file: Path, *arguments: str, world_size: int = 2, faults: str = ""
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "llmtrain", "train", str(config_file), *KEYS, *arguments]
+    command += ["--nproc", str(world_size)]
     environment = {**os.environ, "LLMTRAIN_FAULTS": faults}
     return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=environment)
 
@@ -35,22 +38,29 @@ def stacks(run: Path, rank: int) -> str:
 
 
 @pytest.mark.parametrize(
-    ("fault", "silent"),
+    ("fault", "silent", "strategy", "world_size"),
     [
-        ("stop@step:step=6:rank=1", "rank 1 wrote none"),  # SIGSTOP
-        ("stop@step:step=6:rank=0", "rank 0 wrote none"),  # which also keeps the rendezvous
-        ("cut@step:step=6:rank=1", None),
-        ("sleep@data:1000:7:rank=1", None),  # its data does not come
+        ("stop@step:step=6:rank=1", "rank 1 wrote none", "ddp", 2),  # SIGSTOP
+        ("stop@step:step=6:rank=0", "rank 0 wrote none", "ddp", 2),  # which also keeps the rendezvous
+        ("cut@step:step=6:rank=1", None, "ddp", 2),
+        ("sleep@data:1000:7:rank=1", None, "ddp", 2),  # its data does not come
+        ("stop@step:step=6:rank=2", "rank 2 wrote none", "fsdp", 4),
     ],
 )
 def test_a_silent_rank_is_noticed_by_all_and_the_run_goes_on_by_itself_to_the_same_weights(
-    config_file: Path, fault: str, silent: str | None, undisturbed: Callable[..., str]
+    config_file: Path,
+    fault: str,
+    silent: str | None,
+    strategy: str,
+    world_size: int,
+    undisturbed: Callable[..., str],
 ) -> None:
-    runs = config_file.parent / "runs"
-    done = run_two(config_file, "output.run_id=hung", "--max-restarts=3", faults=f"{fault}:restart=0")
+    runs, keys = config_file.parent / "runs", [f"distributed.strategy={strategy}"]
+    arguments = [*keys, "output.run_id=hung", "--max-restarts=3"]
+    done = run_several(config_file, *arguments, world_size=world_size, faults=f"{fault}:restart=0")
     assert done.returncode == 0, done.stderr
-    assert weight_hash(runs / "hung") == undisturbed(*KEYS, world_size=2)
-    for rank in (0, 1):
+    assert weight_hash(runs / "hung") == undisturbed(*KEYS, *keys, world_size=world_size)
+    for rank in range(world_size):
         assert "--- hang: " in stacks(runs / "hung", rank), done.stderr
         assert "MainThread" in stacks(runs / "hung", rank)
     assert "hang: no progress for " in done.stderr
@@ -59,7 +69,7 @@ def test_a_silent_rank_is_noticed_by_all_and_the_run_goes_on_by_itself_to_the_sa
 
 
 def test_a_hang_without_restarts_ends_with_76_and_a_resume_goes_on(config_file: Path) -> None:
-    done = run_two(config_file, "output.run_id=hung", "--json", faults="stop@step:step=6:rank=1")
+    done = run_several(config_file, "output.run_id=hung", "--json", faults="stop@step:step=6:rank=1")
     assert done.returncode == 76, done.stderr
     assert '"exit_code": 76' in done.stdout
     run = config_file.parent / "runs" / "hung"
