@@ -141,30 +141,14 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
     data, validation, chat_template = _open_data(config, engine, tokenizer_folder=tokenizer_folder)
     process_bytes = peak_memory_bytes()
     seed_step(config.run.seed, -1, rank=0)  # every rank builds the same weights
-    if isinstance(config.model, HuggingFaceConfig):
-        assert model_folder is not None
-        assert tokenizer_folder is not None
-        trained = build_huggingface(
-            config.model,
-            model_folder,
-            needed_vocab=data.facts.vocab_size,
-            seq_len=config.data.seq_len,
-            tokenizer_folder=tokenizer_folder,
-            chat_template=chat_template,
-            seed=config.run.seed,
-            precision=resolved.precision,
-            device=engine.device,
-            cut=engine.cuts,
-        )
-    else:
-        trained = build_decoder(
-            config.model,
-            needed_vocab=data.facts.vocab_size,
-            tokenizer_folder=data.facts.tokenizer,
-            eos_id=data.facts.eos_id,
-            chat_template=chat_template,
-            cut=engine.cuts,
-        )
+    trained = _build(
+        config,
+        engine,
+        data,
+        model_folder=model_folder,
+        tokenizer_folder=tokenizer_folder,
+        chat_template=chat_template,
+    )
     interview = open_interview(
         config, trained.module, tokenizer_folder=data.facts.tokenizer, model_folder=model_folder, engine=engine
     )
@@ -231,6 +215,41 @@ def set_up(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequen
         engine=engine,
     )
     return job
+
+
+def _build(
+    config: Config,
+    engine: Engine,
+    data: TokenData | ChatData,
+    *,
+    model_folder: Path | None,
+    tokenizer_folder: Path | None,
+    chat_template: str | None,
+) -> Trained:
+    """The model that the config names, for the tokens of its data."""
+    if isinstance(config.model, DecoderConfig):
+        return build_decoder(
+            config.model,
+            needed_vocab=data.facts.vocab_size,
+            tokenizer_folder=data.facts.tokenizer,
+            eos_id=data.facts.eos_id,
+            chat_template=chat_template,
+            cut=engine.cuts,
+        )
+    assert model_folder is not None
+    assert tokenizer_folder is not None
+    return build_huggingface(
+        config.model,
+        model_folder,
+        needed_vocab=data.facts.vocab_size,
+        seq_len=config.data.seq_len,
+        tokenizer_folder=tokenizer_folder,
+        chat_template=chat_template,
+        seed=config.run.seed,
+        precision=engine.resolved.precision,
+        device=engine.device,
+        cut=engine.cuts,
+    )
 
 
 def _config_and_origin(
