@@ -20,7 +20,7 @@ class Engine:
     def __init__(self, num_ranks: int, *, replicas: int = 1, cuts: bool = False) -> None:
         self.world_size, self.replicas, self.cuts = num_ranks, replicas, cuts
         self.dp_rank, self.dp_size = 0, num_ranks // replicas
-        self.others_sec = [1.0] * (self.dp_size - 1)
+        self.others_sec = [1.0] * (self.world_size - 1)
         self.num_exchanges = 0
         self.own_sec = 0.0
 
@@ -91,9 +91,10 @@ def test_what_costs_the_others_little_is_not_worth_naming(caplog: pytest.LogCapt
 
 def test_ranks_that_share_matrices_are_named_as_one(caplog: pytest.LogCaptureFixture) -> None:
     pace, engine = make(4, replicas=2, cuts=True)
-    go_on(pace, comparisons=2, first=1, own_sec=2.0)  # half of it is this rank's part
+    engine.others_sec = [1.0, 1.0, 2.0]  # rank 0 waits for rank 1 in a layer, and that for rank 3 between two
+    go_on(pace, comparisons=2, first=1, own_sec=2.0)
     assert caplog.text == ""
-    engine.others_sec = [2.0]
+    engine.others_sec[1] = 2.0  # as rank 2 does in a layer
     go_on(pace, comparisons=2, first=31, own_sec=2.0)
     assert "one of the ranks 2 to 3 on here is slow" in caplog.text
 

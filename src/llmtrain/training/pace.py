@@ -5,7 +5,9 @@
 The step as a whole takes equally long everywhere, since all wait for the slowest, and tells nothing. Under ddp the wait
 begins when a rank's last gradient is computed. Where parameters are cut over the ranks (fsdp) each layer has its waits:
 they are timed, by the clock on a CPU and by the stream that computes on a GPU, and taken off. Ranks that share matrices
-(fsdp_tp) wait for each other inside of a layer as well, where nobody looks: they are compared as one.
+(fsdp_tp) wait for each other inside of a layer as well, where nobody looks: they are compared as one, by the least of
+their times. Where one of them is slow, the rest wait for it there, and no time is less than its own; where a rank of
+another group is slow, one of them waits for it between the layers, and its own time is short.
 """
 
 from __future__ import annotations
@@ -96,12 +98,14 @@ class Pace:
         self._num_steps += 1
         if step % EVERY_STEPS or self._num_steps <= 0:
             return
-        own = [0.0] * self._engine.dp_size
-        own[self._engine.dp_rank] = self._own_sec / self._num_steps / self._engine.replicas
+        own = [0.0] * self._engine.world_size
+        own[self._engine.rank] = self._own_sec / self._num_steps
         step_sec = self._steps_sec / self._num_steps
         self._own_sec = self._steps_sec = 0.0
         self._num_steps = 0
-        self._compare(self._engine.sum_floats(own), step_sec=step_sec)
+        of_ranks, group = self._engine.sum_floats(own), self._engine.replicas
+        least = [min(of_ranks[first : first + group]) for first in range(0, len(of_ranks), group)]
+        self._compare(least, step_sec=step_sec)
 
     def _compare(self, seconds: Sequence[float], *, step_sec: float) -> None:
         """Name who was slow, by the seconds of own work in a step: of each rank, or of those that share matrices."""
