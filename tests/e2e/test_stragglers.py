@@ -16,6 +16,7 @@ KEYS = ["trainer.max_steps=50", "trainer.eval_every_steps=null", "trainer.save_e
 @pytest.mark.parametrize(
     ("world_size", "strategy", "name"),
     [(2, "ddp", "rank 1 on "), (4, "ddp", "rank 3 on "), (2, "fsdp", "rank 1 on "), (4, "fsdp_tp", "ranks 2 to 3 on ")],
+    ids=["two", "four", "two-fsdp", "four-fsdp_tp"],
 )
 def test_a_rank_at_half_speed_is_named_within_50_steps(
     config_file: Path, gangs: GangServer, world_size: int, strategy: str, name: str
