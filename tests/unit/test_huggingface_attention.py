@@ -23,52 +23,15 @@ NOT_COVERED = {"gemma3", "granite", "opt", "falcon"}
 DOCUMENTS = torch.tensor([[0] * 100 + [1] * 170 + [2] * 30, [0] * 299 + [1]])
 
 
-def heads(num_heads: int, *, seed: int) -> Tensor:
+def heads(num_heads: int, *, seed: int, length: int = 200) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(2, 300, num_heads, 16, generator=generator).transpose(1, 2).requires_grad_()
+    return torch.randn(2, length, num_heads, 16, generator=generator).transpose(1, 2).requires_grad_()
 
 
 def layer(*, groups: int = 2) -> nn.Module:
     module = nn.Module().train()
     module.num_key_value_groups = groups  # type: ignore[assignment]
     return module
-
-
-@pytest.mark.parametrize("mask", [None, block_causal(DOCUMENTS)], ids=["causal", "documents"])
-def test_outputs_and_gradients_are_those_of_sdpa(mask: Tensor | None) -> None:
-    found = []
-    for attention in (blocked_forward, sdpa_attention_forward):
-        query, key, value = heads(4, seed=0), heads(2, seed=1), heads(2, seed=2)
-        out, _ = attention(layer(), query, key, value, mask, scaling=16**-0.5)
-        out.square().sum().backward()
-        found.append((out, query.grad, key.grad, value.grad))
-    for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("module", "options"),
-    [
-        (layer().eval(), {}),
-        (layer(), {"dropout": 0.1}),
-        (layer(), {"scaling": 0.3}),
-        (layer(), {"is_causal": False}),
-        (layer(), {"position_bias": torch.zeros(1)}),
-    ],
-    ids=["evaluation", "dropout", "another scale", "both ways", "a bias"],
-)
-def test_what_it_does_not_cover_is_left_to_sdpa(
-    module: nn.Module, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unwanted(*_: Any) -> Tensor:
-        raise AssertionError("it does not cover this")
-
-    monkeypatch.setattr(huggingface_attention, "blocked_attention", unwanted)
-    query, key, value = heads(4, seed=0), heads(2, seed=1), heads(2, seed=2)
-
-    out, _ = blocked_forward(module, query, key, value, None, **options)
-
-    assert out.shape == (2, 300, 4, 16)
 
 
 @pytest.fixture
@@ -83,6 +46,45 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(huggingface_attention, "blocked_attention", counted)
     return lengths
+
+
+@pytest.mark.parametrize(("mask", "length"), [(None, 200), (block_causal(DOCUMENTS), 300)], ids=["causal", "documents"])
+def test_outputs_and_gradients_are_those_of_sdpa(mask: Tensor | None, length: int, calls: list[int]) -> None:
+    found = []
+    for attention in (blocked_forward, sdpa_attention_forward):
+        query, key, value = (heads(n, seed=seed, length=length) for seed, n in enumerate((4, 2, 2)))
+        out, _ = attention(layer(), query, key, value, mask, scaling=16**-0.5)
+        out.square().sum().backward()
+        found.append((out, query.grad, key.grad, value.grad))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert calls == [length]
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "length"),
+    [
+        (layer().eval(), {}, 200),
+        (layer(), {"dropout": 0.1}, 200),
+        (layer(), {"scaling": 0.3}, 200),
+        (layer(), {"is_causal": False}, 200),
+        (layer(), {"position_bias": torch.zeros(1)}, 200),
+        (layer(), {}, 256),
+    ],
+    ids=["evaluation", "dropout", "another scale", "both ways", "a bias", "two blocks without a mask"],
+)
+def test_what_it_does_not_cover_is_left_to_sdpa(
+    module: nn.Module, options: dict[str, Any], length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unwanted(*_: Any) -> Tensor:
+        raise AssertionError("it does not cover this")
+
+    monkeypatch.setattr(huggingface_attention, "blocked_attention", unwanted)
+    query, key, value = (heads(n, seed=seed, length=length) for seed, n in enumerate((4, 2, 2)))
+
+    out, _ = blocked_forward(module, query, key, value, None, **options)
+
+    assert out.shape == (2, length, 4, 16)
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in WITHOUT_SDPA])
