@@ -87,11 +87,11 @@ def set_up(folder: Path) -> None:
 
 def ours(folder: Path, steps: int, *, packing: bool) -> tuple[float, float]:
     """Tokens and seconds, through the recipe behind `llmtrain train`."""
-    warm_up = WARM_UP_STEPS if packing else UNPACKED_WARM_UP_STEPS
     from llmtrain.config.load import load_config
     from llmtrain.recipes.train import train
     from llmtrain.tracking.sinks import read_metrics
 
+    warm_up = WARM_UP_STEPS if packing else UNPACKED_WARM_UP_STEPS
     config = {
         "model": {"name": "huggingface", "path": str(folder / "base"), "lora": {"r": 16, "alpha": 32}},
         "data": {

@@ -19,7 +19,7 @@ class Engine:
 
     def __init__(self, num_ranks: int, *, replicas: int = 1, cuts: bool = False) -> None:
         self.world_size, self.replicas, self.cuts = num_ranks, replicas, cuts
-        self.dp_rank, self.dp_size = 0, num_ranks // replicas
+        self.dp_size = num_ranks // replicas
         self.others_sec = [1.0] * (self.world_size - 1)
         self.num_exchanges = 0
         self.own_sec = 0.0

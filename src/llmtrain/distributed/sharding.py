@@ -60,13 +60,10 @@ def shard(module: nn.Module, mesh: DeviceMesh, *, precision: str) -> nn.Module:
     if mesh["tensor_parallel"].size() > 1:
         mesh._flatten("all")  # so that a norm is one sum over all ranks, and so the same on each
         split_matrices(module, mesh["tensor_parallel"])
-    for layer in layers_of(module):
-        fully_shard(layer, mesh=data_parallel, mp_policy=policy)
-    fully_shard(module, mesh=data_parallel, mp_policy=policy)
-    if mesh.device_type == "cpu":
-        for part in module.modules():
-            if isinstance(part, FSDPModule):
-                part.set_custom_reduce_scatter(cast(Any, _Exchange()))
+    for part in (*layers_of(module), module):
+        cut = fully_shard(part, mesh=data_parallel, mp_policy=policy)
+        if mesh.device_type == "cpu":
+            cut.set_custom_reduce_scatter(cast(Any, _Exchange()))
     if any(parameter.is_meta for parameter in module.parameters()):
         device = mesh.device_type
         module._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t)  # type: ignore[no-untyped-call]

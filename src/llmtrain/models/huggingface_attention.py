@@ -1,8 +1,8 @@
 """Attention in the compiled blocks of a model of transformers on a CPU, computed as the decoder does.
 
 PyTorch's fused kernel takes three times as long there in bfloat16, and more where rows are short (docs/performance.md).
-This one is registered with
-transformers under a name of its own, gets the masks that `sdpa` gets, and leaves to `sdpa` what it does not cover.
+This one is registered with transformers under a name of its own, gets the masks that `sdpa` gets, and leaves to `sdpa`
+what it does not cover.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from llmtrain.models.decoder import mask
-from llmtrain.models.decoder.attention import QUERY_BLOCK, blocked_attention
+from llmtrain.models.decoder.attention import ONE_BLOCK, blocked_attention
 
 BLOCKED = "llmtrain_blocked"
 WITHOUT_EFFECT = {"position_ids", "use_cache", "output_attentions", "sliding_window"}
 """Arguments that models hand on to any attention; a window is in the mask."""
-ONE_BLOCK = 2 * QUERY_BLOCK - 1
-"""The longest rows whose queries are not cut into blocks."""
 
 
 def choose_blocked(causal_lm: Any) -> None:

@@ -22,6 +22,8 @@ from llmtrain.models.decoder.position import RotaryTables, rotate
 
 QUERY_BLOCK = 128
 MAX_QUERY_BLOCKS = 4
+ONE_BLOCK = 2 * QUERY_BLOCK - 1
+"""The most queries that are not cut into blocks."""
 
 
 class QueryBlock(NamedTuple):
@@ -111,6 +113,7 @@ def blocked_attention(
 
 def query_blocks(num_queries: int, num_keys: int, *, window: int | None = None) -> list[QueryBlock]:
     """The last `num_queries` of `num_keys` tokens in blocks, each with the keys that its queries can see."""
+    # Compared, not divided: so one graph of the compiler's serves all lengths that are cut into as many blocks.
     num_blocks = sum(num_queries >= count * QUERY_BLOCK for count in range(2, MAX_QUERY_BLOCKS + 1)) + 1
     size = -(-num_queries // num_blocks)
     past = num_keys - num_queries
