@@ -1,6 +1,6 @@
 """Reading tokens: the loader alone, and how long a run takes to find its place in the data when it goes on.
 
-    python benchmarks/data.py [--rounds 5]
+    python -m benchmarks.data [--rounds 5]
 
 The loader reads shards with row groups of 1M tokens, in the shuffled order of a run, into micro-batches of tensors. The
 place is looked for at many points of 10 billion simulated tokens, without files: from nothing to the windows of a step.
@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from llmtrain.config.data import TokensConfig
+from benchmarks.machine import print_machine
+from llmtrain.config.sections.data import TokensConfig
 from llmtrain.data.manifest import Counts, Manifest, TokenizerRecord, write_manifest
-from llmtrain.data.order import ItemOrder
+from llmtrain.data.order import ItemOrder, WindowOrder
 from llmtrain.data.prepare.shard_writer import ShardWriter
 from llmtrain.data.shards import ShardWindows, TokenStream
 from llmtrain.data.tokens import open_training_data
@@ -75,10 +76,10 @@ def longest_seek(seq_len: int) -> float:
     longest = 0.0
     for item in np.linspace(0, 3 * windows.num_windows, 10).astype(int).tolist():
         began = time.perf_counter()
-        order = ItemOrder([windows.num_windows], weights=None, seq_len=seq_len, shuffle_chunks=8, seed=1)
-        windows.open(order.sources[0])
-        places = order.locate(np.arange(item, item + 512))
-        stream.find(places.window * seq_len)
+        order = WindowOrder(windows.num_windows, seq_len=seq_len, shuffle_chunks=8, seed=1, source=0)
+        windows.open(order)
+        places = ItemOrder([order], weights=None, seed=1).locate(np.arange(item, item + 512))
+        stream.find(places.sequence * seq_len)
         longest = max(longest, time.perf_counter() - began)
     return longest
 
@@ -99,6 +100,7 @@ def main() -> None:
                 f"{1000 * seek:10.0f} ms"
             )
     print(f"\nwanted: {WANTED_SPEED / 1e6:g} M tokens/s, {1000 * WANTED_SEEK_SEC:g} ms")
+    print_machine()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Greedy answers for an evaluation, ours beside transformers' `generate` at the same batch size; metrics of answers.
 
-    python benchmarks/generating.py [--rounds 3] [--prompts 128] [--rows 100000]
+    python -m benchmarks.generating [--rounds 3] [--prompts 128] [--rows 100000]
 
 Prompts of 16 to 256 tokens are answered by up to 256 tokens, which is what `eval` allows where nothing else is said; a
 64th of the vocabulary ends an answer, so that rows end at different times, as they do in an evaluation. Ours sorts
@@ -27,14 +27,15 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from llmtrain.config.evaluation import EvaluationConfig
-from llmtrain.config.model import DecoderConfig
-from llmtrain.evaluation.generation import generate
-from llmtrain.evaluation.sampling import Sampling
+from benchmarks.machine import print_machine
+from llmtrain.config.sections.evaluation import EvaluationConfig
+from llmtrain.config.sections.model import DecoderConfig
 from llmtrain.evaluation.scores import row_statistics
+from llmtrain.generation.decoding import generate
+from llmtrain.generation.sampling import Decoding, Sampling
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.folder import write_model_folder
-from llmtrain.models.huggingface import HuggingFaceModel
+from llmtrain.models.huggingface.model import HuggingFaceModel
 
 VOCAB_SIZE = 8192
 BATCH_SIZE = 16
@@ -69,14 +70,12 @@ def theirs(network: torch.nn.Module, prompts: list[list[int]]) -> Answers:
 
 
 def ours(model: Decoder | HuggingFaceModel, prompts: list[list[int]]) -> Answers:
-    """As `llmtrain eval` does it."""
+    """Write as `llmtrain eval` does."""
     return generate(
         model,
         prompts,
-        max_new_tokens=NEW_TOKENS,
-        sampling=Sampling(temperature=0.0),
+        Decoding(max_new_tokens=NEW_TOKENS, sampling=Sampling(temperature=0.0), batch_size=BATCH_SIZE),
         stop_ids=STOP_IDS,
-        batch_size=BATCH_SIZE,
     )
 
 
@@ -181,6 +180,7 @@ def main() -> None:
     transformers_logging.disable_progress_bar()
     measure_generation(given.prompts, given.rounds)
     measure_metrics(given.rows)
+    print_machine()
 
 
 if __name__ == "__main__":

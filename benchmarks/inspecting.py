@@ -1,6 +1,6 @@
-"""How many short rows `inspect` looks at in a second: bare, and with a tokenizer and a chat template.
+"""Measure how many short rows `inspect` looks at in a second: bare, and with a tokenizer and a chat template.
 
-    python benchmarks/inspecting.py [--rows 200000] [--rounds 3]
+    python -m benchmarks.inspecting [--rows 200000] [--rounds 3]
 
 Rows are conversations of one question and one answer, mean 57 tokens. A round runs each command once, as a user would,
 in a process of its own; its start counts too. Processor time stands beside wall time: on a machine that others use it
@@ -23,6 +23,8 @@ from pathlib import Path
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from benchmarks.machine import print_machine
 
 WORDS = (
     "the a of to in is it model data row answer question how what why list python function returns value number text "
@@ -109,6 +111,7 @@ def main() -> None:
             f"{name:<15} {median:9,.0f} {min(values):9,.0f} {max(values):9,.0f} {statistics.median(busy[name]):19.0f}"
         )
     print(f"\nwanted: {WANTED:,} rows/s")
+    print_machine()
 
 
 if __name__ == "__main__":

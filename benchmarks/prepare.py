@@ -1,6 +1,6 @@
 """Preparing text beside datasets.map with a fast tokenizer: the source of Python's standard library, all cores.
 
-    python benchmarks/prepare.py [--rounds 3]
+    python -m benchmarks.prepare [--rounds 3]
 
 A round runs each contestant once, in a process of its own; what is timed is the work without the imports. Ours is the
 whole of `prepare` with a tokenizer that exists: finding and reading the files, hashing, trying out the fast encoder,
@@ -23,6 +23,8 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from benchmarks.machine import print_machine
 
 CONTESTANTS = ("ours", "datasets.map")
 STDLIB = sysconfig.get_path("stdlib")
@@ -54,9 +56,9 @@ def run_ours(folder: Path) -> tuple[float, Counter[str]]:
     """Seconds, and the hashes of the documents' tokens."""
     import pyarrow.parquet as pq
 
-    from llmtrain.config.schema import Config
+    from llmtrain.config.sections.schema import Config
+    from llmtrain.data.prepare.token_shards import prepare
     from llmtrain.data.tokenizers import load_tokenizer
-    from llmtrain.recipes.prepare import prepare
 
     section = {
         "input": STDLIB,
@@ -105,7 +107,7 @@ def _hash(tokens: Any) -> str:
 def measure(name: str, folder: Path) -> tuple[float, dict[str, int]]:
     """Seconds of one contestant in a process of its own, and what it made."""
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false" if name == "datasets.map" else "true"}
-    command = [sys.executable, __file__, "--contestant", name, str(folder)]
+    command = [sys.executable, "-m", "benchmarks.prepare", "--contestant", name, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
@@ -143,6 +145,7 @@ def main() -> None:
         print(f"{name:<14} {statistics.median(values):7.1f} {min(values):7.1f} {max(values):7.1f}")
     each = ", ".join(f"{ratio:.1f}" for ratio in ratios)
     print(f"\nours is {statistics.median(ratios):.1f}× as fast (by round {each}); wanted: {WANTED:g}×")
+    print_machine()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """`make bench`: training speed beside transformers' Trainer, interleaved, medians of several rounds with their spread.
 
-    python benchmarks/run.py [--rounds 3] [--steps 12]
+    python -m benchmarks.run [--rounds 3] [--steps 12]
 
 A round runs each contestant once, in a process of its own, so that a slow minute of the machine hits all of them. The
 first steps of a process, which compile and warm up, are not counted.
@@ -13,17 +13,18 @@ import json
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
-HERE = Path(__file__).parent
-CONTESTANTS = ("ours", "trainer-best", "trainer-default")
+from benchmarks.machine import floor_of_benchmark, print_machine
+from llmtrain.distributed.native_bf16 import computes_bf16
+
+CONTESTANTS = ("ours", "trainer-bf16" if computes_bf16("cpu") else "trainer-fp32")
 TOKENS_PER_STEP = 16 * 256
 WARM_UP_STEPS = 3
 
 
 def measure(name: str, steps: int) -> tuple[float, float]:
     """Median tokens/s of one process's steps, and its peak memory in GB."""
-    command = [sys.executable, str(HERE / "contestants.py"), name, str(steps + WARM_UP_STEPS)]
+    command = [sys.executable, "-m", "benchmarks.contestants", name, str(steps + WARM_UP_STEPS)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
@@ -52,6 +53,9 @@ def main() -> None:
         print(
             f"{name:<16} {median:8.0f} {min(values):8.0f} {max(values):8.0f} {memory[name]:8.2f} {ours / median:7.2f}×"
         )
+    floor = floor_of_benchmark()
+    print_machine(floor)
+    print(f"a step of ours takes {TOKENS_PER_STEP / ours:.3f} s: {TOKENS_PER_STEP / ours / floor:.2f}× the floor")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""How long a training step waits for a save, beside a save that is waited for: a 14M decoder with its AdamW state.
+"""Measure how long a training step waits for a save, and how long the save takes: a 14M decoder with AdamW's state.
 
-    python benchmarks/saving.py [--rounds 7]
+    python -m benchmarks.saving [--rounds 7]
 
 The first save of each kind, whose memory is fresh, is not counted.
 """
@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.machine import print_machine
 from llmtrain.training.checkpoint import CheckpointStore, Snapshot
 
 NUM_TENSORS, SHAPE = 36, (384, 1024)
@@ -27,7 +28,7 @@ COMPUTE_SECONDS = 2.0
 
 
 def write_model(folder: Path, weights: Mapping[str, Tensor]) -> None:
-    """What a model folder costs: one file of tensors."""
+    """Write what a model folder costs: one file of tensors."""
     save_file(dict(weights), folder / "model.safetensors")
 
 
@@ -66,6 +67,7 @@ def main() -> None:
     stall, wait = statistics.median(stalls[1:]), statistics.median(waits[1:])
     print(f"{megabytes:.0f} MB; a step waits {stall * 1000:.0f} ms (longest {max(stalls[1:]) * 1000:.0f}) for a save,")
     print(f"a synchronous save takes {wait * 1000:.0f} ms: {stall / wait:.1%} of it")
+    print_machine()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Several processes beside one: speed, what Fabric costs, and how long a step waits for a save under FSDP.
 
-    python benchmarks/scaling.py [--rounds 3] [--steps 8] [--only speed,fabric,saving]
+    python -m benchmarks.scaling [--rounds 3] [--steps 8] [--only speed,fabric,saving]
 
 speed    14m.yaml at a global batch of 16 × 256: one process of one core, DDP and FSDP on two of one core each. Every
          contestant runs in processes of its own, through `llmtrain train`, which are given as many cores and a thread
@@ -27,17 +27,19 @@ from typing import Any, cast
 
 import torch
 
-from llmtrain.config.load import load_config
-from llmtrain.config.training import DistributedConfig
+from benchmarks.machine import print_machine
+from llmtrain.config.loading.load import load_config
+from llmtrain.config.sections.training import DistributedConfig
 from llmtrain.contracts import Batch
-from llmtrain.distributed.engine import Engine, resolve
+from llmtrain.distributed.engine import Engine
+from llmtrain.distributed.resolve import resolve
 from llmtrain.models.decoder.decoder import Decoder
-from llmtrain.recipes.run.trained import Trained, build_decoder
-from llmtrain.testing.ranks import RankPool
 from llmtrain.tracking.sinks import read_metrics
 from llmtrain.training.checkpoint import CheckpointStore, Snapshot
 from llmtrain.training.optimizers import NamedOptimizer, build_optimizer
+from llmtrain.training.setup.trained import Trained, Vocabulary, train_decoder
 from llmtrain.training.step import agree, compute_gradients, gradient_norm, update
+from tests.support.ranks import RankPool
 
 CONFIG = Path(__file__).with_name("14m.yaml")
 ROWS, LENGTH, VOCAB = 16, 256, 8192
@@ -51,7 +53,7 @@ COMPUTE_SECONDS = 2.0
 
 
 def tokens_per_sec(strategy: str, num_processes: int, steps: int) -> float:
-    """Of one run, by the median of its steps."""
+    """Return the tokens/s of one run, by the median of its steps."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < num_processes:
         raise SystemExit(f"{num_processes} processes of one core each need as many cores; there are {len(cores)}")
@@ -130,7 +132,7 @@ def fabric(steps: int) -> None:
 
 
 def make_engine(strategy: str | None = None) -> Engine:
-    """As 14m.yaml has it, on this process or the pool's."""
+    """Make the engine of 14m.yaml, on this process or the pool's."""
     config = load_config(str(CONFIG), ["run.device=cpu"]).config
     distributed = DistributedConfig(timeout_sec=60)
     resolved = resolve(config.run, config.trainer, distributed)
@@ -169,23 +171,23 @@ def saving(rounds: int) -> None:
 
 
 def saves(folder: Path, rounds: int) -> tuple[list[float], list[float]]:
-    """Of one rank: seconds that training waits for a save, and for one until it is on the disk."""
+    """Return for one rank the seconds that training waits for a save, and for one until it is on the disk."""
     engine = make_engine("fsdp")
     config = load_config(str(CONFIG)).config
     torch.manual_seed(0)
-    trained: Trained = build_decoder(
-        config.decoder(wanted_by="the benchmark"), needed_vocab=VOCAB, tokenizer_folder=None, eos_id=0, cut=True
+    trained: Trained = train_decoder(
+        config.decoder(wanted_by="the benchmark"), Vocabulary(size=VOCAB, tokenizer_folder=None, eos_id=0), sharded=True
     )
     model = engine.setup(trained.module)
-    trained.start()
+    trained.initialize()
     optimizer = build_optimizer(config.optimizer, trained.module)
     rows: Any = {name: cast(torch.Tensor, tensor)[:2] for name, tensor in batch_of(0).items()}
     compute_gradients(model, [rows], engine=engine, num_tokens=1)
     update(optimizer, grad_norm=gradient_norm(optimizer), max_grad_norm=1.0)  # now it has its moments
-    gang = engine.gang()
-    assert gang is not None
+    group = engine.save_group()
+    assert group is not None
     store = CheckpointStore(
-        folder, keep_last=2, config_yaml="", write_model=trained.write, resumed_step=0, gang=gang, split=trained.split
+        folder, keep_last=2, config_yaml="", write_model=trained.write, resumed_step=0, group=group, split=trained.split
     )
     seconds: tuple[list[float], list[float]] = ([], [])
     for number in range(2 * (rounds + 1)):
@@ -223,6 +225,7 @@ def main() -> None:
         fabric(arguments.steps)
     if "saving" in wanted:
         saving(arguments.rounds)
+    print_machine()
 
 
 if __name__ == "__main__":

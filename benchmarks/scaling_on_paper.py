@@ -1,6 +1,6 @@
 """The table of docs/scaling.md: what many GPUs should give, worked out from figures of one device and of links.
 
-    python benchmarks/scaling_on_paper.py
+    python -m benchmarks.scaling_on_paper
 
 Nothing here is measured. Every assumption is a constant below; change them to those of your machines.
 """

@@ -1,7 +1,7 @@
 """Draws docs/report.png: trains a small model for some minutes, stops it once with SIGTERM, resumes it, and takes a
 picture of its report in Chromium.
 
-    python docs/report_picture.py
+    python -m docs.report_picture
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from llmtrain.testing.browser import chromium_path
+from tests.support.browser import chromium_path
 
 CONFIG = """
 schema_version: 1

@@ -9,16 +9,19 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-from llmtrain.testing.hub import LocalHub
-from llmtrain.testing.ranks import RankPool
 from llmtrain.tracking import terminal
 from llmtrain.tracking.logs import reset_logging
+from tests.support.hub import LocalHub
+from tests.support.ranks import RankPool
 
 # Set before torch is imported. Tests' tensors are tiny: a second thread only waits for the first, and on a machine that
 # is busy with other things it waits very long. No network, whatever a library would like.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# readline, which pytest imports, sets these behind Python's back, for the processes that tests start.
+os.unsetenv("COLUMNS")
+os.unsetenv("LINES")
 
 
 # At a desk each run tries other examples; CI tries the same ones for each commit, so what fails there is the commit.
@@ -26,6 +29,20 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 settings.register_profile("desk", deadline=None)
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "desk")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give tests that start processes one worker of pytest-xdist, for `--dist loadgroup`: one runs at a time."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if item.get_closest_marker("processes") or fixtures & {"groups", "two_ranks", "four_ranks"}:
+            item.add_marker(pytest.mark.xdist_group("processes"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name what could not run on this machine in the last lines."""
+    for report in terminalreporter.stats.get("skipped", []):
+        terminalreporter.write_line(f"NOT RUN: {report.nodeid}: {report.longrepr[2]}", red=True, bold=True)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""From raw text to a published language model, with one config file. The Python API; docs/python.md shows it in use.
+"""Train language models from raw text to publication, with one config file. The Python API; see docs/python.md.
 
     import llmtrain
 
@@ -18,25 +18,25 @@ from llmtrain._version import __version__
 
 if TYPE_CHECKING:
     from llmtrain.api import evaluate, load_decoder, load_model, prepare, train
-    from llmtrain.config.errors import ConfigError, Hang, Preempted, RunError, WillFailAgain, WorkersFailed
-    from llmtrain.config.load import LoadedConfig, load_config
-    from llmtrain.config.model import DecoderConfig
-    from llmtrain.config.schema import Config
+    from llmtrain.config.loading.load import LoadedConfig, load_config
+    from llmtrain.config.sections.model import DecoderConfig
+    from llmtrain.config.sections.schema import Config
     from llmtrain.data.tokenizers import Tokenizer, load_tokenizer
-    from llmtrain.evaluation.text import Completion
+    from llmtrain.errors import ConfigError, Hang, Preempted, RunError, WillFailAgain, WorkersFailed
+    from llmtrain.generation.completion import Completion
+    from llmtrain.generation.language_model import LanguageModel
     from llmtrain.models.decoder.decoder import Decoder
-    from llmtrain.recipes.loading.language_model import LanguageModel
 
 _HOMES = {
     "llmtrain.api": ("evaluate", "load_decoder", "load_model", "prepare", "train"),
-    "llmtrain.config.errors": ("ConfigError", "Hang", "Preempted", "RunError", "WillFailAgain", "WorkersFailed"),
-    "llmtrain.config.load": ("LoadedConfig", "load_config"),
-    "llmtrain.config.model": ("DecoderConfig",),
-    "llmtrain.config.schema": ("Config",),
+    "llmtrain.errors": ("ConfigError", "Hang", "Preempted", "RunError", "WillFailAgain", "WorkersFailed"),
+    "llmtrain.config.loading.load": ("LoadedConfig", "load_config"),
+    "llmtrain.config.sections.model": ("DecoderConfig",),
+    "llmtrain.config.sections.schema": ("Config",),
     "llmtrain.data.tokenizers": ("Tokenizer", "load_tokenizer"),
-    "llmtrain.evaluation.text": ("Completion",),
+    "llmtrain.generation.completion": ("Completion",),
     "llmtrain.models.decoder.decoder": ("Decoder",),
-    "llmtrain.recipes.loading.language_model": ("LanguageModel",),
+    "llmtrain.generation.language_model": ("LanguageModel",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -1,4 +1,4 @@
-"""The Python API: what `import llmtrain` offers, over the same recipes that the commands call. docs/python.md shows it.
+"""The Python API: what `import llmtrain` offers, over the same verbs that the commands call. docs/python.md shows it.
 
 `llmtrain/__init__.py` hands these names on when they are asked for, so that importing the package stays light.
 """
@@ -12,18 +12,18 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from llmtrain.config.errors import ConfigError
-from llmtrain.config.load import load_config
-from llmtrain.config.model import DecoderConfig
+from llmtrain.config.loading.load import load_config
+from llmtrain.config.sections.model import DecoderConfig
 from llmtrain.data.tokenizers import load_tokenizer
+from llmtrain.distributed.native_bf16 import as_computed
+from llmtrain.errors import ConfigError
+from llmtrain.generation.language_model import LanguageModel
+from llmtrain.generation.open_model import device_named, open_model
 from llmtrain.models.folder import read_model_config
 from llmtrain.models.weights import read_decoder
-from llmtrain.recipes import evaluate as evaluation
-from llmtrain.recipes import prepare as preparation
-from llmtrain.recipes import train as training
-from llmtrain.recipes.loading.language_model import LanguageModel
-from llmtrain.recipes.loading.open_model import device_named, open_model
-from llmtrain.recipes.prepare_rows import prepare_rows
+from llmtrain.verbs import evaluate as evaluation
+from llmtrain.verbs import prepare as preparation
+from llmtrain.verbs import train as training
 
 AnyPath = str | os.PathLike[str]
 
@@ -52,8 +52,7 @@ def prepare(config: AnyPath, *, overrides: Sequence[str] = ()) -> dict[str, Any]
 
     Raises ConfigError for a mistake in the config, bad files and lines; RunError when the disk is full.
     """
-    loaded = load_config(os.fspath(config), overrides).config
-    return prepare_rows(loaded) if loaded.data.name == "chat" else preparation.prepare(loaded)
+    return preparation.prepare(load_config(os.fspath(config), overrides))
 
 
 def evaluate(
@@ -118,7 +117,8 @@ def load_decoder(
         ConfigError: tensors are missing, too many or of another shape, all of which it names; or what was given cannot
             be read.
     """
-    decoder = read_decoder(_decoder_config(config), Path(weights), device=device_named(device))
+    place = device_named(device)
+    decoder = as_computed(read_decoder(_decoder_config(config), Path(weights), device=place), place)
     found = load_tokenizer(tokenizer) if tokenizer is not None else None
     return LanguageModel(
         model=decoder.eval(),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llmtrain.testing.browser import Visit, chromium_path
+from tests.support.browser import Visit, chromium_path
 
 
 @pytest.fixture(scope="module")

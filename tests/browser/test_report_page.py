@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from llmtrain.recipes.report import write_report
-from llmtrain.testing.browser import Visit
-from llmtrain.testing.recorded_run import BEGAN, recorded_run
+from llmtrain.reports.run_page import write_report
+from tests.support.browser import Visit
+from tests.support.recorded_run import BEGAN, recorded_run
 
 pytestmark = pytest.mark.slow
 
@@ -87,7 +87,7 @@ def test_it_shows_everything_and_asks_nobody(visit: Visit, one: Path) -> None:
     assert page.locator("h2").all_inner_texts() == [
         *("Learning", "Speed", "Machine", "Evaluations", "Samples", "Config", "Environment", "Data", "Events"),
     ]
-    assert page.locator("[data-figure=best_val_loss] b").inner_text() == "2.3"
+    assert page.locator("[data-metric=best_val_loss] b").inner_text() == "2.3"
     assert page.locator(".written").inner_text() == "model: {d_model: 64}  # <i>small"
     assert page.locator(".marks").inner_text().split() == ["▲", "saved", "●", "resumed", "✕", "skipped"]
     assert page.locator(".samples pre").inner_text() == "def <b>f(): # 100"
@@ -191,6 +191,18 @@ def test_smoothing_wavers_less_and_ends_where_the_curve_is(visit: Visit, one: Pa
     assert smooth < raw / 3
 
 
+def test_many_validations_end_at_the_value_that_was_measured(visit: Visit, tmp_path: Path) -> None:
+    folder = recorded_run(tmp_path, "a")
+    with (folder / "metrics.jsonl").open("a") as file:
+        for step in range(201, 401):
+            file.write(json.dumps({"step": step, "time": BEGAN + step, "val/loss": 9 - step / 100}) + "\n")
+    write_report([folder], tmp_path / "page.html")
+    page = visit.open((tmp_path / "page.html").as_uri())
+    drawn = page.evaluate(f"({CURVES_OF_LOSS})().map((curve) => [curve.name, curve.x.at(-1), curve.y.at(-1)])")
+    assert [name for name, _, _ in drawn] == ["train/loss", "train/loss (smooth)", "val/loss"]
+    assert drawn[-1][1:] == [400, 5]
+
+
 def test_dark_and_light_are_the_reader_s_or_the_system_s(visit: Visit, one: Path) -> None:
     page = visit.open(one.as_uri())
     looks = (
@@ -242,19 +254,57 @@ def test_runs_beside_each_other_can_be_hidden_and_differ_where_they_say(visit: V
     assert legend == ["train/loss", "val/loss"]  # by their dash; the chips tell whose color it is
 
 
-def test_a_million_points_open_in_under_two_seconds(visit: Visit, tmp_path: Path) -> None:
-    folder = recorded_run(tmp_path, "long", num_steps=10)
-    line = json.dumps({f"train/figure_{n}": n + 0.123456 for n in range(7)} | {"train/loss": 2.0, "train/lr": 0.1})
+def page_of_long_run(root: Path, *, num_steps: int) -> Path:
+    """Write the page of a run with ten metrics at each step."""
+    folder = recorded_run(root, str(num_steps), num_steps=10)
+    line = json.dumps({f"train/metric_{n}": n + 0.123456 for n in range(7)} | {"train/loss": 2.0, "train/lr": 0.1})
     with (folder / "metrics.jsonl").open("w") as file:
-        for step in range(112_000):
+        for step in range(num_steps):
             wave = (step * 7919 % 1000) / 1000
             file.write(f'{{"step": {step}, "time": {BEGAN + step}, "train/grad_norm": {wave}, {line[1:]}\n')
-    result = write_report([folder], tmp_path / "page.html")
-    assert result["points"] >= 1_000_000
+    page = root / f"{num_steps}.html"
+    result = write_report([folder], page)
+    assert result["points"] == 10 * num_steps
     assert result["bytes"] < 7e6
-    # The page's own work, as the processor's time: on a machine that is shared, wall time measures the neighbours.
-    session = visit.page.context.new_cdp_session(visit.page)
-    session.send("Performance.enable", {"timeDomain": "threadTicks"})
-    visit.open((tmp_path / "page.html").as_uri())
-    metrics = {one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]}
-    assert 0 < metrics["TaskDuration"] < 2.0
+    return page
+
+
+def seconds_to_open(visit: Visit, page: Path) -> float:
+    """Return the processor time of the page's own thread until its first charts are drawn, the best of three.
+
+    Wall time would measure the neighbours on a machine that is shared.
+    """
+    times: list[float] = []
+    for _ in range(3):
+        visit.page.goto("about:blank")
+        session = visit.page.context.new_cdp_session(visit.page)
+        session.send("Performance.enable", {"timeDomain": "threadTicks"})
+        visit.open(page.as_uri())
+        metrics = {one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]}
+        session.detach()
+        times.append(metrics["TaskDuration"])
+    assert min(times) > 0
+    return min(times)
+
+
+def test_a_million_points_open_within_half_a_second_of_a_hundred(visit: Visit, tmp_path: Path) -> None:
+    """What both pages need, such as reading Plotly's script, differs between machines; the points must cost little."""
+    few = seconds_to_open(visit, page_of_long_run(tmp_path, num_steps=10))
+    many = seconds_to_open(visit, page_of_long_run(tmp_path, num_steps=112_000))
+    assert many - few < 0.5
+
+
+def test_only_charts_in_the_window_are_drawn_at_first_and_those_near_it_soon(visit: Visit, tmp_path: Path) -> None:
+    page = visit.page
+    page.add_init_script("window.requestIdleCallback = (act) => { (window.idle ??= []).push(act); }")
+    visit.open(page_of_long_run(tmp_path, num_steps=10).as_uri())
+    drawn = """() => [...document.querySelectorAll('.plot')].map((plot) => [
+        plot.querySelector('.main-svg') !== null,
+        plot.getBoundingClientRect().top < innerHeight,
+    ])"""
+    plots = page.evaluate(drawn)
+    assert [is_drawn for is_drawn, _ in plots] == [is_seen for _, is_seen in plots]
+    assert 1 <= sum(is_drawn for is_drawn, _ in plots) < len(plots)
+    page.wait_for_function("() => window.idle?.length")
+    page.evaluate("() => { while (window.idle.length) window.idle.shift()(); }")
+    assert sum(is_drawn for is_drawn, _ in page.evaluate(drawn)) > sum(is_drawn for is_drawn, _ in plots)

@@ -14,17 +14,17 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from llmtrain.config.load import load_config
+from llmtrain.config.loading.load import load_config
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.folder import write_model_folder
-from llmtrain.recipes.train import train
-from llmtrain.testing.browser import Visit
-from llmtrain.testing.chat import CHATML, tiny_chat_tokenizer
-from llmtrain.testing.recorded_run import figures_of, recorded_run
-from llmtrain.testing.tiny import tiny_config as tiny_decoder
-from llmtrain.testing.tiny_run import tiny_config, write_config
-from llmtrain.tracking.events import EventLog
-from llmtrain.training.runs import locked
+from llmtrain.runs.events import EventLog
+from llmtrain.runs.folders import locked
+from llmtrain.verbs.train import train
+from tests.support.browser import Visit
+from tests.support.chat import CHATML, tiny_chat_tokenizer
+from tests.support.recorded_run import metrics_line, recorded_run
+from tests.support.tiny import tiny_config as tiny_decoder
+from tests.support.tiny_run import tiny_config, write_config
 
 pytestmark = pytest.mark.slow
 
@@ -91,16 +91,16 @@ def test_a_run_that_trains_is_followed_to_its_end(visit: Visit, root: Path, serv
     folder = recorded_run(root, "live", num_steps=100, state="killed")
     with locked(folder):
         page = visit.open(f"{server}/runs?run=live")
-        badge, steps = page.locator(".head .badge"), page.locator("[data-figure=steps] b")
+        badge, steps = page.locator(".head .badge"), page.locator("[data-metric=steps] b")
         expect(badge).to_have_text("running")
         expect(steps).to_have_text("100")
         page.get_by_role("navigation").get_by_text("Log y").click()
         with (folder / "metrics.jsonl").open("a") as file:
             for step in range(101, 121):
-                file.write(json.dumps(figures_of(step)) + "\n")
-            file.write(json.dumps({"step": 120, "time": figures_of(120)["time"], "val/loss": 1.75}) + "\n")
+                file.write(json.dumps(metrics_line(step)) + "\n")
+            file.write(json.dumps({"step": 120, "time": metrics_line(120)["time"], "val/loss": 1.75}) + "\n")
         expect(steps).to_have_text("120", timeout=PATIENCE_MS)
-        expect(page.locator("[data-figure=best_val_loss] b")).to_have_text("1.75")
+        expect(page.locator("[data-metric=best_val_loss] b")).to_have_text("1.75")
         last = "() => document.querySelector('.card.wide .plot').data[0].x.at(-1)"
         page.wait_for_function(f"() => ({last})() === 120", timeout=PATIENCE_MS)
         EventLog(folder / "events.jsonl").add("skipped", step=110)
@@ -113,7 +113,7 @@ def test_a_run_that_trains_is_followed_to_its_end(visit: Visit, root: Path, serv
         expect(page.locator("#samples pre")).to_have_text("def <b>f(x):", timeout=PATIENCE_MS)
         (folder / "summary.json").write_text(json.dumps({"state": "finished", "steps": 120, "goodput": 0.5}))
     expect(badge).to_have_text("finished", timeout=PATIENCE_MS)
-    expect(page.locator("[data-figure=goodput] b")).to_have_text("50 %")
+    expect(page.locator("[data-metric=goodput] b")).to_have_text("50 %")
     # What the reader chose stays as it was.
     assert page.evaluate("scrollY") > 0.8 * top
     assert page.locator("details", has_text="Versions").get_attribute("open") is not None
@@ -133,17 +133,17 @@ def test_a_tab_that_nobody_looks_at_keeps_no_connection(visit: Visit, root: Path
     with page.expect_event("requestfailed", lambda request: "/api/follow" in request.url):
         page.evaluate(turn, True)
     with (folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(figures_of(21)) + "\n")
+        file.write(json.dumps(metrics_line(21)) + "\n")
     page.evaluate(turn, False)
-    expect(page.locator("[data-figure=steps] b")).to_have_text("21", timeout=PATIENCE_MS)
+    expect(page.locator("[data-metric=steps] b")).to_have_text("21", timeout=PATIENCE_MS)
 
 
-def test_a_figure_that_appears_later_gets_its_chart(visit: Visit, root: Path, server: str) -> None:
+def test_a_metric_that_appears_later_gets_its_chart(visit: Visit, root: Path, server: str) -> None:
     folder = recorded_run(root, "live", num_steps=20, state="killed")
     page = visit.open(f"{server}/runs?run=live")
     with (folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"step": 21, "time": figures_of(21)["time"], "custom/late_figure": 1.0}) + "\n")
-    expect(page.locator("figcaption", has_text="late figure")).to_be_visible(timeout=PATIENCE_MS)
+        file.write(json.dumps({"step": 21, "time": metrics_line(21)["time"], "custom/late_metric": 1.0}) + "\n")
+    expect(page.locator("figcaption", has_text="late metric")).to_be_visible(timeout=PATIENCE_MS)
 
 
 def test_the_live_pages_fit_a_phone_in_the_dark(visit: Visit, root: Path, server: str) -> None:

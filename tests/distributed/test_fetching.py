@@ -11,16 +11,17 @@ import huggingface_hub
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from llmtrain.config.chat import ChatConfig
-from llmtrain.config.errors import ConfigError
-from llmtrain.config.huggingface import HuggingFaceConfig
-from llmtrain.config.running import RunConfig
-from llmtrain.config.schema import Config
-from llmtrain.config.training import DistributedConfig, TrainerConfig
-from llmtrain.distributed.engine import Engine, resolve
-from llmtrain.recipes.run import job
-from llmtrain.testing.ranks import RankPool
-from llmtrain.testing.tiny_huggingface import write_tiny_folder
+from llmtrain.config.sections.chat import ChatConfig
+from llmtrain.config.sections.huggingface import HuggingFaceConfig
+from llmtrain.config.sections.running import RunConfig
+from llmtrain.config.sections.schema import Config
+from llmtrain.config.sections.training import DistributedConfig, TrainerConfig
+from llmtrain.distributed.engine import Engine
+from llmtrain.distributed.resolve import resolve
+from llmtrain.errors import ConfigError
+from llmtrain.training.setup.data import fetch_folders
+from tests.support.ranks import RankPool
+from tests.support.tiny_huggingface import write_tiny_folder
 
 
 def fetch(hub: Path, *, has_it: bool) -> tuple[Path | None, Path | None]:
@@ -48,7 +49,7 @@ def fetch(hub: Path, *, has_it: bool) -> tuple[Path | None, Path | None]:
         mock.patch.object(huggingface_hub.HfApi, "model_info"),
         mock.patch.object(huggingface_hub, "snapshot_download", snapshot_download),
     ):
-        return job._fetch(config, Engine(resolved, distributed=distributed))
+        return fetch_folders(config, Engine(resolved, distributed=distributed))
 
 
 def there_and_back(hub: Path) -> tuple[Path | None, Path | None]:

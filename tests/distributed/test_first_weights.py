@@ -1,4 +1,4 @@
-"""Where parameters are cut, none is whole on a rank before it is cut; and a model begins with the same values."""
+"""Under fsdp no parameter is full on a rank before it is sharded, and a model begins with the same values."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmtrain.config.huggingface import HuggingFaceConfig
-from llmtrain.config.model import DecoderConfig
-from llmtrain.config.running import RunConfig
-from llmtrain.config.training import DistributedConfig, TrainerConfig
-from llmtrain.distributed.engine import Engine, resolve
-from llmtrain.distributed.sharding import whole
+from llmtrain.config.sections.huggingface import HuggingFaceConfig
+from llmtrain.config.sections.model import DecoderConfig
+from llmtrain.config.sections.running import RunConfig
+from llmtrain.config.sections.training import DistributedConfig, TrainerConfig
+from llmtrain.distributed.engine import Engine
+from llmtrain.distributed.resolve import resolve
+from llmtrain.distributed.sharding import full_tensor
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.folder import write_model_folder
-from llmtrain.recipes.run.trained import Trained, build_decoder, build_huggingface
-from llmtrain.testing.ranks import RankPool
-from llmtrain.testing.tiny_huggingface import VOCAB_SIZE, write_tiny_folder
+from llmtrain.training.setup.trained import Trained, Vocabulary, train_decoder, train_huggingface
+from tests.support.ranks import RankPool
+from tests.support.tiny_huggingface import VOCAB_SIZE, write_tiny_folder
 
 SEED = 4
 LORA = {"r": 2}
@@ -44,21 +45,19 @@ def make_engine(precision: str = "32") -> Engine:
 
 def own(keys: dict[str, Any], *, cut: bool) -> Trained:
     config = DecoderConfig.model_validate(keys)
-    return build_decoder(config, needed_vocab=VOCAB_SIZE, tokenizer_folder=None, eos_id=0, cut=cut)
+    return train_decoder(config, Vocabulary(size=VOCAB_SIZE, tokenizer_folder=None, eos_id=0), sharded=cut)
 
 
 def of_transformers(folder: Path, keys: dict[str, Any], *, cut: bool, precision: str) -> Trained:
-    return build_huggingface(
+    return train_huggingface(
         HuggingFaceConfig.model_validate({"name": "huggingface", "path": str(folder)} | keys),
         folder,
-        needed_vocab=VOCAB_SIZE,
+        Vocabulary(size=VOCAB_SIZE, tokenizer_folder=folder),
         seq_len=16,
-        tokenizer_folder=folder,
-        chat_template=None,
         seed=SEED,
         precision=precision,
         device=torch.device("cpu"),
-        cut=cut,
+        sharded=cut,
     )
 
 
@@ -67,16 +66,16 @@ def begin(keys: dict[str, Any], folder: Path | None = None, precision: str = "32
     engine = make_engine(precision)
     torch.manual_seed(SEED)
     trained = (
-        own(keys, cut=engine.cuts)
+        own(keys, cut=engine.is_sharded)
         if folder is None
-        else of_transformers(folder, keys, cut=engine.cuts, precision=precision)
+        else of_transformers(folder, keys, cut=engine.is_sharded, precision=precision)
     )
     was_empty = any(parameter.is_meta for parameter in trained.module.parameters())
     engine.setup(trained.module)
     torch.manual_seed(SEED)
-    trained.start()
+    trained.initialize()
     tensors = trained.module.state_dict() | dict(trained.module.named_buffers())
-    return {name: whole(tensor.detach()).clone() for name, tensor in tensors.items()}, was_empty
+    return {name: full_tensor(tensor.detach()).clone() for name, tensor in tensors.items()}, was_empty
 
 
 def write_own(folder: Path, keys: dict[str, Any]) -> str:
@@ -121,7 +120,7 @@ def test_a_model_of_transformers_begins_with_the_weights_in_its_files(
     assert_begin_alike(two_ranks, {"lora": lora}, folder, "bf16-mixed", empty=not (lora and "modules_to_save" in lora))
 
 
-def test_names_that_transformers_changes_are_left_to_it(two_ranks: RankPool, tmp_path: Path) -> None:
+def test_transformers_reads_models_whose_names_it_changes(two_ranks: RankPool, tmp_path: Path) -> None:
     folder = write_tiny_folder(tmp_path, "mixtral")  # whose experts lie in the files one by one
     assert_begin_alike(two_ranks, {}, folder, empty=False)
 
@@ -154,7 +153,7 @@ def growth_while_building(keys: dict[str, Any], cut: bool) -> int:
     try:
         trained = own(keys, cut=cut)
         engine.setup(trained.module)
-        trained.start()
+        trained.initialize()
     finally:
         done.set()
         watcher.join()

@@ -1,4 +1,4 @@
-"""Models of transformers, and adapters, whose parameters are cut over the ranks: the same as on one rank."""
+"""Models of transformers, and adapters, with parameters sharded over the ranks, compute the same as on one rank."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from llmtrain.config.huggingface import HuggingFaceConfig
-from llmtrain.config.model import DecoderConfig
-from llmtrain.config.running import RunConfig
-from llmtrain.config.training import DistributedConfig, OptimizerConfig, TrainerConfig
+from llmtrain.config.sections.huggingface import HuggingFaceConfig
+from llmtrain.config.sections.model import DecoderConfig
+from llmtrain.config.sections.running import RunConfig
+from llmtrain.config.sections.training import DistributedConfig, OptimizerConfig, TrainerConfig
 from llmtrain.contracts import Batch
-from llmtrain.distributed.engine import Engine, resolve
-from llmtrain.distributed.sharding import part_of, whole
+from llmtrain.distributed.engine import Engine
+from llmtrain.distributed.resolve import resolve
+from llmtrain.distributed.sharding import full_tensor, part_of
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.folder import read_model_folder, write_model_folder
-from llmtrain.recipes.run.trained import Trained, build_decoder, build_huggingface
-from llmtrain.testing.ranks import RankFailed, RankPool
-from llmtrain.testing.tiny import random_batch
-from llmtrain.testing.tiny_huggingface import VOCAB_SIZE, write_tiny_folder
 from llmtrain.training.checkpoint import CheckpointStore, Snapshot, load_optimizer, newest_good
 from llmtrain.training.optimizers import build_optimizer
+from llmtrain.training.setup.trained import Trained, Vocabulary, train_decoder, train_huggingface
 from llmtrain.training.step import agree, compute_gradients, gradient_norm, update
+from tests.support.ranks import RankFailed, RankPool
+from tests.support.tiny import random_batch
+from tests.support.tiny_huggingface import VOCAB_SIZE, write_tiny_folder
 
 LORA = {"r": 2, "alpha": 4.0}
 DECODER = {"d_model": 12, "num_layers": 2, "max_seq_len": 64, "attention": {"num_heads": 2}}
@@ -60,18 +61,18 @@ def build(
     torch.manual_seed(4)
     if own:
         config = DecoderConfig.model_validate((decoder or DECODER) | keys | {"init_from": str(folder)})
-        return build_decoder(config, needed_vocab=VOCAB_SIZE, tokenizer_folder=None, eos_id=0, cut=engine.cuts)
-    return build_huggingface(
+        return train_decoder(
+            config, Vocabulary(size=VOCAB_SIZE, tokenizer_folder=None, eos_id=0), sharded=engine.is_sharded
+        )
+    return train_huggingface(
         HuggingFaceConfig.model_validate({"name": "huggingface", "path": str(folder)} | keys),
         folder,
-        needed_vocab=VOCAB_SIZE,
+        Vocabulary(size=VOCAB_SIZE, tokenizer_folder=folder),
         seq_len=16,
-        tokenizer_folder=folder,
-        chat_template=None,
         seed=4,
         precision=engine.resolved.precision,
         device=torch.device("cpu"),
-        cut=engine.cuts,
+        sharded=engine.is_sharded,
     )
 
 
@@ -106,7 +107,7 @@ def train(
         torch._dynamo.reset()  # what earlier tests of this process compiled would make its sizes symbols
         trained.module.compile_parts()
     model = engine.setup(trained.module)
-    trained.start()
+    trained.initialize()
     optimizer = build_optimizer(OptimizerConfig(lr=0.01, eps=EPS), trained.module)
     start = 0
     if found := newest_good(checkpoints):
@@ -117,27 +118,27 @@ def train(
     losses = []
     for step in range(start, start + steps):
         rows = random_batch(VOCAB_SIZE, batch_size=4, num_documents=2, ignored_fraction=0.5, seed=step)
-        size = 4 // engine.dp_size
-        mine = slice(engine.dp_rank * size, (engine.dp_rank + 1) * size)
+        size = 4 // engine.data_parallel_size
+        mine = slice(engine.data_parallel_rank * size, (engine.data_parallel_rank + 1) * size)
         share: Batch = {name: tensor[mine] for name, tensor in rows.items()}  # type: ignore[assignment, index]
         num_tokens = agree([share], engine=engine, stop_requested=False).num_tokens
         losses.append(compute_gradients(model, [share], engine=engine, num_tokens=num_tokens) / num_tokens)
         update(optimizer, grad_norm=gradient_norm(optimizer), max_grad_norm=1.0)
         optimizer.zero_grad()
-    if gang := engine.gang():
+    if group := engine.save_group():
         store = CheckpointStore(
             checkpoints,
             keep_last=3,
             config_yaml="",
             write_model=trained.write,
             resumed_step=start,
-            gang=gang,
+            group=group,
             split=trained.split,
         )
         state = optimizer.state_tensors()
         store.save(Snapshot(step=start + steps, state={}, model=trained.tensors(), optimizer=state))
         store.close()
-    return Result(losses, {name: whole(tensor.detach()).clone() for name, tensor in trained.tensors().items()})
+    return Result(losses, {name: full_tensor(tensor.detach()).clone() for name, tensor in trained.tensors().items()})
 
 
 def run(folder: Path, checkpoints: Path, steps: int, options: dict[str, Any]) -> Result:
@@ -202,8 +203,9 @@ def test_with_activation_checkpointing(two_ranks: RankPool, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", None])
-@pytest.mark.parametrize("lora", [None, LORA])
+# One to four minutes each on two cores. CI compiles our decoder here, and both with adapters and split matrices below.
+@pytest.mark.parametrize("family", [None, pytest.param("llama", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("lora", [None, pytest.param(LORA, marks=pytest.mark.nightly)])
 def test_compiled_by_block(
     two_ranks: RankPool, tmp_path: Path, family: str | None, lora: dict[str, Any] | None
 ) -> None:
@@ -255,13 +257,13 @@ def test_split_matrices_in_mixed_precision(four_ranks: RankPool, tmp_path: Path)
     assert_equal_to_one(four_ranks, None, tmp_path, strategy="fsdp_tp", decoder=GQA, **precision)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # two minutes; with adapters below, on two ranks, CI compiles the same
 def test_split_matrices_compiled(four_ranks: RankPool, tmp_path: Path) -> None:
     assert_equal_to_one(four_ranks, None, tmp_path, strategy="fsdp_tp", decoder=GQA, compiled=True)
 
 
 @pytest.mark.slow
-def test_what_was_written_by_two_by_two_is_read_by_two_and_by_one(
+def test_a_checkpoint_of_two_by_two_ranks_is_read_by_two_and_by_one(
     two_ranks: RankPool, four_ranks: RankPool, tmp_path: Path
 ) -> None:
     folder, checkpoints = write_own_folder(tmp_path / "base", GQA), tmp_path / "c"
@@ -312,7 +314,7 @@ def numbers_held(folder: Path, family: str | None) -> dict[str, int]:
     }
 
 
-def test_of_an_adapter_the_half_that_meets_the_split_is_split(two_ranks: RankPool, tmp_path: Path) -> None:
+def test_the_half_of_an_adapter_that_meets_the_split_is_split(two_ranks: RankPool, tmp_path: Path) -> None:
     for family, width, ffn, kv in (("llama", 32, 48, 16), (None, 16, 20, 8)):
         folder = tmp_path / str(family)
         folder = write_tiny_folder(folder, family) if family else write_own_folder(folder, GQA)
@@ -328,9 +330,7 @@ def test_of_an_adapter_the_half_that_meets_the_split_is_split(two_ranks: RankPoo
 
 
 @pytest.mark.parametrize("lora", [LORA, LORA | {"dropout": 0.3}], ids=str)
-def test_what_ranks_hold_whole_stays_the_same_on_each(
-    two_ranks: RankPool, tmp_path: Path, lora: dict[str, Any]
-) -> None:
+def test_full_tensors_stay_the_same_on_each_rank(two_ranks: RankPool, tmp_path: Path, lora: dict[str, Any]) -> None:
     folder = write_own_folder(tmp_path / "base", GQA)
     first, second = two_ranks.run(run, folder, tmp_path / "c", 4, SPLIT | {"own": True, "lora": lora})
     assert first.losses == second.losses
@@ -344,7 +344,7 @@ def test_adapters_on_two_by_two_ranks_equal_one(four_ranks: RankPool, tmp_path: 
     assert_equal_to_one(four_ranks, family, tmp_path, **SPLIT, checkpointing=True)
 
 
-def test_modules_trained_whole_beside_adapters_are_split_too(two_ranks: RankPool, tmp_path: Path) -> None:
+def test_modules_to_save_are_split_too(two_ranks: RankPool, tmp_path: Path) -> None:
     lora = LORA | {"target_modules": ["q_proj", "o_proj"], "modules_to_save": ["mlp", "q_norm", "embed_tokens"]}
     assert_equal_to_one(two_ranks, "qwen3", tmp_path, **SPLIT | {"lora": lora})
 
@@ -381,6 +381,6 @@ def test_adapters_of_split_matrices_compiled(two_ranks: RankPool, tmp_path: Path
     assert compiled.losses == pytest.approx(one.losses, abs=1e-5)
 
 
-def test_a_family_without_a_plan_is_refused(two_ranks: RankPool, tmp_path: Path) -> None:
+def test_a_family_without_a_plan_is_rejected(two_ranks: RankPool, tmp_path: Path) -> None:
     with pytest.raises(RankFailed, match="transformers has no plan for GPT2LMHeadModel: take fsdp"):
         assert_equal_to_one(two_ranks, "gpt2", tmp_path, strategy="fsdp_tp")

@@ -1,4 +1,4 @@
-"""Float32 copies of weights in 16 bits, where parameters are cut over the ranks."""
+"""Float32 copies of weights in 16 bits, where parameters are sharded over the ranks."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import dataclasses
 
 import torch
 
-from llmtrain.config.model import DecoderConfig
-from llmtrain.config.running import RunConfig
-from llmtrain.config.training import DistributedConfig, OptimizerConfig, TrainerConfig
-from llmtrain.distributed.engine import Engine, resolve
-from llmtrain.distributed.sharding import is_cut, part_of, whole
+from llmtrain.config.sections.model import DecoderConfig
+from llmtrain.config.sections.running import RunConfig
+from llmtrain.config.sections.training import DistributedConfig, OptimizerConfig, TrainerConfig
+from llmtrain.distributed.engine import Engine
+from llmtrain.distributed.resolve import resolve
+from llmtrain.distributed.sharding import full_tensor, is_sharded, part_of
 from llmtrain.models.decoder.decoder import Decoder
-from llmtrain.testing.ranks import RankPool
-from llmtrain.testing.tiny import random_batch
 from llmtrain.training.optimizers import NamedOptimizer, build_optimizer
 from llmtrain.training.step import compute_gradients
+from tests.support.ranks import RankPool
+from tests.support.tiny import random_batch
 
 VOCAB = 16
 CONFIG = OptimizerConfig(lr=1e-3)
@@ -49,7 +50,7 @@ def cut_and_taken_up_again() -> tuple[bool, bool, bool]:
         torch.equal(part_of(weights[name.removesuffix("/master")]).local, part_of(master).local.bfloat16())
         for name, master in copies.items()
     )
-    saved = {name: whole(tensor).clone() for name, tensor in optimizer.state_tensors().items()}
+    saved = {name: full_tensor(tensor).clone() for name, tensor in optimizer.state_tensors().items()}
     again, other, resumed = begin(engine)
     for name, parameter in other.named_parameters():
         part_of(parameter).local.copy_(part_of(weights[name]).local)
@@ -57,9 +58,11 @@ def cut_and_taken_up_again() -> tuple[bool, bool, bool]:
     step(model, optimizer, engine, 3)
     step(again, resumed, engine, 3)
     after = resumed.state_tensors()
-    equal = all(torch.equal(whole(tensor), whole(after[name])) for name, tensor in optimizer.state_tensors().items())
-    return all(is_cut(master) for master in copies.values()) and bool(copies), rounded, equal
+    equal = all(
+        torch.equal(full_tensor(tensor), full_tensor(after[name])) for name, tensor in optimizer.state_tensors().items()
+    )
+    return all(is_sharded(master) for master in copies.values()) and bool(copies), rounded, equal
 
 
-def test_copies_are_cut_with_their_weights_and_taken_up_again(two_ranks: RankPool) -> None:
+def test_copies_are_sharded_with_their_weights_and_restored(two_ranks: RankPool) -> None:
     assert two_ranks.run(cut_and_taken_up_again) == [(True, True, True)] * 2

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 
-from llmtrain.config.chat import ChatConfig
-from llmtrain.config.huggingface import HuggingFaceConfig
-from llmtrain.config.running import RunConfig
-from llmtrain.config.training import DistributedConfig, TrainerConfig
-from llmtrain.distributed.engine import Engine, resolve
-from llmtrain.recipes.run import job
-from llmtrain.testing.ranks import RankFailed, RankPool
+from llmtrain.config.sections.chat import ChatConfig
+from llmtrain.config.sections.huggingface import HuggingFaceConfig
+from llmtrain.config.sections.running import RunConfig
+from llmtrain.config.sections.training import DistributedConfig, TrainerConfig
+from llmtrain.distributed.engine import Engine
+from llmtrain.distributed.resolve import resolve
+from llmtrain.errors import ConfigError
+from llmtrain.training.setup.data import fetch_folders
+from llmtrain.training.setup.start import check_agreement
+from tests.support.ranks import RankFailed, RankPool
 
 
 def make_engine() -> Engine:
@@ -42,6 +46,17 @@ def take_turns(folder: Path, times: int) -> None:
         engine.sum(0)  # all have come through
 
 
+def decide_differently() -> str:
+    engine = make_engine()
+    check_agreement(engine)
+    engine.resolved = replace(engine.resolved, precision="bf16-mixed" if engine.rank else "32")
+    try:
+        check_agreement(engine)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
 def fail_on_main() -> None:
     engine = make_engine()
     with engine.main_first():
@@ -64,8 +79,8 @@ def fetch_a_model(folder: Path) -> Path | None:
         model=HuggingFaceConfig(name="huggingface", path="owner/model"),
         data=mock.Mock(spec=ChatConfig, tokenizer=None),
     )
-    with mock.patch("llmtrain.models.huggingface_load.fetch", fetch):
-        found, _ = job._fetch(config, engine)
+    with mock.patch("llmtrain.models.huggingface.load.fetch", fetch):
+        found, _ = fetch_folders(config, engine)
     return found
 
 
@@ -84,3 +99,9 @@ def test_four_ranks_fetch_a_model_once(four_ranks: RankPool, tmp_path: Path) -> 
 def test_when_the_first_rank_fails_the_others_do_not_wait_for_ever(two_ranks: RankPool) -> None:
     with pytest.raises(RankFailed, match="nothing could be made"):
         two_ranks.run(fail_on_main)
+
+
+def test_machines_that_decide_differently_are_told_of_on_each(two_ranks: RankPool) -> None:
+    told = two_ranks.run(decide_differently)
+    assert told[0] == told[1]
+    assert "(rank 0: 32, compile False; rank 1: bf16-mixed, compile False): set trainer.precision" in told[0]

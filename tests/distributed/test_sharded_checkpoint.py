@@ -1,4 +1,4 @@
-"""Checkpoints that several ranks write together, and that any number of them reads."""
+"""Checkpoints that several ranks write together, and that any number of ranks reads."""
 
 from __future__ import annotations
 
@@ -15,16 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from llmtrain.config.model import DecoderConfig
-from llmtrain.config.running import RunConfig
-from llmtrain.config.training import DistributedConfig, OptimizerConfig, TrainerConfig
-from llmtrain.distributed.engine import Engine, resolve
-from llmtrain.distributed.sharding import whole
+from llmtrain.config.sections.model import DecoderConfig
+from llmtrain.config.sections.running import RunConfig
+from llmtrain.config.sections.training import DistributedConfig, OptimizerConfig, TrainerConfig
+from llmtrain.distributed.engine import Engine
+from llmtrain.distributed.resolve import resolve
+from llmtrain.distributed.sharding import full_tensor
+from llmtrain.faults import VARIABLE
 from llmtrain.models.folder import read_model_folder
-from llmtrain.recipes.run.trained import Trained, build_decoder
-from llmtrain.testing.faults import VARIABLE
-from llmtrain.testing.ranks import RankFailed, RankPool
-from llmtrain.testing.tiny import random_batch
 from llmtrain.training.checkpoint import (
     CheckpointError,
     CheckpointStore,
@@ -34,11 +32,15 @@ from llmtrain.training.checkpoint import (
     newest_good,
     verify,
 )
+from llmtrain.training.checkpoint.format import sealed
 from llmtrain.training.optimizers import NamedOptimizer, build_optimizer
+from llmtrain.training.setup.trained import Trained, Vocabulary, train_decoder
 from llmtrain.training.step import agree, compute_gradients, gradient_norm, update
+from tests.support.ranks import RankFailed, RankPool
+from tests.support.tiny import random_batch
 
 VOCAB = 37
-"""Odd, as is the width of feed-forward layers: the ranks' parts are not alike, and of some tensors one has none."""
+"""Odd, as is the width of feed-forward layers: the ranks' slices differ in size, and a rank may have none."""
 DECODER: dict[str, Any] = {
     "d_model": 12,
     "num_layers": 3,
@@ -67,22 +69,22 @@ class Run:
         self.engine = Engine(resolved, distributed=distributed)
         torch.manual_seed(3)
         config = DecoderConfig.model_validate(DECODER | keys)
-        self.trained: Trained = build_decoder(
-            config, needed_vocab=VOCAB, tokenizer_folder=None, eos_id=0, cut=self.engine.cuts
+        self.trained: Trained = train_decoder(
+            config, Vocabulary(size=VOCAB, tokenizer_folder=None, eos_id=0), sharded=self.engine.is_sharded
         )
         self.model = self.engine.setup(self.trained.module)
-        self.trained.start()
+        self.trained.initialize()
         self.optimizer: NamedOptimizer = build_optimizer(
             OptimizerConfig.model_validate({"name": optimizer, "lr": 0.01}), self.trained.module
         )
-        self.folder, gang = folder, self.engine.gang()
-        self.store = gang and CheckpointStore(
+        self.folder, group = folder, self.engine.save_group()
+        self.store = group and CheckpointStore(
             folder,
             keep_last=2,
             config_yaml="run: {}\n",
             write_model=self.trained.write,
             resumed_step=0,
-            gang=gang,
+            group=group,
             split=self.trained.split,
         )
         self.step = 0
@@ -119,9 +121,9 @@ class Run:
         self.step = load_state(found[0])["step"]
 
     def tensors(self) -> dict[str, Tensor]:
-        """All weights and all of the optimizer's state, whole."""
+        """All weights and all optimizer state as full tensors."""
         named = {**self.trained.tensors(), **self.optimizer.state_tensors()}
-        return {name: whole(tensor.detach()).clone() for name, tensor in named.items()}
+        return {name: full_tensor(tensor.detach()).clone() for name, tensor in named.items()}
 
     def close(self) -> None:
         """Wait for the save under way."""
@@ -130,7 +132,7 @@ class Run:
 
 
 def go_on(folder: Path, strategy: str, steps: int, options: Mapping[str, Any]) -> tuple[list[float], Any, Any]:
-    """Load what is there, train, save; the losses, and all tensors after loading and after training."""
+    """Load what is there, train, save. Return the losses, and all tensors after loading and after training."""
     run = Run(folder, strategy=strategy, **options)
     if folder.exists() and any(folder.glob("step_*")):
         run.load()
@@ -142,7 +144,7 @@ def go_on(folder: Path, strategy: str, steps: int, options: Mapping[str, Any]) -
 
 
 def save_while_training(folder: Path) -> dict[str, Tensor]:
-    """Train on while a save is being written; all tensors as they were when it began."""
+    """Train on while a save is being written. Return all tensors as they were when it began."""
     run = Run(folder, strategy="fsdp")
     run.train(1)
     then = run.tensors()
@@ -153,7 +155,7 @@ def save_while_training(folder: Path) -> dict[str, Tensor]:
 
 
 def save_with_nan_on_rank_1(folder: Path) -> str:
-    """A save of which one rank's part is not fit; what each rank is told."""
+    """Save while one rank holds NaN. Return the message that this rank got."""
     run = Run(folder, strategy="fsdp")
     run.train(1)
     run.save()
@@ -174,11 +176,11 @@ def equal(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
 def tensors_in(checkpoint: Path) -> dict[str, Tensor]:
     """All that a checkpoint holds, read by one process."""
     decoder, _ = read_model_folder(checkpoint / "model")
-    return decoder.state_dict() | {name: stored.whole() for name, stored in load_optimizer(checkpoint).items()}
+    return decoder.state_dict() | {name: stored.full() for name, stored in load_optimizer(checkpoint).items()}
 
 
 @pytest.mark.parametrize("options", [{}, GPT2, {"tie_embeddings": False}, {"optimizer": "muon"}], ids=str)
-def test_every_rank_writes_its_own_and_one_process_reads_it_all(
+def test_every_rank_writes_its_slices_and_one_process_reads_all(
     two_ranks: RankPool, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     results = two_ranks.run(go_on, tmp_path / "c", "fsdp", 2, options)
@@ -197,7 +199,7 @@ def test_every_rank_writes_its_own_and_one_process_reads_it_all(
 
 
 @pytest.mark.parametrize("options", [DECODER, GPT2], ids=["llama", "gpt2"])
-def test_transformers_reads_what_several_ranks_have_written(
+def test_transformers_reads_what_several_ranks_wrote(
     two_ranks: RankPool, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     two_ranks.run(go_on, tmp_path / "c", "fsdp", 1, options)
@@ -209,7 +211,7 @@ def test_transformers_reads_what_several_ranks_have_written(
         torch.testing.assert_close(theirs(ids).logits, decoder.eval().logits(ids), atol=1e-5, rtol=0)
 
 
-def test_a_resume_with_as_many_ranks_is_bit_identical(two_ranks: RankPool, tmp_path: Path) -> None:
+def test_a_resume_with_the_same_number_of_ranks_is_bit_identical(two_ranks: RankPool, tmp_path: Path) -> None:
     straight = two_ranks.run(go_on, tmp_path / "straight", "fsdp", 6, {})
     first = two_ranks.run(go_on, tmp_path / "c", "fsdp", 3, {})
     second = two_ranks.run(go_on, tmp_path / "c", "fsdp", 3, {})
@@ -241,12 +243,12 @@ def test_four_two_one_four_ranks_keep_every_bit(two_ranks: RankPool, four_ranks:
     assert losses == pytest.approx(straight, rel=1e-5)
 
 
-def test_what_is_saved_is_what_was_there_when_the_save_began(two_ranks: RankPool, tmp_path: Path) -> None:
+def test_a_save_holds_the_values_at_its_beginning(two_ranks: RankPool, tmp_path: Path) -> None:
     then = two_ranks.run(save_while_training, tmp_path / "c")[0]
     assert equal(tensors_in(tmp_path / "c" / "step_000001"), then)
 
 
-def test_nan_in_one_rank_s_part_fails_the_save_on_all(two_ranks: RankPool, tmp_path: Path) -> None:
+def test_nan_on_one_rank_fails_the_save_on_all(two_ranks: RankPool, tmp_path: Path) -> None:
     told = two_ranks.run(save_with_nan_on_rank_1, tmp_path / "c")
     for message in told:
         assert "optimizer state blocks.0.feed_forward.up_proj.weight/exp_avg holds NaN" in message
@@ -283,7 +285,7 @@ def written(two_ranks: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.mark.parametrize("file", ["model/model-00002-of-00002", "optimizer/rank_00001_shard_00000"])
 @pytest.mark.parametrize("damage", ["missing", "torn", "bit"])
-def test_damage_to_one_rank_s_file_is_noticed_and_fallen_back_from(
+def test_after_damage_to_a_file_of_one_rank_the_checkpoint_before_is_used(
     written: Path, tmp_path: Path, file: str, damage: str
 ) -> None:
     shutil.copytree(written, tmp_path / "c", symlinks=True)
@@ -302,10 +304,8 @@ def test_damage_to_one_rank_s_file_is_noticed_and_fallen_back_from(
     assert file in found[1][0]
 
 
-def test_pieces_that_do_not_make_up_a_tensor_are_refused(written: Path, tmp_path: Path) -> None:
-    """A manifest that is in order by itself, of a save that has lost a rank's piece."""
-    from llmtrain.training import checkpoint_files
-
+def test_slices_that_do_not_make_up_a_tensor_are_rejected(written: Path, tmp_path: Path) -> None:
+    """A manifest that is in order by itself, of a save that has lost a rank's slice."""
     copy = tmp_path / "step_000002"
     shutil.copytree(written / "step_000002", copy)
     manifest = json.loads((copy / "MANIFEST.json").read_text())
@@ -313,8 +313,8 @@ def test_pieces_that_do_not_make_up_a_tensor_are_refused(written: Path, tmp_path
     assert "token_embedding.weight/exp_avg" in load_file(copy / name)
     del manifest["files"][name]
     (copy / name).unlink()
-    (copy / "MANIFEST.json").write_text(checkpoint_files._seal(manifest))
+    (copy / "MANIFEST.json").write_text(sealed(manifest))
     with pytest.raises(
-        CheckpointError, match=r"the pieces of .*/exp_avg do not make up the whole: \d+ elements of \d+"
+        CheckpointError, match=r"the slices of .*/exp_avg do not make up the tensor: \d+ elements of \d+"
     ):
         verify(copy)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.config.load import load_config
-from llmtrain.recipes.prepare import prepare
-from llmtrain.testing.gang import GangServer
-from llmtrain.testing.tiny_run import tiny_config, weight_hash, write_config
+from llmtrain.config.loading.load import load_config
+from llmtrain.data.prepare.token_shards import prepare
+from tests.support.tiny_run import tiny_config, weight_hash, write_config
+from tests.support.worker_groups import GroupServer
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,7 @@ def config_file(shards: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(shards: Path, gangs: GangServer, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+def undisturbed(shards: Path, groups: GroupServer, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """The weights, as their hash, of the tiny run with such keys to which nothing happens; each is trained once."""
     known: dict[tuple[object, ...], str] = {}
 
@@ -37,8 +37,8 @@ def undisturbed(shards: Path, gangs: GangServer, tmp_path_factory: pytest.TempPa
         if (world_size, *keys) not in known:
             folder = tmp_path_factory.mktemp("undisturbed")
             config = write_config(folder / "tiny.yaml", tiny_config(shards, folder / "runs"))
-            gang = gangs.start(["train", str(config), *keys, "output.run_id=whole"], world_size=world_size)
-            assert gang.wait() == [0] * world_size, gang.stderr
+            group = groups.start(["train", str(config), *keys, "output.run_id=whole"], world_size=world_size)
+            assert group.wait() == [0] * world_size, group.stderr
             assert not list((folder / "runs" / "whole" / "logs").glob("stacks*"))
             known[world_size, *keys] = weight_hash(folder / "runs" / "whole")
         return known[world_size, *keys]
@@ -47,7 +47,7 @@ def undisturbed(shards: Path, gangs: GangServer, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="session")
-def gangs() -> Iterator[GangServer]:
+def groups() -> Iterator[GroupServer]:
     """Starts the command line in one process or several, quickly."""
-    with GangServer() as server:
+    with GroupServer() as server:
         yield server

@@ -1,4 +1,4 @@
-"""A run that goes on with another number of processes: each sample once, and the losses of a run on one."""
+"""A run that is resumed with other numbers of processes: each sample once, and the losses of a run on one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.testing.gang import GangServer
+from tests.support.worker_groups import GroupServer
 
 pytestmark = pytest.mark.slow
 
@@ -35,28 +35,28 @@ def losses(run: Path) -> list[float]:
 
 
 def items_logged(run: Path, *, last_step: int) -> Counter[int]:
-    """How often each item was computed in steps up to `last_step`, as the logs of all ranks say."""
+    """Return how often each item was computed in steps up to `last_step`, by the logs of all ranks."""
     found: Counter[int] = Counter()
     for path in (run / "logs").glob("*.log"):
-        for step, items in re.findall(r"\[batch\] step (\d+): items ([\d ]+) in", path.read_text()):
+        for step, items in re.findall(r"\[batch\] step (\d+): sequences ([\d ]+) in", path.read_text()):
             found.update(map(int, items.split()) if int(step) <= last_step else [])
     return found
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_four_two_one_and_four_processes_use_each_sample_once(
-    gangs: GangServer, config_file: Path, strategy: str
+    groups: GroupServer, config_file: Path, strategy: str
 ) -> None:
-    assert gangs.run(["train", str(config_file), *KEYS, "output.run_id=one"]) == [0]
+    assert groups.run(["train", str(config_file), *KEYS, "output.run_id=one"]) == [0]
     runs = config_file.parent / "runs"
     start = ["train", str(config_file), *KEYS, "output.run_id=many"]
     for phase, world_size in enumerate((4, 2, 1)):
         keys = [] if world_size == 1 else [f"distributed.strategy={strategy}"]
         resume = [] if phase == 0 else ["--resume", "many"]
         stop = f"term@stepped:step={STEPS_OF_EACH * (phase + 1)}"
-        codes = gangs.run([*start, *keys, *resume], world_size=world_size, faults=stop)
+        codes = groups.run([*start, *keys, *resume], world_size=world_size, faults=stop)
         assert codes == [75] * world_size
-    assert gangs.run([*start, f"distributed.strategy={strategy}", "--resume", "many"], world_size=4) == [0] * 4
+    assert groups.run([*start, f"distributed.strategy={strategy}", "--resume", "many"], world_size=4) == [0] * 4
 
     straight, changed = losses(runs / "one"), losses(runs / "many")
     assert len(straight) > 3 * STEPS_OF_EACH

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.config.errors import ConfigError, RunError
-from llmtrain.config.load import load_config
-from llmtrain.recipes.demos.finetune import demo_finetune
-from llmtrain.recipes.train import train
+from llmtrain.config.loading.load import load_config
+from llmtrain.demos.finetune import demo_finetune
+from llmtrain.errors import ConfigError, RunError
+from llmtrain.verbs.train import train
 
 FILE = '''"""Functions of module {number}."""
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from llmtrain.config.load import load_config
-from llmtrain.recipes.export import export
-from llmtrain.recipes.merge import merge
-from llmtrain.recipes.publication.exported import Request
-from llmtrain.recipes.train import train
-from llmtrain.testing.tiny_model import write_tiny_model
-from llmtrain.testing.tiny_run import tiny_tuning, write_config
+from llmtrain.config.loading.load import load_config
+from llmtrain.publishing.exported import Request
+from llmtrain.verbs.export import export
+from llmtrain.verbs.merge import merge
+from llmtrain.verbs.train import train
+from tests.support.tiny_model import write_tiny_model
+from tests.support.tiny_run import tiny_tuning, write_config
 
 
 def test_a_runs_best_model_is_compared_on_its_validation_data(

@@ -13,15 +13,15 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llmtrain.config.errors import ConfigError, Preempted, WillFailAgain
-from llmtrain.config.load import load_config
-from llmtrain.recipes.evaluate import evaluate
-from llmtrain.recipes.generate import generate
-from llmtrain.recipes.train import train
-from llmtrain.testing.tiny_huggingface import write_tiny_chat_folder
-from llmtrain.testing.tiny_run import tiny_tuning, weight_hash, write_config
-from llmtrain.training.non_finite import Policy, StepFigures, may_update
+from llmtrain.config.loading.load import load_config
+from llmtrain.errors import ConfigError, Preempted, WillFailAgain
+from llmtrain.training.non_finite import Policy, StepNumbers, may_update
 from llmtrain.training.state import RunState
+from llmtrain.verbs.evaluate import evaluate
+from llmtrain.verbs.generate import generate
+from llmtrain.verbs.train import train
+from tests.support.tiny_huggingface import write_tiny_chat_folder
+from tests.support.tiny_run import tiny_tuning, weight_hash, write_config
 
 WORDS = ["red", "green", "blue", "round", "square", "small", "large", "old", "new", "near"]
 
@@ -96,6 +96,16 @@ def test_packing_changes_the_number_of_items_and_not_the_rows(base: Path, rows: 
     assert packed["steps"] < alone["steps"] / 2
 
 
+def test_few_rows_train_without_validation_and_it_is_said(
+    base: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "few.jsonl").write_text("".join(rows.read_text().splitlines(keepends=True)[:3]))
+    keys = ["data.val_fraction=0.01", "data.packing=false", "trainer.micro_batch_size=1", "trainer.max_epochs=1"]
+    summary = train(load_config(str(config_of(tmp_path, base, tmp_path / "few.jsonl", **LORA)), keys))
+    assert (summary["state"], summary["steps"], summary["val_loss"]) == ("finished", 3, None)
+    assert "data.val_fraction: 0.01 holds out none of 3 rows, which are few" in capsys.readouterr().err
+
+
 def test_the_decoder_trains_on_rows_too(base: Path, rows: Path, tmp_path: Path) -> None:
     config = config_of(tmp_path, base, rows)
     model = {"name": "decoder", "d_model": 32, "num_layers": 2, "max_seq_len": 96, "attention": {"num_heads": 2}}
@@ -123,12 +133,12 @@ def test_bad_rows_are_told_by_file_and_line_before_anything_is_written(base: Pat
 def test_a_loss_that_is_no_number_names_the_rows(
     base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def judge(found: StepFigures, state: RunState, *, policy: Policy) -> bool:
+    def judge(found: StepNumbers, state: RunState, *, policy: Policy) -> bool:
         return may_update(found._replace(loss=float("nan")), state, policy=policy)
 
     monkeypatch.setattr("llmtrain.training.step.may_update", judge)
     config = str(config_of(tmp_path, base, rows, **LORA))
-    with pytest.raises(WillFailAgain, match=r"items 0 to 1\).*Its rows: .*rows\.jsonl:\d+, .*rows\.jsonl:\d+$"):
+    with pytest.raises(WillFailAgain, match=r"sequences 0 to 1\).*Its rows: .*rows\.jsonl:\d+, .*rows\.jsonl:\d+$"):
         train(load_config(config, ["data.packing=false"]))
 
 

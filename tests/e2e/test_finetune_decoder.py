@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from llmtrain.config.errors import ConfigError, Preempted
-from llmtrain.config.load import load_config
-from llmtrain.config.lora import LoraConfig
+from llmtrain.config.loading.load import load_config
+from llmtrain.config.sections.lora import LoraConfig
+from llmtrain.errors import ConfigError, Preempted
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.folder import read_model_folder, write_model_folder
 from llmtrain.models.lora import add_lora_to_decoder, read_adapter
-from llmtrain.recipes.train import train
-from llmtrain.testing.chat import CHATML, tiny_chat_tokenizer
-from llmtrain.testing.tiny import tiny_config
-from llmtrain.testing.tiny_run import tiny_tuning, weight_hash, write_config
+from llmtrain.verbs.train import train
+from tests.support.chat import CHATML, tiny_chat_tokenizer
+from tests.support.tiny import tiny_config
+from tests.support.tiny_run import tiny_tuning, weight_hash, write_config
 
 LORA = {"r": 4, "alpha": 16}
 
@@ -89,7 +89,7 @@ def test_what_contradicts_the_model_that_is_begun_from_is_said(base: Path, tmp_p
         train(load_config(config, ["model.d_model=64", "model.norm.eps=0.5"]))
     with pytest.raises(ConfigError, match="there is no run 'nowhere'"):
         train(load_config(config, ["model.init_from=nowhere"]))
-    with pytest.raises(ConfigError, match=r"lora trains adapters on weights that are frozen.*init_from"):
+    with pytest.raises(ConfigError, match=r"lora trains adapters on frozen weights.*init_from"):
         load_config(config, ["model.init_from=null", "model.lora.r=8"])
     changed = train(load_config(config, ["model.dropout=0.1", "trainer.max_steps=1", "output.run_id=dropout"]))
     assert read_model_folder(Path(changed["model"]))[0].config.dropout == 0.1

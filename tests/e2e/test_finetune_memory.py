@@ -12,11 +12,11 @@ from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from llmtrain.config.errors import Preempted
-from llmtrain.config.load import load_config
-from llmtrain.recipes.train import train
-from llmtrain.testing.tiny_huggingface import write_tiny_chat_folder
-from llmtrain.testing.tiny_run import tiny_tuning, weight_hash, write_config
+from llmtrain.config.loading.load import load_config
+from llmtrain.errors import Preempted
+from llmtrain.verbs.train import train
+from tests.support.tiny_huggingface import write_tiny_chat_folder
+from tests.support.tiny_run import tiny_tuning, weight_hash, write_config
 
 LORA: dict[str, Any] = {"lora": {"r": 4, "alpha": 8, "dropout": 0.1}}
 RUNS: dict[str, tuple[dict[str, Any], list[str]]] = {

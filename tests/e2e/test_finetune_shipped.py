@@ -9,8 +9,8 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from llmtrain.cli.app import run
-from llmtrain.testing.chat import CHATML, tiny_chat_tokenizer
-from llmtrain.testing.tiny_huggingface import tiny_network
+from tests.support.chat import CHATML, tiny_chat_tokenizer
+from tests.support.tiny_huggingface import tiny_network
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from llmtrain.config.load import load_config
-from llmtrain.recipes.train import train
-from llmtrain.testing.tiny_run import weight_hash
+from llmtrain.config.loading.load import load_config
 from llmtrain.tracking.sinks import read_metrics
+from llmtrain.verbs.train import train
+from tests.support.tiny_run import weight_hash
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
 KEYS = ["trainer.max_steps=12", "model.dropout=0", "trainer.micro_batch_size=2"]
 
@@ -41,6 +41,11 @@ def wait_for(path: Path, *, num_bytes: int = 1) -> None:
             return
         time.sleep(0.05)
     raise AssertionError(f"{path} did not appear")
+
+
+def kill_after_save(point: str, *, saved: Path) -> str:
+    """A kill at `point` that waits until the checkpoint `saved` exists, since saves end in the background."""
+    return f"wait@step:{saved}:{point}, kill@step:{point}"
 
 
 def test_two_processes_train_as_one_and_print_one_document(config_file: Path, undisturbed: Callable[..., str]) -> None:
@@ -77,6 +82,23 @@ def test_sigterm_to_the_launcher_saves_once_and_ends_with_75_and_the_run_goes_on
     assert weight_hash(run) == undisturbed(*KEYS, world_size=2)
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGHUP, 75), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_launcher_that_goes_leaves_nothing_running_and_the_run_saved(
+    config_file: Path, number: signal.Signals, code: int
+) -> None:
+    process = start(str(config_file), *KEYS, "output.run_id=left", faults="sleep@step:0.3")
+    run = config_file.parent / "runs" / "left"
+    wait_for(run / "metrics.jsonl", num_bytes=300)
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    assert finish(process)[0] == code
+    _, alive = psutil.wait_procs(started, timeout=60)
+    assert not alive
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["state"] == "preempted"
+    assert (run / "checkpoints" / f"step_{summary['steps']:06d}").is_dir()
+
+
 def test_a_killed_process_makes_the_others_end_and_the_code_is_75(config_file: Path) -> None:
     process = start(str(config_file), *KEYS, "output.run_id=lost", faults="sleep@step:0.2")
     wait_for(config_file.parent / "runs" / "lost" / "metrics.jsonl")
@@ -87,12 +109,13 @@ def test_a_killed_process_makes_the_others_end_and_the_code_is_75(config_file: P
     assert code == 75, err
 
 
-def test_the_gang_starts_again_and_ends_as_if_nothing_had_happened(
+def test_the_group_starts_again_and_ends_as_if_nothing_had_happened(
     config_file: Path, undisturbed: Callable[..., str]
 ) -> None:
     saves = ["trainer.save_every_steps=4", "output.run_id=again", "--max-restarts=2", "--json"]
-    once = "kill@step:step=9:rank=1:restart=0, kill@step:step=11:rank=0:restart=1"
-    code, out, err = finish(start(str(config_file), *KEYS, *saves, faults=once))
+    step_8 = config_file.parent / "runs" / "again" / "checkpoints" / "step_000008"
+    kills = f"{kill_after_save('step=9:rank=1:restart=0', saved=step_8)}, kill@step:step=11:rank=0:restart=1"
+    code, out, err = finish(start(str(config_file), *KEYS, *saves, faults=kills))
     assert code == 0, err
     assert json.loads(out)["resumed_from_step"] == 8
     assert weight_hash(config_file.parent / "runs" / "again") == undisturbed(*KEYS, world_size=2)
@@ -102,7 +125,9 @@ def test_the_gang_starts_again_and_ends_as_if_nothing_had_happened(
 def test_four_processes_that_cut_parameters_start_again_too(config_file: Path, undisturbed: Callable[..., str]) -> None:
     keys = [*KEYS, "trainer.micro_batch_size=1", "trainer.save_every_steps=4", "distributed.strategy=fsdp"]
     again = [*keys, "output.run_id=again", "--max-restarts=1", "--json"]
-    code, out, err = finish(start(str(config_file), *again, faults="kill@step:step=9:rank=3:restart=0", nproc=4))
+    step_8 = config_file.parent / "runs" / "again" / "checkpoints" / "step_000008"
+    kill = kill_after_save("step=9:rank=3:restart=0", saved=step_8)
+    code, out, err = finish(start(str(config_file), *again, faults=kill, nproc=4))
     assert code == 0, err
     assert json.loads(out)["resumed_from_step"] == 8
     assert weight_hash(config_file.parent / "runs" / "again") == undisturbed(*keys, world_size=4)
@@ -110,7 +135,9 @@ def test_four_processes_that_cut_parameters_start_again_too(config_file: Path, u
 
 def test_restarts_that_do_not_get_on_end_with_42(config_file: Path) -> None:
     saves = ["trainer.save_every_steps=4", "output.run_id=loop", "--max-restarts=9"]
-    code, _, err = finish(start(str(config_file), *KEYS, *saves, faults="kill@step:step=6:rank=1"))
+    step_4 = config_file.parent / "runs" / "loop" / "checkpoints" / "step_000004"
+    kill = kill_after_save("step=6:rank=1", saved=step_4)
+    code, _, err = finish(start(str(config_file), *KEYS, *saves, faults=kill))
     assert code == 42, err
     assert "started 3 times from step_000004" in err
 

@@ -10,20 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.testing.gang import GangServer
-from llmtrain.testing.ranks import free_port
-from llmtrain.testing.tiny_run import weight_hash
+from tests.support.ranks import free_port
+from tests.support.tiny_run import weight_hash
+from tests.support.worker_groups import GroupServer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
 KEYS = ["trainer.max_steps=6", "trainer.micro_batch_size=2", "trainer.eval_every_steps=null"]
 
 
 def test_ranks_set_by_hand_in_the_environment_the_config_or_a_file_make_the_same_run(
-    config_file: Path, gangs: GangServer, tmp_path: Path
+    config_file: Path, groups: GroupServer, tmp_path: Path
 ) -> None:
     runs = config_file.parent / "runs"
-    assert gangs.run(["train", str(config_file), *KEYS, "output.run_id=environment"], world_size=2) == [0, 0]
+    assert groups.run(["train", str(config_file), *KEYS, "output.run_id=environment"], world_size=2) == [0, 0]
 
     where = "distributed.rendezvous"
     address = [f"{where}.master_addr=127.0.0.1", f"{where}.master_port={free_port()}"]
@@ -32,29 +32,29 @@ def test_ranks_set_by_hand_in_the_environment_the_config_or_a_file_make_the_same
     for name, meeting in (("address", address), ("url", url), ("file", file)):
         numbers = [[f"{where}.rank={rank}", f"{where}.world_size=2"] for rank in (0, 1)]
         command = ["train", str(config_file), *KEYS, f"output.run_id={name}", *meeting]
-        started = [gangs.start([*command, *mine]) for mine in numbers]
+        started = [groups.start([*command, *mine]) for mine in numbers]
         codes = [each.wait()[0] for each in started]
         assert codes == [0, 0], "".join(each.stderr for each in started)
         assert weight_hash(runs / name) == weight_hash(runs / "environment")
         assert (runs / name / "logs" / "rank_1.log").exists()
         assert f"{where}:" not in (runs / name / "config.yaml").read_text()
-    alone = gangs.start(["train", f"--resume={runs / 'address'}", "trainer.max_steps=7"])
+    alone = groups.start(["train", f"--resume={runs / 'address'}", "trainer.max_steps=7"])
     assert alone.wait() == [0], "a run keeps nothing of who its processes were: " + alone.stderr
 
 
-def test_what_contradicts_is_2_and_names_both_places(config_file: Path, gangs: GangServer) -> None:
-    gang = gangs.start(["train", str(config_file), "distributed.rendezvous.world_size=3"], world_size=2)
-    assert gang.wait() == [2, 2]
-    assert "distributed.rendezvous.world_size says 3, but WORLD_SIZE says 2" in gang.stderr
-    gang = gangs.start(["train", str(config_file)], environment={"RANK": "1"})
-    assert gang.wait() == [2]
-    assert "RANK is 1, but nobody says of how many" in gang.stderr
+def test_what_contradicts_is_2_and_names_both_places(config_file: Path, groups: GroupServer) -> None:
+    group = groups.start(["train", str(config_file), "distributed.rendezvous.world_size=3"], world_size=2)
+    assert group.wait() == [2, 2]
+    assert "distributed.rendezvous.world_size says 3, but WORLD_SIZE says 2" in group.stderr
+    group = groups.start(["train", str(config_file)], environment={"RANK": "1"})
+    assert group.wait() == [2]
+    assert "RANK is 1, but WORLD_SIZE is not set" in group.stderr
 
 
 @pytest.mark.parametrize("numbered", [True, False], ids=["static", "c10d"])
-def test_two_machines_train_as_one(config_file: Path, gangs: GangServer, numbered: bool) -> None:
+def test_two_machines_train_as_one(config_file: Path, groups: GroupServer, numbered: bool) -> None:
     runs = config_file.parent / "runs"
-    assert gangs.run(["train", str(config_file), *KEYS, "output.run_id=one"], world_size=2) == [0, 0]
+    assert groups.run(["train", str(config_file), *KEYS, "output.run_id=one"], world_size=2) == [0, 0]
     meeting = ["--nproc=1", "--nnodes=2", f"--rendezvous=127.0.0.1:{free_port()}", "--json"]
     command = [sys.executable, "-m", "llmtrain", "train", str(config_file), *KEYS, "output.run_id=two", *meeting]
     machines = [

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from llmtrain.config.errors import Preempted, WillFailAgain
-from llmtrain.config.load import load_config
-from llmtrain.recipes.train import train
-from llmtrain.testing.tiny_run import weight_hash
+from llmtrain.config.loading.load import load_config
+from llmtrain.errors import Preempted, WillFailAgain
+from llmtrain.runs.folders import find_model
 from llmtrain.training.checkpoint import load_state
-from llmtrain.training.non_finite import Policy, StepFigures, may_update
-from llmtrain.training.runs import find_model
+from llmtrain.training.non_finite import Policy, StepNumbers, may_update
 from llmtrain.training.state import RunState
+from llmtrain.verbs.train import train
+from tests.support.tiny_run import weight_hash
 
 NAN = float("nan")
 
@@ -32,7 +32,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, bad: Callable[[range], bool]) -> list
     """Let the loss of steps whose items are `bad` be no number; the list of all items that were computed."""
     computed: list[range] = []
 
-    def judge(found: StepFigures, state: RunState, *, policy: Policy) -> bool:
+    def judge(found: StepNumbers, state: RunState, *, policy: Policy) -> bool:
         if not state.leaves_out(found.items):
             computed.append(found.items)
             found = found._replace(loss=NAN) if bad(found.items) else found

@@ -10,13 +10,13 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from llmtrain.cli.app import run
-from llmtrain.config.errors import ConfigError
-from llmtrain.config.load import load_config
-from llmtrain.recipes.train import train
-from llmtrain.testing.gang import GangServer
-from llmtrain.testing.hub import LocalHub
-from llmtrain.testing.tiny_model import write_tiny_model
-from llmtrain.testing.tiny_run import tiny_tuning, write_config
+from llmtrain.config.loading.load import load_config
+from llmtrain.errors import ConfigError
+from llmtrain.verbs.train import train
+from tests.support.hub import LocalHub
+from tests.support.tiny_model import write_tiny_model
+from tests.support.tiny_run import tiny_tuning, write_config
+from tests.support.worker_groups import GroupServer
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_a_finished_run_is_published_to_the_hub(hub: LocalHub, config_file: Path
     ("overrides", "message"),
     [
         (["publish.to=hub:other/tiny"], r"may not write there \(403\)"),
-        (["publish.to=hub:me/a--b"], "is no name on the Hub"),
+        (["publish.to=hub:me/a--b"], "is not a valid name on the Hub"),
         (["publish.to=taken"], r"taken is there already"),
         (["publish.require_improvement=rougeL"], r"needs rows to compare on: name files in evaluation\.data"),
     ],
@@ -137,13 +137,13 @@ def test_what_was_published_is_what_the_next_model_is_compared_with(
 
 
 @pytest.mark.slow
-def test_of_several_processes_one_publishes(rows: Path, tmp_path: Path, gangs: GangServer) -> None:
-    gang = gangs.start(
+def test_of_several_processes_one_publishes(rows: Path, tmp_path: Path, groups: GroupServer) -> None:
+    group = groups.start(
         [
             *("train", str(rows), "trainer.max_steps=3", "trainer.micro_batch_size=2"),
             *(f"evaluation.data={tmp_path / 'test.jsonl'}", f"publish.to={tmp_path / 'published'}"),
         ],
         world_size=2,
     )
-    assert gang.wait() == [0, 0], gang.stderr
+    assert group.wait() == [0, 0], group.stderr
     assert (tmp_path / "published" / "evaluation.json").is_file()

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.testing.gang import GangServer
-from llmtrain.testing.tiny_run import weight_hash
+from tests.support.tiny_run import weight_hash
+from tests.support.worker_groups import GroupServer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
 KEYS = [
     *("trainer.max_steps=10", "trainer.save_every_steps=4", "trainer.eval_every_steps=3", "trainer.eval_steps=2"),
@@ -45,7 +45,7 @@ def saved(run: Path) -> list[int]:
 )
 def test_a_signal_to_one_rank_stops_all_at_one_step_and_the_run_goes_on_as_if_nothing_had_happened(
     config_file: Path,
-    gangs: GangServer,
+    groups: GroupServer,
     undisturbed: Callable[..., str],
     world_size: int,
     strategy: str,
@@ -55,13 +55,13 @@ def test_a_signal_to_one_rank_stops_all_at_one_step_and_the_run_goes_on_as_if_no
     runs = config_file.parent / "runs"
     keys = [*KEYS, f"distributed.strategy={strategy}"]
     command = ["train", str(config_file), *keys, "output.run_id=stopped"]
-    gang = gangs.start(command, world_size=world_size, faults=fault)
-    assert gang.wait() == [75] * world_size, gang.stderr
+    group = groups.start(command, world_size=world_size, faults=fault)
+    assert group.wait() == [75] * world_size, group.stderr
     due = [3] + [4] * (step >= 4) + [6] * (step >= 6)  # the best so far, every fourth, the best so far
-    assert sorted({*saved(runs / "stopped")}) == sorted({*due, step}), gang.stderr
+    assert sorted({*saved(runs / "stopped")}) == sorted({*due, step}), group.stderr
     assert [path.name for path in sorted((runs / "stopped" / "checkpoints").glob("step_*"))][-1] == f"step_{step:06d}"
-    gang = gangs.start(["train", f"--resume={runs / 'stopped'}"], world_size=world_size)
-    assert gang.wait() == [0] * world_size, gang.stderr
+    group = groups.start(["train", f"--resume={runs / 'stopped'}"], world_size=world_size)
+    assert group.wait() == [0] * world_size, group.stderr
     assert weight_hash(runs / "stopped") == undisturbed(*keys, world_size=world_size)
 
 

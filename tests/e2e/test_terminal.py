@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from llmtrain.cli.app import run
-from llmtrain.config.load import load_config
-from llmtrain.recipes.train import train
-from llmtrain.testing.terminal import terminal_as_stderr
+from llmtrain.config.loading.load import load_config
 from llmtrain.tracking import terminal
+from llmtrain.verbs.train import train
+from tests.support.terminal import terminal_as_stderr
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,8 @@ import datasets
 import pytest
 
 from llmtrain.cli.app import run
-from llmtrain.testing.ranks import free_port
-from llmtrain.testing.tiny_run import tiny_config, write_config
+from tests.support.ranks import free_port
+from tests.support.tiny_run import tiny_config, write_config
 
 
 def _write(folder: Path, data: dict[str, Any]) -> Path:
@@ -55,6 +55,7 @@ def test_a_model_is_trained_and_evaluated_on_text(
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_two_processes_prepare_the_text_once(tmp_path: Path) -> None:
     config = _write(tmp_path, _corpus(tmp_path))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]

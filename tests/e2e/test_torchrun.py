@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.config.load import load_config
-from llmtrain.recipes.train import train
-from llmtrain.testing.ranks import free_port
+from llmtrain.config.loading.load import load_config
 from llmtrain.tracking.sinks import read_metrics
+from llmtrain.verbs.train import train
+from tests.support.ranks import free_port
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
 
 def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -52,4 +52,4 @@ def test_a_mistake_is_told_once_and_not_by_every_process(config_file: Path) -> N
     done = torchrun(str(config_file), "trainer.global_batch_size=20")
     assert done.returncode != 0
     assert "make it 16" in done.stderr
-    assert "llmtrain/recipes/train.py" not in done.stderr, "a user's mistake must not end in a traceback"
+    assert "llmtrain/verbs/train.py" not in done.stderr, "a user's mistake must not end in a traceback"

@@ -21,11 +21,12 @@ from typing import Any
 
 import pytest
 
-from llmtrain.config.errors import ConfigError, Preempted
-from llmtrain.config.load import load_config
-from llmtrain.recipes.train import train
-from llmtrain.testing.tiny_run import weight_hash
+from llmtrain.config.loading.load import load_config
+from llmtrain.errors import ConfigError, Preempted
+from llmtrain.installing import install_extra
 from llmtrain.tracking.sinks import read_metrics
+from llmtrain.verbs.train import train
+from tests.support.tiny_run import weight_hash
 
 pytestmark = pytest.mark.slow
 
@@ -189,14 +190,14 @@ def test_a_server_that_refuses_and_one_that_never_answers_change_nothing(config_
             assert sum("MlflowSink" in line for line in told) == len(told) == 2
             assert told[-1].startswith("MlflowSink missed 3")  # 30 steps and 3 evaluations
         refused = warnings(config_file.parent / "runs" / "refuses")
-    assert "does not answer; its figures wait, and the run goes on (http://127.0.0.1:1: " in refused[0]
+    assert "does not answer; its metrics wait, and the run goes on (http://127.0.0.1:1: " in refused[0]
     assert "Connection refused" in refused[0]
 
 
 # -- the machine -------------------------------------------------------------------------------------------------------
 
 
-def test_figures_of_the_machine_stand_beside_those_of_training(config_file: Path) -> None:
+def test_metrics_of_the_machine_stand_beside_those_of_training(config_file: Path) -> None:
     run = train_run(config_file, "tracking.system_interval_sec=0.01", run_id="r")
 
     lines = [line for line in read_metrics(run / "metrics.jsonl") if "train/loss" in line]
@@ -281,7 +282,9 @@ def test_wandb_offline_wrote_the_run_and_nothing_about_the_process(
     kinds = {record.WhichOneof("record_type") for record in (*first, *second)}
     assert not kinds & {"stats", "output", "output_raw"}
     assert not list((run / "wandb").rglob("requirements.txt"))
-    assert warnings(run) == ["SIGTERM: saving step 12, then stopping"]
+    saving, reason = warnings(run)
+    assert saving == "SIGTERM: saving step 12, then stopping"
+    assert reason.startswith("step 12 is saved; to go on: llmtrain train --resume ")
 
 
 def test_wandb_that_nobody_is_logged_in_to_is_one_warning(config_file: Path) -> None:
@@ -290,7 +293,7 @@ def test_wandb_that_nobody_is_logged_in_to_is_one_warning(config_file: Path) -> 
     assert warnings(run) == [
         "WandbSink failed at start and is off from here on; the run goes on (ValueError: nobody is logged in: "
         "`wandb login`, or WANDB_API_KEY, or tracking.wandb.mode=offline)",
-        "WandbSink missed 33 of the run's lines of figures",
+        "WandbSink missed 33 of the run's lines of metrics",
     ]
     assert len(losses(run)) == 30
 
@@ -308,7 +311,7 @@ def test_wandb_whose_server_refuses_changes_nothing(config_file: Path, monkeypat
     assert losses(run) == losses(alone)
     told = warnings(run)
     assert told[0].startswith("WandbSink does not answer; ")
-    assert told[1:] == ["WandbSink missed 33 of the run's lines of figures"]
+    assert told[1:] == ["WandbSink missed 33 of the run's lines of metrics"]
 
 
 # -- both, and others --------------------------------------------------------------------------------------------------
@@ -336,8 +339,8 @@ def test_a_tracker_that_is_not_installed_is_one_warning_with_the_install_line(
     run = train_run(config_file, "tracking.mlflow.enabled=true", "tracking.wandb.enabled=true", run_id="r")
 
     assert warnings(run) == [
-        "MLflow is not installed: pip install 'llmtrain[mlflow]'. The run goes on without it",
-        "W&B is not installed: pip install 'llmtrain[wandb]'. The run goes on without it",
+        f"MLflow is not installed: {install_extra('mlflow')}. The run goes on without it",
+        f"W&B is not installed: {install_extra('wandb')}. The run goes on without it",
     ]
     assert losses(run) == losses(alone)
 
@@ -376,8 +379,8 @@ def test_a_full_disk_costs_one_warning_and_no_loss(config_file: Path, monkeypatc
     ]
     assert "TensorBoardSink failed at " in board[0]
     assert "No space left on device" in board[0]
-    assert re.fullmatch(r"TensorBoardSink missed \d+ of the run's lines of figures", board[1])
-    assert warnings(run)[-2:] == [f"JsonlSink missed {33 - kept} of the run's lines of figures", board[1]]
+    assert re.fullmatch(r"TensorBoardSink missed \d+ of the run's lines of metrics", board[1])
+    assert warnings(run)[-2:] == [f"JsonlSink missed {33 - kept} of the run's lines of metrics", board[1]]
     assert len(warnings(run)) == 4
 
 

@@ -13,10 +13,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from llmtrain.config.load import load_config
-from llmtrain.recipes.train import train
-from llmtrain.testing.tiny_run import write_config
+from llmtrain.config.loading.load import load_config
 from llmtrain.tracking.sinks import read_metrics
+from llmtrain.verbs.train import train
+from tests.support.tiny_run import write_config
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 LLAMA_LIKE: dict[str, Any] = {"attention": {"variant": "gqa", "num_heads": 4, "num_kv_heads": 2, "qk_norm": True}}

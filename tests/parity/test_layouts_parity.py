@@ -19,10 +19,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from llmtrain.config.errors import ConfigError
 from llmtrain.contracts import IGNORE_INDEX
+from llmtrain.errors import ConfigError
 from llmtrain.models.folder import read_model_config, read_model_folder, write_model_folder
-from llmtrain.testing.tiny import TINY_VOCAB_SIZE, random_batch, tiny_decoder
+from tests.support.tiny import TINY_VOCAB_SIZE, random_batch, tiny_decoder
 
 LLAMA: dict[str, Any] = {
     "vocab_size": TINY_VOCAB_SIZE,
@@ -153,8 +153,8 @@ def test_our_model_loads_in_transformers_as_it_is_written(name: str, tmp_path: P
 
 
 def test_greedy_generation_equals_transformers(tmp_path: Path) -> None:
-    from llmtrain.evaluation.generation import generate
-    from llmtrain.evaluation.sampling import Sampling
+    from llmtrain.generation.sampling import Sampling
+    from tests.support.decoding import generate
 
     decoder = tiny_decoder()
     write_model_folder(tmp_path, config=decoder.config, vocab_size=TINY_VOCAB_SIZE, state_dict=decoder.state_dict())

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmtrain.config.model import DecoderConfig
+from llmtrain.config.sections.model import DecoderConfig
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.layouts import LAYOUTS, layout_for, layout_named, why_no_layout
-from llmtrain.testing.tiny import TINY_VOCAB_SIZE, tiny_config
+from tests.support.tiny import TINY_VOCAB_SIZE, tiny_config
 
 GPT2_LIKE: dict[str, Any] = {
     "attention": {"bias": True},

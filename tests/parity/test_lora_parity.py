@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from llmtrain.config.errors import ConfigError
-from llmtrain.config.huggingface import HuggingFaceConfig
-from llmtrain.config.lora import LoraConfig
+from llmtrain.config.sections.huggingface import HuggingFaceConfig
+from llmtrain.config.sections.lora import LoraConfig
 from llmtrain.contracts import IGNORE_INDEX
-from llmtrain.models.huggingface import HuggingFaceModel
-from llmtrain.models.huggingface_folder import (
+from llmtrain.errors import ConfigError
+from llmtrain.models.huggingface.folder import (
     checkpoint_tensors,
     read_huggingface_folder,
     write_huggingface_folder,
 )
-from llmtrain.models.huggingface_load import build_huggingface
+from llmtrain.models.huggingface.load import build_huggingface
+from llmtrain.models.huggingface.model import HuggingFaceModel
 from llmtrain.models.lora import add_lora_to_decoder, read_adapter, trainable_state_dict, write_adapter
-from llmtrain.testing.tiny import TINY_VOCAB_SIZE, random_batch, tiny_decoder
-from llmtrain.testing.tiny_huggingface import VOCAB_SIZE, tiny_network, write_tiny_folder
+from tests.support.tiny import TINY_VOCAB_SIZE, random_batch, tiny_decoder
+from tests.support.tiny_huggingface import VOCAB_SIZE, tiny_network, write_tiny_folder
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -93,7 +93,13 @@ def test_a_step_has_the_loss_and_the_gradients_of_peft(tmp_path: Path, variant: 
 def test_an_adapter_reloads_in_plain_peft_with_equal_logits(tmp_path: Path, variant: str) -> None:
     base_folder, folder = write_tiny_folder(tmp_path / "base"), tmp_path / "model"
     model = tuned(base_folder, **VARIANTS[variant])
-    write_huggingface_folder(folder, model=model, state_dict=checkpoint_tensors(model), tokenizer_folder=base_folder)
+    write_huggingface_folder(
+        folder,
+        model=model,
+        state_dict=checkpoint_tensors(model),
+        tokenizer_folder=base_folder,
+        base=base_folder,
+    )
     names = {"adapter_config.json", "adapter_model.safetensors", "generation_config.json"}
     assert names | {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} == {
         file.name for file in folder.iterdir()

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 
 import llmtrain
 from llmtrain.models.folder import read_model_folder
-from llmtrain.testing.tiny import tiny_config
-from llmtrain.testing.tiny_model import write_tiny_model
-from llmtrain.testing.tiny_run import write_config
+from tests.support.tiny import tiny_config
+from tests.support.tiny_model import write_tiny_model
+from tests.support.tiny_run import write_config
 
-HEAVY = ("torch", "numpy", "pydantic", "tokenizers", "pyarrow", "lightning", "transformers", "rich", "typer")
+HEAVY = ("torch", "numpy", "pydantic", "tokenizers", "pyarrow", "lightning_fabric", "transformers", "rich", "typer")
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,8 @@ def test_mistakes_are_config_errors(folder: Path) -> None:
     without = llmtrain.load_decoder(folder / "config.json", weights, device="cpu")
     with pytest.raises(llmtrain.ConfigError, match="no tokenizer"):
         without.generate("x")
+    with pytest.raises(TypeError, match="generate has no setting 'max_tokens': it has max_new_tokens"):
+        llmtrain.load_model(folder, device="cpu").generate("x", max_tokens=4)  # type: ignore[call-arg]
     with pytest.raises(llmtrain.ConfigError, match="there is no run"):
         llmtrain.load_model("nobody", root_dir=str(folder))
     with pytest.raises(llmtrain.ConfigError, match="no such file"):

@@ -17,9 +17,10 @@ from examples.dsl.generate import COUNTS, generate, normalised
 from examples.dsl.language import LanguageError, Series, Sheet, evaluate
 from examples.dsl.questions import LINE_ITEMS, Question
 from llmtrain.cli.app import run
-from llmtrain.config.load import load_config
-from llmtrain.data.chat.rows import Row, read_rows
-from llmtrain.data.chat.shapes import Chat, Completion, example_of
+from llmtrain.config.loading.load import load_config
+from llmtrain.config.sections.huggingface import HuggingFaceConfig
+from llmtrain.data.chat.shapes import Chat, PromptCompletion, example_of
+from llmtrain.data.files.read import Row, read_rows
 
 ROOT = Path(__file__).parents[2]
 SERIES = st.lists(st.none() | st.integers(-99, 99), min_size=1, max_size=12).map(tuple)
@@ -188,7 +189,7 @@ def test_answers_are_what_the_prompts_own_words_give(files: dict[str, list[Quest
     assert len(checked) == 10
 
 
-@pytest.mark.parametrize(("shape", "kind"), [("messages", Chat), ("completion", Completion)])
+@pytest.mark.parametrize(("shape", "kind"), [("messages", Chat), ("completion", PromptCompletion)])
 def test_the_program_writes_rows_that_can_be_trained_on(shape: str, kind: type, tmp_path: Path) -> None:
     arguments = ["--output", str(tmp_path), "--shape", shape, "--train", "40", "--dev", "5", "--adversarial", "6"]
     done = subprocess.run(
@@ -211,7 +212,7 @@ def test_its_configs_are_valid(name: str) -> None:
     path = ROOT / f"examples/dsl/{name}.yaml"
     assert run(["validate", str(path)]) == 0
     config = load_config(str(path)).config
-    assert config.model.name == "huggingface"
+    assert isinstance(config.model, HuggingFaceConfig)
     assert config.model.lora is not None
     assert config.data.name == "chat"
     assert (config.model.quantization == "nf4") == (name == "llama3-8b")

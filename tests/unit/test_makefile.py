@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+KIND = "$(cat deploy/kubernetes/overlays/kind/words) --image llmtrain:local"
 
 
 def line_of(verb: str, *variables: str, folder: Path = ROOT) -> str:
@@ -35,7 +36,20 @@ def line_of(verb: str, *variables: str, folder: Path = ROOT) -> str:
         ("publish", ["MODEL=one", "LICENSE=mit", "TO=there"], "publish one --license mit --to there"),
         ("publish-hf", ["LICENSE=mit"], "publish --license mit --to hub"),
         ("convert", [], "convert 'data/*.json' data/rows.jsonl"),
+        ("k8s-train", ["CONFIG=a/mine.yaml", "ARGS=--follow"], f"launch k8s a/mine.yaml {KIND} --name mine --follow"),
+        ("k8s-train", [], f"launch k8s quickstart {KIND} --name quickstart"),
+        ("k8s-logs", [], "launch k8s status quickstart --follow"),
         ("convert", ["IN=export.zip", "OUT=rows"], "convert export.zip rows"),
+        ("push", [], "launch ssh push"),
+        ("ssh-init", ["CONFIG=mine.yaml"], "launch ssh init mine.yaml"),
+        ("ssh-train", ["TRAIN_CONFIG=finetune-lora"], "launch ssh train finetune-lora"),
+        ("ssh-train-bg", ["ENV_FILE=secrets"], "launch ssh train quickstart --detach --env-file secrets"),
+        ("ssh-eval", ["EVAL_CONFIG=eval"], "launch ssh eval --config eval"),
+        (
+            "ssh-eval-baseline",
+            ["MODEL=one", "EVAL_CONFIG=eval-baseline"],
+            "launch ssh eval one --config eval-baseline evaluation.subject=base",
+        ),
     ],
 )
 def test_a_verb_is_one_line(tmp_path: Path, verb: str, variables: list[str], line: str) -> None:

@@ -1,1 +1,1 @@
-"""The command line: each verb parses, calls one recipe and hands back what to print."""
+"""The command line: each command parses its arguments, calls one verb and returns the result to print."""

@@ -1,4 +1,4 @@
-"""validate, print-config, list-configs, version: what can be said without torch."""
+"""validate, print-config, list-configs, version: commands that need no torch."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmtrain._version import __version__
-from llmtrain.cli.options import ConfigOption, ConfigWord, Json, Overrides, read_words
+from llmtrain.cli.options import ConfigOption, ConfigWord, Json, Overrides, read_config_or_run
 from llmtrain.cli.output import Outcome
+from llmtrain.reports.blocks import Lines, Values
 
 if TYPE_CHECKING:
-    from llmtrain.config.schema import Config, ModelConfig
+    from llmtrain.config.sections.data import DataConfig
+    from llmtrain.config.sections.schema import Config, ModelConfig
 
 
 def add_to(app: typer.Typer) -> None:
-    """Adds this file's verbs to the program."""
+    """Add the commands of this file to the program."""
     app.command("validate")(validate)
     app.command("print-config")(print_config)
     app.command("list-configs")(list_configs)
@@ -26,14 +28,14 @@ def add_to(app: typer.Typer) -> None:
 def validate(
     word: ConfigWord = None, overrides: Overrides = None, config: ConfigOption = None, json: Json = False
 ) -> Outcome:
-    """Check a config, and say what it would run."""
-    from llmtrain.config.load import load_config
+    """Check a config, and show what it would run."""
+    from llmtrain.config.loading.load import load_config
 
-    ref, values = read_words(word, overrides, config)
-    loaded = load_config(str(ref), values)
+    ref, values = read_config_or_run(word, overrides, config)
+    loaded = load_config(ref, values)
     summary = summarise(loaded.config)
-    text = "\n".join([f"{loaded.source} is valid", *(f"  {line}" for line in summary)])
-    return Outcome({"valid": True, "config": loaded.source, "summary": summary}, text)
+    document = {"valid": True, "config": loaded.source, "summary": summary}
+    return Outcome(document, [Lines(f"{loaded.source} is valid", summary)])
 
 
 def print_config(
@@ -45,24 +47,23 @@ def print_config(
 ) -> Outcome:
     """Print a config with every default filled in."""
     from llmtrain.cli.output import json_document
-    from llmtrain.config.load import json_schema, load_config, to_yaml
+    from llmtrain.config.loading.load import json_schema, load_config, to_yaml
 
     if schema:
         document = json_schema()
         return Outcome(document, json_document(document))
-    ref, values = read_words(word, overrides, config)
-    loaded = load_config(str(ref), values)
+    ref, values = read_config_or_run(word, overrides, config)
+    loaded = load_config(ref, values)
     return Outcome(loaded.config.model_dump(mode="json"), to_yaml(loaded.config).rstrip("\n"))
 
 
 def list_configs(json: Json = False) -> Outcome:
     """List the configs that ship with the package."""
-    from llmtrain.config.load import shipped_configs
+    from llmtrain.config.loading.load import shipped_configs
 
     found = shipped_configs()
-    width = max(map(len, found))
-    lines = [f"{name:<{width}}  {about}".rstrip() for name, about in found.items()]
-    return Outcome([{"name": name, "about": about} for name, about in found.items()], "\n".join(lines))
+    document = [{"name": name, "about": about} for name, about in found.items()]
+    return Outcome(document, [Values(list(found.items()))])
 
 
 def version(json: Json = False) -> Outcome:
@@ -78,36 +79,46 @@ def version(json: Json = False) -> Outcome:
 
 
 def summarise(config: Config) -> list[str]:
-    """In two lines, what a run of this config would do."""
+    """Describe a run of this config in two lines."""
     model, data, trainer = config.model, config.data, config.trainer
-    source = "random tokens" if data.name == "synthetic" else _sources(getattr(data, "path", data.train))
     if trainer.max_epochs is not None:
         length = f"{trainer.max_epochs:g} epochs"
     elif trainer.max_tokens is not None:
         length = f"{trainer.max_tokens:,} tokens"
-    else:
+    elif trainer.max_steps is not None or trainer.max_minutes is None:
         length = f"{trainer.max_steps:,} steps" if trainer.max_steps else "10,000 steps"
+    else:
+        length = ""
+    if trainer.max_minutes is not None:
+        length += f"{', at most ' if length else ''}{trainer.max_minutes:g} minutes"
     batch = (
         f"{trainer.global_batch_size}"
         if trainer.global_batch_size
         else f"{trainer.micro_batch_size * (trainer.grad_accum_steps or 1)} (on each device)"
     )
     return [
-        f"model: {model.name}, {_size(model)}",
-        f"training: {length} of {batch} × {data.seq_len} tokens from {source}, "
+        f"model: {model_in_words(model)}",
+        f"training: {length} of {batch} × {data.seq_len} tokens from {_source_in_words(data)}, "
         f"{config.optimizer.name} at {config.optimizer.lr:g}, {config.scheduler.name} schedule",
     ]
 
 
-def _size(model: ModelConfig) -> str:
-    if model.name == "decoder":
-        return f"{model.num_layers} layers, {model.d_model} wide"
-    return f"{model.path}, {f'LoRA of rank {model.lora.r}' if model.lora else 'all weights'}"
+def model_in_words(model: ModelConfig) -> str:
+    """Return the kind of the model, and its size or where it comes from."""
+    from llmtrain.config.sections.model import DecoderConfig
+    from llmtrain.config.sections.own import OwnModelConfig
+
+    if isinstance(model, OwnModelConfig):
+        return f"{model.name}, your own"
+    if isinstance(model, DecoderConfig):
+        return f"decoder, {model.num_layers} layers, {model.d_model} wide"
+    return f"{model.name}, {model.path}, {f'LoRA of rank {model.lora.r}' if model.lora else 'all weights'}"
 
 
-def _sources(train: object) -> str:
-    if isinstance(train, str):
-        return train
-    assert isinstance(train, list)
-    paths = [source if isinstance(source, str) else source.path for source in train]
+def _source_in_words(data: DataConfig) -> str:
+    """Return where the training data come from; of several sources the first."""
+    if data.name == "synthetic":
+        return "random tokens"
+    train = getattr(data, "path", getattr(data, "train", data.name))
+    paths = [getattr(source, "path", source) for source in ([train] if isinstance(train, str) else train)]
     return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"

@@ -1,4 +1,4 @@
-"""convert: rows of other formats in, JSONL out."""
+"""convert: turns rows of other formats into JSONL."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from llmtrain.cli.options import Json
-from llmtrain.cli.output import Outcome, columns, table
+from llmtrain.cli.output import Outcome, named_values
+from llmtrain.reports.blocks import Block, Lines, Table
 
 SHOWN_SKIPS = 20
 ROWS = (
@@ -22,7 +23,7 @@ COLUMN = "NAME"
 
 
 def add_to(app: typer.Typer) -> None:
-    """Adds this file's verb to the program."""
+    """Add the command of this file to the program."""
     app.command("convert")(convert)
 
 
@@ -31,67 +32,76 @@ def convert(
         list[str],
         typer.Argument(
             metavar="IN",
-            help="Files (.json, .jsonl, .csv, .tsv, .parquet; .gz), ChatGPT's .zip, folders, globs, or a dataset of "
-            "the Hub (owner/name).",
+            help="Files (.json, .jsonl, .csv, .tsv, .parquet; also .gz), ChatGPT's .zip, folders, globs, or a "
+            "dataset on the Hub (owner/name).",
             show_default=False,
         ),
     ],
     out: Annotated[
         str,
         typer.Argument(
-            metavar="OUT", help="A .jsonl file, or a folder: each input becomes a file there.", show_default=False
+            metavar="OUT", help="A .jsonl file, or a folder that gets a file for each input.", show_default=False
         ),
     ],
-    prompt: Annotated[str | None, typer.Option("--prompt-column", metavar=COLUMN, help="Holds the question.")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt-column", metavar=COLUMN, help="Column of the prompt.")] = None,
     completion: Annotated[
-        str | None, typer.Option("--completion-column", metavar=COLUMN, help="Holds the answer.")
+        str | None, typer.Option("--completion-column", metavar=COLUMN, help="Column of the completion.")
     ] = None,
-    system: Annotated[str | None, typer.Option("--system-column", metavar=COLUMN, help="Holds system text.")] = None,
+    system: Annotated[
+        str | None, typer.Option("--system-column", metavar=COLUMN, help="Column of the system prompt.")
+    ] = None,
     text: Annotated[
-        str | None, typer.Option("--text-column", metavar=COLUMN, help="Holds text to learn whole.")
+        str | None, typer.Option("--text-column", metavar=COLUMN, help="Column of text that is learned in full.")
     ] = None,
     messages: Annotated[
-        str | None, typer.Option("--messages-column", metavar=COLUMN, help="Holds a list of turns.")
+        str | None,
+        typer.Option("--messages-column", metavar=COLUMN, help="Column of conversations, as lists of turns."),
     ] = None,
     as_messages: Annotated[
-        bool, typer.Option("--as-messages", help="Make conversations of prompts and completions.")
+        bool, typer.Option("--as-messages", help="Turn prompts and completions into conversations.")
     ] = False,
-    split: Annotated[str | None, typer.Option("--split", metavar="NAME", help="Of a dataset: train[:1%].")] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", metavar="NAME", help="Split of a dataset: train[:1%].")
+    ] = None,
     subset: Annotated[
-        str | None, typer.Option("--subset", metavar="NAME", help="Of a dataset that has several.")
+        str | None, typer.Option("--subset", metavar="NAME", help="Configuration of a dataset that has several.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT.")] = False,
     json: Json = False,
 ) -> Outcome:
-    """Make JSONL rows of ChatGPT exports, ShareGPT, JSON, CSV, Parquet and Hugging Face datasets."""
-    from llmtrain.config.errors import ConfigError
+    """Convert chats, tables and datasets to JSONL rows.
+
+    It reads exports of ChatGPT, ShareGPT, JSON, CSV, Parquet and Hugging Face datasets.
+    """
     from llmtrain.data.convert.columns import Columns
-    from llmtrain.recipes.convert import convert as recipe
+    from llmtrain.errors import ConfigError
+    from llmtrain.verbs.convert import convert as convert_rows
 
     named = Columns(prompt=prompt, completion=completion, system=system, text=text, messages=messages)
     if len({"text", "messages", "prompt"} & set(named.given)) > 1:
         raise ConfigError("give one of --prompt-column, --text-column and --messages-column: a row has one shape")
-    result = recipe(paths, out, columns=named, as_messages=as_messages, split=split, subset=subset, force=force)
-    return Outcome(result, "\n".join(_lines(result)))
+    result = convert_rows(paths, out, columns=named, as_messages=as_messages, split=split, subset=subset, force=force)
+    return Outcome(result, list(_blocks(result)))
 
 
-def _lines(result: Mapping[str, Any]) -> Iterator[str]:
-    yield table(result, ROWS)
+def _blocks(result: Mapping[str, Any]) -> Iterator[Block]:
+    yield named_values(result, ROWS)
     if result["outputs"][0]["name"]:
-        yield "\nfiles"
-        rows = [(one["name"], f"{one['rows']:,}") for one in result["outputs"]]
-        yield from columns(("", "rows"), rows)
+        yield Table("files", ("", "rows"), [(one["name"], f"{one['rows']:,}") for one in result["outputs"]])
     for title, counts in (("shapes", result["shapes"]), ("turns left out of conversations", result["left_out"])):
         if counts:
-            yield f"\n{title}"
-            yield from columns(("", ""), [(name, f"{count:,}") for name, count in counts.items()], with_head=False)
+            yield Table(title, ("", ""), [(name, f"{count:,}") for name, count in counts.items()])
+    if result["unused"]:
+        found = [(name, f"{one['rows']:,}", one["first"]) for name, one in result["unused"].items()]
+        yield Table("left out of rows", ("", "rows", "the first"), found)
     if result["joined"]:
-        yield (
-            f"\nprompt and completion are put together as they are; {result['joined']:,} have nothing between the two: "
-            "--as-messages makes conversations of them, for the chat template"
+        yield Lines(
+            f"prompt and completion are joined unchanged; {result['joined']:,} pairs have no space or line break "
+            "between the two: --as-messages turns them into conversations, for the chat template",
+            (),
         )
     if result["skipped"]:
-        yield f"\nskipped {result['skipped']:,}"
-        yield from (f"  {skip['source']}: {skip['reason']}" for skip in result["skips"][:SHOWN_SKIPS])
+        lines = [f"{skip['source']}: {skip['reason']}" for skip in result["skips"][:SHOWN_SKIPS]]
         if result["skipped"] > SHOWN_SKIPS:
-            yield f"  … and {result['skipped'] - SHOWN_SKIPS:,} more (--json names the first 1,000)"
+            lines.append(f"… and {result['skipped'] - SHOWN_SKIPS:,} more (--json names the first 1,000)")
+        yield Lines(f"skipped {result['skipped']:,}", lines)

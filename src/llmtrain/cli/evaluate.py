@@ -1,18 +1,19 @@
-"""eval: how good a model is, and whether it is better than the one before."""
+"""eval: measures a model, and compares it with another."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 
-from llmtrain.cli.blocks import Block, Figures, Lines, Table, as_text, terminal_width, wants_colour
-from llmtrain.cli.options import ConfigOption, Json, Overrides
-from llmtrain.cli.output import Outcome, table
-from llmtrain.cli.workers import NodeRank, NumNodes, NumProcesses, Rendezvous, gang_of, run_in
-from llmtrain.config.errors import ConfigError
+from llmtrain.cli.importing import large_imports
+from llmtrain.cli.options import Chat, ConfigOption, Json, Overrides, local
+from llmtrain.cli.output import Outcome, named_values
+from llmtrain.cli.workers import NodeRank, NumNodes, NumProcesses, Rendezvous, run_in, worker_group_of
+from llmtrain.errors import ConfigError
+from llmtrain.reports.blocks import Block, Lines, Table, Values
 
 ROWS = (
     ("model", "model"),
@@ -24,120 +25,112 @@ ROWS = (
     ("seconds", "seconds"),
 )
 MAX_NAMED = 5
-"""Rows that are named of those that got worse, or were trained on; metrics.json names more."""
+"""Number of rows that the terminal names of those that got worse, or were trained on; metrics.json names more."""
+
+
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        callback=local,
+        help="A run, a checkpoint, a model or adapter folder, or owner/name on the Hub; the newest run when not given.",
+    ),
+]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        metavar="FILE",
+        help="Rows that the model answers, or token shards; may be repeated. evaluation.data when not given, else the "
+        "data of the run.",
+    ),
+]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tasks",
+        metavar="NAMES",
+        callback=local,
+        help="Benchmarks of lm-evaluation-harness, separated by commas, or YAML files like its; may be repeated.",
+    ),
+]
+NumFewshot = Annotated[
+    int | None,
+    typer.Option("--num-fewshot", metavar="N", min=0, help="Examples before each question of a benchmark."),
+]
+Baseline = Annotated[
+    str | None,
+    typer.Option(
+        "--baseline",
+        metavar="MODEL",
+        callback=local,
+        help="Model to compare with, row by row, or last-published. The one that MODEL was tuned from when not given.",
+    ),
+]
+NoBaseline = Annotated[bool, typer.Option("--no-baseline", help="Compare with no other model.")]
+MaxSamples = Annotated[
+    int | None, typer.Option("--max-samples", metavar="N", min=1, help="Use only the first N rows of each file.")
+]
+MaxNewTokens = Annotated[
+    int | None, typer.Option("--max-new-tokens", metavar="N", min=1, help="Longest answer, in tokens.")
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option("--temperature", metavar="T", min=0.0, help="0, the default, takes the likeliest token each time."),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        "--top-p", metavar="P", min=0.0, max=1.0, help="Sample from the likeliest tokens of total probability P."
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", metavar="N", min=1, help="Rows at a time; the results do not depend on it."),
+]
+Steps = Annotated[
+    int | None, typer.Option("--steps", metavar="N", min=1, help="Evaluate only N batches, of token shards.")
+]
+RootDir = Annotated[str | None, typer.Option("--root-dir", metavar="DIR", callback=local, help="Folder of all runs.")]
 
 
 def add_to(app: typer.Typer) -> None:
-    """Adds this file's verb to the program."""
+    """Add the command of this file to the program."""
     app.command("eval")(evaluate)
 
 
 def evaluate(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[MODEL]",
-            help="A run, checkpoint, model or adapter folder, or owner/name; the newest run.",
-            show_default=False,
-        ),
-    ] = None,
+    model: Model = None,
     overrides: Overrides = None,
     config: ConfigOption = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--data",
-            metavar="FILE",
-            help="Rows that are asked, or token shards; may be repeated. Else evaluation.data, else the run's own.",
-            show_default=False,
-        ),
-    ] = None,
-    tasks: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--tasks",
-            metavar="NAMES",
-            help="Benchmarks of lm-evaluation-harness, with commas, or YAML files of its kind; may be repeated.",
-            show_default=False,
-        ),
-    ] = None,
-    num_fewshot: Annotated[
-        int | None,
-        typer.Option(
-            "--num-fewshot", metavar="N", min=0, help="Examples before a task's questions.", show_default=False
-        ),
-    ] = None,
-    baseline: Annotated[
-        str | None,
-        typer.Option(
-            "--baseline",
-            metavar="MODEL",
-            help="Compare with it row by row; or last-published. Else, of a tuned model, the one that it was tuned "
-            "from.",
-            show_default=False,
-        ),
-    ] = None,
-    no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Compare with none.")] = False,
-    max_samples: Annotated[
-        int | None,
-        typer.Option("--max-samples", metavar="N", min=1, help="The first rows of each file.", show_default=False),
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option("--max-new-tokens", metavar="N", min=1, help="The longest answer.", show_default=False),
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            "--temperature",
-            metavar="T",
-            min=0.0,
-            help="0, the default, takes the likeliest token each time.",
-            show_default=False,
-        ),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            "--top-p", metavar="P", min=0.0, max=1.0, help="Sample from the likeliest of mass P.", show_default=False
-        ),
-    ] = None,
-    chat: Annotated[
-        bool | None,
-        typer.Option(
-            "--chat/--no-chat",
-            help="Take a prompt as a user's turn; the default is how the model was tuned.",
-            show_default=False,
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size", metavar="N", min=1, help="Rows at a time; the results stay the same.", show_default=False
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option("--steps", metavar="N", min=1, help="Of token shards, so many batches.", show_default=False),
-    ] = None,
-    root_dir: Annotated[
-        str | None, typer.Option("--root-dir", metavar="DIR", help="Folder of all runs.", show_default=False)
-    ] = None,
+    data: Data = None,
+    tasks: Tasks = None,
+    num_fewshot: NumFewshot = None,
+    baseline: Baseline = None,
+    no_baseline: NoBaseline = False,
+    max_samples: MaxSamples = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    chat: Chat = None,
+    batch_size: BatchSize = None,
+    steps: Steps = None,
+    root_dir: RootDir = None,
     nproc: NumProcesses = None,
     nnodes: NumNodes = 1,
     node_rank: NodeRank = None,
     rendezvous: Rendezvous = None,
     json: Json = False,
 ) -> Outcome:
-    """Measure a model: its loss, its answers to rows, and whether they are better than another model's."""
-    from llmtrain.config.overrides import looks_like_override
+    """Evaluate a model, and compare it with another.
 
-    values = list(overrides or [])
-    if model is not None and looks_like_override(model):
-        values.insert(0, model)
-        model = None
+    It measures the loss, metrics of the answers to rows, or standard benchmarks.
+    """
+    model, values = _model_and_overrides(model, overrides)
     if baseline is not None and no_baseline:
-        raise ConfigError("--baseline names a model to compare with, and --no-baseline wants none: leave one out")
+        raise ConfigError(
+            "--baseline names a model to compare with, and --no-baseline asks for none: remove one of them"
+        )
     given = {
         "data": data,
         "tasks": [name for names in tasks for name in names.split(",") if name] if tasks else None,
@@ -153,23 +146,37 @@ def evaluate(
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if no_baseline:
         settings["baseline"] = None
-    gang = gang_of(nproc, nnodes=nnodes, node_rank=node_rank, rendezvous=rendezvous)
-    if gang:
-        words = [model] if model is not None else []
+    if group := worker_group_of(nproc, nnodes=nnodes, node_rank=node_rank, rendezvous=rendezvous):
         options = {**settings, "config": config, "steps": steps, "root_dir": root_dir}
-        return run_in(gang, ["eval", *words, *values, *_options(options)], as_json=json)
-    from llmtrain.recipes.evaluate import evaluate as recipe
+        words = [] if model is None else [model]
+        return run_in(group, ["eval", *words, *values, *_options(options)], as_json=json)
+    with large_imports():
+        from llmtrain.verbs.evaluate import evaluate as evaluate_model
 
-    result = recipe(model, config=config, overrides=values, settings=settings, steps=steps, root_dir=root_dir)
+    result = evaluate_model(model, config=config, overrides=values, settings=settings, steps=steps, root_dir=root_dir)
+    return Outcome(result, list(_blocks(result)))
+
+
+def _model_and_overrides(model: str | None, overrides: Sequence[str] | None) -> tuple[str | None, list[str]]:
+    """Return MODEL, which is the first word unless that is key=value, and the overrides."""
+    from llmtrain.config.loading.overrides import looks_like_override
+
+    values = list(overrides or [])
+    return (None, [model, *values]) if model is not None and looks_like_override(model) else (model, values)
+
+
+def _blocks(result: Mapping[str, Any]) -> Iterator[Block]:
+    """Yield the report of benchmarks or of rows, or the few values of an evaluation of token shards."""
     if "tasks" in result:
-        return Outcome(result, as_text(list(_tasks(result)), colour=wants_colour(), width=terminal_width()))
-    if "scores" not in result:
-        return Outcome(result, table(result, ROWS))
-    return Outcome(result, as_text(list(_blocks(result)), colour=wants_colour(), width=terminal_width()))
+        yield from _tasks(result)
+    elif "scores" in result:
+        yield from _of_rows(result)
+    else:
+        yield named_values(result, ROWS)
 
 
 def _options(given: Mapping[str, Any]) -> Iterator[str]:
-    """The options once more, for the processes that are started."""
+    """Yield the options as command-line words, for the processes that are started."""
     if "baseline" in given and given["baseline"] is None:
         yield "--no-baseline"
     for name, value in given.items():
@@ -180,25 +187,25 @@ def _options(given: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"{flag}={one}" for one in (value if isinstance(value, list) else [value]))
 
 
-def _blocks(result: Mapping[str, Any]) -> Iterator[Block]:
-    """What an evaluation of rows came to."""
+def _of_rows(result: Mapping[str, Any]) -> Iterator[Block]:
+    """Yield the report of an evaluation of rows."""
     about = [("model", str(result["model"]))]
     if result["baseline"]:
         about.append(("baseline", str(result["baseline"])))
-    yield Figures([*about, ("report", f"{result['output']}/report.html")])
+    yield Values([*about, ("report", f"{result['output']}/report.html")])
     parts = {**result["files"], "all": result} if len(result["files"]) > 1 else {"all": result}
     yield Table(
         "scores",
         ["", *(parts if len(parts) > 1 else [result["data"]])],
         [
             ["rows", *(f"{part['rows']:,}" for part in parts.values())],
-            *([name, *(_number(part["scores"][name]) for part in parts.values())] for name in result["scores"]),
+            *([name, *(_value(part["scores"][name]) for part in parts.values())] for name in result["scores"]),
         ],
     )
     if result["comparison"]:
         yield Table(
             "against the baseline",
-            ["", "baseline", "model", "difference", "95 % interval", "better", "worse", "same", ""],
+            ["", "baseline", "model", "difference", "95 % interval", "better", "worse", "same", "verdict"],
             [_compared(name, found) for name, found in result["comparison"].items()],
         )
         yield from _got_worse(result["got_worse"])
@@ -206,8 +213,8 @@ def _blocks(result: Mapping[str, Any]) -> Iterator[Block]:
 
 
 def _tasks(result: Mapping[str, Any]) -> Iterator[Block]:
-    """What the benchmarks came to."""
-    yield Figures([("model", str(result["model"])), ("metrics", f"{result['output']}/metrics.json")])
+    """Yield the report of benchmarks."""
+    yield Values([("model", str(result["model"])), ("metrics", f"{result['output']}/metrics.json")])
     rows = []
     for name, found in result["tasks"].items():
         scores = found["scores"]
@@ -223,7 +230,7 @@ def _compared(name: str, found: Mapping[str, Any]) -> list[str]:
     interval = f"{_number(found['low'], sign=True)} … {_number(found['high'], sign=True)}"
     difference = _number(found["difference"], sign=True)
     rows = [f"{found[kind]:,}" for kind in ("wins", "losses", "ties")]
-    return [name, _number(found["base"]), _number(found["tuned"]), difference, interval, *rows, found["verdict"]]
+    return [name, _value(found["base"]), _value(found["tuned"]), difference, interval, *rows, found["verdict"]]
 
 
 def _got_worse(got_worse: Mapping[str, list[str]]) -> Iterator[Block]:
@@ -239,31 +246,35 @@ def _got_worse(got_worse: Mapping[str, list[str]]) -> Iterator[Block]:
 def _notes(result: Mapping[str, Any]) -> Iterator[Block]:
     lines = []
     if result["prompts_too_long"]:
-        lines.append(f"{result['prompts_too_long']:,} prompts leave no room in the context: their answers are empty")
+        lines.append(f"{result['prompts_too_long']:,} prompts fill the context: their answers are empty")
     if result["rows_without_loss"]:
         lines.append(f"{result['rows_without_loss']:,} rows are longer than the context: they have no loss")
+    for name, rows in result["rows_not_defined"].items():
+        lines.append(f"{name} is not defined for {rows:,} rows: nothing in what was expected is a word")
     if result["empty_predictions"]:
-        lines.append(f"{result['empty_predictions']:,} answers are empty; they count as any other")
+        lines.append(f"{result['empty_predictions']:,} answers are empty; they count like any other")
     if lines:
         yield Lines("notes", lines, "warning")
     contamination = result["contamination"]
     if not contamination["checked"]:
-        yield Lines("contamination", [f"not looked for: {contamination['why']}"])
+        yield Lines("contamination", [f"not checked: {contamination['why']}"])
     elif contamination["rows"]:
         named = contamination["named"]
         more = f"and {len(named) - MAX_NAMED:,} more" if len(named) > MAX_NAMED else ""
-        yield Lines(
-            "rows that stand among the training rows", [*named[:MAX_NAMED], *([more] if more else [])], "warning"
-        )
+        yield Lines("rows that are among the training rows", [*named[:MAX_NAMED], *([more] if more else [])], "warning")
         if contamination["scores_without"]:
             yield Table(
                 "scores with and without them",
                 ["", "all rows", "without them"],
                 [
-                    [name, _number(value), _number(contamination["scores_without"][name])]
+                    [name, _value(value), _value(contamination["scores_without"][name])]
                     for name, value in contamination["scores_with"].items()
                 ],
             )
+
+
+def _value(value: float | None) -> str:
+    return "not defined" if value is None or not math.isfinite(value) else _number(value)
 
 
 def _number(value: float | None, *, sign: bool = False) -> str:

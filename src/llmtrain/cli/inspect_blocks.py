@@ -1,14 +1,14 @@
-"""What `inspect` found, as blocks: of token shards, of rows by themselves, and of the rows of a config."""
+"""Turns what `inspect` found into blocks: token shards, rows by themselves, and the rows of a config."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from llmtrain.cli.blocks import Bars, Block, Figures, Lines, Passage, Piece, Table
-from llmtrain.cli.output import show
+from llmtrain.cli.output import named_values
+from llmtrain.reports.blocks import Bars, Block, Lines, Passage, Span, Table, Values
 
-_SHARD_FIGURES = (
+_SHARD_VALUES = (
     ("data", "data"),
     ("split", "split"),
     ("tokenizer", "tokenizer"),
@@ -22,8 +22,8 @@ _SHARD_FIGURES = (
 
 
 def blocks_of_shards(result: Mapping[str, Any]) -> Iterator[Block]:
-    """Token shards: documents, lengths, sources, windows, the first documents and items."""
-    yield _figures(result, _SHARD_FIGURES)
+    """Yield what was found in token shards: documents, lengths, sources, windows, the first documents and items."""
+    yield named_values(result, _SHARD_VALUES)
     if result["row_groups_read"] < result["row_groups"]:
         read, there = result["row_groups_read"], result["row_groups"]
         yield Lines(f"what follows is from {read} of {there:,} row groups, evenly spaced", ())
@@ -35,7 +35,7 @@ def blocks_of_shards(result: Mapping[str, Any]) -> Iterator[Block]:
     if result["mixture"]:
         yield Table(
             "mixture",
-            ("", "tokens", "share of items", "passes an epoch"),
+            ("", "tokens", "share of sequences", "passes an epoch"),
             [
                 (row["path"], f"{row['tokens']:,}", f"{row['share']:.2%}", f"{row['passes_an_epoch']:.3g}")
                 for row in result["mixture"]
@@ -45,50 +45,54 @@ def blocks_of_shards(result: Mapping[str, Any]) -> Iterator[Block]:
         yield _windows(result["windows"])
     for number, document in enumerate(result["first_documents"]):
         caption = f"document {number}: {document['source']}, {document['tokens']:,} tokens"
-        yield Passage(caption, [(None, [Piece(document["text"])])])
+        yield Passage(caption, [(None, [Span(document["text"])])])
     yield from map(_item, result["items"])
 
 
 def blocks_of_rows(result: Mapping[str, Any]) -> Iterator[Block]:
-    """Rows without a config: shapes, lengths in characters and bytes, the first rows, faults."""
-    figures = [("rows", f"{result['rows']:,}")]
+    """Yield what was found in rows without a config: shapes, lengths in characters and bytes, first rows, faults."""
+    values = [("rows", f"{result['rows']:,}")]
     if result["bytes"] is not None:
-        figures.append(("bytes of text", f"{result['bytes']['total']:,} (longest row {result['bytes']['longest']:,})"))
-        figures.append(("characters", f"{result['characters']['total']:,}"))
-    figures.append(("rows with faults", f"{len(result['faults']):,}"))
-    yield Figures(figures)
+        values.append(("bytes of text", f"{result['bytes']['total']:,} (longest row {result['bytes']['longest']:,})"))
+        values.append(("characters", f"{result['characters']['total']:,}"))
+    values.append(("rows with faults", f"{len(result['faults']):,}"))
+    yield Values(values)
     if len(result["files"]) > 1:
         rows = [(file["name"], f"{file['rows']:,}", f"{file['faults']:,}") for file in result["files"]]
         yield Table("files", ("", "rows", "faults"), rows)
+    yield _layouts([(file["name"], file["layout"]) for file in result["files"]])
     yield from _shapes(result["shapes"])
     if result["characters"] is not None:
         yield _bars(result["characters"], "characters", "rows")
+    yield from _unused(result["unused"], "beside the shape, which training does not use")
     for row in result["first_rows"]:
         caption = f"{row['source']}: {row['shape']}, {row['characters']:,} characters"
-        yield Passage(caption, [(piece["role"], [Piece(_excerpt(piece["text"]))]) for piece in row["pieces"]])
+        yield Passage(caption, [(piece["role"], [Span(_excerpt(piece["text"]))]) for piece in row["pieces"]])
     yield from _faults(result["faults"], stop_a_run=True)
 
 
 def blocks_of_chat(result: Mapping[str, Any], *, split: str) -> Iterator[Block]:
-    """The rows of a config: both splits in figures; lengths and first rows of one of them; faults of both."""
-    yield Figures([("tokenizer", result["tokenizer"]), ("template", result["template"])])
+    """Yield what was found in the rows of a config: counts and faults of both splits, lengths and rows of one."""
+    yield Values([("tokenizer", result["tokenizer"]), ("template", result["template"])])
     shown = [(name, result[key]) for name, key in (("training", "train"), ("validation", "val")) if result[key]]
-    figures = [dict(_figures_of(part)) for _, part in shown]
+    values = [dict(_chat_values(part)) for _, part in shown]
     yield Table(
         f"rows, cut to data.seq_len {result['seq_len']:,} (truncation: {result['truncation']}; supervise: "
         f"{result['supervise']})",
         ("", *(name for name, _ in shown)),
-        [(label, *(one.get(label, "") for one in figures)) for label in figures[0]],
+        [(label, *(one.get(label, "") for one in values)) for label in values[0]],
     )
     part = result[split]
+    yield _layouts(list(zip(part["paths"], part["layouts"], strict=True)))
     yield from _shapes(part["shapes"])
     if part["lengths"] is not None:
         yield _bars(part["lengths"], "tokens", "rows", before=" before cutting")
+    yield from _unused(part["unused"], "neither shown to the model nor used otherwise")
     if result["notes"]:
         yield Lines("notes", result["notes"])
     for row in part["first_rows"]:
         caption = f"{row['source']}: {row['tokens']:,} tokens, {row['supervised_tokens']:,} learned"
-        yield Passage(caption, [(None, [Piece(**piece) for piece in row["pieces"]])])
+        yield Passage(caption, [(None, [Span(**piece) for piece in row["pieces"]])])
     if result["warnings"]:
         yield Lines("warnings", result["warnings"], "warning")
     yield from _faults(result["faults"], stop_a_run=result["faults_stop_a_run"])
@@ -98,9 +102,9 @@ def _share(count: int, total: int) -> str:
     return f"{count:,} ({count / total:.1%})" if total else f"{count:,}"
 
 
-def _figures_of(part: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _chat_values(part: Mapping[str, Any]) -> list[tuple[str, str]]:
     packs = part["packs"] or {}
-    figures = [
+    values = [
         ("rows", f"{part['rows']:,}"),
         ("rows with faults", f"{part['rows_with_faults']:,}"),
         ("rows that are cut", f"{part['rows_cut']:,}"),
@@ -113,12 +117,16 @@ def _figures_of(part: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("packs", f"{packs['packs']:,}" if packs else "no packing"),
     ]
     if packs.get("efficiency") is not None:
-        figures.append(("positions of packs filled", f"{packs['efficiency']:.1%}"))
-    return figures
+        values.append(("positions of packs filled", f"{packs['efficiency']:.1%}"))
+    return values
 
 
-def _figures(result: Mapping[str, Any], rows: Sequence[tuple[str, str]]) -> Figures:
-    return Figures([(label, show(result[key])) for label, key in rows if result.get(key) is not None])
+def _layouts(files: Sequence[tuple[str, str]]) -> Block:
+    by_layout: dict[str, list[str]] = {}
+    for name, layout in files:
+        by_layout.setdefault(layout, []).append(name)
+    more = {layout: f" and {len(names) - 1:,} more" if len(names) > 1 else "" for layout, names in by_layout.items()}
+    return Lines("read as", [f"{layout}: {names[0]}{more[layout]}" for layout, names in by_layout.items()])
 
 
 def _shapes(shapes: Mapping[str, int]) -> Iterator[Block]:
@@ -138,7 +146,7 @@ def _bars(lengths: Mapping[str, Any], unit: str, counted: str, *, before: str = 
 def _windows(windows: Mapping[str, Any]) -> Lines:
     apart = "cannot attend to each other" if windows["documents_apart"] else "can attend to each other"
     return Lines(
-        f"windows: {windows['items']:,} items of {windows['seq_len']:,} tokens; documents in one {apart}",
+        f"windows: {windows['items']:,} sequences of {windows['seq_len']:,} tokens; documents in one {apart}",
         [
             f"{windows['documents_cut']:,} documents ({windows['share_cut']:.1%}) are cut by a window's end; no token "
             f"is left out, {windows['padding']:,} positions are padding"
@@ -152,12 +160,18 @@ def _item(item: Mapping[str, Any]) -> Passage:
     for piece in item["documents"]:
         begins = "goes on" if piece["begins_before"] else "begins"
         ends = "ends" if piece["ends"] else "is cut"
-        sections.append((f"a document {begins} and {ends}, {piece['tokens']:,} tokens", [Piece(piece["text"])]))
+        sections.append((f"a document {begins} and {ends}, {piece['tokens']:,} tokens", [Span(piece["text"])]))
     return Passage(
-        f"item {item['item']:,}: window {item['window']:,} of source {item['source']}, epoch {item['epoch']}, "
+        f"sequence {item['item']:,}: window {item['window']:,} of source {item['source']}, epoch {item['epoch']}, "
         f"{item['supervised_tokens']:,} tokens to predict{padding}",
         sections,
     )
+
+
+def _unused(unused: Mapping[str, Mapping[str, Any]], what: str) -> Iterator[Block]:
+    if unused:
+        rows = [(name, f"{count['rows']:,}", count["first"]) for name, count in unused.items()]
+        yield Table(what, ("", "rows", "the first"), rows)
 
 
 def _faults(faults: Sequence[Mapping[str, str]], *, stop_a_run: bool) -> Iterator[Block]:

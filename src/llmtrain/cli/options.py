@@ -1,38 +1,64 @@
-"""What several verbs read from the command line in the same way: CONFIG, key=value, --json."""
+"""Arguments and options that several commands share: CONFIG, key=value, MODEL, --json; and a bare --resume.
+
+Every option that names a path of this machine has the callback `local`, which rejects addresses such as s3://bucket/x.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from llmtrain.config.errors import ConfigError
+from llmtrain.errors import ConfigError
+from llmtrain.local_paths import reject_address
+
+NEWEST = "latest"
+
+
+def local(parameter: typer.CallbackParam, value: Any) -> Any:
+    """Return what an option or argument was given: a path, several, or none. Raises ConfigError for an address."""
+    name = parameter.opts[0]
+    for path in [value] if isinstance(value, str) else value or []:
+        reject_address(path, key=name if name.startswith("-") else str(parameter.metavar))
+    return value
+
 
 ConfigWord = Annotated[
     str | None,
-    typer.Argument(
-        metavar="CONFIG", help="A YAML or JSON file, or the name of a config that ships.", show_default=False
-    ),
+    typer.Argument(metavar="CONFIG", callback=local, help="A YAML or JSON file, or the name of a config that ships."),
 ]
 Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Values for keys of it: trainer.max_steps=100.", show_default=False),
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values for keys of the config: trainer.max_steps=100.")
 ]
 ConfigOption = Annotated[
-    str | None, typer.Option("--config", metavar="PATH", help="The same as CONFIG.", show_default=False)
+    str | None, typer.Option("--config", metavar="PATH", callback=local, help="The same as CONFIG.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and all else on stderr.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        callback=local,
+        help="A run, a checkpoint, a model or adapter folder, or owner/name on the Hub.",
+    ),
+]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")]
+RootDir = Annotated[str, typer.Option("--root-dir", metavar="DIR", callback=local, help="Folder of all runs.")]
+Chat = Annotated[
+    bool | None,
+    typer.Option("--chat/--no-chat", help="Give a prompt as a user's turn; the default is how the model was tuned."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, everything else on stderr.")]
 
 
 def read_words(
     word: str | None, overrides: Sequence[str] | None, option: str | None, *, required: bool = True
 ) -> tuple[str | None, list[str]]:
-    """CONFIG, which is the first word or --config, and the overrides.
+    """Return CONFIG, from the first word or --config, and the overrides.
 
-    Raises ConfigError for both, and for neither where one is required.
+    Raises ConfigError where both are given, and where neither is given though one is required.
     """
-    from llmtrain.config.overrides import looks_like_override
+    from llmtrain.config.loading.overrides import looks_like_override
 
     rest = list(overrides or [])
     if word is not None and looks_like_override(word):
@@ -42,9 +68,49 @@ def read_words(
         raise ConfigError(f"CONFIG is given twice: {word} and --config {option}; remove one")
     ref = option if word is None else word
     if ref is None and required:
-        from llmtrain.config.load import shipped_configs
+        from llmtrain.config.loading.load import shipped_configs
 
         raise ConfigError(
             f"CONFIG is missing: a YAML or JSON file, or one of those that ship ({', '.join(shipped_configs())})"
         )
     return ref, rest
+
+
+def read_config_or_run(word: str | None, overrides: Sequence[str] | None, option: str | None) -> tuple[str, list[str]]:
+    """Return CONFIG and the overrides as `read_words` does; a run or a checkpoint stands for its config.yaml.
+
+    Runs are looked for in output.root_dir. The name of a config that ships means that config.
+    """
+    from pathlib import Path
+
+    from llmtrain.config.loading.load import FILE_ENDINGS, shipped_configs
+
+    ref, values = read_words(word, overrides, option)
+    assert ref is not None
+    if ref.endswith(FILE_ENDINGS) or ref in shipped_configs():
+        return ref, values
+    from llmtrain.runs.folders import config_to_read
+
+    named = [value.partition("=")[2] for value in values if value.startswith("output.root_dir=")]
+    return config_to_read(ref, Path(named[-1] if named else "runs")), values
+
+
+def name_resume(argv: Sequence[str]) -> list[str]:
+    """Give a bare `--resume` of a training the value `latest`, since Typer has no option whose value may be left out.
+
+    The word after --resume is its value unless it starts with a dash, is key=value, or has the ending of a config file.
+    """
+    words = list(argv)
+    if words[:1] != ["train"] and words[:3] != ["launch", "ssh", "train"]:
+        return words
+    for index, word in enumerate(words):
+        following = words[index + 1] if index + 1 < len(words) else "-"
+        if word == "--resume" and (following.startswith("-") or _is_config_or_override(following)):
+            words[index] = f"--resume={NEWEST}"
+    return words
+
+
+def _is_config_or_override(word: str) -> bool:
+    from llmtrain.config.loading.overrides import looks_like_override
+
+    return looks_like_override(word) or word.endswith((".yaml", ".yml", ".json"))

@@ -1,7 +1,9 @@
-"""What a verb hands back, and how it is written: one JSON document, or a short aligned table."""
+"""The result of a command, and how it is printed: as one JSON document, or as blocks of text."""
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import math
 import os
@@ -10,49 +12,92 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any, NamedTuple
 
+from llmtrain.reports.blocks import Block, Values
+from llmtrain.screen import CONTROL, known_width, visible
+
 
 class Outcome(NamedTuple):
-    """What a verb has to say: `document` with --json, `text` without."""
+    """The result of a command: `document` is printed with --json, `text` without."""
 
     document: Any
-    text: str
+    text: str | Sequence[Block]
+    """Blocks are wrapped to the terminal; a text, such as YAML, keeps its lines."""
     exit_code: int = 0
-    """1 where what was asked for was done, and the answer is no; 2 where rows were looked at, and have faults."""
+    """1 where the command worked and its answer is no; 2 where the rows that it read have faults."""
 
 
 def json_document(document: Any) -> str:
-    """Strict JSON: what is not finite is null, and a path is text."""
-    return json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False)
+    """Return strict JSON: numbers that are not finite are null, paths are text, and control characters are escaped."""
+    is_unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")  # pytest's has none
+    text = json.dumps(_plain(document), indent=2, ensure_ascii=not is_unicode, allow_nan=False)
+    return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def table(result: Mapping[str, Any], rows: Sequence[tuple[str, str]]) -> str:
-    """The rows (label, key) that `result` has a value for, in two columns."""
-    shown = [(label, show(result[key])) for label, key in rows if result.get(key) is not None]
-    width = max((len(label) for label, _ in shown), default=0)
-    return "\n".join(f"{label:<{width}}  {value}" for label, value in shown)
+def printable(text: str | Sequence[Block], *, stream: int = 1) -> str:
+    """Return the text of an Outcome as it is printed on stdout (1) or stderr (2); a terminal obeys nothing in it."""
+    if isinstance(text, str):
+        return visible(text)
+    from llmtrain.cli.block_text import as_text, wants_colour
+
+    return as_text(text, colour=wants_colour(), width=known_width(stream))
 
 
-def columns(head: Sequence[str], rows: Sequence[Sequence[str]], *, with_head: bool = True) -> list[str]:
-    """Aligned lines: the first column to the left, the others to the right, two blanks before each.
+def named_values(result: Mapping[str, Any], rows: Sequence[tuple[str, str]]) -> Values:
+    """Return the rows (label, key) that `result` has a value for."""
+    return Values([(label, show(result[key])) for label, key in rows if result.get(key) is not None])
 
-    `head` is of the same width whether it is shown or not, so that several tables stand below each other.
+
+class _LastingFile(io.FileIO):
+    """File of a standard stream. Once its reader has left (`| head`, a closed terminal) the rest goes nowhere."""
+
+    def __init__(self, descriptor: int, *, reader_left: frozenset[int] | None) -> None:
+        """`reader_left`: the errors that say so; None: all, since what cannot be written is no reason to stop."""
+        super().__init__(descriptor, "wb", closefd=False)
+        self._reader_left = reader_left
+        self.has_reader = True
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.has_reader = False
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # for C libraries and child processes too
+            if self._reader_left is not None and error.errno not in self._reader_left:
+                raise
+            return len(data)
+
+
+def keep_streams() -> None:
+    """Let no write to stdout or stderr end the work, whoever reads them, and whatever they are encoded in.
+
+    Characters that a stream's encoding lacks are written as `\\xe9`, `\\u4f60`. A stream that is closed goes nowhere.
     """
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    lines = []
-    for row in [head, *rows] if with_head else rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        lines.append(f"  {'  '.join(cells)}".rstrip())
-    return lines
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(descriptor)
+    sys.stdout = _lasting(sys.stdout, 1, reader_left=frozenset({errno.EPIPE, errno.EIO}))
+    sys.stderr = _lasting(sys.stderr, 2, reader_left=None)
 
 
-def drop_stdout() -> int:
-    """The reader of stdout went away (`| head`): that is no error worth words, and the flush at exit must not fail."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1
+def _lasting(stream: Any, descriptor: int, *, reader_left: frozenset[int] | None) -> io.TextIOWrapper:
+    return io.TextIOWrapper(
+        io.BufferedWriter(_LastingFile(descriptor, reader_left=reader_left)),
+        encoding=getattr(stream, "encoding", "utf-8"),
+        errors="backslashreplace",
+        line_buffering=getattr(stream, "line_buffering", False),
+        write_through=getattr(stream, "write_through", False),
+    )
+
+
+def stdout_is_read() -> bool:
+    """Return whether stdout has taken all that was written to it so far."""
+    sys.stdout.flush()
+    file = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return not isinstance(file, _LastingFile) or file.has_reader
 
 
 def show(value: Any) -> str:
-    """A value in a table."""
+    """Return a value as a table shows it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -60,6 +105,11 @@ def show(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return str(value)
+
+
+def gigabytes(num_bytes: int) -> str:
+    """Return a size in GB."""
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e10 else f"{num_bytes / 1e9:.3f} GB"
 
 
 def _plain(value: Any) -> Any:

@@ -1,14 +1,14 @@
-"""export, merge, publish: a model made into what others load, checked, and put where they find it."""
+"""export, merge, publish: write a model for other programs, check it, and publish it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from llmtrain.cli.options import Json
-from llmtrain.cli.output import Outcome, table
+from llmtrain.cli.options import Device, Json, Model, RootDir, local
+from llmtrain.cli.output import Outcome, named_values
+from llmtrain.reports.blocks import Values
 
 ROWS = (
     ("output", "output"),
@@ -30,29 +30,60 @@ PUBLISHED = (
     ("improved", "required_improvement"),
 )
 
-Model = Annotated[
-    str, typer.Argument(metavar="[MODEL]", help="A run, checkpoint, model or adapter folder, or owner/name.")
-]
-To = Annotated[str | None, typer.Option("--to", metavar="FOLDER", help="Where it goes.", show_default=False)]
+Format = Annotated[str, typer.Option("--format", metavar="NAME", help="hf, safetensors, torch-export or onnx.")]
+To = Annotated[str | None, typer.Option("--to", metavar="FOLDER", callback=local, help="Folder for the result.")]
 Dtype = Annotated[
     str | None,
-    typer.Option("--dtype", metavar="NAME", help="float32, bfloat16 or float16; the source's when not given."),
+    typer.Option("--dtype", metavar="NAME", help="float32, bfloat16 or float16; the model's own when not given."),
 ]
 Data = Annotated[
     list[str] | None,
-    typer.Option("--data", metavar="PATH", help="Rows or shards to compare on; the run's own when not given."),
+    typer.Option("--data", metavar="PATH", help="Rows or shards for the comparison; the run's own when not given."),
 ]
 Tolerance = Annotated[
     float | None,
-    typer.Option("--tolerance", metavar="X", min=0.0, help="Share of the largest logit that may differ."),
+    typer.Option(
+        "--tolerance",
+        metavar="X",
+        min=0.0,
+        help="Largest difference of logits that passes, as a share of the largest logit.",
+    ),
 ]
-Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace what llmtrain made there before.")]
-RootDir = Annotated[str, typer.Option("--root-dir", metavar="DIR", help="Folder of all runs.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an earlier result of llmtrain.")]
+
+Destination = Annotated[
+    str | None,
+    typer.Option(
+        "--to",
+        metavar="PLACE",
+        callback=local,
+        help="A folder, hub:USER/NAME, or hub (named by HF_REPO_ID); artifacts/models/<run_id> when not given.",
+    ),
+]
+Private = Annotated[
+    bool | None,
+    typer.Option("--private/--public", help="Who sees a new repository on the Hub; you alone when not given."),
+]
+License = Annotated[
+    str | None,
+    typer.Option("--license", metavar="ID", help="mit, apache-2.0, …; publish.license of the config when not given."),
+]
+RequireImprovement = Annotated[
+    str | None,
+    typer.Option(
+        "--require-improvement",
+        metavar="METRIC",
+        help="Publish only if the comparison with the baseline shows that METRIC is better.",
+    ),
+]
+BaseModelId = Annotated[
+    str | None,
+    typer.Option("--base-model", metavar="ID", help="Hub id of the base model, where the base is a local folder."),
+]
 
 
 def add_to(app: typer.Typer) -> None:
-    """Adds this file's verbs to the program."""
+    """Add the commands of this file to the program."""
     app.command("export")(export)
     app.command("merge")(merge)
     app.command("publish")(publish)
@@ -60,9 +91,7 @@ def add_to(app: typer.Typer) -> None:
 
 def export(
     model: Model = "latest",
-    format: Annotated[
-        str, typer.Option("--format", metavar="NAME", help="hf, safetensors, torch-export or onnx.")
-    ] = "hf",
+    format: Format = "hf",
     to: To = None,
     dtype: Dtype = None,
     data: Data = None,
@@ -72,11 +101,14 @@ def export(
     force: Force = False,
     json: Json = False,
 ) -> Outcome:
-    """Write a model for transformers, as plain safetensors, or as a graph; loaded and compared before it counts."""
-    from llmtrain.recipes.export import export as recipe
-    from llmtrain.recipes.publication.exported import Request
+    """Write a model for transformers, or as a graph.
 
-    result = recipe(
+    Plain safetensors are possible too. The result is loaded and compared with the model before it is kept.
+    """
+    from llmtrain.publishing.exported import Request
+    from llmtrain.verbs.export import export as export_model
+
+    result = export_model(
         model,
         Request(
             to=to,
@@ -89,7 +121,7 @@ def export(
         ),
         format=format,
     )
-    return Outcome(result, _shown(result))
+    return Outcome(result, [named_values(result, ROWS)])
 
 
 def merge(
@@ -103,11 +135,14 @@ def merge(
     force: Force = False,
     json: Json = False,
 ) -> Outcome:
-    """Merge a LoRA adapter into its base; the result is loaded again and compared before it counts."""
-    from llmtrain.recipes.merge import merge as recipe
-    from llmtrain.recipes.publication.exported import Request
+    """Merge a LoRA adapter into its base model.
 
-    result = recipe(
+    The result is loaded and compared with base and adapter before it is kept.
+    """
+    from llmtrain.publishing.exported import Request
+    from llmtrain.verbs.merge import merge as merge_adapter
+
+    result = merge_adapter(
         model,
         Request(
             to=to,
@@ -119,61 +154,25 @@ def merge(
             force=force,
         ),
     )
-    return Outcome(result, _shown(result))
+    return Outcome(result, [named_values(result, ROWS)])
 
 
 def publish(
     model: Model = "latest",
-    to: Annotated[
-        str | None,
-        typer.Option(
-            "--to",
-            metavar="PLACE",
-            help="A folder, hub:USER/NAME, or hub (HF_REPO_ID has the name); else artifacts/models/<run_id>.",
-            show_default=False,
-        ),
-    ] = None,
-    private: Annotated[
-        bool | None,
-        typer.Option(
-            "--private/--public",
-            help="Who sees a new repository on the Hub; private when not given.",
-            show_default=False,
-        ),
-    ] = None,
-    license: Annotated[
-        str | None,
-        typer.Option(
-            "--license",
-            metavar="ID",
-            help="mit, apache-2.0, …; else publish.license of its config.",
-            show_default=False,
-        ),
-    ] = None,
-    require_improvement: Annotated[
-        str | None,
-        typer.Option(
-            "--require-improvement",
-            metavar="METRIC",
-            help="Refuse unless the comparison with the baseline shows that METRIC is better.",
-            show_default=False,
-        ),
-    ] = None,
-    base_model: Annotated[
-        str | None,
-        typer.Option(
-            "--base-model",
-            metavar="ID",
-            help="The base's name on the Hub, where it is a folder here.",
-            show_default=False,
-        ),
-    ] = None,
+    to: Destination = None,
+    private: Private = None,
+    license: License = None,
+    require_improvement: RequireImprovement = None,
+    base_model: BaseModelId = None,
     root_dir: RootDir = "runs",
     force: Force = False,
     json: Json = False,
 ) -> Outcome:
-    """Publish a model with a card: what it was trained on, how, how good it is, how to load it."""
-    from llmtrain.recipes.publish import publish as recipe
+    """Publish a model with a model card.
+
+    The card says on what and how the model was trained, how good it is and how to load it.
+    """
+    from llmtrain.verbs.publish import publish as publish_model
 
     named = {
         "to": to,
@@ -183,9 +182,6 @@ def publish(
         "base_model": base_model,
     }
     given = {key: value for key, value in named.items() if value is not None}
-    result = recipe(model, given=given, root_dir=root_dir, force=force)
-    return Outcome(result, "\n".join([table(result, PUBLISHED), f"{'files':<11}  {', '.join(result['files'])}"]))
-
-
-def _shown(result: Mapping[str, Any]) -> str:
-    return table(result, ROWS)
+    result = publish_model(model, given=given, root_dir=root_dir, force=force)
+    files = ("files", ", ".join(result["files"]))
+    return Outcome(result, [Values([*named_values(result, PUBLISHED).rows, files])])

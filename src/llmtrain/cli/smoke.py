@@ -1,4 +1,4 @@
-"""smoke: whether training in several processes works on this machine."""
+"""smoke: tests training in several processes on this machine."""
 
 from __future__ import annotations
 
@@ -8,34 +8,40 @@ from typing import Annotated, Any
 
 import typer
 
-from llmtrain.cli.options import Json
-from llmtrain.cli.output import Outcome
-from llmtrain.cli.workers import NodeRank, NumNodes, NumProcesses, Rendezvous, gang_of, run_in
-from llmtrain.config.errors import RunError
+from llmtrain.cli.options import Device, Json
+from llmtrain.cli.output import Outcome, printable
+from llmtrain.cli.workers import NodeRank, NumNodes, NumProcesses, Rendezvous, run_in, worker_group_of
+from llmtrain.errors import RunError
+from llmtrain.reports.blocks import Table
 
 
 def add_to(app: typer.Typer) -> None:
-    """Adds this file's verb to the program."""
+    """Add the command of this file to the program."""
     app.command("smoke")(smoke)
 
 
 def smoke(
     epochs: Annotated[int, typer.Option("--epochs", metavar="N", min=2, help="Passes over the samples.")] = 2,
-    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="On each process.")] = 256,
-    samples: Annotated[int, typer.Option("--samples", metavar="N", min=1, help="Points that are made up.")] = 4096,
-    features: Annotated[int, typer.Option("--features", metavar="N", min=1, help="Width of a point.")] = 128,
-    classes: Annotated[int, typer.Option("--classes", metavar="N", min=2, help="Classes of points.")] = 4,
-    lr: Annotated[float, typer.Option("--lr", metavar="X", min=0.0, help="AdamW's learning rate.")] = 3e-3,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of points and weights.")] = 42,
-    device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", metavar="N", min=1, help="Samples of one step in each process.")
+    ] = 256,
+    samples: Annotated[int, typer.Option("--samples", metavar="N", min=1, help="Number of synthetic samples.")] = 4096,
+    features: Annotated[int, typer.Option("--features", metavar="N", min=1, help="Features of a sample.")] = 128,
+    classes: Annotated[int, typer.Option("--classes", metavar="N", min=2, help="Classes of the samples.")] = 4,
+    lr: Annotated[float, typer.Option("--lr", metavar="X", min=0.0, help="Learning rate of AdamW.")] = 3e-3,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of samples and weights.")] = 42,
+    device: Device = "auto",
     nproc: NumProcesses = None,
     nnodes: NumNodes = 1,
     node_rank: NodeRank = None,
     rendezvous: Rendezvous = None,
     json: Json = False,
 ) -> Outcome:
-    """Check devices, collectives and gradients with a small model, on one process or several."""
-    gang = gang_of(nproc, nnodes=nnodes, node_rank=node_rank, rendezvous=rendezvous)
+    """Test training in one process or several with a small model.
+
+    It checks devices, collectives and gradients.
+    """
+    group = worker_group_of(nproc, nnodes=nnodes, node_rank=node_rank, rendezvous=rendezvous)
     options = {
         "epochs": epochs,
         "batch-size": batch_size,
@@ -46,28 +52,26 @@ def smoke(
         "seed": seed,
         "device": device,
     }
-    if gang:
-        return run_in(gang, ["smoke", *(f"--{name}={value}" for name, value in options.items())], as_json=json)
-    from llmtrain.recipes.smoke import smoke as recipe
+    if group:
+        return run_in(group, ["smoke", *(f"--{name}={value}" for name, value in options.items())], as_json=json)
+    from llmtrain.verbs.smoke import smoke as run_test
 
-    result = recipe(**{name.replace("-", "_"): value for name, value in options.items()})  # type: ignore[arg-type]
+    result = run_test(**{name.replace("-", "_"): value for name, value in options.items()})  # type: ignore[arg-type]
     checks = [(rank["rank"], name, passed) for rank in result["ranks"] for name, passed in rank["checks"].items()]
     failed = [f"{name} on rank {rank}" for rank, name, passed in checks if not passed]
     if failed:
-        print(_table(result), file=sys.stderr)
+        print(printable([_table(result)], stream=2), file=sys.stderr)
         raise RunError(f"the smoke test failed: {', '.join(failed)}")
-    return Outcome(result, _table(result))
+    return Outcome(result, [_table(result)])
 
 
-def _table(result: Mapping[str, Any]) -> str:
-    """A line a rank."""
+def _table(result: Mapping[str, Any]) -> Table:
+    """Return a table with one row for each rank."""
     checks = list(result["ranks"][0]["checks"])
-    rows = [["rank", "host", "device", "loss first", "last", "seconds", *checks]]
+    rows = []
     for rank in result["ranks"]:
-        figures = [f"{rank['first_loss']:.4f}", f"{rank['last_loss']:.4f}", f"{rank['seconds']:.2f}"]
+        measured = [f"{rank['first_loss']:.4f}", f"{rank['last_loss']:.4f}", f"{rank['seconds']:.2f}"]
         passed = ["ok" if rank["checks"][name] else "FAILED" for name in checks]
-        rows.append([str(rank["rank"]), rank["host"], rank["device"], *figures, *passed])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+        rows.append([str(rank["rank"]), rank["host"], rank["device"], *measured, *passed])
+    head = ["rank", "host", "runs_on", "first_loss", "last_loss", "seconds"]
+    return Table("", [*head, *checks], rows)

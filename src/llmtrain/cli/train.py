@@ -1,22 +1,25 @@
-"""train: the main job, new or resumed."""
+"""train: trains a model, in a new run or a resumed one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmtrain.cli.options import ConfigOption, ConfigWord, Json, Overrides, read_words
-from llmtrain.cli.output import Outcome, table
-from llmtrain.cli.workers import MaxRestarts, NodeRank, NumNodes, NumProcesses, Rendezvous, gang_of, run_in
-from llmtrain.config.errors import ConfigError
+from llmtrain.cli.importing import large_imports
+from llmtrain.cli.options import ConfigOption, ConfigWord, Json, Overrides, local, read_words
+from llmtrain.cli.output import Outcome, named_values
+from llmtrain.cli.workers import MaxRestarts, NodeRank, NumNodes, NumProcesses, Rendezvous, run_in, worker_group_of
+from llmtrain.errors import ConfigError
+from llmtrain.reports.blocks import Lines
 
 if TYPE_CHECKING:
-    from llmtrain.config.schema import Config
+    from llmtrain.config.sections.schema import Config
 
-NEWEST = "latest"
 AUTO = "auto"
 ROWS = (
     ("run", "run"),
@@ -37,7 +40,7 @@ ROWS = (
 
 
 def add_to(app: typer.Typer) -> None:
-    """Adds this file's verb to the program."""
+    """Add the command of this file to the program."""
     app.command("train")(train)
 
 
@@ -50,12 +53,12 @@ def train(
         typer.Option(
             "--resume",
             metavar="[RUN]",
-            help="Go on with a run: its id, its folder or one of its checkpoints; the newest run when none is named; "
-            "auto: output.run_id if it was started already, else start it.",
-            show_default=False,
+            callback=local,
+            help="Continue a run: its id, its folder or one of its checkpoints; the newest run when none is named. "
+            "auto: continue the run output.run_id if it exists, else start it.",
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Five forward steps; no run is written.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Compute five forward steps, and write no run.")] = False,
     nproc: NumProcesses = None,
     nnodes: NumNodes = 1,
     node_rank: NodeRank = None,
@@ -63,66 +66,61 @@ def train(
     max_restarts: MaxRestarts = 0,
     json: Json = False,
 ) -> Outcome:
-    """Train a model, from its start or resumed.
+    """Train a model, or continue a run.
 
-    Shards that are missing are made first, where the config says how. With --resume and no CONFIG, the run's own
-    config is used.
+    Missing token shards are made first, where the config says how. Without CONFIG, --resume uses the run's own config.
     """
-    from llmtrain.config.load import load_config
+    from llmtrain.config.loading.load import load_config
 
     ref, values = read_words(word, overrides, config, required=resume is None)
-    loaded = load_config(ref, values) if ref is not None else None
+    loaded = load_config(ref, values, say=nproc is None) if ref is not None else None
     if nproc is not None and loaded is not None:
-        from llmtrain.distributed.asked import address_of, refuse_what_cannot_run
+        from llmtrain.distributed.rendezvous import first_machine
+        from llmtrain.distributed.strategy import reject_what_cannot_run
 
-        refuse_what_cannot_run(loaded.config, world_size=nproc * nnodes)
-        rendezvous = address_of(loaded.config.distributed.rendezvous, given=rendezvous)
-    gang = gang_of(nproc, nnodes=nnodes, node_rank=node_rank, rendezvous=rendezvous, max_restarts=max_restarts)
-    if gang:
+        reject_what_cannot_run(loaded.config, world_size=nproc * nnodes)
+        rendezvous = first_machine(loaded.config.distributed.rendezvous, option=rendezvous)
+    group = worker_group_of(nproc, nnodes=nnodes, node_rank=node_rank, rendezvous=rendezvous, max_restarts=max_restarts)
+    if group:
         if max_restarts and resume is None and loaded is not None and not dry_run:
-            # Started again, the processes go on with the run that the first ones began; so its name is made here.
+            # Processes that are started again continue the run of the first ones, so its name is made here.
             resume, output = AUTO, loaded.config.output
             if output.run_id is None:
                 values = [*values, f"output.run_id={_new_run_id(loaded.config)}"]
             elif (Path(output.root_dir) / output.run_id).exists():
-                raise ConfigError(f"the run {output.run_id} exists already: go on with it by --resume {AUTO}")
+                raise ConfigError(f"the run {output.run_id} exists already: continue it with --resume {AUTO}")
         options = [f"--resume={resume}"] if resume is not None else []
         options += ["--dry-run"] if dry_run else []
-        return run_in(gang, ["train", *([ref] if ref else []), *values, *options], as_json=json)
-    from llmtrain.recipes.train import train as recipe
+        if loaded is not None:
+            _say(loaded.config, f"starting {group.nproc} processes")
+        return run_in(group, ["train", *([ref] if ref else []), *values, *options], as_json=json)
+    if loaded is not None:
+        from llmtrain.cli.config import model_in_words
 
-    result = recipe(loaded, resume=resume, overrides=values, dry_run=dry_run)
-    return Outcome(result, _dry_run(result) if dry_run else table(result, ROWS))
+        _say(loaded.config, f"starting {loaded.source}: {model_in_words(loaded.config.model)}")
+    with large_imports():
+        from llmtrain.verbs.train import train as train_model
+
+    result = train_model(loaded, resume=resume, overrides=values, dry_run=dry_run)
+    return Outcome(result, [_dry_run(result) if dry_run else named_values(result, ROWS)])
+
+
+def _say(config: Config, message: str) -> None:
+    """Log a line before torch is imported, which takes silent seconds."""
+    from llmtrain.tracking.logs import setup_logging
+
+    setup_logging(config.logging, run_folder=None, rank=int(os.environ.get("RANK", "0")))
+    logging.getLogger("llmtrain.train").info(message)
 
 
 def _new_run_id(config: Config) -> str:
-    from llmtrain.training.runs import make_run_id
+    from llmtrain.runs.folders import make_run_id
 
-    return make_run_id(config.run)
+    return make_run_id(config.run, Path(config.output.root_dir))
 
 
-def _dry_run(result: Mapping[str, Any]) -> str:
+def _dry_run(result: Mapping[str, Any]) -> Lines:
     losses = [f"{loss:.4g}" for loss in result["losses"]]
     planned = result["planned_steps"]
-    return f"dry run: {len(losses)} forward steps, losses {', '.join(losses)}; a run would take {planned} steps"
-
-
-def name_resume(argv: Sequence[str]) -> list[str]:
-    """Gives a bare `train --resume` the value `latest`, since Typer knows no option whose value may be left out.
-
-    The word after --resume is its value unless it starts with a dash, is key=value, or ends as a config file does.
-    """
-    words = list(argv)
-    if words[:1] != ["train"]:
-        return words
-    for index, word in enumerate(words):
-        following = words[index + 1] if index + 1 < len(words) else "-"
-        if word == "--resume" and (following.startswith("-") or _is_config_or_override(following)):
-            words[index] = f"--resume={NEWEST}"
-    return words
-
-
-def _is_config_or_override(word: str) -> bool:
-    from llmtrain.config.overrides import looks_like_override
-
-    return looks_like_override(word) or word.endswith((".yaml", ".yml", ".json"))
+    told = f"dry run: {len(losses)} forward steps, losses {', '.join(losses)}; a run would take {planned} steps"
+    return Lines(told, ())

@@ -1,4 +1,4 @@
-"""--nproc and its company: a verb that runs in several processes."""
+"""The options of commands that run in several processes: --nproc and those that go with it."""
 
 from __future__ import annotations
 
@@ -9,52 +9,69 @@ from typing import Annotated, Any
 import typer
 
 from llmtrain.cli.output import Outcome
-from llmtrain.config.errors import ConfigError, Hang, Preempted, RunError, WillFailAgain, WorkersFailed
-from llmtrain.distributed.launch import Gang, launch
+from llmtrain.distributed.launch import WorkerGroup, launch
+from llmtrain.errors import ConfigError, Hang, Preempted, RunError, WillFailAgain, WorkersFailed
 
 NumProcesses = Annotated[
     int | None,
-    typer.Option("--nproc", metavar="N", min=1, help="Start so many processes on this machine, by torchrun."),
+    typer.Option("--nproc", metavar="N", min=1, help="Start N processes on this machine, through torchrun."),
 ]
-NumNodes = Annotated[int, typer.Option("--nnodes", metavar="N", min=1, help="Machines; with --nproc on each.")]
+NumNodes = Annotated[
+    int, typer.Option("--nnodes", metavar="N", min=1, help="Number of machines, with --nproc processes each.")
+]
 NodeRank = Annotated[
-    int | None, typer.Option("--node-rank", metavar="I", min=0, help="This machine's number; agreed on when not given.")
+    int | None,
+    typer.Option(
+        "--node-rank",
+        metavar="I",
+        min=0,
+        help="Number of this machine, from 0; the machines agree on it when not given.",
+    ),
 ]
 Rendezvous = Annotated[
-    str | None, typer.Option("--rendezvous", metavar="HOST:PORT", help="The first machine; MASTER_ADDR when not given.")
+    str | None,
+    typer.Option("--rendezvous", metavar="HOST:PORT", help="Address of the first machine; MASTER_ADDR when not given."),
 ]
 MaxRestarts = Annotated[
-    int, typer.Option("--max-restarts", metavar="N", min=0, help="Start all again, as often, when a process fails.")
+    int,
+    typer.Option(
+        "--max-restarts", metavar="N", min=0, help="Start all processes again when one fails, at most N times."
+    ),
 ]
 
 
-def gang_of(
+def worker_group_of(
     nproc: int | None, *, nnodes: int, node_rank: int | None, rendezvous: str | None, max_restarts: int = 0
-) -> Gang | None:
-    """The processes that were asked for, or None for this one alone. Raises ConfigError for half a wish."""
+) -> WorkerGroup | None:
+    """Return the processes to start, or None to run in this one. Raises ConfigError where --nproc is missing."""
     if nproc is not None:
-        return Gang(nproc, nnodes=nnodes, node_rank=node_rank, rendezvous=rendezvous, max_restarts=max_restarts)
+        return WorkerGroup(nproc, nnodes=nnodes, node_rank=node_rank, rendezvous=rendezvous, max_restarts=max_restarts)
     if nnodes > 1 or node_rank is not None or rendezvous is not None or max_restarts:
         raise ConfigError(
-            "--nnodes, --node-rank, --rendezvous and --max-restarts go with --nproc N, which starts the processes"
+            "--nnodes, --node-rank, --rendezvous and --max-restarts need --nproc N, which starts the processes"
         )
     return None
 
 
-def run_in(gang: Gang, arguments: Sequence[str], *, as_json: bool) -> Outcome:
-    """Run a command line in the gang; its first process prints what this one would. Raises WorkersFailed."""
-    code, output = launch(gang, [*arguments, *(["--json"] if as_json else [])], capture=as_json)
-    document = _last_document(output)
+def run_in(group: WorkerGroup, arguments: Sequence[str], *, as_json: bool) -> Outcome:
+    """Run a command line in the worker group, whose first process prints the result. Raises WorkersFailed."""
+    code, output = launch(group, [*arguments, *(["--json"] if as_json else [])], capture=as_json)
+    return outcome_of(code, output, as_json=as_json)
+
+
+def outcome_of(code: int, output: str, *, as_json: bool) -> Outcome:
+    """Return what processes that were started printed. Raises WorkersFailed if they failed."""
+    document = _last_document(output) if as_json else {}
     if code:
         error = document.get("error", {})
-        message = error.get("message", f"the processes ended with {code}; what they said stands above")
+        message = error.get("message", f"the processes ended with exit code {code}; their messages stand above")
         kinds = {kind.exit_code: kind.kind for kind in (ConfigError, WillFailAgain, Preempted, Hang)}
         raise WorkersFailed(message, exit_code=code, kind=error.get("kind", kinds.get(code, RunError.kind)))
-    return Outcome(document, "")
+    return Outcome(document, "" if as_json else output.rstrip("\n"))
 
 
 def _last_document(output: str) -> dict[str, Any]:
-    """The last of the JSON documents that the starts of the first process printed, one each."""
+    """Return the last JSON document of the output, to which the first process adds one at each start."""
     document: dict[str, Any] = {}
     rest = output.strip()
     while rest:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 Encode = Callable[[str], NDArray[np.uint32]]
 
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-"""What the `ByteLevel` pre-tokenizer of the tokenizers library splits by when its `use_regex` is on."""
+"""Pattern by which the `ByteLevel` pre-tokenizer of the tokenizers library splits when its `use_regex` is on."""
 
 _NO_SPECIAL_TOKEN = "<|no special token|>"
 """tiktoken looks for special tokens even where none counts as one. A list of none at all would "match" at each byte, so

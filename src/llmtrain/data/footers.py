@@ -8,7 +8,6 @@ the shards, or in the cache folder where that cannot be written. Text and its by
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -21,10 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from llmtrain.config.errors import ConfigError
+from llmtrain.atomic import write_text
 from llmtrain.data.manifest import RowGroup, Shard
 from llmtrain.data.prepare.parallel import ordered_map, resolve_num_workers
 from llmtrain.data.shards import TOKENS_COLUMNS
+from llmtrain.errors import ConfigError
 
 INDEX_NAME = ".llmtrain-index.json"
 _INDEX_VERSION = 1
@@ -64,7 +64,7 @@ def read_footers(files: Sequence[Path], *, vocab_size: int, key: str, cache_dir:
 
 
 def _entry(index: dict[str, Any], file: Path) -> dict[str, Any] | None:
-    """What the index knows of a file, if it is still that file."""
+    """Return the index's entry of a file, if it is still the same file."""
     entry: dict[str, Any] | None = index.get(file.name)
     status = file.stat()
     if entry is None or (entry.get("mtime_ns"), entry["shard"]["size"]) != (status.st_mtime_ns, status.st_size):
@@ -149,14 +149,10 @@ def _write_index(folder: Path, index: dict[str, Any], cache_dir: Path) -> None:
     """Keep it where that is possible; without it the footers are read again next time."""
     data = json.dumps({"version": _INDEX_VERSION, "shards": index}, indent=1)
     for path in _index_paths(folder, cache_dir):
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:
             if path.parent != folder:
                 path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(data, encoding="utf-8")
-            temporary.replace(path)
+            write_text(path, data)
         except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
             continue
         return

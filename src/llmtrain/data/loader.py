@@ -1,10 +1,10 @@
-"""Computes the data of the next steps ahead of time: in a thread, or in worker processes. No torch.
+"""Computing the data of the next steps ahead of time: in a thread, or in worker processes, without torch.
 
-    step s  ->  worker s mod N: rows of s  ->  in the order of the steps, whoever computed them
+    step s  ->  worker s mod N: batches of s  ->  in the order of the steps, whichever worker computed them
 
 What a step holds is a function of its number, so workers cannot change it, and there is nothing to seed: no random draw
-is made here. Workers are spawned, not forked: a fork of a process that runs torch, a saver and trackers copies locks
-that threads hold, while a fresh interpreter that imports numpy and pyarrow alone is there in a fifth of a second. See
+is made here. Workers are spawned, not forked. A fork of a process that runs torch, a saver and trackers copies locks
+that threads hold; a fresh interpreter that imports only numpy and pyarrow is ready in a fifth of a second. See
 docs/decisions/0002-loader.md.
 """
 
@@ -24,15 +24,15 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, Final, Protocol, TypeVar
 
-from llmtrain.config.errors import ConfigError, RunError
+from llmtrain.errors import ConfigError, RunError
 
 STEPS_AHEAD_IN_THREAD: Final = 4
 STEPS_AHEAD_PER_PROCESS: Final = 2
-"""One that is waiting to be taken and one that is being made."""
+"""One that is ready to be taken, and one that is being made."""
 CLOSE_SEC: Final = 2.0
-"""A worker that does not stop in this time hangs in a read: a process is killed, a thread is left to itself."""
+"""A worker that does not stop in this time hangs in a read: a process is killed, a thread is abandoned."""
 PARENT_DECIDES: Final = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
-"""Schedulers and terminals send these to whole process groups; workers go when the training process lets them go."""
+"""Schedulers and terminals send these to all processes of a group; workers end when the training process lets them."""
 
 Result = TypeVar("Result")
 
@@ -40,9 +40,9 @@ Result = TypeVar("Result")
 def read_ahead(
     open_: Callable[[], Callable[[int], Result]], *, num_steps: int, num_workers: int
 ) -> Generator[Result, None, None]:
-    """The results for steps 0 to `num_steps` - 1, in order.
+    """Yield the results for steps 0 to `num_steps` - 1, in order.
 
-    `open_` is called once in the thread (`num_workers` 0) or in each process, where it has to be picklable, and gives
+    `open_` is called once in the thread (`num_workers` 0) or in each process, where it has to be picklable, and returns
     the function that is called there for the steps. A ConfigError or RunError is passed on; any other failure becomes a
     RuntimeError that holds the worker's traceback, and a worker's death a RunError. Closing the generator, or any
     exception in it, stops the workers.
@@ -74,15 +74,15 @@ class _Worker(Protocol):
     def request(self, step: int) -> None: ...
 
     def result(self) -> Any:
-        """That of the oldest request without one. Raises what the worker met."""
+        """Return the result of the oldest request that has none yet. Raises the worker's error."""
         ...
 
     def stop(self) -> None:
-        """Ask it to end; requests are dropped."""
+        """Ask the worker to end; requests are dropped."""
         ...
 
     def join(self) -> None:
-        """Wait until it has ended, for CLOSE_SEC at most."""
+        """Wait until the worker has ended, for CLOSE_SEC at most."""
         ...
 
 
@@ -96,7 +96,7 @@ def _close(workers: list[_Worker]) -> None:
 
 @dataclass(frozen=True)
 class _Failure:
-    """What a worker sends in place of a result; it computes nothing more."""
+    """An error that a worker sends in place of a result; it computes nothing more."""
 
     error: type[Exception]
     message: str
@@ -107,7 +107,7 @@ class _Stopped(Exception):
 
 
 def _serve(open_: Callable[[], Callable[[int], Any]], receive: Callable[[], int], send: Callable[[Any], None]) -> None:
-    """A worker's life: results for the steps that come, until `receive` or `send` raises _Stopped."""
+    """Send a result for each step that is received, until `receive` or `send` raises _Stopped."""
     try:
         function = open_()
         while True:
@@ -120,7 +120,7 @@ def _serve(open_: Callable[[], Callable[[int], Any]], receive: Callable[[], int]
         failure = _Failure(RuntimeError, f"reading the data failed:\n{traceback.format_exc()}")
     try:
         send(failure)
-        while True:  # further requests are on their way: the failure is the answer to all of them
+        while True:  # more requests may have been sent: the failure is the answer to all of them
             receive()
     except _Stopped:
         return
@@ -163,7 +163,7 @@ class _Thread:
 
 
 class _Process:
-    """A process at the other end of a pipe, whose closing, also by the parent's death, is its end."""
+    """A process at the other end of a pipe; it ends when the pipe is closed, also by the parent's death."""
 
     def __init__(self, open_: Callable[[], Callable[[int], Any]]) -> None:
         context = multiprocessing.get_context("spawn")
@@ -173,18 +173,18 @@ class _Process:
         theirs.close()
 
     def request(self, step: int) -> None:
-        with self._death_told():
+        with self._death_reported():
             self._connection.send(step)
 
     def result(self) -> Any:
-        with self._death_told():
+        with self._death_reported():
             result = self._connection.recv()
         if isinstance(result, _Failure):
             raise result.error(result.message)
         return result
 
     @contextmanager
-    def _death_told(self) -> Iterator[None]:
+    def _death_reported(self) -> Iterator[None]:
         try:
             yield
         except (EOFError, ConnectionError):

@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from llmtrain.config.errors import ConfigError
+from llmtrain.atomic import write_text
+from llmtrain.errors import ConfigError
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -48,7 +49,7 @@ class Shard(_Record):
     path: str
     """Relative to the manifest's folder, with forward slashes: train/shard_00000.parquet."""
     size: int
-    """Of the file, in bytes."""
+    """Size of the file in bytes."""
     sha256: str
     rows: int
     tokens: int
@@ -77,7 +78,7 @@ class TokenizerRecord(_Record):
     eos_id: int
     """Ends every document."""
     source_sha256: str | None = None
-    """Of the files of the folder that it was copied from (kind hf, from a folder)."""
+    """Hash of the files of the folder that the tokenizer was copied from (kind hf, from a folder)."""
     trained_documents: int | None = None
     """Documents that it was trained on (kinds bpe and char): all for training; for bpe of a large corpus a sample."""
     trained_bytes: int | None = None
@@ -87,9 +88,9 @@ class InputRecord(_Record):
     """One of the inputs: a folder, a file or a glob."""
 
     name: str
-    """What `source` calls it."""
+    """Name of the input in the column `source`."""
     path: str
-    """As the config gives it."""
+    """Path of the input as the config gives it."""
     files: int
     bytes: int
     sha256: str
@@ -97,7 +98,7 @@ class InputRecord(_Record):
 
 
 class Counts(_Record):
-    """Where the documents went. read = train + val + duplicates + too_short + empty + errors."""
+    """Number of documents of each fate. read = train + val + duplicates + too_short + empty + errors."""
 
     read: int
     train: int
@@ -125,7 +126,7 @@ class Manifest(_Record):
     token_dtype: TokenDtype
     counts: Counts
     splits: dict[str, Split]
-    """By name: train, and val where documents are held out."""
+    """Splits by name: train, and val where documents are held out."""
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
@@ -160,13 +161,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
 def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> Path:
     """Write `folder`/manifest.json durably; it appears whole or not at all. Returns its path."""
     path = Path(folder) / MANIFEST_NAME
-    temporary = path.with_name(MANIFEST_NAME + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(manifest.model_dump(mode="json"), file, indent=1, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_text(path, json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
     return path
 
 

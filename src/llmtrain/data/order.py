@@ -1,12 +1,16 @@
-"""The order of the data: item number -> source, epoch, chunk slot, window. A pure function of the counts and the seed.
+"""The order of the data: item number -> source, epoch, chunk slot, sequence. A pure function of counts and seed.
 
-What the windows hold, and who reads them, is elsewhere; there is no torch, no file and no state here, so a position in
-the data is nothing but an item number, and finding it costs the same anywhere in the sequence.
-
-    items     0 1 2 3 4 5 …                     one endless sequence over all sources
+    items     0 1 2 3 4 5 …                     one endless order over all sources
     mixture   block of 10,000 items, exact quotas, permuted by (seed, block)     (only with weights)
-    source    epoch e = number // windows; its chunks are permuted by (seed, source, e) and opened K at a time
+    source    epoch e = number // sequences; each source has its own order in it (`SourceOrder`)
+
+    windows of tokens (`WindowOrder`)
+    epoch     the chunks are permuted by (seed, source, e) and opened K at a time
     group     K open chunks (slots) give one window each in turn; windows are permuted by (seed, source, e, chunk)
+
+The order of rows for fine-tuning is `chat.row_order`. What the sequences hold, and who reads them, is elsewhere. There
+is no torch, no file and no state here: a position in the data is an item number, and finding it costs the same
+anywhere.
 
 Randomness is numpy's Philox through `random_raw`: the streams of bit generators are kept between numpy versions, those
 of `Generator.permutation` are not (NEP 19).
@@ -17,12 +21,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 from hashlib import sha256
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmtrain.config.errors import ConfigError
+from llmtrain.errors import ConfigError
 
 Ints = NDArray[np.int64]
 
@@ -33,32 +37,52 @@ MIN_GROUPS: Final = 4
 SMALL_TOKENS: Final = 2**25
 """A source of no more tokens is kept in memory (64 MiB of uint16), so it can be shuffled as a whole."""
 SMALL_CHUNKS: Final = 2**16
-"""Chunks of a small source: so many that a chunk is a window or two, so few that an epoch's table takes no time."""
+"""Chunks of a small source: enough that a chunk is a window or two, few enough that an epoch's table takes no time."""
 BLOCK_ITEMS: Final = 10_000
 """Items of a mixture over which the quotas are exact."""
 
 
 def random_bits(size: int, /, *key: int | str) -> NDArray[np.uint64]:
-    """`size` random 64-bit words that depend on the key alone."""
+    """Return `size` random 64-bit words that depend on the key alone."""
     digest = sha256("/".join(map(str, key)).encode()).digest()
     return np.random.Philox(key=int.from_bytes(digest[:16], "little")).random_raw(size)
 
 
 def permutation(size: int, /, *key: int | str) -> Ints:
-    """A permutation of range(size) that depends on the key alone. Stable sort: equal words leave no choice."""
+    """Return a permutation of range(size) that depends on the key alone. The sort is stable, as words may be equal."""
     return np.argsort(random_bits(size, *key), kind="stable")
 
 
 class Places(NamedTuple):
-    """Where items lie: four arrays as long as the items that were asked for."""
+    """Places of items: four arrays with one entry for each requested item."""
 
     source: Ints
     epoch: Ints
-    """Of the source: how often it was gone through before."""
+    """Number of times that the source was read completely before."""
     slot: Ints
-    """Which of the K open chunks of its source the item comes from."""
-    window: Ints
-    """Index among the windows of the source."""
+    """Number of the open chunk, of K, that the item comes from; 0 where the source has no chunks."""
+    sequence: Ints
+    """Number of the window, pack or row among those of the source."""
+
+    def take(self, entries: Ints | slice) -> Places:
+        """Return some of the places."""
+        return Places(*(column[entries] for column in self))
+
+
+class SourceOrder(Protocol):
+    """The order of one source's sequences: each exactly once an epoch, every epoch in a new order."""
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences of one epoch."""
+        ...
+
+    def locate(self, epoch: int, positions: Ints) -> tuple[Ints, Ints]:
+        """Return the chunk slot and the sequence at each position of an epoch, counted from 0."""
+        ...
+
+
+AnyOrder = TypeVar("AnyOrder", bound=SourceOrder)
 
 
 class _Epoch(NamedTuple):
@@ -72,17 +96,16 @@ class _Epoch(NamedTuple):
     """[num_groups] chunks of the group that hold one window more than the others."""
 
 
-class SourceOrder:
-    """The endless shuffled sequence of one source's windows: each exactly once an epoch, every epoch in a new order.
+class WindowOrder:
+    """The shuffled order of one source's windows of tokens. A SourceOrder.
 
-    Windows are cut into chunks whose sizes differ by at most one. All is computed from the item number; what is kept
-    between calls only saves computing it again.
+    Windows are cut into chunks whose sizes differ by at most one. What is kept between calls only saves time.
     """
 
     def __init__(self, num_windows: int, *, seq_len: int, shuffle_chunks: int, seed: int, source: int) -> None:
         assert num_windows > 0
         assert shuffle_chunks > 0
-        self.num_windows = num_windows
+        self.num_sequences = num_windows
         self.shuffle_chunks = shuffle_chunks
         self._tokens = num_windows * seq_len
         self.num_chunks = self._count_chunks()
@@ -93,31 +116,23 @@ class SourceOrder:
 
     @property
     def is_small(self) -> bool:
-        """Windows come from all over the source at any time: its reader should keep all of it."""
+        """True if windows may come from anywhere in the source at any time: its reader should keep all of it."""
         return self._tokens <= SMALL_TOKENS
 
     def chunk_starts(self) -> Ints:
-        """[num_chunks + 1] the window at which each chunk begins, and the end of the last one."""
+        """Return [num_chunks + 1] the window at which each chunk begins, and the end of the last one."""
         chunks = np.arange(self.num_chunks + 1)
         return chunks * self._size + np.minimum(chunks, self._num_larger)
 
-    def locate(self, numbers: Ints) -> tuple[Ints, Ints, Ints]:
-        """Epoch, slot and window of each of the source's items, numbered from 0 without end."""
-        epochs, positions = np.divmod(numbers, self.num_windows)
-        slots, windows = np.empty_like(numbers), np.empty_like(numbers)
-        for epoch in _distinct(epochs):
-            here = np.flatnonzero(epochs == epoch)
-            slots[here], windows[here] = self._locate_in_epoch(epoch, positions[here])
-        return epochs, slots, windows
-
     def _count_chunks(self) -> int:
-        """A window or two each for small data; about CHUNK_TOKENS for large; whole groups where there are enough."""
+        """Give chunks of small data a window or two, of large data about CHUNK_TOKENS; fill groups where possible."""
         wanted = max(-(-self._tokens // CHUNK_TOKENS), MIN_GROUPS * self.shuffle_chunks)
         if self.is_small:
             wanted = max(wanted, SMALL_CHUNKS)
-        return min(self.num_windows, -(-wanted // self.shuffle_chunks) * self.shuffle_chunks)
+        return min(self.num_sequences, -(-wanted // self.shuffle_chunks) * self.shuffle_chunks)
 
-    def _locate_in_epoch(self, epoch: int, positions: Ints) -> tuple[Ints, Ints]:
+    def locate(self, epoch: int, positions: Ints) -> tuple[Ints, Ints]:
+        """Return the chunk slot and the window at each position of an epoch."""
         table = self._epoch(epoch)
         group = np.searchsorted(table.group_start, positions, side="right") - 1
         offset = positions - table.group_start[group]
@@ -127,10 +142,10 @@ class SourceOrder:
         slot = np.where(rest < 0, offset % num_open, num_open - table.group_larger[group] + rest)
         draw = np.where(rest < 0, offset // num_open, self._size)
         chunks = table.chunks[group * self.shuffle_chunks + slot]
-        if self.num_chunks == self.num_windows:
+        if self.num_chunks == self.num_sequences:
             return slot, chunks
         windows = np.empty_like(positions)
-        for chunk in _distinct(chunks):
+        for chunk in distinct(chunks):
             here = np.flatnonzero(chunks == chunk)
             windows[here] = self._chunk_windows(epoch, chunk)[draw[here]]
         return slot, windows
@@ -144,24 +159,24 @@ class SourceOrder:
             sizes = np.bincount(groups) * self._size
             group_larger = np.bincount(groups, weights=larger).astype(np.int64)
             group_start = np.concatenate(([0], np.cumsum(sizes + group_larger)))
-            _make_room(self._epochs, 2)
+            make_room(self._epochs, 2)
             self._epochs[epoch] = _Epoch(chunks, group_start, group_larger)
         return self._epochs[epoch]
 
     def _chunk_windows(self, epoch: int, chunk: int) -> Ints:
-        """The chunk's windows in the order of this epoch."""
+        """Return the chunk's windows in the order of this epoch."""
         if (epoch, chunk) not in self._windows:
             start, size = chunk * self._size + min(chunk, self._num_larger), self._size + (chunk < self._num_larger)
-            _make_room(self._windows, 2 * self.shuffle_chunks + 1)
+            make_room(self._windows, 2 * self.shuffle_chunks + 1)
             self._windows[epoch, chunk] = start + permutation(size, "windows", *self._key, epoch, chunk)
         return self._windows[epoch, chunk]
 
 
 class Mixture:
-    """Which source each item of the endless sequence comes from, and how many items of that source come before it."""
+    """Source of each item of the endless sequence, and the number of items of that source before it."""
 
     def __init__(self, num_sources: int, *, weights: Sequence[float] | None, seed: int) -> None:
-        """Raises ConfigError when a weight is so small that its source would have no item in a block."""
+        """Raise ConfigError when a weight is so small that its source would have no item in a block."""
         assert num_sources == (1 if weights is None else len(weights))
         self.num_sources = num_sources
         self.quotas = np.array([BLOCK_ITEMS] if weights is None else block_quotas(weights))
@@ -169,12 +184,12 @@ class Mixture:
         self._blocks: dict[int, tuple[Ints, Ints]] = {}
 
     def locate(self, items: Ints) -> tuple[Ints, Ints]:
-        """Source of each item, and its number among the items of that source."""
+        """Return the source of each item, and its number among the items of that source."""
         if self.num_sources == 1:
             return np.zeros_like(items), items
         blocks, places = np.divmod(items, BLOCK_ITEMS)
         sources, numbers = np.empty_like(items), np.empty_like(items)
-        for block in _distinct(blocks):
+        for block in distinct(blocks):
             here = np.flatnonzero(blocks == block)
             block_sources, ordinals = self._block(block)
             sources[here] = block_sources[places[here]]
@@ -182,58 +197,57 @@ class Mixture:
         return sources, numbers
 
     def _block(self, block: int) -> tuple[Ints, Ints]:
-        """For each item of the block its source, and how many items of that source come before it in the block."""
+        """Return each item's source, and the number of items of that source that come before it in the block."""
         if block not in self._blocks:
             order = permutation(BLOCK_ITEMS, "block", self._seed, block)
             sources = np.repeat(np.arange(len(self.quotas)), self.quotas)[order]
             ordinals = np.empty(BLOCK_ITEMS, dtype=np.int64)
             for source, quota in enumerate(self.quotas):
                 ordinals[sources == source] = np.arange(quota)
-            _make_room(self._blocks, 2)
+            make_room(self._blocks, 2)
             self._blocks[block] = sources, ordinals
         return self._blocks[block]
 
 
-class ItemOrder:
-    """The endless sequence of items over one source, or over several by their weights."""
+class ItemOrder(Generic[AnyOrder]):
+    """The endless order of items over one source, or over several by their weights."""
 
-    def __init__(
-        self,
-        num_windows: Sequence[int],
-        *,
-        weights: Sequence[float] | None,
-        seq_len: int,
-        shuffle_chunks: int,
-        seed: int,
-    ) -> None:
-        """`num_windows` of each source, and its weight where there is more than one.
+    def __init__(self, sources: Sequence[AnyOrder], *, weights: Sequence[float] | None, seed: int) -> None:
+        """`weights`: one for each source; None where there is only one.
 
         Raises ConfigError when a weight is so small that its source would have no item in a block.
         """
-        assert num_windows
-        self.sources = [
-            SourceOrder(count, seq_len=seq_len, shuffle_chunks=shuffle_chunks, seed=seed, source=source)
-            for source, count in enumerate(num_windows)
-        ]
-        self.mixture = Mixture(len(num_windows), weights=weights, seed=seed)
+        assert sources
+        self.sources = sources
+        self.mixture = Mixture(len(sources), weights=weights, seed=seed)
 
     @property
     def items_per_epoch(self) -> int:
-        """Windows of all sources together. By its weight, a source of a mixture may be through earlier, or later."""
-        return sum(source.num_windows for source in self.sources)
+        """Items of all sources together. The epoch of a source in a mixture may be shorter or longer, by its weight."""
+        return sum(source.num_sequences for source in self.sources)
 
     def locate(self, items: Ints) -> Places:
-        """Where the items lie. One call costs about the same for a batch anywhere in the sequence."""
+        """Return where the items lie. One call costs about the same for a batch anywhere in the order."""
         sources, numbers = self.mixture.locate(items)
-        epochs, slots, windows = np.empty_like(items), np.empty_like(items), np.empty_like(items)
-        for source in _distinct(sources):
-            here = np.flatnonzero(sources == source)
-            epochs[here], slots[here], windows[here] = self.sources[source].locate(numbers[here])
-        return Places(sources, epochs, slots, windows)
+        epochs, slots, sequences = np.empty_like(items), np.empty_like(items), np.empty_like(items)
+        for source in distinct(sources):
+            order, here = self.sources[source], np.flatnonzero(sources == source)
+            epochs[here], positions = np.divmod(numbers[here], order.num_sequences)
+            for epoch in distinct(epochs[here]):
+                of_epoch = epochs[here] == epoch
+                there = here[of_epoch]
+                slots[there], sequences[there] = order.locate(epoch, positions[of_epoch])
+        return Places(sources, epochs, slots, sequences)
+
+
+def in_order(items: Ints) -> Places:
+    """Return where the items of one source lie that is not shuffled."""
+    zeros = np.zeros_like(items)
+    return Places(zeros, zeros, zeros, items)
 
 
 def block_quotas(weights: Sequence[float]) -> list[int]:
-    """Items of each source in a block: in proportion to the weights, rounded by largest remainder, BLOCK_ITEMS in all.
+    """Return the items of each source in a block: by the weights, rounded by largest remainder, BLOCK_ITEMS in all.
 
     Raises ConfigError when one of them is 0.
     """
@@ -253,9 +267,9 @@ def block_quotas(weights: Sequence[float]) -> list[int]:
 
 
 def rank_share(places: Places, *, rank: int, world_size: int) -> Ints:
-    """Which of a batch's items this rank computes: indices into the batch.
+    """Return which of a batch's items this rank computes: indices into the batch.
 
-    Items are ordered by source and chunk slot and cut into contiguous shares that differ by at most one item, so that a
+    Items are ordered by source and chunk slot, and divided into contiguous shares that differ by at most one item. So a
     rank keeps to its own chunks where there are at least as many chunks as ranks.
     """
     by_chunk = np.lexsort((places.slot, places.source))
@@ -263,11 +277,12 @@ def rank_share(places: Places, *, rank: int, world_size: int) -> Ints:
     return by_chunk[rank * size // world_size : (rank + 1) * size // world_size]
 
 
-def _distinct(values: Ints) -> list[int]:
+def distinct(values: Ints) -> list[int]:
+    """Return the values, each once, in ascending order."""
     return sorted(set(values.tolist()))
 
 
-def _make_room(kept: dict[Any, Any], limit: int) -> None:
+def make_room(kept: dict[Any, Any], limit: int) -> None:
     """Drop the entry that was made first when the dict is full (dicts keep the order of insertion)."""
     while len(kept) >= limit:
         del kept[next(iter(kept))]

@@ -1,12 +1,12 @@
-"""Reading token shards: all shards of a source as one long stream of tokens, cut into windows.
+"""Reading token shards: all shards of a source as one long stream of tokens, divided into windows.
 
     shard 0: row group 0 | row group 1 | …   shard 1: row group 0 | …
     tokens   0 … 999,983 | 999,984 …                                     token_start: where each row group begins
     windows  |--- w ---|--- w + 1 ---|                                   may cross row groups and shards
 
-Cumulative token counts locate a token in O(log n) without touching a file. Row groups are decoded whole and the last
-ones used are kept, in the narrow integers of the file. Which files make a source, and whether they are what `prepare`
-wrote, is found out in sources.py; this module is imported by data workers and knows no manifest, config or torch.
+Cumulative token counts locate a token in O(log n) without touching a file. Complete row groups are decoded, and the
+ones used last are kept, in the narrow integers of the file. Which files make a source, and whether they are what
+`prepare` wrote, is found out in sources.py. Workers import this module, so it knows no manifest, config or torch.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from llmtrain.config.errors import ConfigError
-from llmtrain.data.order import Ints, SourceOrder
+from llmtrain.data.order import Ints, WindowOrder
+from llmtrain.errors import ConfigError
 
 TOKENS_COLUMNS = ("tokens", "input_ids")
 """The column that holds the tokens: ours, or as other tools call it."""
@@ -31,7 +31,7 @@ TOKENS_COLUMNS = ("tokens", "input_ids")
 
 @dataclass(frozen=True, eq=False)
 class TokenStream:
-    """Where the tokens of a source lie: one entry for each row group, in reading order."""
+    """Places of the tokens of a source: one entry for each row group, in reading order."""
 
     paths: tuple[Path, ...]
     shard: Ints
@@ -43,7 +43,7 @@ class TokenStream:
 
     @classmethod
     def of(cls, shards: Sequence[tuple[Path, Sequence[int]]]) -> TokenStream:
-        """From each file's path and the token counts of its row groups."""
+        """Make a stream from each file's path and the token counts of its row groups."""
         counts = [np.asarray(row_groups, dtype=np.int64) for _, row_groups in shards]
         return cls(
             paths=tuple(path for path, _ in shards),
@@ -63,16 +63,16 @@ class TokenStream:
         return int(self.token_start[-1])
 
     def find(self, token: Ints | int) -> Any:
-        """The row group that holds each of the tokens."""
+        """Return the row group that holds each of the tokens."""
         return np.searchsorted(self.token_start, token, side="right") - 1
 
     def token(self, number: int) -> int:
-        """One token by its number in the stream. Decodes a row group: for looking, not for reading."""
+        """Return one token by its number in the stream. It decodes a row group: too slow for training."""
         index = int(self.find(number))
         return int(self.decode(index)[number - int(self.token_start[index])])
 
     def decode(self, index: int) -> NDArray[Any]:
-        """All tokens of a row group, as the unsigned integers of the file.
+        """Return all tokens of a row group, as the unsigned integers of the file.
 
         Raises ConfigError when the file cannot be read or holds another number of tokens than it should.
         """
@@ -105,10 +105,11 @@ class ShardWindows:
         """Every token but the first is predicted once, so the last window may be short."""
         return -(-(self.stream.num_tokens - 1) // self.seq_len)
 
-    def open(self, order: SourceOrder | None) -> ShardReader:
-        """A reader that keeps the row groups of all chunks that are open at the same time, so that none is read twice.
+    def open(self, order: WindowOrder | None) -> ShardReader:
+        """Return a reader that keeps the row groups of all chunks that are open at the same time: none is read twice.
 
-        In one go (None) two are enough. A small source, which is shuffled as a whole, is kept as a whole.
+        In the windows' own order (None) two row groups are enough. Of a small source, which is shuffled as a whole, all
+        are kept.
         """
         if order is None:
             return ShardReader(self, max_row_groups=2)
@@ -133,7 +134,7 @@ class ShardReader:
         self._kept: OrderedDict[int, NDArray[Any]] = OrderedDict()
 
     def read(self, windows: Ints, out: Ints) -> Ints:
-        """Fill each row of `out` [n, seq_len + 1] with a window; returns how many tokens it has, [n]."""
+        """Fill each row of `out` [n, seq_len + 1] with a window; return the number of its tokens, [n]."""
         starts = windows * self._seq_len
         lengths = np.minimum(self._seq_len + 1, self._stream.num_tokens - starts)
         indices = self._stream.find(starts)

@@ -1,9 +1,9 @@
-"""From the paths in a config to checked token shards: which files make a source, and are they what `prepare` wrote.
+"""Turn the paths of a config into checked token shards: find the files of a source and compare them with manifests.
 
-A shard is read only if a manifest knows it and its size is the one that was written; a folder has to hold all the
-shards that its manifest names and no others, so that what an earlier run left behind never mixes in. Shards that no
-manifest covers, as other tools write them, are read when the config names the tokenizer that made them. Reading tokens
-is shards.py's.
+A shard is read only if a manifest lists it and its size is the one that was written. A folder has to hold all the
+shards that its manifest names and no others, so that files of an earlier `prepare` never mix in. Shards without a
+manifest, as other tools write them, are read when the config names the tokenizer that made them. shards.py reads the
+tokens.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from llmtrain.config.errors import ConfigError
 from llmtrain.data.footers import read_footers
 from llmtrain.data.manifest import SPLITS, Manifest, Shard, TokenizerRecord, find_manifest, read_manifest
+from llmtrain.data.prepare.output import resolve_cache_dir
 from llmtrain.data.shards import TokenStream
 from llmtrain.data.tokenizers import Tokenizer, load_hf_tokenizer, load_tokenizer
+from llmtrain.errors import ConfigError
 
 PREPARE = "`llmtrain prepare CONFIG`"
 
@@ -31,14 +32,14 @@ class ShardSource:
     """Token shards that are read one after the other, as one stream."""
 
     name: str
-    """For messages: the paths as they were given."""
+    """Name in messages: the paths as they were given."""
     stream: TokenStream
     num_bytes: int | None
-    """UTF-8 bytes of the text that the tokens were made from; None where it is not known."""
+    """UTF-8 bytes of the text that the tokens were made from; None where they are not known."""
     tokenizer: TokenizerRecord
     tokenizer_folder: Path
     content_sha256: str
-    """Of the shards' hashes, in their order."""
+    """Hash of the shards' hashes, in their order."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,15 @@ class GivenTokenizer:
     record: TokenizerRecord
     folder: Path
     cache_dir: Path
-    """For the index of these shards, where it cannot lie beside them."""
+    """Folder for the index of these shards, where it cannot lie beside them."""
 
 
 def open_given_tokenizer(name_or_path: str, *, cache_dir: str) -> GivenTokenizer:
-    """The tokenizer in a folder, or of the Hub (of which a copy is kept in `cache_dir`).
+    """Open the tokenizer in a folder, or one of the Hub (a copy is kept in `cache_dir`).
 
     Raises ConfigError when there is none, or it has no end token.
     """
-    cache = Path(os.path.abspath(os.path.expanduser(cache_dir)))
+    cache = resolve_cache_dir(cache_dir)
     folder = Path(os.path.abspath(os.path.expanduser(name_or_path)))
     if (folder / "tokenizer.json").is_file():
         tokenizer = load_tokenizer(folder)
@@ -70,7 +71,7 @@ def open_given_tokenizer(name_or_path: str, *, cache_dir: str) -> GivenTokenizer
 
 
 def _keep(tokenizer: Tokenizer, cache: Path) -> Path:
-    """Save the tokenizer in the cache, whole or not at all; where that cannot be written, in a temporary folder."""
+    """Save the tokenizer in the cache, completely or not at all; if that is read-only, in a temporary folder."""
     folder = cache / "tokenizers" / tokenizer.sha256[:32]
     if folder.is_dir():
         return folder
@@ -90,11 +91,11 @@ def _keep(tokenizer: Tokenizer, cache: Path) -> Path:
 
 
 def open_source(paths: str | Sequence[str], *, key: str, given: GivenTokenizer | None = None) -> ShardSource:
-    """The shards at `paths`: folders (recursive), files or globs. `key` is the config's, for messages.
+    """Open the shards at `paths`: folders (recursive), files or globs. `key` is the config's, for messages.
 
-    Shards that no manifest covers are those of the `given` tokenizer. Raises ConfigError when there are no shards, or
-    they are not those that a manifest describes, or they were made with different tokenizers, or hold fewer than two
-    tokens.
+    Shards without a manifest were made by the `given` tokenizer. Raises ConfigError when there are no shards, when they
+    are not those that a manifest describes, when they were made with different tokenizers, or when they hold fewer than
+    two tokens.
     """
     paths = [os.path.expanduser(path) for path in ([paths] if isinstance(paths, str) else paths)]
     found: dict[Path, Shard] = {}
@@ -141,9 +142,9 @@ def check_same_tokenizer(one: TokenizerRecord, other: TokenizerRecord, *, names:
 def _shards_at(
     path: str, *, key: str, given: GivenTokenizer | None
 ) -> Iterator[tuple[Path, TokenizerRecord, list[Shard]]]:
-    """For each manifest that covers `path`: its folder, its tokenizer, and those of its shards that `path` names.
+    """Yield for each manifest that covers `path`: its folder, its tokenizer, and those of its shards that `path` names.
 
-    Then the same of the shards without a manifest.
+    Then yield the same of the shards without a manifest.
     """
     named = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) and not os.path.exists(path) else [path]
     folders = [Path(os.path.abspath(entry)) for entry in named if os.path.isdir(entry)]
@@ -167,7 +168,7 @@ def _shards_at(
     if bare and given is not None:
         _check_one_split(path, folders, bare, key=key)
         shards = read_footers(bare, vocab_size=given.record.vocab_size, key=key, cache_dir=given.cache_dir)
-        chosen.append((given.folder, given.record, shards))  # their paths are whole, and so is the tokenizer's
+        chosen.append((given.folder, given.record, shards))  # their paths are absolute, like the tokenizer's
     if not chosen:
         raise ConfigError(f"{key}: there are no token shards at {path}: make them with {PREPARE}, or correct the path")
     yield from chosen
@@ -176,7 +177,7 @@ def _shards_at(
 def _chosen_shards(
     owner: Path, manifest: Manifest, *, path: str, folders: list[Path], files: set[Path], key: str
 ) -> list[Shard]:
-    """Those of the manifest's shards that are in the folders or among the files, in the manifest's order."""
+    """Return those of the manifest's shards that are in the folders or among the files, in the manifest's order."""
     chosen: list[Shard] = []
     splits: set[str] = set()
     for name, split in manifest.splits.items():
@@ -194,7 +195,7 @@ def _chosen_shards(
 
 
 def _check_one_split(path: str, folders: list[Path], files: list[Path], *, key: str) -> None:
-    """Raise ConfigError when a folder holds a training and a validation split, as far as its folders' names tell."""
+    """Raise ConfigError when a folder holds a training and a validation split, by the names of its folders."""
     for folder in folders:
         below = {file.relative_to(folder).parts[0] for file in files if folder in file.parents}
         if below >= set(SPLITS):

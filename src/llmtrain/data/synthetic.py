@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from llmtrain.data.order import Ints, SourceOrder
+from llmtrain.data.order import Ints, WindowOrder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +24,12 @@ class SyntheticWindows:
     seed: int
     split: Literal["train", "val"]
 
-    def open(self, order: SourceOrder | None) -> SyntheticWindows:
-        """There is nothing to keep."""
+    def open(self, order: WindowOrder | None) -> SyntheticWindows:
+        """Return itself: there is nothing to keep."""
         return self
 
     def read(self, windows: Ints, out: Ints) -> Ints:
-        """Fill `out` [n, seq_len + 1]; all windows are full."""
+        """Fill `out` [n, seq_len + 1] with complete windows; return the number of tokens of each, [n]."""
         digest = sha256(f"synthetic/{self.seed}/{self.split}".encode()).digest()
         key = int.from_bytes(digest[:16], "little")
         for row, window in zip(out, windows.tolist(), strict=True):

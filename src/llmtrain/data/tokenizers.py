@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,12 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
-from llmtrain.config.errors import ConfigError
-from llmtrain.contracts import TOKENIZER_FILES
 from llmtrain.data.fast_encoding import Encode, fast_encoder
-from llmtrain.data.hub import hub_answers
+from llmtrain.data.hub_connection import hub_answers
+from llmtrain.errors import ConfigError
+from llmtrain.models.companions import copy_tokenizer, tokenizer_files
+
+logger = logging.getLogger("llmtrain.data")
 
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<unk>"
@@ -45,12 +48,15 @@ SPLIT_PATTERN = "|".join(
         r"\s+",
     )
 )
-"""Where text is split before pairs are merged; merges never cross a split.
+"""Pattern that splits text before pairs are merged; merges never cross a split.
 
 The shape is GPT-2's and Llama 3's. What differs was chosen by measuring a vocabulary of 8192 on Python source:
 Llama 3's pattern gives 3.74 bytes a token on held-out files, indentation kept with its line end 3.79, also with the
 punctuation before it 4.01, and a space before digits 4.07. docs/data-format.md says what it means for prompts.
 """
+
+MAX_NAMED = 5
+"""Tokens that a message names."""
 
 _LONG_TEXT = 1 << 18
 """Characters that are encoded in one call, and from which a text is cut: the library needs about 500 bytes a token
@@ -68,7 +74,7 @@ class Tokenizer:
     eos_id: int
     """The token that ends a document."""
     sha256: str
-    """Of the serialised tokenizer (tokenizer.json) and the end token."""
+    """Hash of the serialised tokenizer (tokenizer.json) and the end token."""
 
     def __init__(self, serialized: str, *, eos_token: str, write: Callable[[Path], None]) -> None:
         """`serialized` is the text of a tokenizer.json; `write` saves all files that belong to it into a folder.
@@ -82,9 +88,8 @@ class Tokenizer:
         eos_id = self._backend.token_to_id(eos_token)
         if eos_id is None:
             raise ValueError(f"has no token {eos_token!r}, which should end documents")
-        # Files of some models carry a truncation and padding, which would cut documents in silence.
-        self._backend.no_truncation()
-        self._backend.no_padding()
+        if make_repeatable(self._backend):
+            serialized = self._backend.to_str(pretty=True)
         self._backend.encode_special_tokens = True  # in this library's words: encode their text like any other
         self._serialized = serialized
         self._fast: Encode | None = None
@@ -152,6 +157,13 @@ class Tokenizer:
         found: int | None = self._backend.token_to_id(token)
         return found
 
+    def tokens_from(self, first: int) -> str:
+        """Name the tokens whose ids are `first` or more, for a message; empty if there are none."""
+        names = {index: token for token, index in self._backend.get_vocab(with_added_tokens=True).items()}
+        found = [f"{names[index]} ({index})" for index in sorted(names) if index >= first]
+        more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
+        return ", ".join(found[:MAX_NAMED]) + more
+
     def token_texts(self) -> list[str]:
         """[vocab_size] what each token adds to a text that it does not begin; nothing for special tokens."""
         special = {index for index, token in self._backend.get_added_tokens_decoder().items() if token.special}
@@ -166,6 +178,33 @@ class Tokenizer:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         self._write(target)
+
+
+def make_repeatable(backend: tokenizers.Tokenizer) -> bool:
+    """Let the same text always give the same tokens, and all of them, whatever a tokenizer.json says.
+
+    Files of some models carry a truncation and padding, which would cut documents in silence; others have BPE dropout,
+    which draws the tokens of a text anew each time. Warns of dropout, and returns whether there was some.
+    """
+    backend.no_truncation()
+    backend.no_padding()
+    dropout: float | None = getattr(backend.model, "dropout", None)
+    if dropout:
+        backend.model.dropout = None
+        _warn_of_dropout(dropout)
+    return bool(dropout)
+
+
+def repeatable_copy(tokenizer: Any) -> tokenizers.Tokenizer:
+    """Return a copy of what a tokenizer of transformers is built on, made repeatable; the tokenizer stays as it is."""
+    backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    make_repeatable(backend)
+    return backend
+
+
+@lru_cache
+def _warn_of_dropout(dropout: float) -> None:
+    logger.warning("the tokenizer.json has BPE dropout (%g): switched off, so that a run can be repeated", dropout)
 
 
 def train_bpe(texts: Iterable[str], *, vocab_size: int, min_frequency: int = 2) -> Tokenizer:
@@ -235,7 +274,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
             f"{source}: tokenizer_config.json names no eos_token, but every document has to end with one: add it there"
         )
     try:
-        return Tokenizer(serialized, eos_token=eos_token, write=lambda target: _copy_files(source, target))
+        return Tokenizer(serialized, eos_token=eos_token, write=lambda target: copy_tokenizer(source, target))
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -306,9 +345,8 @@ def folder_fingerprint(name_or_path: str) -> str | None:
     if not folder.is_dir():
         return None
     digest = hashlib.sha256()
-    for name in TOKENIZER_FILES:
-        if (folder / name).is_file():
-            digest.update(name.encode() + b"\0" + hashlib.sha256((folder / name).read_bytes()).digest())
+    for name in tokenizer_files(folder):
+        digest.update(name.encode() + b"\0" + hashlib.sha256((folder / name).read_bytes()).digest())
     return digest.hexdigest()
 
 
@@ -376,19 +414,13 @@ def _writer_of_new(serialized: str, **special_tokens: str) -> Callable[[Path], N
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether we trained it: what transformers would load is then just what its tokenizer.json says."""
+    """Return whether llmtrain trained it: transformers then loads just what its tokenizer.json says."""
     try:
         config = json.loads((folder / "tokenizer_config.json").read_bytes())
     except (OSError, ValueError):
         return False
     ours = {"tokenizer_class", "eos_token", "unk_token", "add_prefix_space", "clean_up_tokenization_spaces"}
     return isinstance(config, dict) and config.keys() <= ours and (folder / "tokenizer.json").is_file()
-
-
-def _copy_files(source: Path, target: Path) -> None:
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
 
 
 def _declared_eos_token(folder: Path) -> str | None:

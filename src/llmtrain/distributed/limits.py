@@ -1,9 +1,10 @@
-"""What this process may use of the machine: cores and memory. A container or a pod sees all of both, and gets less.
+"""Cores and memory that this process may use. A container or a pod sees all of the machine's, and gets fewer.
 
     the machine's · affinity      ┐
     control groups (version 1, 2) ┴─ the smallest ─▶ usable_cores, memory_bytes
 
-A group's limits bind all groups below it, so each from this process's up to the top is asked. No torch.
+A group's limits bind all groups below it, so all groups from this process's up to the top are read. No torch. All code
+that counts cores calls this file; a test holds that no other file asks the operating system.
 """
 
 from __future__ import annotations
@@ -21,22 +22,22 @@ _ROOT = Path("/")
 
 @dataclass(frozen=True)
 class MemoryLimit:
-    """Of the control group that leaves this process the least, in bytes."""
+    """Memory of the control group that leaves this process the least, in bytes."""
 
     limit: int
     used: int
-    """By all its processes, without what the kernel would give back first (files it has read)."""
+    """Memory used by all processes of the group, without the file cache that the kernel would free first."""
 
 
 def memory_bytes(*, root: Path = _ROOT) -> int:
-    """The machine's memory, or what the control groups leave of it."""
+    """Return the machine's memory, or the part of it that the control groups leave."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = memory_limit(root=root)
     return machine if limit is None else min(machine, limit.limit)
 
 
 def memory_limit(*, root: Path = _ROOT) -> MemoryLimit | None:
-    """The tightest limit on memory; None: no group sets one. `root`: where /proc and /sys are."""
+    """Return the tightest limit on memory; None if no group sets one. /proc and /sys are below `root`."""
     found: MemoryLimit | None = None
     for group in _groups("memory", root=root):
         for limit_file, used_file, returned_first in (
@@ -51,9 +52,32 @@ def memory_limit(*, root: Path = _ROOT) -> MemoryLimit | None:
     return found
 
 
+@dataclass(frozen=True)
+class Throttling:
+    """Number of times that the kernel stopped this process's control groups, whose processor time was used up."""
+
+    periods: int
+    """Periods of the quota (usually 0.1 s each) in which a group wanted to run."""
+    throttled: int
+    """Number of these periods in which a group was stopped."""
+
+
+def machine_cores() -> int:
+    """Return the number of the machine's cores, for descriptions. A run computes with `usable_cores`."""
+    return os.cpu_count() or 1
+
+
+def allowed_cores() -> list[int]:
+    """Return the numbers of the cores that this process's affinity allows."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(machine_cores()))
+
+
 def usable_cores(*, root: Path = _ROOT) -> int:
-    """Cores that this process may run on at a time: by its affinity, and by a quota, a part of one as whole."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores that this process may use at a time, by its affinity and by a quota.
+
+    A quota of 2.5 cores gives 3, since two threads would leave half a core unused.
+    """
+    cores = len(allowed_cores())
     for group in _groups("cpu", root=root):
         quota, _, period = _read(group / "cpu.max").partition(" ")
         if not quota:
@@ -64,15 +88,25 @@ def usable_cores(*, root: Path = _ROOT) -> int:
     return cores
 
 
+def throttling(*, root: Path = _ROOT) -> Throttling:
+    """Return the counters of the control groups with a quota since they were made; zeros without a quota."""
+    periods = throttled = 0
+    for group in _groups("cpu", root=root):
+        counts = dict(re.findall(r"^(nr_\w+) (\d+)$", _read(group / "cpu.stat"), re.MULTILINE))
+        periods = max(periods, int(counts.get("nr_periods", 0)))
+        throttled += int(counts.get("nr_throttled", 0))
+    return Throttling(periods, throttled)
+
+
 def _groups(controller: str, *, root: Path) -> Iterator[Path]:
-    """Folders of the control groups that this process is in, each before those above it; nothing but on Linux."""
+    """Yield the folders of this process's control groups, each before the groups above it. Only Linux has any."""
     mounts = root / "sys/fs/cgroup"
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
         parts = [part for part in path.split("/") if part]
-        if ".." in parts:  # outside of what this process sees
+        if ".." in parts:  # outside of this process's view
             parts = []
         for top in (mounts / controller,) if controllers else (mounts, mounts / "unified"):
             for depth in range(len(parts), -1, -1):
@@ -86,5 +120,5 @@ def _read(file: Path) -> str:
 
 
 def _number(text: str) -> int | None:
-    """None where there is no limit: the file is absent, or says `max` or -1."""
+    """Parse a limit; None if there is none: the file is absent, or says `max` or -1."""
     return int(text) if text.isdigit() else None

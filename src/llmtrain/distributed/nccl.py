@@ -1,13 +1,17 @@
-"""What the environment says to NCCL, and to gloo about the network: older names, defaults, and names of nothing here.
+"""Environment variables of NCCL and gloo: older names, defaults, and values that fit nothing on this machine.
 
-Whatever a user sets is left as it is and goes to every process; nothing here imports torch.
+Variables that a user sets stay as they are and reach every process. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+log = logging.getLogger("llmtrain.device")
 
 ASYNC_ERRORS = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
 _OLDER_NAMES = {
@@ -25,44 +29,51 @@ _ADAPTERS = Path("/sys/class/infiniband")
 
 
 def nccl_settings(environ: Mapping[str, str]) -> dict[str, str]:
-    """What is to be added to the environment: today's names of what is set by an older one, and defaults."""
+    """Return the variables to add to the environment: today's names for older ones that are set, and defaults."""
     renamed = {today: environ[older] for older, today in _OLDER_NAMES.items() if older in environ}
     return {name: value for name, value in (_DEFAULTS | renamed).items() if name not in environ}
 
 
+def set_nccl_environment() -> None:
+    """Add `nccl_settings` to this process's environment, and warn of contradictions in it."""
+    for contradiction in contradictions(os.environ):
+        log.warning("%s", contradiction)
+    os.environ.update(nccl_settings(os.environ))
+
+
 def contradictions(environ: Mapping[str, str]) -> list[str]:
-    """Settings whose older name says something else than today's, which counts."""
+    """Describe settings whose older name has another value than today's name, which wins."""
     return [
-        f"{older} is {environ[older]}, but {today}, its name today, is {environ[today]}, and counts"
+        f"{older} is {environ[older]}, but {today}, its name today, is {environ[today]}, and wins"
         for older, today in _OLDER_NAMES.items()
         if older in environ and today in environ and environ[older] != environ[today]
     ]
 
 
 def network_interfaces() -> list[str]:
-    """Names of this machine's."""
+    """Return the names of this machine's network interfaces."""
     return sorted(name for _, name in socket.if_nameindex())
 
 
 def infiniband_adapters() -> list[str]:
-    """Names of this machine's."""
+    """Return the names of this machine's InfiniBand adapters."""
     return sorted(path.name for path in _ADAPTERS.iterdir()) if _ADAPTERS.is_dir() else []
 
 
 def network_faults(
     environ: Mapping[str, str], *, interfaces: Sequence[str], adapters: Sequence[str]
 ) -> list[tuple[str, str]]:
-    """What is set and cannot be meant so on this machine, each with what to do."""
+    """List settings that fit nothing on this machine, each with its fix."""
     faults = [(each, "unset the older one") for each in contradictions(environ)]
-    for name, there, what in (
+    for name, present, kind in (
         ("NCCL_SOCKET_IFNAME", interfaces, "network interface"),
         ("GLOO_SOCKET_IFNAME", interfaces, "network interface"),
         ("NCCL_IB_HCA", adapters, "InfiniBand adapter"),
     ):
-        wanted = environ.get(name)
-        if wanted and not _selects(wanted, there):
-            fix = f"name one of {', '.join(there)}, or unset it" if there else "unset it: there is none here"
-            faults.append((f"{name}={wanted} leaves no {what} of this machine", fix))
+        selection = environ.get(name)
+        if selection and not _selects(selection, present):
+            fix = f"name one of {', '.join(present)}, or unset it" if present else "unset it: there is none here"
+            faults.append((f"{name}={selection} leaves no {kind} of this machine", fix))
     level = environ.get("NCCL_DEBUG")
     if level is not None and level.upper() not in _DEBUG_LEVELS:
         faults.append((f"NCCL_DEBUG={level} is no level", f"one of {', '.join(_DEBUG_LEVELS)}"))
@@ -72,12 +83,13 @@ def network_faults(
     return faults
 
 
-def _selects(wanted: str, names: Sequence[str]) -> bool:
-    """Whether NCCL's way of naming leaves any: prefixes by commas; `=` exactly, `^` all but these; `:port` aside."""
-    excludes = wanted.startswith("^")
-    exactly = wanted.lstrip("^").startswith("=")
-    given = [part.partition(":")[0] for part in wanted.lstrip("^=").split(",") if part]
-    chosen = [
-        name for name in names if any(name == each if exactly else name.startswith(each) for each in given)
-    ]  # fmt: skip
-    return not names or len(chosen) < len(names) if excludes else bool(chosen)
+def _selects(selection: str, names: Sequence[str]) -> bool:
+    """Return whether a selection in NCCL's grammar leaves any of `names`.
+
+    It is a list of prefixes; `=` before it matches full names, `^` excludes what matches, and `:port` is ignored.
+    """
+    excludes = selection.startswith("^")
+    exactly = selection.lstrip("^").startswith("=")
+    prefixes = [part.partition(":")[0] for part in selection.lstrip("^=").split(",") if part]
+    matching = [name for name in names if any(name == p if exactly else name.startswith(p) for p in prefixes)]
+    return not names or len(matching) < len(names) if excludes else bool(matching)

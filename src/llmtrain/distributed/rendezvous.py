@@ -1,113 +1,168 @@
-"""Who this process is among the others, and where they meet: the config's word and the environment's, brought together.
+"""Rank of this process and the address where all processes meet, from the config and the environment together.
 
     distributed.rendezvous.*  ┐
-    RANK, WORLD_SIZE, …       ┴─ settle ─▶ the environment, complete ─▶ everybody who asks (logs, faults, the engine)
+    RANK, WORLD_SIZE, …       ┴─ complete_environment ─▶ the complete environment ─▶ logs, faults, the engine, torch
 
-torchrun sets the environment by itself; by hand either place will do. Where both speak and differ, that is a mistake.
+torchrun sets the environment. Without torchrun the config or the environment may say it, and torch reads the latter but
+compares nothing: a missing variable, or a rank beyond the number of processes, would end in a traceback or a wait.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import MutableMapping
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import torch
+from llmtrain.distributed.exit_codes import EXIT_FOLDER
+from llmtrain.errors import ConfigError
 
-from llmtrain.config.errors import ConfigError
-from llmtrain.config.training import RendezvousConfig
-from llmtrain.distributed.asked import KEY, refuse_difference
-from llmtrain.distributed.launch import EXIT_FOLDER, LAST_PORT
+if TYPE_CHECKING:  # `--help` imports this file and does without pydantic
+    from llmtrain.config.sections.training import RendezvousConfig
+
+KEY = "distributed.rendezvous"
+"""A key below it is, in upper case, the variable of the same meaning: rank is RANK."""
+LAST_PORT = 65535
 
 
-def settle(config: RendezvousConfig, *, environ: MutableMapping[str, str] = os.environ) -> None:
-    """Put what `config` says into the environment, and fill in what follows from the rest.
+def complete_environment(config: RendezvousConfig, *, environ: MutableMapping[str, str] = os.environ) -> None:
+    """Put the values of `config` into the environment, and fill in the variables that follow from the others.
 
-    Afterwards either WORLD_SIZE is absent (one process), or RANK, LOCAL_RANK and where to meet are there. Raises
-    ConfigError where two places contradict each other, or something is missing.
+    Afterwards either WORLD_SIZE is absent (one process), or RANK, LOCAL_RANK and the place to meet are set. Raises
+    ConfigError if two places contradict each other, or if something is missing.
     """
-    said = {
-        "rank": ("RANK", config.rank),
-        "world_size": ("WORLD_SIZE", config.world_size),
-        "local_rank": ("LOCAL_RANK", config.local_rank),
-        "master_addr": ("MASTER_ADDR", config.master_addr),
-        "master_port": ("MASTER_PORT", config.master_port),
+    values: dict[str, object] = {
+        "rank": config.rank,
+        "world_size": config.world_size,
+        "local_rank": config.local_rank,
     }
-    for key, (variable, value) in said.items():
-        if value is not None and not (
-            key.startswith("master") and EXIT_FOLDER in environ
-        ):  # --nproc's, not the workers'
-            refuse_difference(f"{KEY}.{key}", str(value), variable, environ.get(variable))
-            environ[variable] = str(value)
-    _meet_by_address(config, environ)
+    if EXIT_FOLDER not in environ:  # else the config's address is where machines meet, and torchrun sets the workers'
+        values |= {"master_addr": config.master_addr, "master_port": config.master_port}
+    for key, value in values.items():
+        if value is not None:
+            _set(key, str(value), environ, source=f"{KEY}.{key}")
+    method = config.init_method or ""
+    if method.startswith("tcp:"):
+        address = split_address(method.removeprefix("tcp://"))
+        if address is None:
+            raise ConfigError(f"{KEY}.init_method is {method}, which is not tcp://HOST:PORT")
+        for key, value in zip(("master_addr", "master_port"), address, strict=True):
+            _set(key, str(value), environ, source=f"{KEY}.init_method")
     if "WORLD_SIZE" not in environ:
         if "RANK" in environ:
-            raise ConfigError(f"RANK is {environ['RANK']}, but nobody says of how many: set WORLD_SIZE, or unset RANK")
+            raise ConfigError(f"RANK is {environ['RANK']}, but WORLD_SIZE is not set: set WORLD_SIZE, or unset RANK")
         return
     world_size = _number("WORLD_SIZE", environ)
     if world_size > 1:
-        _require("RANK", "rank", environ, why=f"WORLD_SIZE is {world_size}")
-        if not (config.init_method or "").startswith("file:"):
+        _require("rank", environ, why=f"WORLD_SIZE is {world_size}")
+        if not method.startswith("file:"):
             for key in ("master_addr", "master_port"):
-                _require(said[key][0], key, environ, why=f"{world_size} processes have to meet somewhere")
+                _require(key, environ, why=f"{world_size} processes have to meet somewhere")
             if not 1 <= _number("MASTER_PORT", environ) <= LAST_PORT:
                 raise ConfigError(f"MASTER_PORT is {environ['MASTER_PORT']}, but ports are 1 to {LAST_PORT}")
     environ.setdefault("RANK", "0")
-    if "LOCAL_RANK" not in environ and world_size > 1 and torch.cuda.device_count() > 1:
-        raise ConfigError(
-            f"LOCAL_RANK is not set, so nobody knows which of the {torch.cuda.device_count()} GPUs here is this "
-            f"process's: set it or {KEY}.local_rank (0 where each machine has one process)"
-        )
+    if "LOCAL_RANK" not in environ and world_size > 1:
+        _reject_unknown_gpu()
     environ.setdefault("LOCAL_RANK", "0")
+    _check_numbers(environ, world_size=world_size)
+
+
+def local_world_size_of(world_size: int) -> int:
+    """Return the number of processes on this machine, from the completed environment.
+
+    If only ranks were set, by hand, it is the smallest number that divides `world_size` and has room for LOCAL_RANK.
+    """
+    if world_size == 1:
+        return 1
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        return int(os.environ["LOCAL_WORLD_SIZE"])
+    local_rank = int(os.environ["LOCAL_RANK"])
+    return next(number for number in range(local_rank + 1, world_size + 1) if world_size % number == 0)
+
+
+def file_to_meet_at(config: RendezvousConfig) -> str | None:
+    """Return the URL of the file by which the processes find each other, if the config names one."""
+    method = config.init_method or ""
+    return method if method.startswith("file://") else None
+
+
+def first_machine(config: RendezvousConfig, *, option: str | None) -> str | None:
+    """Return HOST:PORT of the first machine for --nnodes: from `option` (--rendezvous) or the config, else None."""
+    host, port = config.master_addr, config.master_port
+    if host is None and port is None:
+        return option
+    if host is None or port is None:
+        present, missing = ("master_port", "master_addr") if host is None else ("master_addr", "master_port")
+        raise ConfigError(f"{KEY}.{present} needs {KEY}.{missing} beside it")
+    _reject_difference(f"{KEY}.master_addr:master_port", f"{host}:{port}", "--rendezvous", option)
+    return f"{host}:{port}"
+
+
+def reject_identity(config: RendezvousConfig) -> None:
+    """Raise ConfigError if the config numbers processes that --nproc is going to start and number."""
+    for key in ("init_method", "rank", "world_size", "local_rank"):
+        if (value := getattr(config, key)) is not None:
+            raise ConfigError(
+                f"{KEY}.{key} is {value}, but --nproc starts the processes and numbers them itself: leave one of them "
+                "out"
+            )
+
+
+def split_address(address: str) -> tuple[str, int] | None:
+    """Split HOST:PORT; None if it is none."""
+    try:
+        parts = urlsplit(f"//{address}")
+        return (parts.hostname, parts.port) if parts.hostname and parts.port else None
+    except ValueError:  # the port is no number, or beyond the last one
+        return None
+
+
+def _check_numbers(environ: MutableMapping[str, str], *, world_size: int) -> None:
     rank, local_rank = _number("RANK", environ), _number("LOCAL_RANK", environ)
     if rank >= world_size:
         raise ConfigError(f"RANK is {rank}, but WORLD_SIZE is {world_size}: ranks are numbered from 0")
     local_world_size = _number("LOCAL_WORLD_SIZE", environ) if "LOCAL_WORLD_SIZE" in environ else None
     if local_world_size is not None and world_size % local_world_size:
         raise ConfigError(
-            f"LOCAL_WORLD_SIZE is {local_world_size}, which does not divide the {world_size} of WORLD_SIZE: start as "
-            "many processes on each machine"
+            f"LOCAL_WORLD_SIZE is {local_world_size}, which does not divide the {world_size} of WORLD_SIZE: start the "
+            "same number of processes on each machine"
         )
     if local_rank >= (local_world_size or world_size):
         where = "WORLD_SIZE" if local_world_size is None else "LOCAL_WORLD_SIZE"
         raise ConfigError(f"LOCAL_RANK is {local_rank}, but {where} is {environ[where]}: it is counted on each machine")
 
 
-def file_to_meet_at(config: RendezvousConfig) -> str | None:
-    """The URL of the file by which the processes find each other, where the config names one."""
-    method = config.init_method or ""
-    return method if method.startswith("file://") else None
+def _reject_unknown_gpu() -> None:
+    """Raise ConfigError if this machine has several GPUs, of which LOCAL_RANK would have to choose one."""
+    import torch  # here, since the command that starts processes uses this file without torch
 
-
-def _meet_by_address(config: RendezvousConfig, environ: MutableMapping[str, str]) -> None:
-    method = config.init_method or ""
-    if not method.startswith("tcp:"):
-        return
-    url = urlsplit(method)
-    try:
-        host, port = url.hostname, url.port
-    except ValueError:
-        host, port = url.hostname, None
-    if host is None or port is None:
-        raise ConfigError(f"{KEY}.init_method is {method}, which is not tcp://HOST:PORT")
-    for variable, value in (("MASTER_ADDR", host), ("MASTER_PORT", str(port))):
-        refuse_difference(f"{KEY}.init_method", value, variable, environ.get(variable))
-        environ[variable] = value
-
-
-def _require(variable: str, key: str, environ: MutableMapping[str, str], *, why: str) -> None:
-    if variable not in environ:
+    if torch.cuda.device_count() > 1:
         raise ConfigError(
-            f"{why}, but {variable} is not set: set it or {KEY}.{key}, or let `--nproc N` or torchrun start the "
+            f"LOCAL_RANK is not set, so it is unknown which of the {torch.cuda.device_count()} GPUs here this process "
+            f"takes: set it or {KEY}.local_rank (0 where each machine has one process)"
+        )
+
+
+def _set(key: str, value: str, environ: MutableMapping[str, str], *, source: str) -> None:
+    _reject_difference(source, value, key.upper(), environ.get(key.upper()))
+    environ[key.upper()] = value
+
+
+def _reject_difference(one: str, value: str, other: str, other_value: str | None) -> None:
+    if other_value is not None and other_value != value:
+        raise ConfigError(f"{one} says {value}, but {other} says {other_value}: remove one of them, or make them agree")
+
+
+def _require(key: str, environ: MutableMapping[str, str], *, why: str) -> None:
+    if key.upper() not in environ:
+        raise ConfigError(
+            f"{why}, but {key.upper()} is not set: set it or {KEY}.{key}, or let `--nproc N` or torchrun start the "
             "processes"
         )
 
 
 def _number(variable: str, environ: MutableMapping[str, str]) -> int:
-    try:
-        number = int(environ[variable])
-    except ValueError:
-        number = -1
-    if number < 0 or (number == 0 and variable.endswith("SIZE")):
-        raise ConfigError(f"{variable} is {environ[variable]!r}, which is no such number")
-    return number
+    value, least = environ[variable], 1 if variable.endswith("SIZE") else 0
+    if not value.isdecimal() or int(value) < least:
+        raise ConfigError(f"{variable} is {value!r}, which is not a whole number of {least} or more")
+    return int(value)

@@ -1,15 +1,15 @@
-"""Matrices split over processes: each computes with its share of the heads and of the feed-forward's width.
+"""Tensor parallelism: ranks share each matrix, and each computes some heads and some of the feed-forward's width.
 
-    x, whole ─ colwise (q, k, v, gate, up): some of the outputs ─ … ─ rowwise (o, down): summed over ranks ─▶ x, whole
+    full x ─ colwise (q, k, v, gate, up): some of the outputs ─ … ─ rowwise (o, down): summed over ranks ─▶ full x
 
-(Shoeybi et al. 2019, arXiv:1909.08053.) The model says which layer is which; norms, embeddings and the output are
-whole on each. A layer's adapter follows it (B · A · x, Hu et al. 2021, arXiv:2106.09685), by one of its halves:
+(Shoeybi et al. 2019, arXiv:1909.08053.) The model says which layer is which. Norms, embeddings and the output are full
+on each rank. Of a layer's adapter (B · A · x, Hu et al. 2021, arXiv:2106.09685) one half is split as the layer is:
 
-    colwise: x, whole ─ A, whole ─▶ r numbers ─ B: some of the outputs
-    rowwise: x, some of it ─ A: summed over ranks ─▶ r numbers ─ B, whole
+    colwise: full x ─ full A ─▶ r numbers ─ B: some of the outputs
+    rowwise: some of x ─ A: summed over ranks ─▶ r numbers ─ full B
 
-Whatever is whole has the same gradient on each rank. What is split is cut over the data-parallel ranks afterwards, as
-everything is (sharding.py).
+Every full tensor has the same gradient on each rank. Afterwards all tensors, split or full, are sharded over the
+data-parallel ranks (sharding.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torch.distributed.tensor.parallel import (
 
 
 class KeepShare(ParallelStyle):
-    """Of a module without parameters that can do so, `keep_share`: it leaves what belongs to this rank's heads."""
+    """Calls a module's `keep_share`, which keeps only the values of this rank's heads. The module has no parameters."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         keep_share: Callable[..., None] = module.keep_share  # type: ignore[assignment]
@@ -40,7 +40,7 @@ class KeepShare(ParallelStyle):
 
 
 HEADS_DIM = 2
-"""Of what a norm of queries or keys gets: [b, t, heads, width]."""
+"""Dimension of the heads in the input [b, t, heads, width] of a norm of queries or keys."""
 STYLES: Mapping[str, Callable[[], ParallelStyle]] = {
     "colwise": ColwiseParallel,
     "rowwise": RowwiseParallel,
@@ -49,28 +49,28 @@ STYLES: Mapping[str, Callable[[], ParallelStyle]] = {
     "per_head": lambda: SequenceParallel(sequence_dim=HEADS_DIM, use_local_output=True),
     "share": KeepShare,
 }
-"""By transformers' names; `per_head`: a weight that is whole on each rank, and applied to that rank's heads alone."""
-_WHOLE_HALF = {"lora_A": "colwise", "lora_B": "rowwise"}
-"""Of an adapter, by the style of its layer's that it is whole under; under the others it is split as the layer is."""
+"""Styles by transformers' names. `per_head`: a weight that is full on each rank and applied to its heads alone."""
+_FULL_HALF = {"lora_A": "colwise", "lora_B": "rowwise"}
+"""Half of an adapter → style of its layer under which the half stays full; otherwise it is split as the layer is."""
 _WRAPPED = re.compile(r"\.(base_layer|original_module|(modules_to_save|lora_[AB])\.default)(?=\.|$)")
-"""What peft adds to the name of a layer that it has put its own around."""
+"""Part that peft adds to the name of a layer that it wraps."""
 
 
 def split_matrices(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Split the layers of `module`, in place, as its `tensor_parallel_plan` says (pattern of layers' names → style)."""
+    """Split the layers of `module` in place, as its `tensor_parallel_plan` says (pattern of layers' names → style)."""
     plan: Callable[[int], Mapping[str, str]] = module.tensor_parallel_plan  # type: ignore[assignment]
     styles = plan(mesh.size())
     frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
     for name, layer in list(module.named_modules()):
         style = _style_of(name, styles)
-        if style is not None and not layer._modules:  # else it wraps the one
+        if style is not None and not layer._modules:  # else it wraps the layer
             parallelize_module(layer, mesh, STYLES[style]())
-    for name in frozen:  # not every style keeps it so
+    for name in frozen:  # not every style keeps requires_grad
         module.get_parameter(name).requires_grad_(False)
 
 
 def _style_of(name: str, styles: Mapping[str, str]) -> str | None:
     layer = _WRAPPED.sub("", name)
     style = next((style for pattern, style in styles.items() if fnmatchcase(layer, pattern)), None)
-    is_whole = any(f".{half}." in name and style.startswith(other) for half, other in _WHOLE_HALF.items() if style)
-    return None if is_whole else style
+    is_full = any(f".{half}." in name and style.startswith(other) for half, other in _FULL_HALF.items() if style)
+    return None if is_full else style

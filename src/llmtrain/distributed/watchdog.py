@@ -1,13 +1,13 @@
-"""Notices that the processes of a run get nowhere, and writes down where each of them is.
+"""Ends a run whose processes make no progress, after each of them has written its stacks.
 
     main thread ── beat("step") … beat() … ──▶ Watchdog ── too long without a beat ─▶ logs/stacks_rank_N.txt ─▶ exit 76
-                                                   └── another rank has written its stacks ──▶ ours as well, and exit
+                                                   └── another rank has written its stacks ──▶ write ours too, and exit
 
-A rank that waits for a stopped peer sits in a library's C code, where no exception reaches it; so this thread ends the
-process. All ranks wait for the same thing, hence they notice at about the same time, without a word between them that
-could get stuck as well; the files in the run's folder are how one that notices early tells the others.
+A rank that waits for a stopped peer is in a library's C code, where no exception reaches it, so this thread ends the
+process. All ranks wait for the same thing, so they notice at about the same time. They exchange no messages, which
+could hang as well: a rank that notices early tells the others by its file in the run's folder.
 
-One process alone is not watched: it waits for nobody.
+A run of one process is not watched, since it waits for no other.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from llmtrain.config.errors import Hang, Preempted
-from llmtrain.distributed.launch import leave_exit_code
+from llmtrain.distributed.exit_codes import leave_exit_code
+from llmtrain.errors import Hang, Preempted
 
 log = logging.getLogger("llmtrain.hang")
 
 FIRST_TIME = 3
-"""So many times as long may the first of each stage take, for it compiles."""
+"""Factor on the timeout for the first of each stage, which compiles."""
 OTHERS_SEC = 3.0
-"""How long a rank that notices waits for the others' stacks, to say whose are missing."""
-TELL_SEC = 2.0
-"""How long it may take to say so: the log may be what hangs."""
+"""Seconds that a rank that notices waits for the others' stacks, to say whose are missing."""
+REPORT_SEC = 2.0
+"""Seconds for the log message: the log itself may hang."""
 
 _HANG, _LOST = "hang", "a process is gone"
 
 
 class Watchdog:
-    """Of one rank. `end` ends the process with an exit code at once, whatever it is doing."""
+    """Watches one rank. `end` ends the process at once with an exit code, whatever it is doing."""
 
     def __init__(
         self, *, rank: int, world_size: int, timeout_sec: float, end: Callable[[int], object] = os._exit
@@ -57,8 +57,13 @@ class Watchdog:
         self._sizes: dict[int, int] = {}
         self._stopped = threading.Event()
 
+    @property
+    def last_beat(self) -> float:
+        """Time of the last progress, on the monotonic clock."""
+        return self._last_beat
+
     def beat(self, stage: str | None = None) -> None:
-        """Something was got done; a `stage` names what begins now."""
+        """Note progress; `stage` names what begins now."""
         if stage is not None:
             self._stage = stage
             self._limit_sec = self._timeout_sec if stage in self._stages else FIRST_TIME * self._timeout_sec
@@ -67,7 +72,7 @@ class Watchdog:
 
     @contextmanager
     def over(self, logs: Path) -> Iterator[None]:
-        """Watch while the block runs. Stacks go to `logs`."""
+        """Watch while the block runs. Stacks are written to `logs`."""
         if self._world_size == 1:
             yield
             return
@@ -91,7 +96,7 @@ class Watchdog:
             self._path(self._rank).unlink(missing_ok=True)
 
     def peer_lost(self, error: BaseException) -> None:
-        """Write this rank's stacks, where a collective failed since another process is gone or silent."""
+        """Write this rank's stacks after a collective failed because another process is gone or silent."""
         if self._logs is None:
             return
         with self._path(self._rank).open("a", encoding="utf-8") as file:
@@ -103,17 +108,17 @@ class Watchdog:
     def _watch(self, file: IO[str]) -> None:
         tick = min(1.0, self._timeout_sec / 10)
         while not self._stopped.wait(tick):
-            # Should this thread not come to run because C code keeps the interpreter, this one, in C as well, does.
+            # faulthandler's own thread, in C, still runs if C code holds the interpreter and this thread cannot run.
             faulthandler.dump_traceback_later(self._limit_sec + OTHERS_SEC, file=file)
             quiet = time.monotonic() - self._last_beat
             if quiet > self._limit_sec:
                 self._notice(file, f"no progress for {quiet:.0f} s in stage {self._stage!r}", kind=_HANG)
-            elif quiet > 2 * tick and (found := self._told()) is not None:
+            elif quiet > 2 * tick and (found := self._noticed_elsewhere()) is not None:
                 rank, kind = found
-                self._notice(file, f"rank {rank} noticed ({kind}); here nothing for {quiet:.0f} s", kind=kind)
+                self._notice(file, f"rank {rank} noticed ({kind}); no progress here for {quiet:.0f} s", kind=kind)
 
-    def _told(self) -> tuple[int, str] | None:
-        """A rank that has written its stacks since the watch began, and why."""
+    def _noticed_elsewhere(self) -> tuple[int, str] | None:
+        """Return a rank that has written its stacks since the watch began, and why."""
         for rank in range(self._world_size):
             if rank != self._rank and self._has_written(rank):
                 with self._path(rank).open(encoding="utf-8") as file:
@@ -122,7 +127,7 @@ class Watchdog:
         return None
 
     def _notice(self, file: IO[str], what: str, *, kind: str) -> None:
-        if self._stopped.is_set():  # the block ended while this was found out
+        if self._stopped.is_set():  # the block ended meanwhile
             return
         code = Hang.exit_code if kind == _HANG else Preempted.exit_code
         leave_exit_code(code)
@@ -136,9 +141,9 @@ class Watchdog:
         if missing:
             ranks = ", ".join(map(str, missing))
             message += f"; rank {ranks} wrote none in {OTHERS_SEC:.0f} s: stopped, killed or cut off"
-        telling = threading.Thread(target=_tell, args=(message, self._rank), daemon=True)
-        telling.start()
-        telling.join(TELL_SEC)
+        report = threading.Thread(target=_report, args=(message, self._rank), daemon=True)
+        report.start()
+        report.join(REPORT_SEC)
         self._end(code)
 
     def _missing(self) -> list[int]:
@@ -158,14 +163,14 @@ class Watchdog:
         return self._logs / f"stacks_rank_{rank}.txt"
 
 
-def _tell(message: str, rank: int) -> None:
+def _report(message: str, rank: int) -> None:
     log.error("%s", message)
     if rank != 0:  # rank 0's log is on the terminal already
         print(f"[rank {rank}] error: {message}", file=sys.stderr, flush=True)
 
 
 def _write_stacks(file: IO[str], why: str) -> None:
-    """Append why, and where every thread of this process is."""
+    """Append the reason, and the stack of every thread of this process."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     file.write(f"--- {why} ({now}, process {os.getpid()})\n")
     names = ", ".join(f"0x{thread.ident or 0:016x} {thread.name}" for thread in threading.enumerate())

@@ -1,4 +1,4 @@
-"""Whether one model is better than another on the same rows: differences pair by pair, with bootstrap intervals.
+"""Compare two models on the same rows: differences pair by pair, with bootstrap intervals.
 
 Rows are drawn anew with replacement, the same rows for both models (Koehn 2004, "Statistical significance tests for
 machine translation evaluation"): the middle 95 % of all draws' differences is the interval. Corpus metrics are computed
@@ -13,17 +13,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llmtrain.evaluation.scores import Figure, Statistics
+from llmtrain.evaluation.scores import Measure, Statistics
 
 _ROWS_AT_A_TIME = 8_000_000
 """Drawn rows that are held in memory."""
 TIE = 1e-9
 """Rows that differ by less are as good as each other."""
+NOT_DEFINED = "not defined"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A figure of two models on the same rows; `difference` is tuned − base, whichever way is better."""
+    """A measure of two models on the same rows; `difference` is tuned − base, whichever way is better."""
 
     base: float
     tuned: float
@@ -40,14 +41,16 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """better or worse where the interval leaves 0 out, else unclear."""
+        """better or worse where the interval leaves 0 out, else unclear; not defined where no row gives a value."""
+        if np.isnan(self.difference) and self.wins + self.losses + self.ties:
+            return NOT_DEFINED
         if not (self.low > 0.0 or self.high < 0.0):
             return "unclear"
         return "better" if (self.low > 0.0) == self.higher_is_better else "worse"
 
 
 def compare(
-    figures: Sequence[Figure],
+    measures: Sequence[Measure],
     statistics: Mapping[str, Statistics],
     baseline: Mapping[str, Statistics],
     *,
@@ -55,16 +58,17 @@ def compare(
     num_resamples: int,
     rows: NDArray[np.bool_] | None = None,
 ) -> dict[str, Difference]:
-    """Each figure of a model against a baseline's on the same rows, all of them or those chosen."""
-    ours = {figure.name: _chosen(statistics[figure.name], rows) for figure in figures}
-    theirs = {figure.name: _chosen(baseline[figure.name], rows) for figure in figures}
-    drawn = _resampled_differences(figures, ours, theirs, seed=seed, num_resamples=num_resamples)
+    """Each measure of a model against a baseline's on the same rows, all of them or those chosen."""
+    ours = {measure.name: _chosen(statistics[measure.name], rows) for measure in measures}
+    theirs = {measure.name: _chosen(baseline[measure.name], rows) for measure in measures}
+    drawn = _resampled_differences(measures, ours, theirs, seed=seed, num_resamples=num_resamples)
     found = {}
-    for figure in figures:
-        tuned, base = (figure.score(side[figure.name].sum(axis=0).tolist()) for side in (ours, theirs))
-        gains = row_gains(figure, ours[figure.name], theirs[figure.name])
-        low, high = np.nanquantile(drawn[figure.name], [0.025, 0.975]).tolist() if len(gains) else (np.nan, np.nan)
-        found[figure.name] = Difference(
+    for measure in measures:
+        tuned, base = (measure.score(side[measure.name].sum(axis=0).tolist()) for side in (ours, theirs))
+        gains = row_gains(measure, ours[measure.name], theirs[measure.name])
+        some = np.isfinite(drawn[measure.name]).any()
+        low, high = np.nanquantile(drawn[measure.name], [0.025, 0.975]).tolist() if some else (np.nan, np.nan)
+        found[measure.name] = Difference(
             base=base,
             tuned=tuned,
             difference=tuned - base,
@@ -73,30 +77,30 @@ def compare(
             wins=int((gains > TIE).sum()),
             losses=int((gains < -TIE).sum()),
             ties=int((abs(gains) <= TIE).sum()),
-            higher_is_better=figure.higher_is_better,
+            higher_is_better=measure.higher_is_better,
         )
     return found
 
 
-def row_gains(figure: Figure, ours: Statistics, theirs: Statistics) -> NDArray[np.float64]:
-    """[rows] by how much each row is better by this figure; below 0: worse. 0 where it has none on either side."""
+def row_gains(measure: Measure, ours: Statistics, theirs: Statistics) -> NDArray[np.float64]:
+    """[rows] by how much each row is better by this measure; below 0: worse. 0 where it has none on either side."""
     pairs = zip(ours.tolist(), theirs.tolist(), strict=True)
-    gains = np.array([figure.row_score(our) - figure.row_score(their) for our, their in pairs], np.float64)
-    return np.nan_to_num(gains if figure.higher_is_better else -gains, nan=0.0)
+    gains = np.array([measure.row_score(our) - measure.row_score(their) for our, their in pairs], np.float64)
+    return np.nan_to_num(gains if measure.higher_is_better else -gains, nan=0.0)
 
 
 def _resampled_differences(
-    figures: Sequence[Figure],
+    measures: Sequence[Measure],
     ours: Mapping[str, Statistics],
     theirs: Mapping[str, Statistics],
     *,
     seed: int,
     num_resamples: int,
 ) -> dict[str, NDArray[np.float64]]:
-    """[num_resamples] by figure: the difference on rows drawn with replacement."""
+    """[num_resamples] by measure: the difference on rows drawn with replacement."""
     num_rows = len(next(iter(ours.values()))) if ours else 0
     generator = np.random.default_rng(seed)
-    drawn: dict[str, list[float]] = {figure.name: [] for figure in figures}
+    drawn: dict[str, list[float]] = {measure.name: [] for measure in measures}
     at_a_time = max(1, _ROWS_AT_A_TIME // max(1, num_rows))
     for begin in range(0, num_resamples if num_rows else 0, at_a_time):
         size = min(at_a_time, num_resamples - begin)
@@ -106,10 +110,10 @@ def _resampled_differences(
                 for _ in range(size)
             ]
         )  # how often each row is drawn: the sums are then one matrix product
-        for figure in figures:
-            sums, base_sums = counts @ ours[figure.name], counts @ theirs[figure.name]
-            drawn[figure.name] += [
-                figure.score(our) - figure.score(their)
+        for measure in measures:
+            sums, base_sums = counts @ ours[measure.name], counts @ theirs[measure.name]
+            drawn[measure.name] += [
+                measure.score(our) - measure.score(their)
                 for our, their in zip(sums.tolist(), base_sums.tolist(), strict=True)
             ]
     return {name: np.array(values) for name, values in drawn.items()}

@@ -1,22 +1,22 @@
-"""Whether a model was trained on what it is asked: the prompt word for word, or 13 words in a row.
+"""Find questions that a model was trained on: the prompt word for word, or 13 words in a row.
 
-13-grams of lower-cased words as in Brown et al. 2020 (arXiv:2005.14165, appendix C); one that stands in more than ten
-training rows is boilerplate (a system text, a common instruction) and says nothing, as there.
+13-grams of lower-cased words (characters, in scripts without spaces) as in Brown et al. 2020 (arXiv:2005.14165,
+appendix C); one that stands in more than ten training rows is boilerplate (a system text, a common instruction) and
+says nothing, as there.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from llmtrain.data.chat.holdout import prompt_of
-from llmtrain.data.chat.shapes import Chat, Completion, Example
+from llmtrain.data.chat.shapes import Chat, Example, PromptCompletion
 from llmtrain.evaluation.questions import Question
+from llmtrain.evaluation.words import composed, split_words
 
 NGRAM = 13
 BOILERPLATE_ROWS = 10
-_WORD = re.compile(r"\w+")
 
 
 class Overlap(NamedTuple):
@@ -34,14 +34,14 @@ def find_overlaps(questions: Sequence[Question], training: Iterable[tuple[Exampl
     prompts: dict[str, list[int]] = {}
     ngrams: dict[int, list[int]] = {}
     for index, question in enumerate(questions):
-        prompts.setdefault(prompt_of(question.example), []).append(index)
+        prompts.setdefault(composed(prompt_of(question.example)), []).append(index)
         for ngram in _ngrams(question.example):
             ngrams.setdefault(ngram, []).append(index)
     exact: dict[int, str] = {}
     met: dict[int, tuple[int, str]] = {}
     for example, source in training:
-        if isinstance(example, Chat | Completion):
-            for index in prompts.get(prompt_of(example), ()):
+        if isinstance(example, Chat | PromptCompletion):
+            for index in prompts.get(composed(prompt_of(example)), ()):
                 exact.setdefault(index, source)
         for ngram in _ngrams(example):
             if ngram in ngrams:
@@ -56,12 +56,12 @@ def find_overlaps(questions: Sequence[Question], training: Iterable[tuple[Exampl
 
 
 def _ngrams(example: Example) -> set[int]:
-    words = _WORD.findall(_text(example).lower())
+    words = split_words(_text(example), with_underscores=True)
     return {hash(tuple(words[begin : begin + NGRAM])) for begin in range(len(words) - NGRAM + 1)}
 
 
 def _text(example: Example) -> str:
-    if isinstance(example, Completion):
+    if isinstance(example, PromptCompletion):
         return f"{example.prompt} {example.completion}"
     if isinstance(example, Chat):
         return " ".join(str(turn["content"]) for turn in example.messages)

@@ -11,12 +11,12 @@ from torch import nn
 
 from llmtrain.contracts import Batch
 from llmtrain.distributed.engine import Engine
-from llmtrain.tracking.metrics import VAL_BITS_PER_BYTE, VAL_LOSS, VAL_PERPLEXITY
+from llmtrain.tracking.metric_names import VAL_BITS_PER_BYTE, VAL_LOSS, VAL_PERPLEXITY
 
 
 @dataclass(frozen=True)
 class LossResult:
-    """What a model scored on held-out tokens."""
+    """Loss of a model on held-out tokens."""
 
     loss: float
     """Mean over the supervised tokens, in nats."""
@@ -29,10 +29,10 @@ class LossResult:
         """exp(loss); infinite where that is too large for a float."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
-    def figures(self) -> dict[str, float]:
-        """By their names for sinks; without the bits per byte where the bytes are unknown."""
-        figures = {VAL_LOSS: self.loss, VAL_PERPLEXITY: self.perplexity}
-        return figures if self.bits_per_byte is None else {**figures, VAL_BITS_PER_BYTE: self.bits_per_byte}
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics by their names for sinks; bits per byte only where the bytes are known."""
+        metrics = {VAL_LOSS: self.loss, VAL_PERPLEXITY: self.perplexity}
+        return metrics if self.bits_per_byte is None else {**metrics, VAL_BITS_PER_BYTE: self.bits_per_byte}
 
 
 def evaluate_loss(
@@ -60,8 +60,8 @@ def evaluate_loss(
                 num_tokens += int(batch_tokens)
     finally:
         model.train(was_training)
-    loss_sum = engine.sum_floats([loss_sum])[0] / engine.replicas
-    num_tokens = engine.sum(num_tokens)[0] // engine.replicas
+    loss_sum = engine.sum_floats([loss_sum])[0] / engine.tensor_parallel_size
+    num_tokens = engine.sum(num_tokens)[0] // engine.tensor_parallel_size
     loss = loss_sum / num_tokens if num_tokens else math.nan
     bits_per_byte = None if tokens_per_byte is None else loss / math.log(2) * tokens_per_byte
     return LossResult(loss=loss, num_tokens=num_tokens, bits_per_byte=bits_per_byte)

@@ -3,8 +3,8 @@
     (prediction, expected) ─ statistics ─▶ numbers of a row ─ summed over rows ─▶ score
 
 Means of rows are such sums too, so that all that is done with scores (totals, resampling) is done in one way. BLEU and
-chrF are sacreBLEU's, ROUGE is counted as the rouge-score package counts it, and tests hold it to that. An empty
-prediction counts as any other: it has nothing in common with what was expected. No torch.
+chrF are sacreBLEU's, ROUGE is counted as the rouge-score package counts it, and tests hold it to that. `words` splits
+text of any script. An empty prediction counts as any other: it has nothing in common with what was expected. No torch.
 """
 
 from __future__ import annotations
@@ -18,44 +18,53 @@ from functools import cache, lru_cache
 from numbers import Real
 from typing import Any
 
-from llmtrain.config.errors import ConfigError
-from llmtrain.config.faults import nearest
+from llmtrain.config.loading.messages import nearest
+from llmtrain.errors import ConfigError
+from llmtrain.evaluation.words import bleu_tokenizer, composed, split_at_blanks, split_words
 from llmtrain.import_path import import_callable
 
 BUILT_IN = ("exact_match", "jaccard", "rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf")
-ROUGE_WORDS = "words are runs of ASCII letters and digits, lower-cased, not stemmed"
+ROUGE_WORDS = (
+    "words are runs of letters and digits, or characters of scripts without spaces, lower-cased, not stemmed; a row "
+    "whose expected text has none is left out"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One figure; more is better."""
+    """One number; more is better."""
 
     name: str
     definition: str
-    """What is counted, and what is done to the texts first."""
+    """Definition in words: what is counted, and what is done to the texts first."""
     statistics: Callable[[str, str], Sequence[float]]
-    """Of a row, (prediction, expected); as many for each row."""
+    """Function from a row's (prediction, expected) to its statistics; as many for each row."""
     score: Callable[[Sequence[float]], float]
-    """From the sums of the rows' statistics."""
+    """Function from the sums of the rows' statistics to the score."""
     row_score: Callable[[Sequence[float]], float]
-    """From a row's own."""
+    """Function from a row's own statistics to its score."""
     signature: str | None = None
-    """How the package that computes it names its settings."""
+    """Name that the package which computes the metric gives to its settings."""
 
 
-def metrics_named(names: Sequence[str], *, ignore_case: bool = False) -> list[Metric]:
+def metrics_named(names: Sequence[str], *, ignore_case: bool = False, expected: Sequence[str] = ()) -> list[Metric]:
     """The metrics of these names; or of import paths (`my_pkg.metrics:length_ratio`).
 
-    Raises ConfigError for a name that is none, and what cannot be imported.
+    `expected`: the expected texts, whose scripts choose the tokenizers that BLEU's signature names. Raises ConfigError
+    for a name that is none, and what cannot be imported.
     """
-    metrics = [_metric(name, ignore_case=ignore_case) for name in names]
+    metrics = [_bleu_metric(expected) if name == "bleu" else _metric(name, ignore_case=ignore_case) for name in names]
     if twice := [name for name, count in Counter(metric.name for metric in metrics).items() if count > 1]:
         raise ConfigError(f"evaluation.metrics names {', '.join(twice)} twice")
     return metrics
 
 
 def mean_metric(name: str, definition: str, row: Callable[[str, str], float]) -> Metric:
-    """The mean over rows of what `row` gives for (prediction, expected)."""
+    """The mean over rows of what `row` gives for (prediction, expected), without the rows for which that is nan."""
+
+    def statistics(prediction: str, expected: str) -> tuple[float, float]:
+        value = row(prediction, expected)
+        return (0.0, 0.0) if math.isnan(value) else (value, 1.0)
 
     def mean(sums: Sequence[float]) -> float:
         return sums[0] / sums[1] if sums[1] else math.nan
@@ -63,7 +72,7 @@ def mean_metric(name: str, definition: str, row: Callable[[str, str], float]) ->
     return Metric(
         name=name,
         definition=definition,
-        statistics=lambda prediction, expected: (row(prediction, expected), 1.0),
+        statistics=statistics,
         score=mean,
         row_score=mean,
     )
@@ -78,7 +87,10 @@ def _metric(name: str, *, ignore_case: bool) -> Metric:
             lambda prediction, expected: exact_match(prediction, expected, ignore_case=ignore_case),
         )
     if name == "jaccard":
-        what = "words that both have over words that either has, as sets, lower-cased, split at blanks; mean of rows"
+        what = (
+            "words that both have over words that either has, as sets, lower-cased, split at blanks, or into "
+            "characters in scripts without spaces; mean of rows"
+        )
         return mean_metric(name, what, jaccard)
     if name in ("rouge1", "rouge2"):
         order = int(name[-1])
@@ -91,8 +103,6 @@ def _metric(name: str, *, ignore_case: bool) -> Metric:
     if name == "rougeLsum":
         what = f"rougeL line by line, united, as rouge-score counts it; {ROUGE_WORDS}; mean of rows"
         return mean_metric(name, what, rouge_lsum)
-    if name == "bleu":
-        return _bleu_metric()
     if name == "chrf":
         return _chrf_metric()
     return _custom(name)
@@ -100,34 +110,38 @@ def _metric(name: str, *, ignore_case: bool) -> Metric:
 
 def exact_match(prediction: str, expected: str, *, ignore_case: bool = False) -> float:
     """1 where both are the same but for blanks around them, else 0, as for a prediction that is empty."""
-    prediction, expected = prediction.strip(), expected.strip()
+    prediction, expected = composed(prediction).strip(), composed(expected).strip()
     if ignore_case:
-        prediction, expected = prediction.casefold(), expected.casefold()
+        prediction, expected = composed(prediction.casefold()), composed(expected.casefold())
     return float(bool(prediction) and prediction == expected)
 
 
 def jaccard(prediction: str, expected: str) -> float:
     """Words of both over words of either; 0 where neither has any."""
-    ours, theirs = set(prediction.lower().split()), set(expected.lower().split())
+    ours, theirs = set(split_at_blanks(prediction)), set(split_at_blanks(expected))
     return len(ours & theirs) / len(ours | theirs) if ours or theirs else 0.0
 
 
 def rouge_n(prediction: str, expected: str, *, order: int) -> float:
-    """F1 of n-grams (Lin 2004)."""
+    """F1 of n-grams (Lin 2004); nan where `_has_no_words`."""
+    if _has_no_words(expected):
+        return math.nan
     ours, theirs = _ngrams(prediction, order), _ngrams(expected, order)
     common = sum(min(count, theirs[ngram]) for ngram, count in ours.items() if ngram in theirs)
     return _f1(common, sum(ours.values()), sum(theirs.values()))
 
 
 def rouge_l(prediction: str, expected: str) -> float:
-    """F1 of the longest common subsequence (Lin 2004)."""
+    """F1 of the longest common subsequence (Lin 2004); nan where `_has_no_words`."""
+    if _has_no_words(expected):
+        return math.nan
     ours, theirs = _words(prediction), _words(expected)
     return _f1(longest_common_subsequence(ours, theirs), len(ours), len(theirs))
 
 
 def rouge_lsum(prediction: str, expected: str) -> float:
     """F1 of the union of common subsequences over lines; of single lines that is rougeL's."""
-    if "\n" not in prediction and "\n" not in expected:
+    if ("\n" not in prediction and "\n" not in expected) or _has_no_words(expected):
         return rouge_l(prediction, expected)
     return float(_rouge_scorer().score(expected, prediction)["rougeLsum"].fmeasure)
 
@@ -154,9 +168,12 @@ def _f1(common: int, ours: int, theirs: int) -> float:
 
 @lru_cache(maxsize=4)  # of one row's two texts, for several metrics
 def _words(text: str) -> tuple[str, ...]:
-    from rouge_score.tokenize import tokenize
+    return tuple(split_words(text))
 
-    return tuple(tokenize(text, None))
+
+def _has_no_words(expected: str) -> bool:
+    """Return whether nothing can be counted: signs alone, as a formula is. ASCII counts as rouge-score counts it."""
+    return not expected.isascii() and not _words(expected)
 
 
 def _ngrams(text: str, order: int) -> Counter[tuple[str, ...]]:
@@ -167,18 +184,28 @@ def _ngrams(text: str, order: int) -> Counter[tuple[str, ...]]:
 @cache
 def _rouge_scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import Tokenizer
 
-    return RougeScorer(["rougeLsum"])
+    class Words(Tokenizer):  # type: ignore[misc]
+        def tokenize(self, text: str) -> list[str]:
+            return split_words(text)
+
+    return RougeScorer(["rougeLsum"], tokenizer=Words())
 
 
-def _bleu_metric() -> Metric:
+def _bleu_metric(expected_texts: Sequence[str]) -> Metric:
     from sacrebleu.metrics import BLEU
 
-    corpus, sentence = BLEU(), BLEU(effective_order=True)
+    corpus = BLEU()
     corpus.corpus_score(["a"], [["a"]])  # it knows its signature once it was used
+    tokenizers = sorted(set(map(bleu_tokenizer, expected_texts))) or ["13a"]
+
+    @cache
+    def sentence(tokenizer: str) -> Any:
+        return BLEU(effective_order=True, tokenize=tokenizer)
 
     def statistics(prediction: str, expected: str) -> list[float]:
-        found: Any = sentence.sentence_score(prediction, [expected])
+        found: Any = sentence(bleu_tokenizer(expected)).sentence_score(prediction, [expected])
         return [found.sys_len, found.ref_len, *found.counts, *found.totals]
 
     def score(sums: Sequence[float], *, effective_order: bool = False) -> float:
@@ -191,11 +218,12 @@ def _bleu_metric() -> Metric:
 
     return Metric(
         name="bleu",
-        definition="corpus BLEU, 0 to 100, by sacreBLEU: n-grams are summed over rows; of one row, by effective order",
+        definition="corpus BLEU, 0 to 100, by sacreBLEU: n-grams are summed over rows; of one row, by effective order; "
+        "its tokenizer zh where the expected text is Chinese, char for other scripts without spaces, else 13a",
         statistics=statistics,
         score=score,
         row_score=lambda sums: score(sums, effective_order=True),
-        signature=str(corpus.get_signature()),
+        signature=str(corpus.get_signature()).replace("tok:13a", f"tok:{'+'.join(tokenizers)}"),
     )
 
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from llmtrain.data.chat.faults import Fault, Faults, RowError
-from llmtrain.data.chat.rows import Row, read_rows
-from llmtrain.data.chat.shapes import Chat, Completion, Example, Message, example_of
-from llmtrain.data.chat.supervision import Rendered, render
+from llmtrain.data.chat.coverage import AFTER_LAST_ANSWER, cover
+from llmtrain.data.chat.shapes import Chat, Example, Message, PromptCompletion, example_of
+from llmtrain.data.chat.supervision import Rendered
 from llmtrain.data.chat.templates import ChatTemplate
+from llmtrain.data.files.read import Row, read_rows
+from llmtrain.data.files.row_faults import RowError, RowFault, RowFaults
 
 
 class Question(NamedTuple):
@@ -27,14 +28,14 @@ class Question(NamedTuple):
     """The path that it comes from, as it was named."""
     source: str
     """`file:line`."""
-    example: Chat | Completion
-    """Of a conversation, all up to the answer that is expected."""
+    example: Chat | PromptCompletion
+    """Example that is asked; of a conversation, all turns up to the expected answer."""
     expected: str
 
     @property
     def prompt(self) -> str:
-        """For people: the question alone, or all turns with their roles."""
-        if isinstance(self.example, Completion):
+        """Return the prompt for people: the question alone, or all turns with their roles."""
+        if isinstance(self.example, PromptCompletion):
             return self.example.prompt
         turns = self.turns
         if [turn["role"] for turn in turns] == ["user"]:
@@ -44,7 +45,7 @@ class Question(NamedTuple):
     @property
     def turns(self) -> list[Message]:
         """Those before the answer; of a prompt, the one of a user."""
-        if isinstance(self.example, Completion):
+        if isinstance(self.example, PromptCompletion):
             return [{"role": "user", "content": self.example.prompt}]
         return self.example.messages[:-1]
 
@@ -55,11 +56,13 @@ class Asked:
 
     text: str
     is_complete: bool
-    """Whether a template made it, so that no BOS token is added."""
+    """True if a template made the text, so that no BOS token is added."""
     whole: Rendered
     """The same with the expected answer after it, which is learned or measured."""
     key: str
-    """Of the text and what is expected: the same for the same question, wherever it stands."""
+    """Hash of the text and the expected answer: the same for the same question, wherever it stands."""
+    unused: tuple[str, ...] = ()
+    """Names of the row's values that the model is not shown."""
 
 
 def read_questions(
@@ -69,7 +72,7 @@ def read_questions(
 
     Raises ConfigError with every fault of the rows by `file:line`: a row of text has nothing to answer.
     """
-    faults = Faults()
+    faults = RowFaults()
     questions: list[Question] = []
     for path in paths:
         rows = read_rows([path], key=key, default_split="test")
@@ -84,40 +87,44 @@ def ask(question: Question, template: ChatTemplate, *, chat: bool) -> Asked:
     Raises RowError where the template does not take the turns.
     """
     example: Example = question.example
-    if isinstance(example, Completion) and chat:
+    if isinstance(example, PromptCompletion) and chat:
         answer: Message = {"role": "assistant", "content": example.completion.strip()}
-        example = Chat(example.shape, [*question.turns, answer], None, frozenset([1]))
+        example = Chat(example.shape, [*question.turns, answer], None, frozenset([1]), example.unused)
     if isinstance(example, Chat):
         text, is_complete = template.render_prompt(example.messages[:-1], example.tools), True
     else:
-        assert isinstance(example, Completion)
+        assert isinstance(example, PromptCompletion)
         text, is_complete = example.prompt, False
-    whole = render(example, template=template, supervise="last")[-1]
+    covered = cover(example, template=template, supervise="last")
+    whole = covered.texts[-1]
     digest = hashlib.sha256(f"{text}\0{question.expected}".encode()).hexdigest()
-    return Asked(text=text, is_complete=is_complete, whole=whole, key=digest[:32])
+    unused = tuple(covered.unused)
+    return Asked(text=text, is_complete=is_complete, whole=whole, key=digest[:32], unused=unused)
 
 
 def short_names(files: Iterable[str]) -> dict[str, str]:
-    """By path a name for tables: the file's own where no two are the same."""
+    """Return a name for each path in tables: the file's own where no two are the same."""
     paths = list(dict.fromkeys(files))
     names = [PurePath(path).name or path for path in paths]
     return {path: name if names.count(name) == 1 else path for path, name in zip(paths, names, strict=True)}
 
 
-def _questions(rows: Iterable[Row | Fault], path: str, faults: Faults, text_column: str | None) -> Iterable[Question]:
+def _questions(
+    rows: Iterable[Row | RowFault], path: str, faults: RowFaults, text_column: str | None
+) -> Iterable[Question]:
     for row in rows:
-        if isinstance(row, Fault):
+        if isinstance(row, RowFault):
             faults.add(row)
             continue
         try:
             yield _question(row.values, path, row.source, text_column)
         except RowError as error:
-            faults.add(Fault(row.source, str(error)))
+            faults.add(RowFault(row.source, str(error)))
 
 
 def _question(values: dict[str, Any], path: str, source: str, text_column: str | None) -> Question:
     example = example_of(values, text_column=text_column)
-    if isinstance(example, Completion):
+    if isinstance(example, PromptCompletion):
         return Question(path, source, example, example.completion)
     if not isinstance(example, Chat):
         raise RowError("is a row of text, which asks nothing: give it a prompt and a completion, or messages")
@@ -128,4 +135,6 @@ def _question(values: dict[str, Any], path: str, source: str, text_column: str |
     expected = str(messages[-1]["content"])
     if not expected.strip():
         raise RowError("expects an answer without text (a call of a tool): there is nothing to compare with")
-    return Question(path, source, Chat(example.shape, messages, example.tools, frozenset([last])), expected)
+    after = [AFTER_LAST_ANSWER] if last + 1 < len(example.messages) else []
+    asked = replace(example, messages=messages, supervised=frozenset([last]), unused=(*example.unused, *after))
+    return Question(path, source, asked, expected)

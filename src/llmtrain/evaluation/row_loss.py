@@ -11,15 +11,15 @@ from torch import Tensor
 
 TOKENS_AT_A_TIME = 8_192
 SCORES_AT_A_TIME = 64_000_000
-"""Of a batch's logits: 256 MB in float32."""
+"""Number of logits in a batch: 256 MB in float32."""
 
 
 class ScoringModel(Protocol):
-    """What the loss of rows needs of a model."""
+    """Methods that the loss of rows needs of a model."""
 
     @property
     def device(self) -> torch.device:
-        """Where tokens should be."""
+        """Device on which tokens should be."""
         ...
 
     @property
@@ -33,13 +33,13 @@ class ScoringModel(Protocol):
 
 
 class RowLoss(NamedTuple):
-    """What a model needs for the supervised tokens of a row."""
+    """Loss of the supervised tokens of a row."""
 
     loss_sum: float
-    """In nats."""
+    """Sum of the loss, in nats."""
     num_tokens: int
     is_likeliest: bool = True
-    """Whether each of them is the likeliest token in its place."""
+    """True if each of the tokens is the likeliest one in its place."""
 
 
 @torch.inference_mode()
@@ -83,5 +83,5 @@ def _batch_losses(model: ScoringModel, rows: Sequence[tuple[Sequence[int], Seque
     sums[counted] = losses
     missed = torch.zeros(counted.shape, dtype=torch.bool, device=losses.device)
     missed[counted] = logits[counted].argmax(-1) != ids_bt[:, 1:][counted]
-    figures = (sums.sum(1).tolist(), counted.sum(1).tolist(), (~missed.any(1)).tolist())
-    return [RowLoss(*row) for row in zip(*figures, strict=True)]
+    columns = (sums.sum(1).tolist(), counted.sum(1).tolist(), (~missed.any(1)).tolist())
+    return [RowLoss(*row) for row in zip(*columns, strict=True)]

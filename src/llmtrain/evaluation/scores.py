@@ -1,4 +1,4 @@
-"""From rows to scores: statistics of every row and metric, on all cores where there are many, and their sums."""
+"""Turn rows into scores: statistics of every row and metric, on all cores where there are many, and their sums."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Statistics = NDArray[np.float64]
 """[rows, k]: what a metric counts of each row."""
 
 MANY_ROWS = 20_000
-"""From which on other processes help; each takes a second to start."""
+"""Number of rows from which on other processes help; each takes a second to start."""
 _CHUNK_ROWS = 2_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
-    """What is shown of a metric or a loss: how rows' statistics become its score."""
+class Measure:
+    """Metric or loss as it is shown, with the function that makes its score of the rows' statistics."""
 
     name: str
     definition: str
@@ -34,10 +34,10 @@ class Figure:
     signature: str | None = None
 
 
-def figures_of(metrics: Sequence[Metric], *, with_loss: bool) -> list[Figure]:
-    """The metrics, after the figures of the loss where there is one."""
+def measures_of(metrics: Sequence[Metric], *, with_loss: bool) -> list[Measure]:
+    """The metrics, after the measures of the loss where there is one."""
     written = [
-        Figure(
+        Measure(
             name=metric.name,
             definition=metric.definition,
             score=metric.score,
@@ -46,7 +46,7 @@ def figures_of(metrics: Sequence[Metric], *, with_loss: bool) -> list[Figure]:
         )
         for metric in metrics
     ]
-    return [*LOSS_FIGURES, *written] if with_loss else written
+    return [*LOSS_MEASURES, *written] if with_loss else written
 
 
 def row_statistics(
@@ -56,7 +56,7 @@ def row_statistics(
     ignore_case: bool = False,
     num_processes: int | None = None,
 ) -> dict[str, Statistics]:
-    """By metric, the statistics of each (prediction, expected), in their order.
+    """Return by metric the statistics of each (prediction, expected), in their order.
 
     Raises ConfigError as `metrics_named` does.
     """
@@ -83,10 +83,10 @@ def total(statistics: Statistics, rows: NDArray[np.bool_] | None = None) -> list
 
 
 def scores(
-    figures: Sequence[Figure], statistics: Mapping[str, Statistics], rows: NDArray[np.bool_] | None = None
+    measures: Sequence[Measure], statistics: Mapping[str, Statistics], rows: NDArray[np.bool_] | None = None
 ) -> dict[str, float]:
-    """Each figure over all rows, or over those chosen."""
-    return {figure.name: figure.score(total(statistics[figure.name], rows)) for figure in figures}
+    """Each measure over all rows, or over those chosen."""
+    return {measure.name: measure.score(total(statistics[measure.name], rows)) for measure in measures}
 
 
 def _named_chunk(pairs: Sequence[tuple[str, str]], names: Sequence[str], ignore_case: bool) -> list[Statistics]:
@@ -114,8 +114,8 @@ def _bits_per_byte(sums: Sequence[float]) -> float:
 
 
 _OF_ANSWERS = "of the expected answer's tokens and the one that ends it, given the prompt"
-LOSS_FIGURES = tuple(
-    Figure(name=name, definition=definition, score=score, row_score=score, higher_is_better=False)
+LOSS_MEASURES = tuple(
+    Measure(name=name, definition=definition, score=score, row_score=score, higher_is_better=False)
     for name, definition, score in (
         ("loss", f"mean negative log probability {_OF_ANSWERS}; nats a token", _loss),
         ("perplexity", "exp(loss)", _perplexity),

@@ -1,15 +1,14 @@
-"""A model folder: weights in safetensors, config.json, tokenizer, generation_config.json. No pickle.
+"""A decoder's model folder: weights in safetensors, config.json, tokenizer, generation_config.json. No pickle.
 
-Where a layout of transformers holds the architecture, the folder is one that transformers and what reads its format
-load as it is; else the tensors have our own names and `model_type` is `llmtrain-decoder`. Either way our own
-DecoderConfig stands in config.json under `llmtrain`, so that reading back is exact. Atomic writes, hashes and fsync are
-the checkpoint store's.
+Where a layout of transformers can hold the architecture, transformers and all tools that read its format load the
+folder as it is. Otherwise tensors have our own names, and `model_type` is `llmtrain-decoder`. Our own DecoderConfig
+always stands in config.json under `llmtrain`, so that reading back is exact. Atomic writes, hashes and fsync are the
+checkpoint store's.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llmtrain.config.errors import ConfigError
-from llmtrain.config.model import DecoderConfig
-from llmtrain.contracts import TOKENIZER_FILES
+from llmtrain.config.sections.model import DecoderConfig
+from llmtrain.errors import ConfigError
+from llmtrain.models.companions import copy_tokenizer
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.layouts import layout_for, layout_named
 
@@ -30,11 +29,11 @@ OWN_MODEL_TYPE = "llmtrain-decoder"
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
 WRAPPER_NAMES = frozenset({"_orig_mod", "module", "_forward_module", "_checkpoint_wrapped_module"})
-"""What torch.compile, DDP, Fabric and activation checkpointing put into the names of parameters."""
+"""Parts that torch.compile, DDP, Fabric and activation checkpointing add to the names of parameters."""
 
 
 def clean_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under the names that the bare model gives them."""
+    """Return the same tensors under the names that they have without wrappers."""
     clean: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
         bare = ".".join(part for part in name.split(".") if part not in WRAPPER_NAMES)
@@ -54,12 +53,12 @@ def write_model_folder(
     eos_id: int | None = None,
     own_names: bool = False,
 ) -> None:
-    """Writes a decoder's weights and all that is needed to use them; files of those names are replaced.
+    """Write a decoder's weights and all that is needed to use them. Files of the same names are replaced.
 
-    `own_names`: tensors have the decoder's own names, even where a layout of transformers holds it.
+    With `own_names`, tensors have the decoder's own names, even where a layout of transformers can hold it.
 
     Raises:
-        ValueError: `state_dict` has not exactly the tensors of such a decoder.
+        ValueError: `state_dict` does not have exactly the tensors of such a decoder.
     """
     state_dict = clean_state_dict(state_dict)
     check_tensors(state_dict, config, vocab_size, where="the state dict")
@@ -69,7 +68,7 @@ def write_model_folder(
         folder,
         config=config,
         vocab_size=vocab_size,
-        dtype=_common_dtype(state_dict),
+        dtype=common_dtype(state_dict),
         tokenizer_folder=tokenizer_folder,
         eos_id=eos_id,
         own_names=own_names,
@@ -77,7 +76,7 @@ def write_model_folder(
 
 
 def unit_of(name: str) -> str:
-    """What a tensor has to be in one file with: a block is whole in each, since layouts join tensors of a block."""
+    """Return the unit that a tensor belongs to. A unit lies in one file, since layouts join tensors of a block."""
     parts = name.split(".")
     return ".".join(parts[:2]) if parts[0] == "blocks" else name
 
@@ -85,7 +84,7 @@ def unit_of(name: str) -> str:
 def write_weights(
     file: Path, *, config: DecoderConfig, state_dict: Mapping[str, Tensor], own_names: bool = False
 ) -> None:
-    """Writes a decoder's weights, or whole units of them, under the names that its folder has them by."""
+    """Write a decoder's weights, or complete units of them, under the names that they have in its folder."""
     layout = None if own_names else layout_for(config)
     tensors = dict(state_dict) if layout is None else layout.to_theirs(state_dict, config)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -102,9 +101,9 @@ def write_description(
     eos_id: int | None = None,
     own_names: bool = False,
 ) -> None:
-    """Writes all of a model folder but the weights, which are of `dtype`."""
+    """Write a model folder without the weights, whose dtype is `dtype`."""
     layout, named_dtype = None if own_names else layout_for(config), str(dtype).removeprefix("torch.")
-    described: dict[str, Any] = {
+    description: dict[str, Any] = {
         "architectures": ["LlmtrainDecoder" if layout is None else layout.architecture],
         "model_type": OWN_MODEL_TYPE if layout is None else layout.model_type,
         "dtype": named_dtype,
@@ -116,18 +115,18 @@ def write_description(
         "vocab_size": vocab_size,
     }
     if layout is not None:
-        described |= layout.write_config(config, vocab_size)
-    described["llmtrain"] = {"decoder": config.model_dump(mode="json"), "vocab_size": vocab_size}
-    _write_json(folder / "config.json", described)
+        description |= layout.write_config(config, vocab_size)
+    description["llmtrain"] = {"decoder": config.model_dump(mode="json"), "vocab_size": vocab_size}
+    _write_json(folder / "config.json", description)
     _write_json(folder / "generation_config.json", {"eos_token_id": eos_id})
     if tokenizer_folder is not None:
-        _copy_tokenizer(tokenizer_folder, folder)
+        copy_tokenizer(tokenizer_folder, folder)
 
 
 def read_model_folder(folder: Path, *, device: str | torch.device = "cpu") -> tuple[Decoder, int]:
-    """The decoder in a folder, and its vocabulary size. Weights keep the dtype that they were written in.
+    """Return the decoder in a folder and its vocabulary size. Weights keep their stored dtype.
 
-    Reads what `write_model_folder` wrote, and what others wrote in a layout that we have.
+    It reads what `write_model_folder` wrote, and what others wrote in a layout that is known here.
 
     Raises:
         ConfigError: the folder holds no such model, or tensors are missing, too many or of the wrong shape.
@@ -140,16 +139,16 @@ def read_model_folder(folder: Path, *, device: str | torch.device = "cpu") -> tu
 def decoder_with(
     state_dict: Mapping[str, Tensor], config: DecoderConfig, vocab_size: int, *, device: str | torch.device = "cpu"
 ) -> Decoder:
-    """A decoder with these weights, in their dtype, without initial ones being drawn first."""
+    """Return a decoder with these weights, in their dtype. No initial weights are drawn first."""
     with torch.device("meta"):
         decoder = Decoder(config, vocab_size)
-    decoder.to(_common_dtype(state_dict)).to_empty(device=device)
+    decoder.to(common_dtype(state_dict)).to_empty(device=device)
     decoder.load_state_dict(state_dict)
     return decoder
 
 
 def read_model_config(folder: Path) -> tuple[DecoderConfig, int]:
-    """The config and the vocabulary size of the model in a folder."""
+    """Return the config and the vocabulary size of the model in a folder."""
     raw = _read_json(folder / "config.json")
     ours = raw.get("llmtrain")
     try:
@@ -172,8 +171,15 @@ def read_model_config(folder: Path) -> tuple[DecoderConfig, int]:
         raise ConfigError(f"{folder / 'config.json'}: the key {error} is missing") from error
 
 
+def declared_dtype(folder: Path) -> torch.dtype:
+    """Return the dtype that config.json names for the weights in a folder; float32 if it names none."""
+    raw = _read_json(folder / "config.json")
+    dtype = getattr(torch, str(raw.get("dtype") or raw.get("torch_dtype")), None)
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
 def read_state_dict(folder: Path, config: DecoderConfig, *, vocab_size: int | None = None) -> dict[str, Tensor]:
-    """The weights in a folder under our names, on the CPU, checked to be exactly those of such a decoder.
+    """Return the weights in a folder under our names, on the CPU, checked to be exactly those of such a decoder.
 
     Raises:
         ConfigError: tensors are missing, too many or of the wrong shape, or a file cannot be read; it names them.
@@ -193,29 +199,40 @@ def read_state_dict(folder: Path, config: DecoderConfig, *, vocab_size: int | No
 
 
 def check_tensors(tensors: Mapping[str, Tensor], config: DecoderConfig, vocab_size: int, *, where: str) -> None:
-    """ValueError that names every tensor that is missing, too many or of the wrong shape."""
+    """Raise a ValueError that names every tensor that is missing, too many or of the wrong shape."""
     with torch.device("meta"):
-        wanted = {name: tensor.shape for name, tensor in Decoder(config, vocab_size).state_dict().items()}
+        expected = {name: tensor.shape for name, tensor in Decoder(config, vocab_size).state_dict().items()}
     faults = []
-    if missing := [name for name in wanted if name not in tensors]:
+    if missing := [name for name in expected if name not in tensors]:
         faults.append(f"missing tensors: {', '.join(missing)}")
-    if extra := [name for name in tensors if name not in wanted]:
+    if extra := [name for name in tensors if name not in expected]:
         faults.append(f"tensors that such a model does not have: {', '.join(extra)}")
-    for name, shape in wanted.items():
+    for name, shape in expected.items():
         if name in tensors and tensors[name].shape != shape:
             faults.append(f"{name} has shape {list(tensors[name].shape)}, expected {list(shape)}")
     if faults:
         raise ValueError(f"{where}: {'; '.join(faults)}")
 
 
-def _common_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
-    """The one dtype of all tensors, or float32 where they differ."""
+def misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """Return what keeps `tensors` from being exactly the `expected` ones: names and shapes, each tensor by itself."""
+    faults = [f"{name} is missing" for name in expected if name not in tensors]
+    faults += [f"{name} is not the model's" for name in tensors if name not in expected]
+    return faults + [
+        f"{name} has shape {list(tensors[name].shape)}, expected {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+
+
+def common_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """Return the dtype that all tensors share, or float32 where they differ."""
     dtypes = {tensor.dtype for tensor in tensors.values()}
     return dtypes.pop() if len(dtypes) == 1 else torch.float32
 
 
 def _load_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder, of one file or of several with an index."""
+    """Return all tensors of a folder, from one file or from several with an index."""
     names = [WEIGHTS_FILE]
     if not (folder / WEIGHTS_FILE).exists() and (folder / WEIGHTS_INDEX_FILE).exists():
         names = sorted(set(_read_json(folder / WEIGHTS_INDEX_FILE)["weight_map"].values()))
@@ -230,14 +247,6 @@ def _load_tensors(folder: Path) -> dict[str, Tensor]:
         except (SafetensorError, OSError) as error:
             raise ConfigError(f"{folder / name} cannot be read: {error}") from error
     return tensors
-
-
-def _copy_tokenizer(source: Path, folder: Path) -> None:
-    present = [name for name in TOKENIZER_FILES if (source / name).exists()]
-    if not present:
-        raise ConfigError(f"{source}: no tokenizer here (none of {', '.join(TOKENIZER_FILES)})")
-    for name in present:
-        shutil.copyfile(source / name, folder / name)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

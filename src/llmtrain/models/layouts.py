@@ -1,7 +1,7 @@
-"""The same weights under transformers' names: Llama, Qwen3, Mistral and GPT-2. Files are folder.py's.
+"""Layouts: a decoder's weights under transformers' names for Llama, Qwen3, Mistral and GPT-2. Files are in folder.py.
 
-A layout knows which of our configs it can hold, the `config.json` that goes with one, and a table that says for each
-tensor of theirs of which tensors of ours it is made. Everything else follows from the table, in both directions and
+A layout knows which decoder configs it can hold, the `config.json` for one, and a table that maps each tensor of
+transformers ("theirs") to the decoder's tensors ("ours") that it is made of. Both directions follow from the table
 without arithmetic on weights, so a round trip gives back every bit.
 """
 
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llmtrain.config.errors import ConfigError
-from llmtrain.config.model import DecoderConfig
+from llmtrain.config.sections.model import DecoderConfig
+from llmtrain.errors import ConfigError
 
 StateDict = dict[str, Tensor]
 
@@ -24,13 +25,13 @@ TIED_OUTPUT = "lm_head.weight"
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of theirs: ours, each transposed if asked, concatenated along the last dimension of the result."""
+    """One tensor of theirs: ours, transposed if `transpose`, concatenated along the last dimension of the result."""
 
     theirs: str
     ours: tuple[str, ...]
     transpose: bool = False
     sizes: tuple[int, ...] = ()
-    """Widths of the parts where there are several."""
+    """Widths of our tensors in theirs, where there are several."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,36 @@ class Layout:
     """One architecture of transformers."""
 
     model_type: str
-    """As in `config.json`."""
+    """Its `model_type` in `config.json`."""
     architecture: str
-    unfit: Callable[[DecoderConfig], str | None]
-    """Why a config cannot be held, naming the feature; None when it can."""
+    required: Mapping[str, str | bool]
+    """Values that keys of a config must have, besides those of `REQUIRED_BY_ALL`."""
+    sliding_window: bool
+    """True if attention may have a window."""
     entries: Callable[[DecoderConfig], list[Entry]]
     write_config: Callable[[DecoderConfig, int], dict[str, Any]]
-    """`config.json` for a config and a vocabulary size."""
+    """Returns `config.json` for a config and a vocabulary size."""
     read_config: Callable[[Mapping[str, Any]], DecoderConfig]
-    """The inverse, for folders that others wrote; ConfigError names what we do not have."""
+    """Reads the config from a `config.json` that others wrote; ConfigError names what is not supported."""
+    unfit_otherwise: Callable[[DecoderConfig], str | None] = lambda _: None
+    """Returns a feature of a config that the layout cannot hold and that `required` cannot express."""
+
+    def unfit(self, config: DecoderConfig) -> str | None:
+        """Return the feature of a config that the layout cannot hold; None if it can hold the config."""
+        if config.attention.variant == "complex":
+            return "attention.variant complex (it has real queries and keys)"
+        if config.attention.mask == "sliding_window" and not self.sliding_window:
+            return "attention.mask sliding_window (it has causal)"
+        for key, value in {**REQUIRED_BY_ALL, **self.required}.items():
+            found = attrgetter(key)(config)
+            if found != value and isinstance(value, bool):
+                return f"no {key} (it has it)" if value else f"{key} (it has none)"
+            if found != value:
+                return f"{key} {found} (it has {value})"
+        return self.unfit_otherwise(config)
 
     def to_theirs(self, state_dict: Mapping[str, Tensor], config: DecoderConfig) -> StateDict:
-        """Our tensors under their names; of some tensors, those of theirs that are made of them."""
+        """Return our tensors under their names. Given only some of ours, return those of theirs that they make up."""
         theirs = {}
         for entry in self.entries(config):
             if not any(name in state_dict for name in entry.ours):
@@ -59,7 +78,7 @@ class Layout:
         return theirs
 
     def to_ours(self, state_dict: Mapping[str, Tensor], config: DecoderConfig) -> StateDict:
-        """Their tensors under our names; what we have no name for keeps its own, for the reader to complain about.
+        """Return their tensors under our names. A tensor without a name of ours keeps its own; the caller rejects it.
 
         Raises:
             ValueError: a tensor is missing.
@@ -84,87 +103,52 @@ class Layout:
 
 
 def layout_for(config: DecoderConfig) -> Layout | None:
-    """The layout that holds this model exactly, if there is one."""
+    """Return the layout that can hold this model exactly, if there is one."""
     return next((layout for layout in LAYOUTS if layout.unfit(config) is None), None)
 
 
 def why_no_layout(config: DecoderConfig) -> str:
-    """For each layout, the feature of `config` that keeps it from being written that way."""
+    """Name for each layout the feature of `config` that the layout cannot hold."""
     return "; ".join(f"{layout.model_type}: {layout.unfit(config)}" for layout in LAYOUTS if layout.unfit(config))
 
 
 def layout_named(model_type: str) -> Layout | None:
-    """The layout of a `model_type`."""
+    """Return the layout of a `model_type`, if there is one."""
     return next((layout for layout in LAYOUTS if layout.model_type == model_type), None)
 
 
 def _drop_tied_output(state_dict: StateDict, *, embedding: str) -> None:
-    """Takes out the alias that some writers keep of a tied embedding, which must be equal to it."""
+    """Remove the alias that some writers store of a tied embedding. It must be equal to the embedding."""
     output = state_dict.pop(TIED_OUTPUT, None)
     table = state_dict.get(embedding)
     if output is not None and table is not None and not torch.equal(output, table):
         raise ValueError(f"the embeddings are tied, but {TIED_OUTPUT} differs from {embedding}")
 
 
-def _first(*reasons: str | bool | None) -> str | None:
-    """The first reason that applies."""
-    return next((reason for reason in reasons if isinstance(reason, str)), None)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# What none of them has
+# What a config must have to fit
 
-
-def _unfit_everywhere(config: DecoderConfig) -> str | None:
-    """Features that are ours alone."""
-    return _first(
-        config.attention.variant == "complex" and "attention.variant complex (it has real queries and keys)",
-        config.norm.placement != "pre" and f"norm.placement {config.norm.placement} (it has pre)",
-        config.parallel_layers and "parallel_layers (it has none)",
-    )
-
-
-def _sliding(config: DecoderConfig) -> str | bool:
-    return config.attention.mask == "sliding_window" and "attention.mask sliding_window (it has causal)"
+REQUIRED_BY_ALL: dict[str, str | bool] = {"norm.placement": "pre", "parallel_layers": False}
+_LLAMA_FAMILY: dict[str, str | bool] = {
+    "norm.type": "rmsnorm",
+    "positional.encoding": "rope",
+    "ffn.variant": "swiglu",
+}
+_LLAMA = _LLAMA_FAMILY | {"attention.qk_norm": False}
+_QWEN3 = _LLAMA_FAMILY | {"attention.qk_norm": True, "ffn.bias": False}
+_MISTRAL = _LLAMA_FAMILY | {"attention.qk_norm": False, "attention.bias": False, "ffn.bias": False}
+_GPT2: dict[str, str | bool] = {
+    "norm.type": "layernorm",
+    "positional.encoding": "learned",
+    "ffn.variant": "mlp",
+    "attention.bias": True,
+    "ffn.bias": True,
+    "attention.qk_norm": False,
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Llama, Qwen3 and Mistral
-
-
-def _unfit_for_llama_family(config: DecoderConfig) -> str | None:
-    """What neither Llama, Qwen3 nor Mistral has."""
-    return _first(
-        _unfit_everywhere(config),
-        config.norm.type != "rmsnorm" and f"norm.type {config.norm.type} (it has rmsnorm)",
-        config.positional.encoding != "rope" and f"positional.encoding {config.positional.encoding} (it has rope)",
-        config.ffn.variant != "swiglu" and f"ffn.variant {config.ffn.variant} (it has swiglu)",
-    )
-
-
-def _unfit_for_llama(config: DecoderConfig) -> str | None:
-    return _first(
-        _unfit_for_llama_family(config),
-        config.attention.qk_norm and "attention.qk_norm (it has none)",
-        _sliding(config),
-    )
-
-
-def _unfit_for_qwen3(config: DecoderConfig) -> str | None:
-    return _first(
-        _unfit_for_llama_family(config),
-        not config.attention.qk_norm and "no attention.qk_norm (it has it)",
-        config.ffn.bias and "ffn.bias (it has none)",
-    )
-
-
-def _unfit_for_mistral(config: DecoderConfig) -> str | None:
-    return _first(
-        _unfit_for_llama_family(config),
-        config.attention.qk_norm and "attention.qk_norm (it has none)",
-        config.attention.bias and "attention.bias (it has none)",
-        config.ffn.bias and "ffn.bias (it has none)",
-    )
 
 
 def _llama_entries(config: DecoderConfig) -> list[Entry]:
@@ -190,7 +174,7 @@ def _llama_entries(config: DecoderConfig) -> list[Entry]:
 
 
 def _write_llama_config(config: DecoderConfig, vocab_size: int) -> dict[str, Any]:
-    """Rotary settings stand twice: where transformers 5 looks for them, and where older readers do."""
+    """Write rotary settings twice: where transformers 5 looks for them, and where older readers do."""
     theta, scaling = config.positional.rope_base, config.positional.rope_scaling
     scaled = None if scaling is None else scaling.model_dump(mode="json", exclude_none=True)
     return {
@@ -229,7 +213,7 @@ def _write_mistral_config(config: DecoderConfig, vocab_size: int) -> dict[str, A
 
 
 def _read_rope(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The `positional` section of a config of theirs."""
+    """Return our `positional` section for a config of theirs."""
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "linear", "llama3"):
@@ -291,25 +275,18 @@ def _read_mistral_config(raw: Mapping[str, Any]) -> DecoderConfig:
 
 
 def _unfit_for_gpt2(config: DecoderConfig) -> str | None:
-    attention, ffn, encoding = config.attention, config.ffn, config.positional.encoding
-    return _first(
-        _unfit_everywhere(config),
-        _sliding(config),
-        config.norm.type != "layernorm" and f"norm.type {config.norm.type} (it has layernorm)",
-        encoding != "learned" and f"positional.encoding {encoding} (it has learned)",
-        ffn.variant != "mlp" and f"ffn.variant {ffn.variant} (it has mlp)",
-        ffn.activation not in (None, "gelu_tanh") and f"ffn.activation {ffn.activation} (it has gelu_tanh)",
-        not attention.bias and "no attention.bias (it has it)",
-        not ffn.bias and "no ffn.bias (it has it)",
-        attention.qk_norm and "attention.qk_norm (it has none)",
-        attention.kv_heads != attention.num_heads and f"attention.num_kv_heads {attention.kv_heads} (it has mha)",
-        config.head_dim * attention.num_heads != config.d_model
-        and f"attention.head_dim {config.head_dim} (its heads have d_model / num_heads)",
-    )
+    attention = config.attention
+    if config.ffn.activation_name != "gelu_tanh":
+        return f"ffn.activation {config.ffn.activation} (it has gelu_tanh)"
+    if attention.kv_heads != attention.num_heads:
+        return f"attention.num_kv_heads {attention.kv_heads} (it has mha)"
+    if config.head_dim * attention.num_heads != config.d_model:
+        return f"attention.head_dim {config.head_dim} (its heads have d_model / num_heads)"
+    return None
 
 
 def _gpt2_entries(config: DecoderConfig) -> list[Entry]:
-    """GPT-2 keeps matrices as [in, out], and q, k and v as one."""
+    """List the entries. GPT-2 keeps matrices as [in, out], and q, k and v as one matrix."""
     width = config.d_model
     entries = [Entry("transformer.wte.weight", ("token_embedding.weight",))]
     entries.append(Entry("transformer.wpe.weight", ("position_embedding.weight",)))
@@ -389,7 +366,8 @@ LAYOUTS = (
     Layout(
         model_type="llama",
         architecture="LlamaForCausalLM",
-        unfit=_unfit_for_llama,
+        required=_LLAMA,
+        sliding_window=False,
         entries=_llama_entries,
         write_config=_write_llama_only_config,
         read_config=_read_llama_config,
@@ -397,7 +375,8 @@ LAYOUTS = (
     Layout(
         model_type="qwen3",
         architecture="Qwen3ForCausalLM",
-        unfit=_unfit_for_qwen3,
+        required=_QWEN3,
+        sliding_window=True,
         entries=_llama_entries,
         write_config=_write_qwen3_config,
         read_config=_read_qwen3_config,
@@ -405,7 +384,8 @@ LAYOUTS = (
     Layout(
         model_type="mistral",
         architecture="MistralForCausalLM",
-        unfit=_unfit_for_mistral,
+        required=_MISTRAL,
+        sliding_window=True,
         entries=_llama_entries,
         write_config=_write_mistral_config,
         read_config=_read_mistral_config,
@@ -413,9 +393,11 @@ LAYOUTS = (
     Layout(
         model_type="gpt2",
         architecture="GPT2LMHeadModel",
-        unfit=_unfit_for_gpt2,
+        required=_GPT2,
+        sliding_window=False,
         entries=_gpt2_entries,
         write_config=_write_gpt2_config,
         read_config=_read_gpt2_config,
+        unfit_otherwise=_unfit_for_gpt2,
     ),
 )

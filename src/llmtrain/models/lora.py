@@ -1,14 +1,17 @@
-"""LoRA through peft, on a model of transformers and on the decoder that is built here.
+"""LoRA through peft, on a model of transformers and on the decoder.
 
-Which layers get adapters is resolved here against the layers that exist; the adapters themselves, their names and their
-files are peft's. Trainable tensors are float32, whatever the frozen ones are.
+    LoraConfig ─ target layers that exist ─▶ peft's config ─┬─ add_lora: a PeftModel around a model of transformers
+                                                            └─ add_lora_to_decoder: adapters inside the decoder
+
+The two kinds share everything else. Adapters, their names and their files are peft's. Trainable tensors are float32,
+whatever the dtype of the frozen ones.
 """
 
 from __future__ import annotations
 
-import copy
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,21 +24,23 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from llmtrain.config.errors import ConfigError
-from llmtrain.config.lora import LoraConfig
-from llmtrain.distributed.sharding import take_part
+from llmtrain.config.sections.lora import LoraConfig
+from llmtrain.distributed.sharding import take_part, without_values
+from llmtrain.errors import ConfigError
+from llmtrain.models.folder import misfits
 
 ADAPTER_FILE = "adapter_model.safetensors"
+_ABOUT_TYING = "(Model has|Model with) `tie_word_embeddings=True`|Input and output embeddings are no longer tied"
+"""Warnings of peft about an adapted weight that is shared; `merge_adapter` gives each its own."""
 
 
 def add_lora(network: nn.Module, lora: LoraConfig, *, base: str | None = None) -> Any:
-    """The PeftModel around a model of transformers, which is changed in place: base frozen, adapters trainable.
+    """Wrap a model of transformers in a PeftModel, in place: base frozen, adapters trainable.
 
-    `base` is where peft will look for the base model on loading. Raises ConfigError if a target matches nothing.
+    peft looks for the base model in `base` when it loads the adapter. Raises ConfigError if a target matches nothing.
     """
     head = network.get_output_embeddings()  # type: ignore[operator]
     config = _peft_config(network, lora, head=head)
-    config.base_model_name_or_path = base
     config.task_type = "CAUSAL_LM"
     tuned = _wrapped(network, config)
     tuned.peft_config["default"].base_model_name_or_path = base
@@ -43,49 +48,102 @@ def add_lora(network: nn.Module, lora: LoraConfig, *, base: str | None = None) -
     return tuned
 
 
-def add_lora_to_decoder(decoder: nn.Module, lora: LoraConfig) -> None:
-    """Adapters on the linear layers of the decoder that is built here, in place; what it is called with stays as it is.
+def weights_left_out(tuned: nn.Module) -> str | None:
+    """Return which matrices of the blocks have no adapter, and their share of the weights; None if all have one.
 
-    Raises ConfigError if a target matches nothing, or is the output, whose weight the loss uses as it is.
+    A mixture's experts and router belong to no linear layer, so that `all-linear` does not reach them.
     """
+    no_matrices = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    inside = [module for module in tuned.modules() if not isinstance(module, no_matrices)]
+    matrices = {id(p) for module in inside for p in module.parameters(recurse=False) if p.ndim > 1}
+    matrices -= {id(parameter) for parameter in _adapted(tuned)}
+    head = getattr(tuned.get_output_embeddings(), "weight", None)  # type: ignore[operator]
+    left_out, total = Counter[str](), 0
+    for name, parameter in tuned.named_parameters():
+        if ".lora_" in name or name.endswith("bias"):  # of experts, they are matrices too
+            continue
+        total += parameter.numel()
+        if id(parameter) in matrices and parameter is not head and not parameter.requires_grad:
+            left_out[re.sub(r"^.*\.\d+\.|base_layer\.", "", name)] += parameter.numel()
+    if not left_out:
+        return None
+    return (
+        f"LoRA adapts nothing of {', '.join(left_out)}: {left_out.total() / total:.0%} of the weights stay as they are"
+        f". model.lora.target_parameters=[{','.join(left_out)}] adapts them too"
+    )
+
+
+def merge_adapter(tuned: Any) -> Any:
+    """Return the model of transformers with its adapter merged into its weights, which change in place.
+
+    Where output layer and embedding share one weight, and one of them has an adapter, each gets its own.
+    Raises ValueError for a merged weight that is not finite.
+    """
+    network = tuned.get_base_model()
+    head, table = network.get_output_embeddings(), network.get_input_embeddings()
+    if head.weight is table.weight and any(isinstance(layer, BaseTunerLayer) for layer in (head, table)):
+        own = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
+        own.weight = nn.Parameter(own.weight.detach().clone(), requires_grad=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=_ABOUT_TYING)
+        return tuned.merge_and_unload(safe_merge=True)
+
+
+def add_lora_to_decoder(decoder: nn.Module, lora: LoraConfig) -> None:
+    """Add adapters to the decoder's linear layers, in place. The decoder is called as before.
+
+    Raises ConfigError if a target matches nothing, or is the output, whose weight the loss uses directly.
+    """
+    if lora.target_parameters:
+        raise ConfigError("model.lora.target_parameters: the decoder has linear layers alone; remove the key")
     config = _peft_config(decoder, lora, head=getattr(decoder, "output", None))
     if isinstance(getattr(decoder, "output", None), nn.Linear) and "output" in (config.target_modules or ()):
         raise ConfigError("model.lora.target_modules: the decoder's output takes no adapter; remove it from the list")
-    with _stand_ins(decoder):
+    with _placeholders(decoder):
         inject_adapter_in_model(config, decoder)
     _keep_trainable_in_float32(decoder)
 
 
 @torch.no_grad()
 def merged_state_dict(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of the model without adapters, with its adapters merged in.
+    """Return the tensors of the model with its adapters merged in, computed on the CPU.
 
-    `tensors`: copies of the adapters (as of `trainable_state_dict`), which go with the frozen weights in `network`; or
-    of everything, if `network` is on the meta device. They may change.
+    `tensors` are copies on the CPU of the adapters (as from `trainable_state_dict`), which belong to the frozen weights
+    in `network`; or of all tensors, if `network` is on the meta device. They may change.
     """
-    whole = copy.deepcopy(network)
-    whole.load_state_dict(dict(tensors), strict=False, assign=any(p.is_meta for p in network.parameters()))
-    for layer in whole.modules():
+    merged = without_values(network)
+    frozen = {
+        name: parameter.detach().to("cpu", copy=True)
+        for name, parameter in network.named_parameters(remove_duplicate=False)
+        if name not in tensors and not parameter.is_meta
+    }
+    merged.load_state_dict(frozen | dict(tensors), strict=False, assign=True)
+    for layer in merged.modules():
         if isinstance(layer, BaseTunerLayer):
             layer.merge()
     return {
-        name.replace(".base_layer.", "."): tensor for name, tensor in whole.state_dict().items() if ".lora_" not in name
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in merged.state_dict().items()
+        if ".lora_" not in name
     }
 
 
 def trainable_state_dict(network: nn.Module) -> dict[str, Tensor]:
-    """The tensors that are trained, under the module's own names: what a checkpoint of an adapter needs."""
+    """Return the trained tensors by the module's own names, which a checkpoint of an adapter holds."""
     return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
 
 
 def write_adapter(folder: Path, network: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """adapter_config.json and adapter_model.safetensors, as peft loads them; `state_dict` as from the one above."""
+    """Write adapter_config.json and adapter_model.safetensors as peft loads them.
+
+    `state_dict` is as `trainable_state_dict` returns it. The network's own state_dict() is not called: in 4 or 8 bits
+    it would wait for the GPU once a layer.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    own = network.state_dict()
+    own = {name for name, _ in network.named_parameters(remove_duplicate=False)}
     if unknown := [name for name in state_dict if name not in own]:
         raise ValueError(f"tensors that the model does not have: {', '.join(unknown)}")
-    whole = {**own, **state_dict}  # peft picks the adapter's by name, so the frozen ones are not copied
-    tensors = get_peft_model_state_dict(network, state_dict=whole, save_embedding_layers=False)
+    tensors = get_peft_model_state_dict(network, state_dict=dict(state_dict), save_embedding_layers=False)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
     config: Any = network.peft_config["default"]  # type: ignore[index]
@@ -97,9 +155,9 @@ def write_adapter(folder: Path, network: nn.Module, state_dict: Mapping[str, Ten
 
 
 def with_adapter(network: nn.Module, folder: Path) -> Any:
-    """The PeftModel around a model of transformers with the adapter in a folder, to be used and not trained.
+    """Wrap a model of transformers in a PeftModel with the adapter in a folder, for use and not for training.
 
-    Raises ConfigError if it is not exactly this model's, or of a kind that peft does not know.
+    Raises ConfigError if the adapter is not exactly this model's, or of a kind that peft does not know.
     """
     try:
         config: Any = PeftConfig.from_pretrained(str(folder))
@@ -114,73 +172,79 @@ def with_adapter(network: nn.Module, folder: Path) -> Any:
 
 @torch.no_grad()
 def read_adapter(folder: Path, network: nn.Module) -> None:
-    """Take over the adapter in a folder. Raises ConfigError if it is not exactly this model's."""
+    """Load the adapter in a folder. Raises ConfigError if it is not exactly this model's."""
     file = folder / ADAPTER_FILE
     if not file.exists():
         raise ConfigError(f"{folder}: no {ADAPTER_FILE} here")
     tensors = load_file(file)
-    wanted = get_peft_model_state_dict(network, save_embedding_layers=False)
-    faults = [f"{name} is missing" for name in wanted if name not in tensors]
-    faults += [f"{name} is not the model's" for name in tensors if name not in wanted]
-    faults += [
-        f"{name} has shape {list(tensors[name].shape)}, expected {list(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in tensors and tensors[name].shape != tensor.shape
-    ]
-    if faults:
+    own = dict(network.named_parameters(remove_duplicate=False))
+    expected = get_peft_model_state_dict(network, state_dict=own, save_embedding_layers=False)
+    if faults := misfits(tensors, expected):
         raise ConfigError(f"{file} is of another adapter: {'; '.join(faults)}")
-    for name, tensor in wanted.items():
+    for name, tensor in expected.items():
         take_part(tensor, tensors[name])
 
 
 @contextmanager
-def _stand_ins(network: nn.Module) -> Iterator[None]:
-    """In this block one number stands for each parameter that is on the meta device.
+def _placeholders(network: nn.Module) -> Iterator[None]:
+    """Replace each parameter on the meta device by one number on the CPU, expanded to its shape, within the block.
 
-    peft puts adapters where the base is; there they would lose the values that they begin with.
+    peft puts adapters on the device of the base. On the meta device they would lose their initial values.
     """
-    held = [
+    replaced = [
         (module, name, parameter)
         for module in network.modules()
         for name, parameter in module._parameters.items()
         if parameter is not None and parameter.is_meta
     ]
-    for module, name, parameter in held:
+    for module, name, parameter in replaced:
         number = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
         module._parameters[name] = nn.Parameter(number, requires_grad=parameter.requires_grad)
     try:
         yield
     finally:
-        for module, name, parameter in held:
-            stand_in = module._parameters[name]
-            assert stand_in is not None
-            parameter.requires_grad_(stand_in.requires_grad)
+        for module, name, parameter in replaced:
+            placeholder = module._parameters[name]
+            assert placeholder is not None
+            parameter.requires_grad_(placeholder.requires_grad)
             module._parameters[name] = parameter
 
 
 def linear_layers(network: nn.Module) -> list[str]:
-    """The full names of all layers that can take an adapter."""
+    """Return the full names of all layers that can take an adapter."""
     return [name for name, module in network.named_modules() if is_linear(module)]
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a layer can take an adapter. GPT-2 has transformers' Conv1D for its linear layers."""
+    """Return whether a layer can take an adapter. GPT-2's linear layers are transformers' Conv1D."""
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def _wrapped(network: nn.Module, config: PeftConfig) -> Any:
-    with warnings.catch_warnings(), _stand_ins(network):  # peft asks transformers by a name that is going away
+    config.base_model_name_or_path = None  # peft warns of one that is not the name of the folder that was loaded
+    with warnings.catch_warnings(), _placeholders(network):  # peft calls transformers by a deprecated name
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=_ABOUT_TYING)
         return get_peft_model(network, config)
+
+
+def _adapted(tuned: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the frozen parameters that have an adapter."""
+    for module in tuned.modules():
+        if isinstance(module, BaseTunerLayer):
+            name = getattr(module, "parameter_name", "weight")
+            yield getattr(module.get_base_layer(), name)
 
 
 def _peft_config(network: nn.Module, lora: LoraConfig, *, head: nn.Module | None) -> PeftLoraConfig:
     _check_modules_to_save(network, lora.modules_to_save)
+    _check_target_parameters(network, lora.target_parameters)
     return PeftLoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=_targets(network, lora.target_modules, head=head),
+        target_parameters=list(lora.target_parameters) or None,
         use_rslora=lora.rslora,
         use_dora=lora.dora,
         modules_to_save=list(lora.modules_to_save) or None,
@@ -188,40 +252,50 @@ def _peft_config(network: nn.Module, lora: LoraConfig, *, head: nn.Module | None
     )
 
 
-def _targets(network: nn.Module, wanted: str | list[str], *, head: nn.Module | None) -> str | list[str]:
-    """What peft is told: a pattern as it is, else names, the short ones where they say the same."""
+def _targets(network: nn.Module, requested: str | list[str], *, head: nn.Module | None) -> str | list[str]:
+    """Return peft's target_modules: a pattern as it is, else names, in short form where that selects the same."""
     modules = dict(network.named_modules())
     linear = linear_layers(network)
-    if wanted == "all-linear":
+    if requested == "all-linear":
         inside = [name for name in linear if modules[name] is not head]
         short = sorted({name.rpartition(".")[2] for name in inside})
         if head is None or all(name in inside or name.rpartition(".")[2] not in short for name in linear):
             return short
         return inside
-    if isinstance(wanted, str):
-        if not any(re.fullmatch(wanted, name) for name in linear):
-            raise _no_such_layer(wanted, linear)
-        return wanted
-    for name in wanted:
+    if isinstance(requested, str):
+        if not any(re.fullmatch(requested, name) for name in linear):
+            raise _no_such_layer(requested, linear)
+        return requested
+    for name in requested:
         if not any(layer == name or layer.endswith(f".{name}") for layer in linear):
             raise _no_such_layer(name, linear)
-    return wanted
+    return requested
 
 
-def _no_such_layer(wanted: str, linear: list[str]) -> ConfigError:
+def _no_such_layer(target: str, linear: list[str]) -> ConfigError:
     short = sorted({name.rpartition(".")[2] for name in linear})
     return ConfigError(
-        f"model.lora.target_modules: {wanted!r} matches no linear layer of the model. There are {', '.join(short)} "
+        f"model.lora.target_modules: {target!r} matches no linear layer of the model. There are {', '.join(short)} "
         f"(in full for example {linear[0] if linear else 'none'})"
     )
 
 
-def _check_modules_to_save(network: nn.Module, wanted: list[str]) -> None:
+def _check_modules_to_save(network: nn.Module, requested: list[str]) -> None:
     names = [name for name, _ in network.named_modules() if name]
-    for name in wanted:
+    for name in requested:
         if not any(module == name or module.endswith(f".{name}") for module in names):
             short = sorted({module.rpartition(".")[2] for module in names} - {str(n) for n in range(len(names))})
             raise ConfigError(f"model.lora.modules_to_save: the model has no {name!r}. There are {', '.join(short)}")
+
+
+def _check_target_parameters(network: nn.Module, requested: list[str]) -> None:
+    found = [name for name, parameter in network.named_parameters() if parameter.ndim in (2, 3)]
+    for target in requested:
+        if not any(name == target or name.endswith(f".{target}") for name in found):
+            short = dict.fromkeys(re.sub(r"^.*\.\d+\.", "", name) for name in found)
+            raise ConfigError(
+                f"model.lora.target_parameters: the model has no matrix {target!r}. There are {', '.join(short)}"
+            )
 
 
 def _keep_trainable_in_float32(network: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""A decoder from its config and one safetensors file, whoever wrote it. Model folders are folder.py's."""
+"""Reads a decoder from its config and one safetensors file of any origin. Model folders are in folder.py."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from llmtrain.config.errors import ConfigError
-from llmtrain.config.model import DecoderConfig
+from llmtrain.config.sections.model import DecoderConfig
+from llmtrain.errors import ConfigError
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.folder import check_tensors, clean_state_dict, decoder_with
 from llmtrain.models.layouts import layout_for
@@ -20,14 +20,14 @@ OUTPUT = "output.weight"
 
 
 def read_decoder(config: DecoderConfig, file: Path, *, device: str | torch.device = "cpu") -> Decoder:
-    """The decoder that `config` describes, with the weights in `file`, in their dtype and in training mode.
+    """Return the decoder that `config` describes with the weights in `file`, in their dtype and in training mode.
 
-    Tensors may have our names or those of the layout that the config fits (as a checkpoint's `model.safetensors` has),
-    with or without what torch.compile, DDP and others put before them. Where embeddings are tied, one of the two names
-    is enough, and two have to be equal. The vocabulary is that of the file.
+    Tensors may have our names or those of the layout that fits the config (as a checkpoint's `model.safetensors` has),
+    with or without the prefixes of torch.compile, DDP and others. Where embeddings are tied, one of the two names is
+    enough, and two have to be equal. The vocabulary is the file's.
 
     Raises:
-        ConfigError: the file cannot be read, or has not exactly the tensors of such a decoder; it names each.
+        ConfigError: the file cannot be read, or does not have exactly the tensors of such a decoder; it names each.
     """
     try:
         tensors = clean_state_dict(load_file(file))
@@ -42,7 +42,7 @@ def read_decoder(config: DecoderConfig, file: Path, *, device: str | torch.devic
         if layout is not None and EMBEDDING not in tensors and layout.entries(config)[0].theirs in tensors:
             tensors = layout.to_ours(tensors, config)
         if config.tie_embeddings:
-            _one_of_the_tied(tensors)
+            _join_tied(tensors)
         table = tensors.get(EMBEDDING)
         vocab_size = len(table) if table is not None and table.ndim else config.vocab_size or 1
         if config.vocab_size not in (None, vocab_size):
@@ -53,8 +53,8 @@ def read_decoder(config: DecoderConfig, file: Path, *, device: str | torch.devic
     return decoder_with(tensors, config, vocab_size, device=device)
 
 
-def _one_of_the_tied(tensors: dict[str, Tensor]) -> None:
-    """Leave a tied embedding under its one name, under whichever of the two the file has it."""
+def _join_tied(tensors: dict[str, Tensor]) -> None:
+    """Keep a tied embedding under its one name, whichever of the two names the file has."""
     output = tensors.pop(OUTPUT, None)
     if output is None:
         return

@@ -1,7 +1,7 @@
-"""Whether two models say the same: logits on the same rows, and what each writes greedily after their beginnings.
+"""Compare what two models say: logits on the same rows, and what each writes greedily after their beginnings.
 
     source ─ answer ─▶ Answers ─┐                     the source's answers are kept on the CPU, so that the two models
-                                ├─▶ Agreement         need not be in memory together
+                                ├─▶ ModelAgreement       need not be in memory together
     result ─ answer ─▶ Answers ─┘
 
 No cache is used: what is compared is the plain forward pass, which every format has.
@@ -26,7 +26,7 @@ NEW_TOKENS = 24
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What a model says to some rows, on the CPU, in float32."""
+    """Logits and continuations of a model for some rows, on the CPU, in float32."""
 
     logits: list[Tensor]
     """[t, vocab] of each row."""
@@ -37,24 +37,24 @@ class Answers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agreement:
-    """How far a result is from its source."""
+class ModelAgreement:
+    """Differences between a result and its source."""
 
     rows: int
     tokens: int
     max_difference: float
-    """Of any two logits, as a share of the source's largest."""
+    """Largest difference of two logits, as a share of the source's largest logit."""
     mean_kl: float
-    """Of the distributions of the next token, in nats a token: what the difference costs."""
+    """Mean KL divergence of the distributions of the next token, in nats a token."""
     written: int
     """Tokens that were written greedily by the source."""
     written_equal: int
-    """Of these, how many the result wrote too, up to the first that differs in each row."""
+    """Number of these that the result wrote too, up to the first that differs in each row."""
     largest_gap: float
-    """Where the two first wrote different tokens, by how much the source preferred its own: a share as above."""
+    """Largest preference of the source for its own token where the two first differ: a share as above."""
 
     def why_not_within(self, tolerance: float) -> str | None:
-        """What is over `tolerance`, a share of the largest logit; None if nothing is.
+        """Return what is over `tolerance`, a share of the largest logit; None if nothing is.
 
         Two tokens whose scores are closer than the logits may differ are a tie, which may be broken either way.
         """
@@ -67,7 +67,7 @@ class Agreement:
 
 @torch.inference_mode()
 def answer(logits: Logits, rows: Sequence[Sequence[int]], *, limit: int | None = None) -> Answers:
-    """What a model says to `rows` of at least two tokens; nothing longer than `limit` tokens is made."""
+    """Return a model's answers to `rows` of at least two tokens; nothing longer than `limit` tokens is made."""
     written, chosen_from = [], []
     for row in rows[:NUM_WRITTEN]:
         ids, scores = list(row[: max(1, len(row) // 2)]), []
@@ -81,8 +81,8 @@ def answer(logits: Logits, rows: Sequence[Sequence[int]], *, limit: int | None =
     return Answers(logits=[_scores(logits, [row])[0] for row in rows], written=written, chosen_from=chosen_from)
 
 
-def compare(source: Answers, result: Answers) -> Agreement:
-    """How far `result` is from `source`, both answers to the same rows."""
+def compare(source: Answers, result: Answers) -> ModelAgreement:
+    """Return the differences between `result` and `source`, both answers to the same rows."""
     largest = max(float(row.abs().max()) for row in source.logits) or 1.0
     differences = [
         float((ours - theirs).abs().max()) for ours, theirs in zip(result.logits, source.logits, strict=True)
@@ -95,7 +95,7 @@ def compare(source: Answers, result: Answers) -> Agreement:
         equal += len(theirs) if same is None else same
         if same is not None:
             gaps.append(float(scores[same][theirs[same]] - scores[same][ours[same]]) / largest)
-    return Agreement(
+    return ModelAgreement(
         rows=len(source.logits),
         tokens=num_tokens,
         max_difference=_worst(differences) / largest,
@@ -106,8 +106,8 @@ def compare(source: Answers, result: Answers) -> Agreement:
     )
 
 
-def figures(agreement: Agreement) -> dict[str, Any]:
-    """For export.json and the terminal."""
+def values(agreement: ModelAgreement) -> dict[str, Any]:
+    """Return the values for export.json and the terminal."""
     return {
         "rows": agreement.rows,
         "tokens": agreement.tokens,

@@ -17,10 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.node import map_aggregate
 
-from llmtrain.config.errors import ConfigError, RunError
+from llmtrain.distributed.native_bf16 import as_computed, computing_dtype
+from llmtrain.errors import ConfigError, RunError
+from llmtrain.installing import install_extra
 from llmtrain.publishing.agreement import Logits
 
+CPU = torch.device("cpu")
 TORCH_FILE = "model.pt2"
 ONNX_FILE = "model.onnx"
 INPUT, OUTPUT = "input_ids", "logits"
@@ -44,7 +48,7 @@ class WithoutCache(nn.Module):
 def check_installed() -> None:
     """ConfigError where what writes and runs ONNX is not there."""
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
-        raise ConfigError(f"--format onnx needs {', '.join(missing)}: pip install 'llmtrain[onnx]'")
+        raise ConfigError(f"--format onnx needs {', '.join(missing)}: {install_extra('onnx')}")
 
 
 def trace(model: nn.Module) -> ExportedProgram:
@@ -65,10 +69,22 @@ def write_torch(folder: Path, model: nn.Module) -> None:
     torch.export.save(trace(model), folder / TORCH_FILE)
 
 
-def open_torch(folder: Path) -> Logits:
-    """The graph in model.pt2."""
-    module = torch.export.load(folder / TORCH_FILE).module()
+def open_torch(folder: Path, *, device: torch.device = CPU) -> Logits:
+    """The graph in model.pt2, with float32 in place of each dtype that `device` does not compute natively.
+
+    The weights are the stored ones, so the graph shows what is in the file. The program in the file stays as it is.
+    """
+    program = torch.export.load(folder / TORCH_FILE)
+    module = as_computed(program.module(), device)
+    for node in module.graph.nodes:  # a graph names the dtypes that it casts to
+        node.args = map_aggregate(node.args, lambda value: _computed(value, device))
+        node.kwargs = map_aggregate(node.kwargs, lambda value: _computed(value, device))
+    module.recompile()
     return lambda ids: module(ids)
+
+
+def _computed(argument: Any, device: torch.device) -> Any:
+    return computing_dtype(argument, device) if isinstance(argument, torch.dtype) else argument
 
 
 def write_onnx(folder: Path, model: nn.Module) -> None:
@@ -96,7 +112,9 @@ def open_onnx(folder: Path) -> Logits:
     """The graph in model.onnx, computed by onnxruntime on the CPU."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(folder / ONNX_FILE, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()  # by itself it counts the machine's cores
+    session = onnxruntime.InferenceSession(folder / ONNX_FILE, options, providers=["CPUExecutionProvider"])
     return lambda ids: torch.from_numpy(session.run([OUTPUT], {INPUT: ids.numpy()})[0])
 
 

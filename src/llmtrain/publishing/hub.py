@@ -3,7 +3,7 @@
     check_may_write ─ token · name · visibility · write access, of a repository that is made if need be
     upload ─ the folder as one commit; weights that arrived before are not sent again
 
-huggingface_hub does the talking: HF_ENDPOINT, HF_TOKEN and a stored `hf auth login` count. Fetching is `models.hub`'s.
+huggingface_hub does the talking: HF_ENDPOINT, HF_TOKEN and a stored `hf auth login` count. `models.fetch` fetches.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmtrain.config.errors import ConfigError, RunError
-from llmtrain.models.hub import TOKEN_ADVICE
+from llmtrain.errors import ConfigError, RunError
+from llmtrain.models.fetch import TOKEN_ADVICE
 
 log = logging.getLogger("llmtrain.publish")
 
 ATTEMPTS = 5
 MAX_WAIT_SEC = 60.0
 TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-STALE = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json", "chat_template.jinja", "*.bin")
-"""Of these files in the repository, those that the new model does not have go with the same commit: shards of an
+STALE = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json", "*.jinja", "*.bin")
+"""Files that are deleted from the repository in the same commit if the new model does not have them: shards of an
 earlier one, say, that would be loaded with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Uploaded:
-    """What is on the Hub now."""
+    """Commit and address of what is on the Hub now."""
 
     repo_id: str
     revision: str
     """The commit."""
     url: str
-    """Of the files at this commit."""
+    """Address of the files at this commit."""
 
 
 def check_may_write(repo_id: str, *, private: bool) -> None:

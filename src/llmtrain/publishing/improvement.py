@@ -1,4 +1,4 @@
-"""What an evaluation found, read from its metrics.json: the comparison with a baseline, and whether it shows a gain."""
+"""Read an evaluation's metrics.json: the comparison with a baseline, and whether it shows a gain."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmtrain.config.errors import ConfigError, RunError
+from llmtrain.config.loading.renamed import old_value
+from llmtrain.errors import ConfigError, RunError
 
 _OF_A_RUN = 4
 """Last parts of a model's path that are the run's: its name, checkpoints, the checkpoint, model."""
@@ -24,7 +25,7 @@ class Evaluation:
 
     @property
     def comparison(self) -> Mapping[str, Mapping[str, Any]]:
-        """By metric: base, tuned, difference, low, high (95 %), wins, losses, ties, verdict; may be empty."""
+        """Return by metric: base, tuned, difference, low, high (95 %), wins, losses, ties, verdict; may be empty."""
         found: Mapping[str, Mapping[str, Any]] = self.document.get("comparison") or {}
         return found
 
@@ -48,16 +49,23 @@ def check_improvement(evaluation: Evaluation | None, metric: str, *, how: str) -
     """RunError unless the comparison shows that `metric` is better; `how` is the command that compares."""
     if evaluation is None or not evaluation.comparison:
         raise RunError(f"not published: nothing compares this model with a baseline yet: {how}")
-    figures = evaluation.comparison.get(metric)
-    if figures is None:
+    found = evaluation.comparison.get(metric)
+    if found is None:
+        renamed = old_value(("publish", "require_improvement"), metric)
+        answer = f"{metric} {renamed.answer}; " if renamed else ""
         raise ConfigError(
-            f"require_improvement {metric}: {evaluation.file} compares {', '.join(evaluation.comparison)}"
+            f"require_improvement {metric}: {answer}{evaluation.file} compares {', '.join(evaluation.comparison)}"
         )
-    if figures.get("verdict") != "better":
+    if any(found.get(key, 0.0) is None for key in ("base", "tuned", "difference", "low", "high")):
         raise RunError(
-            f"not published: {metric} is not shown to be better than the baseline's: {figures['tuned']:.4g} against "
-            f"{figures['base']:.4g}, difference {figures['difference']:+.4g}, 95 % interval "
-            f"{figures['low']:+.4g} to {figures['high']:+.4g} ({evaluation.file})"
+            f"not published: {metric} is not defined for these rows: their expected texts have nothing that it counts; "
+            f"require another metric, such as chrf ({evaluation.file})"
+        )
+    if found.get("verdict") != "better":
+        raise RunError(
+            f"not published: {metric} is not shown to be better than the baseline's: {found['tuned']:.4g} against "
+            f"{found['base']:.4g}, difference {found['difference']:+.4g}, 95 % interval "
+            f"{found['low']:+.4g} to {found['high']:+.4g} ({evaluation.file})"
         )
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ruamel.yaml import YAML
+from llmtrain.config.loading.load import yaml_text
 
 CARD_FILE = "README.md"
 CURVES_FILE = "curves.svg"
@@ -23,12 +22,12 @@ class Card:
     library: str
     """transformers, peft or llmtrain: what loads it."""
     summary: str
-    """What it is, in a sentence or two."""
+    """Summary of the model in a sentence or two."""
     loading: str
     """Python that loads it and writes text."""
     tags: Sequence[str] = ()
     base_model: str | None = None
-    """As the front matter has it: an id on the Hub."""
+    """Hub id of the base model for the front matter."""
     datasets: Sequence[str] = ()
     """Ids on the Hub."""
     description: str | None = None
@@ -38,9 +37,9 @@ class Card:
     has_curves: bool = False
     comparison: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     comparison_about: str | None = None
-    """On what, against what, when; or why there is none."""
+    """Data, baseline and date of the comparison; or the reason why there is none."""
     making: Mapping[str, str] = field(default_factory=dict)
-    """How it was made: command, seed, commit, versions."""
+    """Making of the model: command, seed, commit, versions."""
     config: str | None = None
     """The whole config, YAML."""
     limits: Sequence[str] = ()
@@ -55,7 +54,7 @@ def render(card: Card) -> str:
     if card.results or card.has_curves:
         parts.append("## Results\n")
         if card.results:
-            parts.append(_table(("figure", "value"), card.results.items()))
+            parts.append(_table(("metric", "value"), card.results.items()))
         if card.has_curves:
             parts.append(f"![The loss by step]({CURVES_FILE})\n")
     parts.append("## Against the baseline\n")
@@ -91,14 +90,10 @@ def front_matter(card: Card) -> str:
         values["base_model"] = card.base_model
     if card.datasets:
         values["datasets"] = list(card.datasets)
-    stream = io.StringIO()
-    yaml = YAML()
-    yaml.default_flow_style = False
-    yaml.dump(values, stream)
-    return f"---\n{stream.getvalue()}---\n"
+    return f"---\n{yaml_text(values)}---\n"
 
 
-def _comparison(figures: Mapping[str, Mapping[str, Any]]) -> str:
+def _comparison(metrics: Mapping[str, Mapping[str, Any]]) -> str:
     head = ("metric", "this model", "baseline", "difference", "95 % interval", "rows better / same / worse", "")
     rows = [
         (
@@ -109,7 +104,7 @@ def _comparison(figures: Mapping[str, Mapping[str, Any]]) -> str:
             f"{found['wins']:,} / {found['ties']:,} / {found['losses']:,}",
             str(found["verdict"]),
         )
-        for name, found in figures.items()
+        for name, found in metrics.items()
         if all(isinstance(found.get(key), int | float) for key in ("tuned", "base", "difference", "low", "high"))
     ]
     return _table(head, rows)

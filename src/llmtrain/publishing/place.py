@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llmtrain.config.errors import ConfigError, RunError
-from llmtrain.files import sync
+from llmtrain.atomic import sync
+from llmtrain.errors import ConfigError, RunError
 
 EXPORT_FILE = "export.json"
-"""What was made of what, and how far it is from it."""
+"""File that says what a result was made of, and how far it is from its source."""
 PUBLISH_FILE = "publish.json"
 MADE_HERE = (EXPORT_FILE, PUBLISH_FILE)
 

@@ -6,15 +6,15 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from llmtrain.config.errors import RunError
 from llmtrain.contracts import TOKENIZER_FILES
+from llmtrain.errors import RunError
 from llmtrain.tracking.redaction import is_secret_name, line_with_secret
 
 MAX_BYTES = 64 * 1024**2
 """Larger files are weights, in which there is no text."""
 WEIGHTS = frozenset({".safetensors", ".onnx", ".data", ".pt2"})
 _MIN_LENGTH = 8
-"""Of a variable's value that is looked for as it is: a shorter one stands in any text."""
+"""Shortest value of a variable that is searched for verbatim: a shorter one may stand in any text."""
 
 
 def check_no_secrets(folder: Path, *, environ: Mapping[str, str] = os.environ) -> None:
@@ -30,7 +30,7 @@ def check_no_secrets(folder: Path, *, environ: Mapping[str, str] = os.environ) -
             continue
         text = path.read_bytes().decode("utf-8", errors="replace")
         # A vocabulary has any word, "password" too, with a number behind it: there a name tells nothing.
-        where = line_with_secret(text, by_name=path.name not in TOKENIZER_FILES)
+        where = line_with_secret(text, by_name=path.name not in TOKENIZER_FILES and path.suffix != ".jinja")
         if where is not None:
             raise _found(path, f"line {where} looks like a secret")
         if names := [name for name, value in known.items() if value in text]:

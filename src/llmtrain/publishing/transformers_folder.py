@@ -5,8 +5,6 @@ Tokenizer, chat template, end tokens and generation config go along, and are che
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmtrain.config.errors import ConfigError, RunError
-from llmtrain.contracts import TOKENIZER_FILES
+from llmtrain.data.tokenizers import make_repeatable
+from llmtrain.errors import ConfigError, RunError
+from llmtrain.models.companions import copy_companions, copy_tokenizer, has_tokenizer, set_end_tokens
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.folder import write_model_folder
 from llmtrain.models.layouts import layout_for, why_no_layout
 from llmtrain.publishing.agreement import Logits
-
-GENERATION_CONFIG = "generation_config.json"
 
 
 def check_has_layout(decoder: Decoder) -> None:
@@ -51,8 +48,9 @@ def write_decoder(
 @torch.no_grad()
 def write_network(folder: Path, network: Any, *, dtype: torch.dtype, one_file: bool = False) -> None:
     """A model of transformers, whose weights become `dtype` in place; `one_file`: however large it is."""
-    from transformers import GenerationConfig
     from transformers.utils import logging as transformers_logging
+
+    from llmtrain.models.huggingface.load import make_generation_config_savable
 
     transformers_logging.disable_progress_bar()
     for tensor in [*network.parameters(), *network.buffers()]:
@@ -62,29 +60,25 @@ def write_network(folder: Path, network: Any, *, dtype: torch.dtype, one_file: b
     output, table = network.get_output_embeddings(), network.get_input_embeddings()
     if network.config.tie_word_embeddings and output is not None and output.weight is not table.weight:
         network.config.tie_word_embeddings = False  # the one was trained alone, and would be lost on loading
-    network.generation_config = GenerationConfig()  # a published one may be refused by save; its file is copied after
+    make_generation_config_savable(network)
     network.save_pretrained(folder, **({"max_shard_size": "10TB"} if one_file else {}))
 
 
 def find_tokenizer(folders: Sequence[Path]) -> Path | None:
     """The first of `folders` that has a tokenizer; a chat template alone is none."""
-    names = [name for name in TOKENIZER_FILES if name != "chat_template.jinja"]
-    return next((folder for folder in folders if any((folder / name).is_file() for name in names)), None)
+    return next((folder for folder in folders if has_tokenizer(folder)), None)
 
 
-def write_companions(folder: Path, *, tokenizer: Path | None, source: Path, eos_ids: Collection[int]) -> None:
-    """Tokenizer and chat template, of the folder `tokenizer`; the source's generation config, with all end tokens."""
-    if tokenizer is not None:
-        for name in TOKENIZER_FILES:
-            if (tokenizer / name).is_file():
-                shutil.copyfile(tokenizer / name, folder / name)
-    settings = _json(source / GENERATION_CONFIG) or _json((tokenizer or source) / GENERATION_CONFIG)
-    if eos_ids:
-        settings["eos_token_id"] = min(eos_ids) if len(eos_ids) == 1 else sorted(eos_ids)
-    (folder / GENERATION_CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+def write_companions(folder: Path, *, sources: Sequence[Path], eos_ids: Collection[int]) -> None:
+    """Copy into `folder` what travels with a model, from the first of `sources` that has it; name all end tokens."""
+    for source in reversed(sources):
+        copy_companions(source, folder)
+    if (tokenizer := find_tokenizer(sources)) is not None:
+        copy_tokenizer(tokenizer, folder)
+    set_end_tokens(folder, eos_ids)
 
 
-def open_network(folder: Path, *, device: torch.device) -> Logits:
+def open_network(folder: Path, *, device: torch.device, trust_remote_code: bool = False) -> Logits:
     """The logits of the model in a folder, by transformers alone, in float32. RunError if it cannot be loaded."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
@@ -92,7 +86,12 @@ def open_network(folder: Path, *, device: torch.device) -> Logits:
     transformers_logging.disable_progress_bar()
     try:
         network, found = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+            folder,
+            dtype=torch.float32,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise RunError(f"the result cannot be loaded by transformers: {error}") from error
@@ -110,7 +109,7 @@ def open_network(folder: Path, *, device: torch.device) -> Logits:
 def check_companions(
     folder: Path, *, source: Path, texts: dict[str, list[int]], eos_ids: Collection[int]
 ) -> dict[str, Any]:
-    """What transformers makes of tokenizer and generation config; `texts` have the ids that the source gives them.
+    """Check what transformers makes of tokenizer and generation config; `texts` come with the source's ids.
 
     `source` has its tokenizer. Raises RunError where the result's differs.
     """
@@ -127,6 +126,7 @@ def check_companions(
         raise RunError(f"the result's tokenizer or generation config cannot be loaded: {error}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
+    make_repeatable(tokenizer.backend_tokenizer)
     for text, ids in texts.items():
         if (theirs := tokenizer(text, add_special_tokens=False).input_ids) != ids:
             raise RunError(
@@ -139,8 +139,3 @@ def check_companions(
     if ends != set(eos_ids) or tokenizer.eos_token_id not in ends:
         raise RunError(f"the result ends texts at {sorted(ends)}, and its source at {sorted(eos_ids)}")
     return {"eos_token_ids": sorted(ends), "chat_template": tokenizer.chat_template is not None}
-
-
-def _json(file: Path) -> dict[str, Any]:
-    content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return content if isinstance(content, dict) else {}

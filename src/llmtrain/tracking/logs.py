@@ -1,10 +1,11 @@
-"""What a run says: lines on the terminal, JSON lines, and files under <run>/logs.
+"""Writes a run's log: lines on the terminal, JSON lines, and files under <run>/logs.
 
-Everything hangs on the logger "llmtrain"; a stage logs as `llmtrain.<stage>` and its lines begin with that name:
+All loggers are below the logger "llmtrain". A stage logs as `llmtrain.<stage>`, and its lines begin with that name:
 
     12:01:33 INFO  [model] 14.2M parameters
 
-Other libraries' loggers are left alone. Secrets are redacted on the way out.
+Loggers of other libraries are left alone. Secrets are redacted in every line, and control characters written out. On a
+terminal a line is wrapped between its words; a pipe and a file get one line for each record.
 """
 
 from __future__ import annotations
@@ -17,19 +18,21 @@ from typing import Any, Final
 
 from rich.text import Text
 
-from llmtrain.config.errors import ConfigError
-from llmtrain.config.running import LoggingConfig
+from llmtrain.config.sections.running import LoggingConfig
+from llmtrain.errors import ConfigError, Preempted, RunError
+from llmtrain.screen import visible, wrapped
 from llmtrain.tracking import terminal
 from llmtrain.tracking.redaction import redact
 
 ROOT_LOGGER: Final = "llmtrain"
 
 _LEVEL_STYLES: Final = {"WARNING": "yellow", "ERROR": "bold red", "CRITICAL": "bold red", "DEBUG": "dim"}
+_INDENT: Final = len("12:01:33 ")
 _OWN_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
 def setup_logging(config: LoggingConfig, *, run_folder: Path | None, rank: int) -> None:
-    """Let the logger "llmtrain" say what `config` asks for; a second call replaces the first one's outputs.
+    """Set up the logger "llmtrain" as `config` says; a second call replaces the outputs of the first.
 
     Rank 0 writes to stderr and, once there is a run folder, to <run>/logs/<file_name>; the others only to
     <run>/logs/rank_<rank>.log. Files are appended to. Raises ConfigError if a file cannot be opened.
@@ -49,7 +52,7 @@ def setup_logging(config: LoggingConfig, *, run_folder: Path | None, rank: int) 
 
 
 def reset_logging() -> None:
-    """Close what `setup_logging` opened and leave the logger as Python makes it."""
+    """Close the outputs that `setup_logging` opened and restore the logger's defaults."""
     logger = logging.getLogger(ROOT_LOGGER)
     for handler in logger.handlers[:]:
         logger.removeHandler(handler)
@@ -57,6 +60,14 @@ def reset_logging() -> None:
     logger.setLevel(logging.NOTSET)
     logger.propagate = True
     terminal.set_lines_only(False)
+
+
+def note_reason(error: Exception) -> None:
+    """Write why a run ends to its log files. The terminal, if it still is there, gets it from the command."""
+    level = logging.WARNING if isinstance(error, Preempted) else logging.ERROR
+    trace = None if isinstance(error, ConfigError | RunError) else error
+    extra = {"in_files_alone": True}
+    logging.getLogger("llmtrain.run").log(level, "%s", error or type(error).__name__, exc_info=trace, extra=extra)
 
 
 class ConsoleHandler(logging.Handler):
@@ -68,14 +79,22 @@ class ConsoleHandler(logging.Handler):
         self.setFormatter(_JsonFormatter(rank=rank) if as_json else _TextFormatter(time_format="%H:%M:%S", utc=False))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print the record, unless it repeats what a live bar shows."""
-        if terminal.bar_is_live() and getattr(record, "shown_by_bar", False):
+        """Print the record, unless it repeats what a live bar shows. A warning also stays below the bar."""
+        if getattr(record, "in_files_alone", False) or (
+            terminal.bar_is_live() and getattr(record, "shown_by_bar", False)
+        ):
             return
         try:
-            text = Text(self.format(record), style="" if self._as_json else _LEVEL_STYLES.get(record.levelname, ""))
+            if record.levelno >= logging.WARNING:
+                terminal.warn_bar(visible(redact(record.getMessage())))
+            written, console = self.format(record), terminal.stderr_console()
+            if not self._as_json and console.file.isatty():
+                lines = [part for line in written.split("\n") for part in wrapped(line, console.width, indent=_INDENT)]
+                written = "\n".join(lines)
+            text = Text(written, style="" if self._as_json else _LEVEL_STYLES.get(record.levelname, ""))
             if not self._as_json:
                 text.stylize("dim", 0, len("12:01:33"))
-            terminal.stderr_console().print(text, soft_wrap=True)
+            console.print(text, soft_wrap=True)
         except Exception:
             # What `logging` asks of a handler: a closed pipe or a bad format string stops nothing.
             self.handleError(record)
@@ -115,7 +134,7 @@ class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created, tz=UTC)
         shown = (when if self._utc else when.astimezone()).strftime(self._time_format)
-        message = redact(_with_traceback(self, record))
+        message = visible(redact(_with_traceback(self, record)))
         level = "WARN" if record.levelno == logging.WARNING else record.levelname
         return f"{shown} {level:<5} [{_stage(record)}] {message}"
 
@@ -134,12 +153,12 @@ class _JsonFormatter(logging.Formatter):
             "message": redact(_with_traceback(self, record)),
         }
         extra = {name: value for name, value in vars(record).items() if name not in _OWN_FIELDS}
-        extra.pop("shown_by_bar", None)
+        extra = {name: value for name, value in extra.items() if name not in ("shown_by_bar", "in_files_alone")}
         return json.dumps(line | redact(extra), default=str)
 
 
 def _stage(record: logging.LogRecord) -> str:
-    """llmtrain.model → model; a logger named after its module tags with the module's own name."""
+    """Return the last part of the logger's name: model for llmtrain.model."""
     return record.name.rpartition(".")[2]
 
 

@@ -1,7 +1,7 @@
-"""MLflow: parameters, figures, the resolved config and, when asked for, the best model as an artifact.
+"""MLflow: parameters, metrics, the resolved config and, when asked for, the best model as an artifact.
 
-The client is used without MLflow's global run, so nothing of this process (its command line, its code) is recorded
-but what is handed over here. The run's id lies in <run>/tracking/mlflow.json; a resumed run goes on with it.
+The client is used without MLflow's global run, so that nothing else of this process (its command line, its code) is
+recorded. The run's id lies in <run>/tracking/mlflow.json, and a resumed run continues it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from llmtrain.config.running import MlflowConfig
+from llmtrain.config.sections.running import MlflowConfig
 from llmtrain.contracts import Unreachable
 from llmtrain.tracking.redaction import redact
 from llmtrain.tracking.remote_run import record_run, recorded_run
@@ -29,12 +29,12 @@ DEFAULT_EXPERIMENT: Final = "llmtrain"
 MAX_PARAMS_A_CALL: Final = 100
 MAX_METRICS_A_CALL: Final = 1000
 MAX_PARAM_CHARS: Final = 500
-"""What the oldest servers take."""
+"""Limit of the oldest servers."""
 _FLUSH_INTERVAL_SEC = 2.0
 _MAX_PENDING = 500
 _STATUS = {"finished": "FINISHED", "preempted": "KILLED", "failed": "FAILED"}
 _PASSING_ERRORS = frozenset({"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "IO_ERROR"})
-"""Codes of MLflow's that another try may not meet; a server that does not answer counts as INTERNAL_ERROR."""
+"""Error codes of MLflow after which another try may succeed; no answer of a server counts as INTERNAL_ERROR."""
 _PRESETS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # we try again ourselves, and say so
@@ -44,7 +44,7 @@ _PRESETS = {
 
 
 class MlflowSink:
-    """One run of an MLflow experiment. Figures go out every two seconds, several lines at once.
+    """One run of an MLflow experiment. Metrics are sent every two seconds, several lines at once.
 
     Raises ImportError when made, if MLflow is not installed.
     """
@@ -73,11 +73,11 @@ class MlflowSink:
 
     @property
     def num_waiting(self) -> int:
-        """Lines that were taken and not sent yet."""
+        """Return the number of lines that were taken and not sent yet."""
         return len(self._pending)
 
     def start(self, run_info: Mapping[str, Any]) -> None:
-        """Make a run, or go on with the one that a resumed run was. Raises Unreachable, or what MLflow raises."""
+        """Make a run, or continue the run of a resumed one. Raises Unreachable, or an error of MLflow."""
         from mlflow import MlflowClient
 
         with _passing(self._uri):
@@ -90,7 +90,7 @@ class MlflowSink:
         log.info("MLflow: run %s in experiment %s at %s", self._run_id, self._experiment, redact(self._uri))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take a line of figures. Raises Unreachable if the server does not answer; the line was not taken then."""
+        """Take a line of metrics. Raises Unreachable, and does not take it, if the server does not answer."""
         self._pending.append((step, int(time.time() * 1000), metrics))
         if time.monotonic() - self._flushed < _FLUSH_INTERVAL_SEC and len(self._pending) < _MAX_PENDING:
             return
@@ -101,7 +101,7 @@ class MlflowSink:
             raise
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Send what is left, the best model where it is asked for, and how the run ended."""
+        """Send the remaining lines, the best model if it is wanted, and how the run ended."""
         self._flush()
         assert self._client is not None
         assert self._run_id is not None
@@ -114,7 +114,7 @@ class MlflowSink:
             self._client.set_terminated(self._run_id, _STATUS[state])
 
     def _recorded_run(self, client: MlflowClient, run_info: Mapping[str, Any]) -> str | None:
-        """The run that this one goes on with, open again; None if there is none."""
+        """Reopen the run that this one continues and return its id; None if there is none."""
         from mlflow.exceptions import MlflowException
 
         run_id: str | None = self._recorded.get("run_id")
@@ -171,8 +171,8 @@ class MlflowSink:
         assert self._client is not None, "start comes first"
         metrics = [
             Metric(name, value, time_ms, step)
-            for step, time_ms, figures in self._pending
-            for name, value in figures.items()
+            for step, time_ms, values in self._pending
+            for name, value in values.items()
         ]
         with _passing(self._uri):
             for first in range(0, len(metrics), MAX_METRICS_A_CALL):
@@ -182,7 +182,7 @@ class MlflowSink:
 
 
 def absolute_uri(uri: str) -> str:
-    """A folder or database of a relative path made absolute, so that a resume from another folder finds it."""
+    """Return `uri` with an absolute path of its folder or database, so that a resume from another folder finds it."""
     if uri.startswith("sqlite:///"):
         path = uri.removeprefix("sqlite:///")
         return uri if path.startswith(("/", ":")) else f"sqlite:///{Path(path).absolute()}"
@@ -192,7 +192,7 @@ def absolute_uri(uri: str) -> str:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """`{"a": {"b": 1}}` → `("a.b", 1)`; lists stay whole."""
+    """Yield `("a.b", 1)` for `{"a": {"b": 1}}`; lists are values."""
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
             yield from flat(value, f"{prefix}{name}.")
@@ -202,7 +202,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 @contextmanager
 def _passing(uri: str) -> Iterator[None]:
-    """Raise Unreachable in place of what another try may not meet."""
+    """Raise Unreachable in place of an error after which another try may succeed."""
     from mlflow.exceptions import MlflowException
 
     try:

@@ -1,7 +1,8 @@
-"""Secrets out of whatever a run writes or sends: argv, configs, URLs, log lines, tracker payloads.
+"""Redacts secrets in everything that a run writes or sends: argv, configs, URLs, log lines, tracker payloads.
 
-A name is judged by its words (`api_key`, `hfToken`), a text also by what stands in it (`--token x`, `https://u:p@host`,
-`hf_…`). Names that only sound like it (`tokenizer`, `max_tokens`, `eos_token`, `PWD`) stay as they are.
+A name is secret by its words (`api_key`, `hfToken`), a text also by its content (`--token x`, `https://u:p@host`,
+`hf_…`). Names that only sound secret (`tokenizer`, `max_tokens`, `eos_token`, `PWD`) stay as they are.
+None of our dependencies does this: the secret scanners that exist look for forms in files, and know no names of keys.
 """
 
 from __future__ import annotations
@@ -63,10 +64,10 @@ _TELLS_NOTHING = frozenset(("null", "None", "true", "True", "false", "False"))
 
 
 def redact(value: Any) -> Any:
-    """`value` with every secret in it replaced by `***`; text, mappings and lists are gone through at any depth.
+    """Return `value` with every secret in it replaced by `***`, in text, mappings and lists at any depth.
 
-    A list is read as a command line may be: `["--token", "x"]`. Under a secret's name everything goes but None,
-    true and false, which tell only whether there is one. Other values come back as they are.
+    A list is read as a command line may be: `["--token", "x"]`. Under a secret's name every value is replaced but
+    None, true and false, which only say whether there is a secret. Other values are returned unchanged.
     """
     if isinstance(value, str):
         return _redact_text(value)
@@ -79,14 +80,14 @@ def redact(value: Any) -> Any:
 
 
 def redact_config(text: str) -> str:
-    """The text of a YAML or JSON file with the values of secret names, and what else looks secret, replaced."""
+    """Return the text of a YAML or JSON file with the values of secret names, and other secrets, replaced."""
     return _redact_text(_hide_values(text, _CONFIG_LINE))
 
 
 def line_with_secret(text: str, *, by_name: bool = True) -> int | None:
-    """The number of the first line that holds a secret: by its form, and with `by_name` also by what stands before it.
+    """Return the number of the first line with a secret, known by its form and, with `by_name`, by the name before it.
 
-    None if there is none. A file that was redacted has none.
+    Returns None if there is none, as in a file that was redacted.
     """
     hide = redact_config if by_name else _hide_forms
     if hide(text) == text:
@@ -96,7 +97,7 @@ def line_with_secret(text: str, *, by_name: bool = True) -> int | None:
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a key, flag or environment variable of this name holds a secret; of a dotted one its last part counts."""
+    """Return whether a key, flag or environment variable holds a secret, by its name; of dots the last part counts."""
     words = [word.lower() for word in _WORD.findall(name.rpartition(".")[2])]
     if not words or words == ["pwd"]:
         return False
@@ -134,7 +135,7 @@ def _redact_text(text: str) -> str:
 
 
 def _hide_forms(text: str) -> str:
-    """Without what is a secret by its form alone."""
+    """Return `text` without secrets that are known by their form."""
     text = _PRIVATE_KEY.sub(REDACTED, text)
     return _SHAPES.sub(REDACTED, _URL_USER.sub(_hide_user, text))
 
@@ -146,7 +147,7 @@ def _hide_user(match: re.Match[str]) -> str:
 
 
 def _hide_values(text: str, before_value: re.Pattern[str]) -> str:
-    """Without the values of secret names. A harmless name's value is looked into: `url=https://host?token=x`."""
+    """Return `text` without the values of secret names. Values of other names are searched: `url=https://h?token=x`."""
     pieces, end = [], 0
     for match in before_value.finditer(text):
         value = _VALUE.match(text, match.end())

@@ -1,4 +1,4 @@
-"""Which run of a tracker a run is: <run>/tracking/<tracker>.json, so that a resumed run goes on with the same one."""
+"""Keeps a run's id in each tracker in <run>/tracking/<tracker>.json, so that a resumed run continues the same one."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmtrain.tracking.summary import write_json
+from llmtrain.atomic import write_json
 
 
 def record_run(run: Path, tracker: str, identity: Mapping[str, str | None]) -> None:
-    """Keep the tracker's names for `run`. Raises OSError if they cannot be written."""
+    """Write the tracker's ids of `run`. Raises OSError if they cannot be written."""
     path = _path(run, tracker)
     path.parent.mkdir(exist_ok=True)
     write_json(path, identity)
 
 
 def recorded_run(run: Path, tracker: str) -> dict[str, Any]:
-    """What `record_run` kept; nothing if there is nothing that can be read."""
+    """Return what `record_run` wrote; {} if there is nothing readable."""
     try:
         found = json.loads(_path(run, tracker).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,10 +1,10 @@
-"""Several sinks as one, behind a wall: a sink that raises, hangs or is slow does nothing to the training loop.
+"""Runs several sinks as one, so that a sink that raises, hangs or is slow does not disturb the training loop.
 
-    loop ── log(step, figures) ─┬─ metrics.jsonl: at once, in the loop's thread (a line is there when the step is over)
+    loop ── log(step, metrics) ─┬─ metrics.jsonl: at once, in the loop's thread (a line is there when the step is over)
                                 ├─ queue ─ thread ─ TensorBoard
                                 └─ queue ─ thread ─ MLflow, W&B, a sink of the user's own
 
-A sink must leave the process's random generators alone: they belong to all threads, so to the loop as well.
+A sink must not use the process's random generators, since they belong to all threads and so to the loop.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from llmtrain.config.errors import ConfigError
 from llmtrain.contracts import Unreachable
+from llmtrain.errors import ConfigError
 from llmtrain.import_path import import_callable
+from llmtrain.installing import install_extra
 from llmtrain.tracking.mlflow_sink import MlflowSink
 from llmtrain.tracking.redaction import redact
 from llmtrain.tracking.sinks import JsonlSink, TensorBoardSink
 from llmtrain.tracking.wandb_sink import make_wandb_sink
 
 if TYPE_CHECKING:
-    from llmtrain.config.running import SinkConfig, TrackingConfig
+    from llmtrain.config.sections.running import SinkConfig, TrackingConfig
     from llmtrain.contracts import MetricSink
 
 log = logging.getLogger("llmtrain.tracking")
@@ -41,9 +42,9 @@ _LONGEST_PAUSE_SEC = 60.0
 def start_sinks(
     tracking: TrackingConfig, *, run: Path, config: Mapping[str, Any], resumed_step: int | None, is_main: bool
 ) -> SinkGroup:
-    """The sinks that `tracking` asks for, started; none on the ranks that write nothing. Secrets are redacted.
+    """Return the sinks that `tracking` names, started; none on the ranks that write nothing. Secrets are redacted.
 
-    One that is not installed, or whose set-up fails, gives a warning. Raises ConfigError if a sink of the user's own
+    A sink that is not installed, or whose set-up fails, gives a warning. Raises ConfigError if a sink of the user's own
     cannot be imported or does not take its options.
     """
     sinks: list[MetricSink] = []
@@ -79,13 +80,13 @@ def _own_sink(own: SinkConfig) -> MetricSink:
 
 
 def _made(name: str, make: Callable[[], MetricSink | None], *, extra: str | None = None) -> list[MetricSink]:
-    """What `make` gives, as a list; an empty one, with a warning, if it cannot."""
+    """Return what `make` gives, as a list. It is empty after a failure, which gives a warning."""
     try:
         sink = make()
     except ConfigError:
         raise
     except ModuleNotFoundError as error:
-        fix = f": pip install 'llmtrain[{extra}]'" if extra else f" ({error})"
+        fix = f": {install_extra(extra)}" if extra else f" ({error})"
         log.warning("%s is not installed%s. The run goes on without it", name, fix)
         return []
     except Exception as error:
@@ -98,9 +99,9 @@ def _made(name: str, make: Callable[[], MetricSink | None], *, extra: str | None
 class SinkGroup:
     """A MetricSink made of others. The first exception of a sink gives one warning and turns it off; the run goes on.
 
-    `queue_size`: calls that may wait for a slow sink; further figures are dropped, and counted.
-    `finish_timeout_sec`: how long `finish` waits for all sinks together; a run that was stopped from outside, or
-    failed, waits five seconds at most. A sink whose tracker does not answer (Unreachable) gets the same call again.
+    `queue_size`: calls that may wait for a slow sink; further metrics are dropped and counted.
+    `finish_timeout_sec`: how long `finish` waits for all sinks together; a run that was stopped from outside or failed
+    waits five seconds at most. A sink whose tracker does not answer (Unreachable) gets the same call again.
     """
 
     def __init__(self, sinks: Sequence[MetricSink], *, queue_size: int = 1000, finish_timeout_sec: float = 5.0) -> None:
@@ -108,47 +109,47 @@ class SinkGroup:
         guards = [_Guard(sink) for sink in sinks]
         self._guards = guards
         self._direct = [guard for guard in guards if isinstance(guard.sink, JsonlSink)]
-        self._couriers = [_Courier(guard, queue_size=queue_size) for guard in guards if guard not in self._direct]
+        self._writers = [_SinkWriter(guard, queue_size=queue_size) for guard in guards if guard not in self._direct]
 
     def start(self, run_info: Mapping[str, Any]) -> None:
         """Start every sink."""
         self._tell_all("start", lambda sink: sink.start(run_info))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Hand a copy of the figures to every sink that is not off. Never waits for one with a thread."""
-        figures = {name: float(value) for name, value in metrics.items()}
+        """Give a copy of the metrics to every sink that is not off. Never waits for one with a thread."""
+        copy = {name: float(value) for name, value in metrics.items()}
         for guard in self._direct:
-            guard.deliver_figures(step, figures)
-        for courier in self._couriers:
-            courier.send_figures(step, figures)
+            guard.deliver_metrics(step, copy)
+        for writer in self._writers:
+            writer.send_metrics(step, copy)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Finish every sink, wait a few seconds for those with a thread, and say which figures did not get through."""
+        """Finish every sink, wait a few seconds for those with a thread, and warn of metrics that did not arrive."""
         self._tell_all("finish", lambda sink: sink.finish(summary))
         is_urgent = summary.get("state") in ("preempted", "failed")
         timeout_sec = min(self._finish_timeout_sec, _URGENT_TIMEOUT_SEC) if is_urgent else self._finish_timeout_sec
         deadline = time.monotonic() + timeout_sec
-        for courier in self._couriers:
-            courier.close(timeout_sec=max(0.0, deadline - time.monotonic()))
+        for writer in self._writers:
+            writer.close(timeout_sec=max(0.0, deadline - time.monotonic()))
         for name, missed in self.dropped.items():
-            log.warning("%s missed %d of the run's lines of figures", name, missed)
+            log.warning("%s missed %d of the run's lines of metrics", name, missed)
 
     @property
     def dropped(self) -> dict[str, int]:
-        """For each sink that missed some, the number of `log` calls that did not reach it, or its tracker (yet)."""
+        """Return by sink the number of `log` calls, if any, that have not reached it or its tracker."""
         return {guard.name: guard.missed for guard in self._guards if guard.missed}
 
     def _tell_all(self, what: str, call: Callable[[MetricSink], None]) -> None:
         for guard in self._direct:
             guard.deliver(what, call)
-        for courier in self._couriers:
-            courier.send(what, call)
+        for writer in self._writers:
+            writer.send(what, call)
 
 
 class _Guard:
     """A sink that is turned off by the first exception it raises.
 
-    One that keeps lines to send them later says in `num_waiting` how many it has.
+    A sink that keeps lines to send them later has their number in `num_waiting`.
     """
 
     def __init__(self, sink: MetricSink) -> None:
@@ -159,15 +160,13 @@ class _Guard:
         self._off = threading.Event()
 
     def deliver(self, what: str, call: Callable[[MetricSink], None]) -> bool:
-        """Call the sink unless it is off; whether that went well. Raises Unreachable as the sink does."""
+        """Call the sink unless it is off, and return whether that succeeded. Raises Unreachable as the sink does."""
         if self._off.is_set():
             return False
         try:
             call(self.sink)
         except Exception as error:
-            if (
-                self._off.is_set()
-            ):  # turned off meanwhile: nobody waits for it any more, and there is nothing left to say
+            if self._off.is_set():  # turned off meanwhile: nobody waits for it any more
                 return False
             if isinstance(error, Unreachable):
                 raise
@@ -180,26 +179,26 @@ class _Guard:
 
     @property
     def missed(self) -> int:
-        """Lines of figures that are not where they should be."""
+        """Return the number of lines of metrics that have not arrived."""
         waiting: int = getattr(self.sink, "num_waiting", 0)
         return self.offered - self.delivered + waiting
 
     def turn_off(self) -> None:
-        """Deliver nothing any more."""
+        """Deliver nothing from now on."""
         self._off.set()
 
-    def deliver_figures(self, step: int, figures: Mapping[str, float]) -> None:
+    def deliver_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         self.offered += 1
-        self.delivered += self.deliver(f"step {step}", lambda sink: sink.log(step, figures))
+        self.delivered += self.deliver(f"step {step}", lambda sink: sink.log(step, metrics))
 
 
-class _Courier:
+class _SinkWriter:
     """A guarded sink with a thread of its own, fed by a queue that never blocks the sender."""
 
     def __init__(self, guard: _Guard, *, queue_size: int) -> None:
         self._guard = guard
         self._queue_size = queue_size
-        # None is the end. The size is looked at by the only sender, so that `finish` gets in however full the queue is.
+        # None is the end. The sender itself compares the size, so that `finish` is queued however full the queue is.
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._told_full = False
         self._told_unreachable = False
@@ -214,22 +213,22 @@ class _Courier:
 
         self._queue.put(deliver)
 
-    def send_figures(self, step: int, figures: Mapping[str, float]) -> None:
+    def send_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         self._guard.offered += 1
         if self._queue.qsize() >= self._queue_size:
             if not self._told_full:
-                log.warning("%s is too slow: figures from step %d on may be missing there", self._guard.name, step)
+                log.warning("%s is too slow: metrics from step %d on may be missing there", self._guard.name, step)
             self._told_full = True
             return
 
         def deliver() -> None:
-            delivered = self._guard.deliver(f"step {step}", lambda sink: sink.log(step, figures))
+            delivered = self._guard.deliver(f"step {step}", lambda sink: sink.log(step, metrics))
             self._guard.delivered += delivered
 
         self._queue.put(deliver)
 
     def close(self, *, timeout_sec: float) -> None:
-        """End the thread when the queue is empty; leave it to itself after `timeout_sec`."""
+        """End the thread when the queue is empty; stop waiting for it after `timeout_sec`."""
         self._closing.set()
         self._queue.put(None)
         self._thread.join(timeout_sec)
@@ -239,10 +238,10 @@ class _Courier:
 
     def _work(self) -> None:
         while (deliver := self._queue.get()) is not None:
-            self._carry(deliver)
+            self._deliver(deliver)
 
-    def _carry(self, deliver: Callable[[], None]) -> None:
-        """Make a call, and make it again for as long as the tracker does not answer and the run lasts."""
+    def _deliver(self, deliver: Callable[[], None]) -> None:
+        """Make a call, and repeat it while the tracker does not answer and the run lasts."""
         pause_sec, was_unreachable = _FIRST_PAUSE_SEC, False
         while True:
             try:
@@ -250,7 +249,7 @@ class _Courier:
             except Unreachable as error:
                 was_unreachable, is_over = True, self._closing.is_set()
                 if not self._told_unreachable:
-                    then = "and the run is over" if is_over else "its figures wait, and the run goes on"
+                    then = "and the run is over" if is_over else "its metrics wait, and the run goes on"
                     log.warning("%s does not answer; %s (%s)", self._guard.name, then, error)
                 self._told_unreachable = True
                 if is_over:

@@ -1,8 +1,8 @@
-"""Where a run's figures go: metrics.jsonl always, TensorBoard by default; other trackers have files of their own.
+"""Sinks for a run's metrics: metrics.jsonl always, TensorBoard by default; other trackers have files of their own.
 
-A sink does its imports and finds its faults of set-up when it is made, in the main thread and before data workers
-fork; it may be slow from `start` on. `sink_group` keeps what a sink does wrong away from the training loop.
-A resumed run begins after `run_info["resumed_step"]`: what an earlier process told of later steps is taken back.
+A sink is made in the main thread before data workers fork. There it does its imports and reports faults of its set-up;
+from `start` on it may be slow. `sink_group` keeps the faults of a sink away from the training loop.
+A resumed run begins after `run_info["resumed_step"]`: lines of an earlier process about later steps are removed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from llmtrain.files import replace
+from llmtrain.atomic import replacing
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
@@ -34,9 +34,9 @@ log = logging.getLogger("llmtrain.tracking")
 class JsonlSink:
     """One JSON object a line: `{"step": 10, "time": 1795216293.125, "train/loss": 3.21}`, in the file at once.
 
-    `time` is in seconds since 1970. JSON has no NaN and no infinity: such a figure is null, and `non_finite` says what
-    it was: `{"train/loss": null, "non_finite": {"train/loss": "nan"}}`. What cannot be written (a full disk) waits in
-    memory until it can: this file is the run's record.
+    `time` is in seconds since 1970. JSON has no NaN and no infinity: such a metric is null, and `non_finite` says what
+    it was: `{"train/loss": null, "non_finite": {"train/loss": "nan"}}`. Lines that cannot be written (a full disk) wait
+    in memory until they can, since this file is the run's record.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,7 +47,7 @@ class JsonlSink:
 
     @property
     def num_waiting(self) -> int:
-        """Lines that the disk has not taken yet."""
+        """Return the number of lines that the disk has not taken yet."""
         return len(self._waiting)
 
     def start(self, run_info: Mapping[str, Any]) -> None:
@@ -64,7 +64,7 @@ class JsonlSink:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line."""
         assert self._file is not None, "start comes first"
-        line = {"step": step, "time": round(time.time(), 3), **json_figures(metrics)}
+        line = {"step": step, "time": round(time.time(), 3), **json_metrics(metrics)}
         self._waiting.append(json.dumps(line, allow_nan=False).encode() + b"\n")
         could_write = len(self._waiting) == 1
         try:
@@ -82,7 +82,7 @@ class JsonlSink:
             self._file = None
 
     def _write(self) -> None:
-        """Append what waits, whole lines or nothing."""
+        """Append all waiting lines or none."""
         assert self._file is not None
         data = b"".join(self._waiting)
         try:
@@ -99,10 +99,10 @@ class JsonlSink:
 
 
 class TensorBoardSink:
-    """Event files for TensorBoard under the figures' own names; what was logged is in the file at once.
+    """Event files for TensorBoard under the metrics' own names; a logged line is in the file at once.
 
-    TensorBoard's own writer has a thread whose faults (a full disk) end in a traceback and not here. Its records and
-    messages are used without it: the format is of a file of checksummed protobuf messages.
+    The writer of TensorBoard has a thread whose faults (a full disk) end in a traceback and not here. So its records
+    and messages are used without it: the file is one of checksummed protobuf messages.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -129,7 +129,7 @@ class TensorBoardSink:
             self._write(Event(wall_time=time.time(), step=resumed_step + 1, session_log=begun))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add one point a figure."""
+        """Add one point for each metric."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -147,15 +147,15 @@ class TensorBoardSink:
         self._file.write(event.SerializeToString())
 
 
-def json_figures(metrics: Mapping[str, float]) -> dict[str, Any]:
-    """`metrics` as JSON can hold them: null for what is not finite, and under `non_finite` what it was."""
-    figures: dict[str, Any] = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+def json_metrics(metrics: Mapping[str, float]) -> dict[str, Any]:
+    """Return `metrics` for JSON: null for a value that is not finite, and under `non_finite` what it was."""
+    values: dict[str, Any] = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
     non_finite = {name: str(float(value)) for name, value in metrics.items() if not math.isfinite(value)}
-    return figures | {"non_finite": non_finite} if non_finite else figures
+    return values | {"non_finite": non_finite} if non_finite else values
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, in order; one that a kill or a power cut left unreadable is passed over."""
+    """Return the lines of a metrics.jsonl in order. A line that a kill or a power cut damaged gives a warning."""
     return [line for _, line in _readable_lines(path)]
 
 
@@ -172,21 +172,15 @@ def _readable_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _drop_lines_after(path: Path, *, step: int) -> None:
-    """Keep the lines of steps ≤ `step`, by a new file that takes the old one's place: a kill in between loses none."""
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        for text, line in _readable_lines(path):
-            if line["step"] <= step:
-                file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    replace(part, path)
+    """Keep the lines of steps ≤ `step`, in a new file that replaces the old one, so that a kill loses none of them."""
+    with replacing(path) as file:
+        file.writelines(f"{text}\n".encode() for text, line in _readable_lines(path) if line["step"] <= step)
 
 
 def _import_tensorboard() -> None:
-    """In the main thread, where its absence is found out. Raises ImportError."""
-    # TensorBoard uses tensorflow for its files where it finds one, which takes seconds to import and grabs GPU memory.
-    # The presence of a module of this name is its own switch for doing without (tensorboard/compat/__init__.py).
+    """Import TensorBoard in the main thread, so that its absence is known before training. Raises ImportError."""
+    # Where TensorBoard finds tensorflow, it uses it for its files; that takes seconds to import and takes GPU memory.
+    # A module of this name is its own switch to do without (tensorboard/compat/__init__.py).
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
     import tensorboard.compat.proto.event_pb2
     import tensorboard.summary.writer.record_writer  # noqa: F401

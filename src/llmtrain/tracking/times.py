@@ -1,4 +1,4 @@
-"""Where a run's time goes, and how fast it trains.
+"""Measures where a run's time goes, and how fast it trains.
 
     wall time = step + data + compile + evaluation + saving + other       (each second counts once)
     goodput   = step / wall time
@@ -13,10 +13,10 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal, get_args
 
-from llmtrain.tracking.metrics import (
+from llmtrain.tracking.metric_names import (
     PERF_CHECKPOINT_STALL,
     PERF_COMPILE_SEC,
     PERF_DATA_WAIT,
@@ -28,31 +28,47 @@ from llmtrain.tracking.metrics import (
 log = logging.getLogger("llmtrain.train")
 
 Activity = Literal["step", "data", "compile", "evaluation", "saving"]
-"""step: what trains. data: waiting for a batch. compile: a step that compiled. saving: what the loop waits for."""
+"""step: training. data: waiting for a batch. compile: a step that compiled. saving: the loop waits for a checkpoint."""
 
 STALL_SHARE: Final = 0.10
-"""From this share of the wall time on, waiting is worth a line."""
+"""Share of the wall time above which waiting gives a line."""
 _JUDGED_AFTER_SEC: Final = 30.0
 _WAITING_FOR: Final[dict[Activity, str]] = {"data": "waiting for data", "saving": "waiting for checkpoints"}
 
 _STALLS: Final[tuple[Activity, ...]] = ("compile", "evaluation", "saving")
 
 
-class TimeBook:
-    """Accounts for wall time from its making on: `with times.spent("evaluation"): …`.
+@dataclass(frozen=True)
+class Spent:
+    """Time that a run has spent so far. Its checkpoints keep it, and a resumed run counts on from there."""
 
-    Activities may nest; the time inside counts for the inner one only. Of one thread.
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Wall time by activity, `other` among them."""
+    timed_tokens: int = 0
+    """Tokens of the steps by which the speed is measured."""
+    timed_seconds: float = 0.0
+
+
+class Timings:
+    """Measures a run's wall time by activity: `with times.spent("evaluation"): …`.
+
+    Activities may nest; time counts for the innermost one only. For one thread. `before`: the seconds of the attempts
+    before this one.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, before: Mapping[str, float] | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        before = before or {}
         self._clock = clock
-        self._began = self._changed = clock()
+        self._changed = clock()
+        self._began = self._changed - sum(before.values())
         self._open: list[Activity] = []
-        self._seconds: dict[Activity, float] = dict.fromkeys(get_args(Activity), 0.0)
+        self._seconds: dict[Activity, float] = {activity: before.get(activity, 0.0) for activity in get_args(Activity)}
 
     @contextmanager
     def spent(self, activity: Activity) -> Iterator[None]:
-        """The time of this block is spent on `activity`. Raises ValueError if there is none of this name."""
+        """Count the time of the block for `activity`. Raises ValueError if there is no such activity."""
         if activity not in self._seconds:
             raise ValueError(f"no activity is called {activity!r}: take one of {', '.join(self._seconds)}")
         self._charge()
@@ -64,21 +80,21 @@ class TimeBook:
             self._open.pop()
 
     def seconds(self, activity: Activity) -> float:
-        """Spent on `activity` so far, open blocks included."""
+        """Return the seconds of `activity` so far, including open blocks."""
         self._charge()
         return self._seconds[activity]
 
     def training_seconds(self) -> float:
-        """Wall time without compiling, evaluating and saving: what throughput is measured against."""
+        """Return the wall time without compiling, evaluating and saving, over which throughput is measured."""
         self._charge()
         return self._changed - self._began - sum(self._seconds[stall] for stall in _STALLS)
 
     def goodput(self) -> float:
-        """Share of the wall time that went into steps, from 0 to 1."""
+        """Return the share of the wall time that was spent in steps, from 0 to 1."""
         return self.summary().goodput
 
     def summary(self) -> TimeSummary:
-        """All of it, up to now."""
+        """Return all times up to now."""
         self._charge()
         wall = self._changed - self._began
         by_activity: dict[str, float] = {str(activity): seconds for activity, seconds in self._seconds.items()}
@@ -88,7 +104,7 @@ class TimeBook:
         )
 
     def _charge(self) -> None:
-        """Put the time since the last change down to the innermost open activity."""
+        """Add the time since the last change to the innermost open activity."""
         now = self._clock()
         if self._open:
             self._seconds[self._open[-1]] += now - self._changed
@@ -97,7 +113,7 @@ class TimeBook:
 
 @dataclass(frozen=True)
 class TimeSummary:
-    """Wall time by activity; `seconds` adds up to `wall_sec`."""
+    """Wall time by activity; the sum of `seconds` is `wall_sec`."""
 
     wall_sec: float
     goodput: float
@@ -105,20 +121,21 @@ class TimeSummary:
 
 
 class Throughput:
-    """Tokens per second and time per step, over windows between two log lines and over the whole run.
+    """Measures tokens per second and time per step, between two log lines and over the whole run.
 
-    Evaluation and saving do not count, nor do steps that compiled, with their tokens; waiting for data does.
+    Evaluation, saving, and steps that compiled do not count. Waiting for data does.
     """
 
-    def __init__(self, times: TimeBook) -> None:
+    def __init__(self, times: Timings, *, before: Spent | None = None) -> None:
+        before = before or Spent()
         self._times = times
         self._compile_sec = times.seconds("compile")
         self._step_began = times.training_seconds()
         self._window = _Window()
-        self._all = _Window()
+        self._all = _Window(tokens=before.timed_tokens, seconds=before.timed_seconds)
 
     def add(self, tokens: int) -> None:
-        """A step is done that trained on so many tokens, over all ranks."""
+        """Count a step that trained on `tokens` tokens over all ranks."""
         now, compile_sec = self._times.training_seconds(), self._times.seconds("compile")
         if compile_sec == self._compile_sec:
             for window in (self._window, self._all):
@@ -126,7 +143,7 @@ class Throughput:
         self._step_began, self._compile_sec = now, compile_sec
 
     def next_window(self) -> dict[str, float]:
-        """The figures of the steps since the last call, by their metric names; none if all of them compiled."""
+        """Return the metrics of the steps since the last call; none if all of these steps compiled."""
         window, self._window = self._window, _Window()
         if window.steps == 0 or window.seconds <= 0:
             return {}
@@ -135,24 +152,28 @@ class Throughput:
             TRAIN_STEP_TIME_SEC: window.seconds / window.steps,
         }
 
+    def add_to(self, spent: Spent) -> Spent:
+        """Return `spent` with what the speed is measured by."""
+        return replace(spent, timed_tokens=self._all.tokens, timed_seconds=self._all.seconds)
+
     def tokens_per_sec(self) -> float | None:
-        """Over all steps so far; None before the first that did not compile."""
+        """Return the speed over all steps so far; None before the first step that did not compile."""
         return self._all.tokens / self._all.seconds if self._all.seconds > 0 else None
 
 
 class Waiting:
-    """What training waits for: figures of each window, and one line when it is too much.
+    """Measures how long training waits, and logs one line when it is too long.
 
     `advice`: what to change, by the activity that takes too long. Compiling and evaluating do not count as training.
     """
 
-    def __init__(self, times: TimeBook, *, advice: Mapping[Activity, str]) -> None:
+    def __init__(self, times: Timings, *, advice: Mapping[Activity, str]) -> None:
         self._times = times
         self._advice = dict(advice)
         self._before = times.summary()
 
     def next_window(self) -> dict[str, float]:
-        """The figures since the last call, by their metric names."""
+        """Return the metrics since the last call."""
         before, now = self._before, self._times.summary()
         self._before = now
         wall = now.wall_sec - before.wall_sec

@@ -1,8 +1,8 @@
-"""Weights & Biases: figures and the resolved config; online, or offline into <run>/wandb.
+"""Weights & Biases: metrics and the resolved config; online, or offline into <run>/wandb.
 
-Of this process nothing else is recorded: no command line, no code, no git, no console, no list of packages. The run's
-id lies in <run>/tracking/wandb.json; a resumed run goes on with it. What W&B has of a step stays as it came first: of
-steps that are trained again after a kill it takes no second line.
+Nothing else of this process is recorded: no command line, no code, no git, no console, no list of packages. The run's
+id lies in <run>/tracking/wandb.json, and a resumed run continues it. W&B keeps the first line of a step: of steps that
+are trained again after a kill it takes no second line.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from llmtrain.config.running import TrackingConfig, WandbConfig
+from llmtrain.config.sections.running import TrackingConfig, WandbConfig
 from llmtrain.contracts import Unreachable
 from llmtrain.tracking.remote_run import record_run, recorded_run
 
@@ -57,9 +57,9 @@ class WandbSink:
         self._run: Run | None = None
 
     def start(self, run_info: Mapping[str, Any]) -> None:
-        """Make a run, or go on with the one that a resumed run was. Raises ValueError if nobody is logged in.
+        """Make a run, or continue the run of a resumed one. Raises ValueError if nobody is logged in.
 
-        Raises Unreachable if the server does not answer, and what W&B raises.
+        Raises Unreachable if the server does not answer, and the errors of W&B.
         """
         import wandb
         from wandb.errors import CommError
@@ -98,12 +98,12 @@ class WandbSink:
         log.info("W&B: run %s, %s", run_id, where)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Hand over one line; W&B sends it in its own time. Figures of one step become one row."""
+        """Give one line to W&B, which sends it later. Metrics of one step become one row."""
         assert self._run is not None, "start comes first"
         self._run.log(dict(metrics), step=step)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Send what is left, and how the run ended."""
+        """Send the remaining lines and how the run ended."""
         assert self._run is not None
         state = summary.get("state")
         for name in ("best_val_loss", "tokens_per_sec", "goodput"):
@@ -115,7 +115,7 @@ class WandbSink:
 
 
 def make_wandb_sink(tracking: TrackingConfig, *, run: Path) -> WandbSink | None:
-    """The sink, or None where the mode is disabled. Raises ImportError without wandb, ValueError for another mode."""
+    """Return the sink; None if the mode is disabled. Raises ImportError without wandb, ValueError for another mode."""
     wanted = tracking.wandb.mode or os.environ.get("WANDB_MODE") or "online"
     modes: dict[str, Literal["online", "offline"] | None] = {"online": "online", "offline": "offline", "disabled": None}
     if wanted not in modes:

@@ -1,4 +1,4 @@
-"""When something is due: every so many steps, epochs or seconds, whichever comes first.
+"""Decide when something is due: every N steps, epochs or seconds, whichever comes first.
 
 Steps and epochs follow from the run's position, so a resumed run finds them again. Seconds are the main process's: it
 votes in the exchange that every step makes anyway, so that all ranks evaluate and save at the same step.
@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 
 class Late(NamedTuple):
-    """What is due by the clock."""
+    """Events that are due by the clock."""
 
     evaluation: bool
     save: bool
 
 
 class Due(NamedTuple):
-    """What a model is to be measured by now."""
+    """Measurements of the model that are due now."""
 
     validation: bool
     """Its loss on the validation data."""
@@ -39,7 +39,7 @@ class Cadence:
     every_seconds: float | None = None
 
     def due(self, *, step: int, item: int, batch_size: int, items_per_epoch: int) -> bool:
-        """Whether a state is due by its numbers: `step` steps done, the last of them up to `item`."""
+        """Return whether the event is due after `step` steps, the last of which ended at `item` of the data order."""
         if step == 0:
             return False
         by_steps = self.every_steps is not None and step % self.every_steps == 0
@@ -47,6 +47,18 @@ class Cadence:
             return by_steps
         period = self.every_epochs * items_per_epoch
         return by_steps or item // period > max(0, item - batch_size) // period
+
+    def times_within(self, num_steps: int, *, items_per_step: float, seconds: float) -> int:
+        """Return how often something is done in a run of `num_steps` that takes `seconds`, once at its end included.
+
+        `items_per_step`: the share of an epoch that a step is. An upper bound where several periods are given.
+        """
+        times = 0 if self.every_steps is None else num_steps // self.every_steps
+        if self.every_epochs is not None:
+            times += int(num_steps * items_per_step / self.every_epochs)
+        if self.every_seconds is not None:
+            times += int(seconds / self.every_seconds)
+        return times + (0 if self.every_steps is not None and num_steps % self.every_steps == 0 else 1)
 
 
 class Stopwatch:
@@ -58,9 +70,9 @@ class Stopwatch:
 
     @property
     def is_late(self) -> bool:
-        """Whether the last reset was too long ago."""
+        """Return whether the last reset was longer ago than the interval."""
         return self._every_seconds is not None and time.monotonic() - self._began >= self._every_seconds
 
     def reset(self) -> None:
-        """What is timed was done just now."""
+        """Restart the interval: the event happened just now."""
         self._began = time.monotonic()

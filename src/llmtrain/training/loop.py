@@ -15,47 +15,41 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from torch import nn
-
 from llmtrain.contracts import Batch
-from llmtrain.distributed.engine import Engine
-from llmtrain.testing.faults import reach
+from llmtrain.faults import reach
 from llmtrain.training.cadence import NOT_LATE, Due, Late, Stopwatch
-from llmtrain.training.optimizers import NamedOptimizer
-from llmtrain.training.pace import Pace
-from llmtrain.training.plan import Schedule
 from llmtrain.training.report import Reporter
+from llmtrain.training.schedule import Schedule
 from llmtrain.training.signals import StopRequested, StopSignal
 from llmtrain.training.state import RunState
-from llmtrain.training.step import take_step
+from llmtrain.training.step import Learner, take_step
+from llmtrain.training.stragglers import StragglerWatch
 
 log = logging.getLogger("llmtrain.train")
 
 
 def fit(
-    *,
-    model: nn.Module,
-    optimizer: NamedOptimizer,
+    learner: Learner,
     batches: Iterator[list[Batch]],
-    evaluate: Callable[[Due], Mapping[str, float]],
-    save: Callable[[RunState, bool, bool], None],
+    *,
     schedule: Schedule,
     state: RunState,
-    engine: Engine,
+    evaluate: Callable[[Due], Mapping[str, float]],
+    save: Callable[[bool, bool], None],
     stop: StopSignal,
     report: Reporter,
 ) -> bool:
     """Train from `state` to the end of the schedule. True: finished; False: stopped by a signal, and saved.
 
-    `batches` begins at `state.item`; `evaluate` gives the figures that are due by their names;
-    `save(state, best, final)` writes a checkpoint. At a loss or a gradient that is no finite number it raises
-    WillFailAgain or RollBack, or skips the step, as the schedule says.
+    `batches` begins at `state.item`; `evaluate` gives the metrics that are due by their names; `save(best, final)`
+    writes a checkpoint of `state`. At a loss or a gradient that is no finite number it raises WillFailAgain or
+    RollBack, or skips the step, as the schedule says.
     """
-    start_step = state.step
+    start_step, engine = state.step, learner.engine
     evaluation_watch = Stopwatch(schedule.evaluate.every_seconds if schedule.evaluate else None)
     save_watch = Stopwatch(schedule.save.every_seconds)
-    late, pace = NOT_LATE, Pace(model, engine=engine)
-    model.train()
+    late, stragglers = NOT_LATE, StragglerWatch(learner.model, engine=engine)
+    learner.model.train()
     try:
         while True:
             best = evaluated = False
@@ -63,23 +57,22 @@ def fit(
             if any(due):
                 with report.spent("evaluation"), stop.interrupts(when=engine.world_size == 1):
                     reach("evaluation", step=state.step)
-                    figures = evaluate(due)
+                    metrics = evaluate(due)
                 best = state.record_evaluation(
-                    figures,
+                    metrics,
                     due,
                     keep_best=schedule.keep_best,
                     stop_by=schedule.stop_by,
                     min_delta=schedule.min_delta,
                 )
-                report.evaluated(state, figures)
+                report.evaluated(state, metrics)
                 evaluated = True
                 if due.validation:
                     evaluation_watch.reset()
             over = schedule.is_over(state)
             if best or ((over or schedule.save_due(state, late=late.save)) and (evaluated or state.step > start_step)):
                 with report.spent("saving"):
-                    save(state, best, over)
-                report.saved(state, best=best)
+                    save(best, over)
                 save_watch.reset()
             if over:
                 return True
@@ -91,15 +84,13 @@ def fit(
             waited_sec = time.perf_counter() - began
             with report.spent("step" if state.step > start_step else "compile"):
                 done = take_step(
-                    model,
-                    optimizer,
+                    learner,
                     micro_batches,
                     items,
-                    engine=engine,
                     schedule=schedule,
                     state=state,
                     stop=stop,
-                    pace=pace,
+                    stragglers=stragglers,
                     late=Late(evaluation_watch.is_late, save_watch.is_late) if engine.is_main else NOT_LATE,
                 )
             late = done.late
@@ -107,19 +98,18 @@ def fit(
             report.stepped(
                 state,
                 done,
-                lr=optimizer.lr,
+                lr=learner.optimizer.lr,
                 items=items,
                 micro_batches=micro_batches,
                 seconds=time.perf_counter() - began,
                 due=state.step % schedule.log_every == 0 or state.step >= schedule.total_steps,
             )
-            pace.stepped(state.step, waited_sec=waited_sec, seconds=time.perf_counter() - began)
+            stragglers.stepped(state.step, waited_sec=waited_sec, seconds=time.perf_counter() - began)
             reach("stepped", step=state.step)
     except StopRequested:
         log.warning("%s: saving step %d, then stopping", stop.received.name if stop.received else "a rank", state.step)
         with report.spent("saving"):
-            save(state, False, False)
-        report.saved(state, best=False)
+            save(False, False)
         return False
 
 

@@ -3,7 +3,7 @@
     16-mixed, finite loss, gradients too large for float16   overflow     a smaller loss scale, no update; no event
     everything else                                          non_finite   stop | skip | rollback, as the config says
 
-Decided from figures that all ranks have, so alike on each. Taking a run back to its checkpoint is the recipe's.
+Decided from numbers that all ranks have, so alike on each. Taking a run back to its checkpoint is the verb's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from llmtrain.config.errors import WillFailAgain
+from llmtrain.errors import WillFailAgain
 from llmtrain.training.state import RunState
 
 log = logging.getLogger("llmtrain.train")
@@ -24,8 +24,8 @@ MAX_IN_A_ROW = 10
 Policy = Literal["stop", "skip", "rollback"]
 
 
-class StepFigures(NamedTuple):
-    """What a step computed, and from what; the same on every rank."""
+class StepNumbers(NamedTuple):
+    """Loss, gradient norm and counts of a step; the same on every rank."""
 
     step: int
     """Counted from 1."""
@@ -36,14 +36,14 @@ class StepFigures(NamedTuple):
     def __str__(self) -> str:
         return (
             f"step {self.step}: the loss is {self.loss:g} and the gradient norm {self.grad_norm:g} "
-            f"(items {self.items.start} to {self.items.stop - 1})"
+            f"(sequences {self.items.start} to {self.items.stop - 1})"
         )
 
 
 class NonFinite(WillFailAgain):
     """The run stops at a step."""
 
-    def __init__(self, found: StepFigures, advice: str) -> None:
+    def __init__(self, found: StepNumbers, advice: str) -> None:
         super().__init__(f"{found}{advice}")
         self.found = found
 
@@ -51,13 +51,13 @@ class NonFinite(WillFailAgain):
 class RollBack(Exception):
     """Asks for the last checkpoint. Raised on every rank alike; the step that it tells of changed nothing."""
 
-    def __init__(self, found: StepFigures) -> None:
+    def __init__(self, found: StepNumbers) -> None:
         super().__init__(str(found))
         self.found = found
 
 
-def may_update(found: StepFigures, state: RunState, *, policy: Policy) -> bool:
-    """Whether the step's gradients are good for an update; what to do about bad ones is noted in the state.
+def may_update(found: StepNumbers, state: RunState, *, policy: Policy) -> bool:
+    """Return whether the step's gradients are good for an update, and note in the state what is done about bad ones.
 
     Raises WillFailAgain (exit 42) or RollBack where the policy wants it.
     """
@@ -77,7 +77,7 @@ def may_update(found: StepFigures, state: RunState, *, policy: Policy) -> bool:
         raise NonFinite(
             found,
             ". The weights were not updated, and the last checkpoint is good. Lower optimizer.lr, lengthen "
-            "scheduler.warmup_steps, or look at those items; trainer.non_finite=skip or rollback goes on without them",
+            "scheduler.warmup_steps, or look at those sequences; trainer.non_finite=skip or rollback leaves them out",
         )
     state.skipped_steps += 1
     state.skipped_in_a_row += 1
@@ -91,7 +91,7 @@ def may_update(found: StepFigures, state: RunState, *, policy: Policy) -> bool:
     return False
 
 
-def leave_out(state: RunState, found: StepFigures) -> None:
+def leave_out(state: RunState, found: StepNumbers) -> None:
     """Note, in the state that the run was taken back to, the items that it is to leave out.
 
     Raises WillFailAgain if that did not help many times already.

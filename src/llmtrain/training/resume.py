@@ -1,6 +1,8 @@
-"""Where a resumed run goes on, and whether it may: its folder, its newest good checkpoint, what must not have changed.
+"""Resume: find the run and the checkpoint to go on from, and check that its model and data are the same.
 
-Finding the folder is in `runs`, judging a checkpoint in `checkpoint`.
+    --resume REF ─ find_origin ─▶ Origin ─ checkpoint_of ─▶ verified checkpoint ─ reject_another_run ─▶ the run goes on
+
+Run folders are found by `runs`, checkpoints verified by `training.checkpoint`.
 """
 
 from __future__ import annotations
@@ -12,26 +14,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmtrain.config.errors import ConfigError
-from llmtrain.training.checkpoint import CheckpointError, newest_good, verify
-from llmtrain.training.runs import find_run, is_run
+from llmtrain.atomic import follow
+from llmtrain.errors import ConfigError
+from llmtrain.runs.folders import find_run, is_run
+from llmtrain.training.checkpoint import CheckpointError, load_state, newest_good, verify
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The run that goes on."""
+    """Run that is resumed."""
 
     run: Path
     checkpoint: Path | None
-    """The one that the user named; None: the newest good one."""
+    """The checkpoint that the user named; None: the newest good one."""
     resolved: Mapping[str, Any]
-    """Every `auto` as the run's start decided it."""
-    or_anew: bool = False
-    """Whether it begins anew, in its folder, where it has no checkpoint yet."""
+    """The value of every `auto`, as the first start of the run decided it."""
+    may_start_over: bool = False
+    """True if the run may start from the beginning, in its folder, when it has no checkpoint yet."""
 
 
 def find_origin(ref: str, root: Path) -> Origin:
-    """The run, or the checkpoint of one, that `ref` names. Raises ConfigError if there is none."""
+    """Find the run, or the checkpoint of a run, that `ref` names. Raises ConfigError if there is none."""
     run, checkpoint = find_run(ref, root)
     try:
         meta = json.loads((run / "meta.json").read_text(encoding="utf-8"))
@@ -40,22 +43,32 @@ def find_origin(ref: str, root: Path) -> Origin:
         raise ConfigError(f"{run / 'meta.json'} is damaged ({error}), so {run.name} cannot be resumed") from None
 
 
-def find_origin_if_any(run_id: str | None, root: Path) -> Origin | None:
-    """The run of this id, to go on with if it was started already; for `--resume auto`.
+def reject_other_id(run_id: str | None, origin: Origin) -> None:
+    """Raise ConfigError if the user names the run otherwise: it goes on in its own folder."""
+    if run_id not in (None, origin.run.name):
+        raise ConfigError(
+            f"output.run_id is {run_id}, but --resume continues the run {origin.run.name} in its own folder: leave "
+            "output.run_id out; or, for a new run that begins with these weights, leave --resume out and name "
+            f"{origin.checkpoint or origin.run} as model.init_from (model.path for a model of transformers)"
+        )
 
-    Raises ConfigError without an id: a run that is made anew at each start would never be found again.
+
+def find_origin_if_any(run_id: str | None, root: Path) -> Origin | None:
+    """Find the run of this id, for `--resume auto`; None if it was not started yet.
+
+    Raises ConfigError without an id: each start would make a new run, and none would find the one before.
     """
     if run_id is None:
-        raise ConfigError("--resume auto needs output.run_id: the run that is to be gone on with, or started")
+        raise ConfigError("--resume auto needs output.run_id: the name of the run to resume, or to start")
     if not is_run(root / run_id):
         return None
-    return dataclasses.replace(find_origin(run_id, root), or_anew=True)
+    return dataclasses.replace(find_origin(run_id, root), may_start_over=True)
 
 
 def checkpoint_of(origin: Origin) -> tuple[Path | None, list[str]]:
-    """The verified checkpoint to go on from, and what is wrong with newer ones.
+    """Return the verified checkpoint to go on from, and what is wrong with newer ones.
 
-    Raises ConfigError if there is none and the run may not begin anew.
+    Raises ConfigError if there is none and the run may not start over.
     """
     try:
         if origin.checkpoint is not None:
@@ -64,27 +77,39 @@ def checkpoint_of(origin: Origin) -> tuple[Path | None, list[str]]:
         found = newest_good(origin.run / "checkpoints")
     except CheckpointError as error:
         raise ConfigError(f"cannot resume: {error}") from error
-    if found is None and origin.or_anew:
+    if found is None and origin.may_start_over:
         return None, []
     if found is None:
-        raise ConfigError(f"{origin.run} has no checkpoint yet, so there is nothing to resume: start the run anew")
+        raise ConfigError(f"{origin.run} has no checkpoint yet, so there is nothing to resume: start a new run")
     return found
 
 
+def best_of(run: Path) -> dict[str, Any] | None:
+    """Return the position that the run's best checkpoint holds; None if there is none that can be read."""
+    try:
+        position: dict[str, Any] = load_state(follow(run / "checkpoints" / "best"))["position"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return position
+
+
 Identity = Mapping[str, Mapping[str, Any]]
-"""What must not change while a run goes on: values by section (model, data), then key."""
+"""Values that must not change when a run is resumed, by section (model, data) and key."""
 
 
 def identity_of(model: Mapping[str, Any], *, seed: int, seq_len: int, fingerprint: str) -> Identity:
-    """With another model the tensors differ; with another seed, length or data the items do."""
+    """Return what must not change: with another model the tensors differ, with other data the sequences do."""
     return {
         "model": dict(model),
         "data": {"seed": seed, "seq_len": seq_len, "fingerprint": fingerprint},
     }
 
 
-def refuse_another_run(then: Identity, now: Identity, *, where: Path) -> None:
-    """Raise ConfigError if the model or the data differ from what the checkpoint `where` was made with."""
+def reject_another_run(then: Identity, now: Identity, *, where: Path, has_config: bool) -> None:
+    """Raise ConfigError if the model or the data differ from those that the checkpoint `where` was made with.
+
+    `has_config`: whether the user gave a config, in place of the run's own.
+    """
     for section, values in then.items():
         changes = [
             f"{key} {values.get(key)} → {now[section].get(key)}"
@@ -92,7 +117,10 @@ def refuse_another_run(then: Identity, now: Identity, *, where: Path) -> None:
             if values.get(key) != now[section].get(key)
         ]
         if changes:
+            fix = "resume it with its own config, by leaving CONFIG out"
+            if not has_config:
+                was = "the files of the data as they were" if section == "data" else "the model as it was"
+                fix = f"restore {was}, without overrides that change it"
             raise ConfigError(
-                f"{where} was made with another {section} ({', '.join(changes)}): resume it with its own config, "
-                "by leaving CONFIG out, or start a new run"
+                f"{where} was made with another {section} ({', '.join(changes)}): {fix}, or start a new run"
             )

@@ -1,4 +1,4 @@
-"""A wish to stop (SIGTERM, SIGINT, SIGUSR1), heard wherever the run is: in a step, an evaluation, a wait, a compile.
+"""A wish to stop (SIGTERM, SIGINT, SIGUSR1, SIGHUP), heard wherever the run is: in a step, an evaluation, a wait.
 
 A flag that is looked at between two steps comes too late when a step compiles for minutes. So the parts of the loop
 that change nothing which a checkpoint holds run inside `interrupts()`, where a signal raises at once; everywhere else
@@ -8,11 +8,12 @@ it is only noted.
 from __future__ import annotations
 
 import signal
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType, TracebackType
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+from llmtrain.distributed.stop_signals import heeded_signals
 
 
 class StopRequested(BaseException):
@@ -21,6 +22,8 @@ class StopRequested(BaseException):
 
 class StopSignal:
     """Context manager that owns the handlers of the stop signals while a run lasts.
+
+    In a thread other than the main one it owns none: a run there is not stopped by signals.
 
     >>> with StopSignal() as stop:
     ...     with stop.interrupts():  # StopRequested may be raised anywhere in here
@@ -31,9 +34,10 @@ class StopSignal:
         self.received: signal.Signals | None = None
         self._interruptible = False
         self._previous: dict[signal.Signals, object] = {}
+        self._ends = ExitStack()
 
     def __enter__(self) -> StopSignal:
-        for number in STOP_SIGNALS:
+        for number in heeded_signals():
             self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -42,10 +46,11 @@ class StopSignal:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned before
+        self._ends.close()
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has come."""
+        """True once a signal has come."""
         return self.received is not None
 
     @contextmanager
@@ -68,4 +73,7 @@ class StopSignal:
         self.received = signal.Signals(number)
         if self._interruptible:
             self._interruptible = False  # once: what unwinds must not be interrupted again
+            self._ends.enter_context(warnings.catch_warnings())
+            # torch.compile looks for the line in the model at which a backward pass "failed", and warns of it.
+            warnings.filterwarnings("ignore", message="Error detected in")
             raise StopRequested

@@ -1,18 +1,19 @@
 """One optimizer step, whole (`take_step`): gradients of a step's micro-batches, then the update.
 
     agree             count supervised tokens on the CPU; add them up over the ranks
-    compute_gradients each micro-batch: backward(loss_sum · dp_size / count), exchanged at the last one only
+    compute_gradients each micro-batch: backward(loss_sum · data_parallel_size / count), exchanged at the last one only
     gradient_norm     the global one → finite or not (non_finite.py), the same on every rank
     update            clip → optimizer
 
 Dividing by the step's own count of tokens, and not each micro-batch by its, makes 16×1 equal 1×16 and one rank equal
-two, however the supervised tokens lie. `dp_size` undoes the averaging of gradients over the ranks.
+two, however the supervised tokens lie. `data_parallel_size` undoes the averaging of gradients over the ranks.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -20,19 +21,29 @@ from torch import nn
 
 from llmtrain.contracts import IGNORE_INDEX, Batch
 from llmtrain.distributed.engine import Engine
-from llmtrain.distributed.sharding import by_mesh, whole
-from llmtrain.testing.faults import reach
+from llmtrain.distributed.sharding import by_mesh, full_tensor
+from llmtrain.faults import reach
 from llmtrain.training.cadence import NOT_LATE, Late
-from llmtrain.training.non_finite import StepFigures, may_update
+from llmtrain.training.non_finite import StepNumbers, may_update
 from llmtrain.training.optimizers import NamedOptimizer
-from llmtrain.training.pace import Pace
-from llmtrain.training.plan import Schedule
+from llmtrain.training.schedule import Schedule
 from llmtrain.training.signals import StopRequested, StopSignal
 from llmtrain.training.state import RunState, seed_step
+from llmtrain.training.stragglers import StragglerWatch
+
+
+@dataclass(frozen=True)
+class Learner:
+    """Model, optimizer and settings that a step computes with and updates."""
+
+    model: nn.Module
+    """The model as the engine wrapped it."""
+    optimizer: NamedOptimizer
+    engine: Engine
 
 
 class StepDone(NamedTuple):
-    """What a step came to, on all ranks."""
+    """Result of a step over all ranks."""
 
     loss_sum: float
     """Nats, over the supervised tokens."""
@@ -43,39 +54,38 @@ class StepDone(NamedTuple):
     grad_norm: float
     """Before clipping."""
     late: Late
-    """What the main process's clock says is due now."""
+    """Events that are due by the main process's clock."""
 
 
 def take_step(
-    model: nn.Module,
-    optimizer: NamedOptimizer,
+    learner: Learner,
     micro_batches: Sequence[Batch],
     items: range,
     *,
-    engine: Engine,
     schedule: Schedule,
     state: RunState,
     stop: StopSignal,
-    pace: Pace,
+    stragglers: StragglerWatch,
     late: Late,
 ) -> StepDone:
     """Train on the micro-batches of `items`. No gradient is left; `state` stays at this step, but for its skips.
 
     `late`: what is due by this rank's clock. Raises StopRequested on every rank before anything was changed, NonFinite
-    or RollBack where the figures are no finite numbers and the schedule's policy wants it.
+    or RollBack where the loss or the gradient norm is not finite and the schedule's policy wants it.
     """
+    engine, optimizer = learner.engine, learner.optimizer
     with stop.interrupts(when=engine.world_size == 1):  # one of several would leave the others waiting
         reach("step", step=state.step)
-        seed_step(schedule.seed, state.step, engine.dp_rank)
+        seed_step(schedule.seed, state.step, engine.data_parallel_rank)
         agreed = agree(micro_batches, engine=engine, stop_requested=stop.requested, late=late)
         scale = state.loss_scale.value if state.loss_scale else 1.0
-        with pace.computing():
+        with stragglers.computing():
             loss_sum = compute_gradients(
-                model, micro_batches, engine=engine, num_tokens=agreed.num_tokens, loss_scale=scale
+                learner.model, micro_batches, engine=engine, num_tokens=agreed.num_tokens, loss_scale=scale
             )
     reach("update", step=state.step)
     grad_norm = gradient_norm(optimizer) / scale
-    found = StepFigures(state.step + 1, loss_sum / max(1, agreed.num_tokens), grad_norm, items)
+    found = StepNumbers(state.step + 1, loss_sum / max(1, agreed.num_tokens), grad_norm, items)
     optimizer.set_lr_scale(schedule.learning_rate_scale(state.step))
     try:
         if may_update(found, state, policy=schedule.non_finite):
@@ -85,18 +95,20 @@ def take_step(
     return StepDone(loss_sum, agreed.num_tokens, agreed.num_read, grad_norm, agreed.late)
 
 
-class Agreement(NamedTuple):
-    """What all ranks know before a step."""
+class StepAgreement(NamedTuple):
+    """Values that all ranks agree on before a step."""
 
     num_tokens: int
     """Supervised tokens of the step, on all ranks."""
     num_read: int
     """Tokens of the step that are no padding."""
     late: Late
-    """What the main process's clock says is due after the step."""
+    """Events that are due after the step by the main process's clock."""
 
 
-def agree(micro_batches: Sequence[Batch], *, engine: Engine, stop_requested: bool, late: Late = NOT_LATE) -> Agreement:
+def agree(
+    micro_batches: Sequence[Batch], *, engine: Engine, stop_requested: bool, late: Late = NOT_LATE
+) -> StepAgreement:
     """Exchange what the ranks must know of each other, all in one collective of a few integers.
 
     Raises StopRequested on every rank if any of them wants to stop.
@@ -109,7 +121,7 @@ def agree(micro_batches: Sequence[Batch], *, engine: Engine, stop_requested: boo
     if stopping:
         raise StopRequested
     votes_late = Late(*(vote > 0 for vote in votes))
-    return Agreement(num_tokens // engine.replicas, num_read // engine.replicas, votes_late)
+    return StepAgreement(num_tokens // engine.tensor_parallel_size, num_read // engine.tensor_parallel_size, votes_late)
 
 
 def compute_gradients(
@@ -119,7 +131,7 @@ def compute_gradients(
 
     `num_tokens`: supervised tokens on all ranks, as `agree` counted them.
     """
-    scale = loss_scale * engine.dp_size / max(1, num_tokens)
+    scale = loss_scale * engine.data_parallel_size / max(1, num_tokens)
     loss_sum = torch.zeros((), device=engine.device)
     for index, batch in enumerate(micro_batches):
         with engine.no_sync(model, enabled=index < len(micro_batches) - 1):
@@ -128,12 +140,12 @@ def compute_gradients(
                 micro_loss_sum = micro_loss_sum * float("nan")
             engine.backward(micro_loss_sum * scale)
         loss_sum += micro_loss_sum.detach()
-    return engine.sum_floats([loss_sum.item()])[0] / engine.replicas
+    return engine.sum_floats([loss_sum.item()])[0] / engine.tensor_parallel_size
 
 
 def gradient_norm(optimizer: NamedOptimizer) -> float:
     """The global norm of the gradients, the same on every rank."""
-    norms = [float(whole(torch.nn.utils.get_total_norm(some))) for some in by_mesh(_gradients(optimizer))]
+    norms = [float(full_tensor(torch.nn.utils.get_total_norm(some))) for some in by_mesh(_gradients(optimizer))]
     return math.hypot(*norms)
 
 

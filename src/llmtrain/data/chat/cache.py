@@ -1,4 +1,4 @@
-"""Tokenised rows on disk: written once, opened by every rank and worker through memory mapping. No torch.
+"""Tokenised rows on disk: written once, opened by every rank and worker through memory mapping, without torch.
 
     <folder>/manifest.json   the key, the counts, size and SHA-256 of each file; written last
     <folder>/input_ids.bin   int32, the tokens of all samples, one after the other
@@ -6,8 +6,8 @@
     <folder>/starts.bin      int64 [num_samples + 1], where each sample begins in both, and the end of the last one
     <folder>/sources.txt     a line for each sample: `file:line` of its row
 
-Integers are little-endian. The key says what the samples were made from (rows, tokenizer, template, options): samples
-of another key are refused, or made anew, and what has changed is said. A folder is complete or not there
+Integers are little-endian. The key says what the samples were made from (rows, tokenizer, template, options). Samples
+of another key are rejected, or made again, and a message names what has changed. A folder is complete or not there
 (`data.prepare.output`).
 """
 
@@ -26,17 +26,18 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from llmtrain.config.errors import ConfigError
 from llmtrain.data.chat.sample import Sample
+from llmtrain.data.chat.unused import Unused
 from llmtrain.data.manifest import MANIFEST_NAME
 from llmtrain.data.order import Ints
 from llmtrain.data.prepare.output import output_lock, staged_output
+from llmtrain.errors import ConfigError
 
 logger = logging.getLogger("llmtrain.data")
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 _FILES = ("input_ids.bin", "supervised.bin", "starts.bin", "sources.txt")
-_MADE_BY_US = re.compile("|".join(map(re.escape, (MANIFEST_NAME, f"{MANIFEST_NAME}.tmp", *_FILES))))
+_MADE_BY_US = re.compile("|".join(map(re.escape, (MANIFEST_NAME, *_FILES))) + r"|manifest\.json\.(\d+\.)?tmp")
 _OUTPUT_KEY = "data.cache_dir"
 _FOLDER_PREFIX = "samples-"
 
@@ -51,26 +52,28 @@ class FileRecord(BaseModel):
 
 
 class Account(BaseModel):
-    """What happened while the rows were read. To be said again wherever the samples are used."""
+    """Account of the reading of the rows. It is logged again wherever the samples are used."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     rows: int = 0
-    """That were read, those with faults and those that are left out too."""
+    """Rows that were read, also those with faults and those that are left out."""
     notes: tuple[str, ...] = ()
-    """What was cut and left out."""
+    """Sentences about what was cut off and left out."""
     warnings: tuple[str, ...] = ()
-    """What should not be."""
+    """Sentences about what is suspicious."""
+    unused: dict[str, Unused] = {}
+    """Unused values of the rows, by name."""
 
 
 class SamplesManifest(BaseModel):
-    """What is known of a folder of samples."""
+    """The metadata of a folder of samples."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format_version: Literal[2] = 2
+    format_version: Literal[3] = 3
     about: str
-    """Which rows these are, in words that stay the same when the rows, or what is made of them, change."""
+    """The rows by name, in words that stay the same when their content, or what is made of them, changes."""
     key: dict[str, str]
     samples: int
     tokens: int
@@ -80,8 +83,7 @@ class SamplesManifest(BaseModel):
 
 
 class SampleStore:
-    """The samples of a folder, read from memory-mapped files as they are asked for. A copy in another process opens
-    the files for itself."""
+    """The samples of a folder, read from memory-mapped files. A copy in another process opens the files for itself."""
 
     def __init__(self, folder: Path, manifest: SamplesManifest) -> None:
         self.folder = folder
@@ -98,17 +100,17 @@ class SampleStore:
         return {"folder": self.folder, "manifest": self.manifest}
 
     def source(self, index: int) -> str:
-        """`file:line` of the sample's row."""
+        """Return `file:line` of the sample's row."""
         return self._sources[index]
 
     def tokens(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """The sample's `input_ids` and `supervised`, both [n]. Views of the files."""
+        """Return the sample's `input_ids` and `supervised`, both [n], as views of the files."""
         begin, end = self._starts[index : index + 2].tolist()
         return self._input_ids[begin:end], self._supervised[begin:end]
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """Name of the data in messages."""
         return str(self.folder)
 
     @cached_property
@@ -123,7 +125,7 @@ class SampleStore:
 
     @property
     def content_sha256(self) -> str:
-        """Of the samples in their order, wherever the folder lies; names of files left out."""
+        """Hash of the samples in their order, wherever the folder lies; names of files do not count."""
         names = ("input_ids.bin", "supervised.bin", "starts.bin")
         return sha256(" ".join(self.manifest.files[name].sha256 for name in names).encode()).hexdigest()
 
@@ -150,15 +152,15 @@ class SampleStore:
 
 
 def samples_folder(cache_dir: Path, key: Mapping[str, str]) -> Path:
-    """The folder in `cache_dir` for the samples of `key`."""
+    """Return the folder in `cache_dir` for the samples of `key`."""
     return cache_dir / f"{_FOLDER_PREFIX}{sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:16]}"
 
 
 def open_samples(folder: Path, *, key: Mapping[str, str]) -> SampleStore:
-    """The samples in `folder`, all of which is read once to see that it is whole.
+    """Open the samples in `folder`, and read all of it once to see that it is undamaged.
 
     Raises ConfigError when there are none, when they are damaged, or when they were made from something else than
-    `key` says, with the parts of the key that differ.
+    `key` says; the message names the parts of the key that differ.
     """
     manifest, problem = _inspect(folder, key)
     if manifest is None or problem is not None:
@@ -174,11 +176,11 @@ def ensure_samples(
     about: str = "",
     account: Callable[[], Account] = Account,
 ) -> SampleStore:
-    """The samples of `key` in `folder`: those that are there, or else what `make` gives.
+    """Open the samples of `key` in `folder`, or write there what `make` yields if there are none.
 
-    Any number of processes may call it at once: one makes them, the others wait for it. Says what has changed if beside
-    the folder there are samples of the same rows (`about`) with another key. Raises what `make` raises, and then leaves
-    the folder as it was; ConfigError when the folder cannot be written, RunError when the disk is full.
+    Any number of processes may call it at once: one makes them, the others wait for it. If there are samples of the
+    same rows (`about`) with another key beside the folder, a message names what has changed. Raises what `make` raises,
+    and then leaves the folder as it was; ConfigError when the folder cannot be written, RunError when the disk is full.
     """
     if _inspect(folder, key)[1] is not None:
         with output_lock(folder, key=_OUTPUT_KEY):
@@ -193,8 +195,10 @@ def ensure_samples(
 
 
 def _changed_since(folder: Path, *, about: str, key: Mapping[str, str]) -> str | None:
-    """Which parts of the key are others than those of the samples of the same rows in a folder beside this one, of
-    those that differ least; None where there are no such samples."""
+    """Name the parts of the key that differ from those of other samples of the same rows, in a folder beside this one.
+
+    Of several such folders the one that differs least is compared. None where there is none.
+    """
     differences = []
     for file in folder.parent.glob(f"{_FOLDER_PREFIX}*/{MANIFEST_NAME}"):
         manifest, problem = _read_manifest(file.parent)
@@ -230,7 +234,7 @@ def _write(
 def _write_tokens(
     samples: Iterable[Sample], ids_file: BinaryIO, supervised_file: BinaryIO, sources_file: BinaryIO
 ) -> tuple[list[int], int]:
-    """Where each sample begins and the last one ends, and the number of supervised tokens."""
+    """Write the samples; return where each begins and the last one ends, and the number of supervised tokens."""
     starts, num_supervised = [0], 0
     for sample in samples:
         assert len(sample.input_ids) == len(sample.supervised) > 0, sample.source
@@ -249,7 +253,7 @@ def _record(path: Path) -> FileRecord:
 
 
 def _inspect(folder: Path, key: Mapping[str, str]) -> tuple[SamplesManifest | None, str | None]:
-    """What the folder says of itself, and what is wrong with it."""
+    """Return the folder's manifest, and what is wrong with the folder."""
     manifest, problem = _read_manifest(folder)
     if manifest is None:
         return None, problem
@@ -263,10 +267,10 @@ def _inspect(folder: Path, key: Mapping[str, str]) -> tuple[SamplesManifest | No
 
 
 def _read_manifest(folder: Path) -> tuple[SamplesManifest | None, str | None]:
-    """The folder's manifest, or why it cannot be had."""
+    """Return the folder's manifest, or why it cannot be read."""
     try:
         document = json.loads((folder / MANIFEST_NAME).read_bytes())
-    except FileNotFoundError:
+    except OSError:  # none, or the folder cannot be looked into: who writes it says why
         return None, "holds no tokenised rows"
     except ValueError as error:
         return None, f"the manifest of the tokenised rows is damaged ({error})"

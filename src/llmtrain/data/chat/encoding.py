@@ -1,9 +1,9 @@
 """Text and spans of characters -> tokens and which of them are learned.
 
-Each text is tokenised once, as a whole, just as it is when the model is used. A token is learned when its first
-character stands in a span: one that begins before a span and reaches into it is given to the model, which never has to
-write it; one that begins in a span and reaches out of it has to be written. For a prompt with its completion, whose
-border is wherever the row has it, no token may do the former (`prompt_is_prefix`).
+Each text is tokenised once and undivided, as it is when the model is used. A token is learned when its first character
+is in a span. So a token that begins before a span and reaches into it is given to the model, which never has to write
+it; a token that begins in a span and reaches out of it has to be written. The border between a prompt and its
+completion is wherever the row has it, so no token may cross it (`prompt_is_prefix`).
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import tokenizers
 from numpy.typing import NDArray
 from tokenizers import processors
 
-from llmtrain.config.errors import ConfigError
 from llmtrain.data.chat.supervision import Rendered
 from llmtrain.data.chat.templates import ChatTemplate, adds_bos
+from llmtrain.data.tokenizers import repeatable_copy
+from llmtrain.errors import ConfigError
 
 
 class Encoded(NamedTuple):
@@ -29,9 +29,9 @@ class Encoded(NamedTuple):
     supervised: NDArray[np.bool_]
     """[n]; never the first token, which nothing predicts."""
     prompt_is_prefix: bool
-    """Whether the tokens of the prompt alone are the first ones; True where there is no prompt."""
+    """True if the sample begins with the tokens of the prompt alone, or has no prompt."""
     splits_token: bool
-    """Whether a span begins inside of a token, which then is not learned."""
+    """True if a span begins inside a token, which then is not learned."""
 
 
 class ChatEncoder:
@@ -43,18 +43,19 @@ class ChatEncoder:
         if tokenizer.eos_token_id is None:
             raise ConfigError("the tokenizer has no end token (eos_token): the model could not learn where to stop")
         self.template = template
-        self._backend: Any = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self._backend.no_truncation()
-        self._backend.no_padding()
+        self._backend: Any = repeatable_copy(tokenizer)
+        self._adds_bos = adds_bos(tokenizer, self._backend)
         # It has nothing left to do but to trim blanks off the offsets, which would hide where a token begins.
         self._backend.post_processor = processors.Sequence([])
         self.eos_id = int(tokenizer.eos_token_id)
         self.bos_id = None if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
-        self._adds_bos = adds_bos(tokenizer)
 
     def encode(self, batch: Sequence[Rendered]) -> list[Encoded]:
-        """Tokens of each text: with one BOS, if the tokenizer begins texts with it, where no template is in charge of
-        that, and with a learned end token, unless the text ends in a control token already."""
+        """Return the tokens of each text.
+
+        It begins with one BOS token, if the tokenizer adds it and no template does. It ends with a learned end token,
+        unless the text ends in a control token already.
+        """
         encodings = self._backend.encode_batch([rendered.text for rendered in batch], add_special_tokens=False)
         with_prompt = [index for index, rendered in enumerate(batch) if rendered.prompt]
         prompts = self._backend.encode_batch([batch[index].prompt for index in with_prompt], add_special_tokens=False)
@@ -68,9 +69,9 @@ class ChatEncoder:
         return found
 
     def encode_prompt(self, text: str, *, is_complete: bool) -> list[int]:
-        """Tokens of a text that the model is to go on from: the first ones of what `encode` makes of the whole.
+        """Return the tokens of a text that the model continues: the first ones of what `encode` makes of the full text.
 
-        `is_complete`: a template made it, and has written BOS if there should be one.
+        `is_complete`: a template made the text, and has written BOS if there should be one.
         """
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         begins = self._adds_bos and not is_complete and ids[:1] != [self.bos_id]

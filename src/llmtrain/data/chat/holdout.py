@@ -1,6 +1,6 @@
-"""Which rows validate: held out by hash, and whether their prompts stand among the training rows.
+"""Choosing the rows that validate, by hash; and finding their prompts among the training rows.
 
-The hash is the prompt's, not the row's: rows that ask the same fall on the same side, so that a model is never
+The hash is the prompt's, not the row's: rows with the same question fall on the same side, so that a model is never
 validated on a question that it was trained on.
 """
 
@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import hashlib
 
-from llmtrain.data.chat.shapes import Chat, Completion, Example
+from llmtrain.data.chat.shapes import Chat, Example, PromptCompletion
 
 _MAX_KEPT = 1000
 
 
 def prompt_of(example: Example) -> str:
-    """What the model is asked, word for word whatever the blanks: equal for rows that ask the same in other shapes.
+    """Return what the model is asked, with blanks made equal: the same for rows that ask the same in other shapes.
 
-    Of a conversation all turns before the first that is learned; of a row of text, all of it.
+    Of a conversation these are all turns before the first that is learned; of a row of text, all of it.
     """
-    if isinstance(example, Completion):
+    if isinstance(example, PromptCompletion):
         return " ".join(example.prompt.split())
     if isinstance(example, Chat):
         turns = example.messages[: min(example.supervised)]
@@ -30,18 +30,18 @@ def prompt_of(example: Example) -> str:
 
 
 def is_held_out(example: Example, fraction: float) -> bool:
-    """Whether the row is among the `fraction` of rows that validate. A larger fraction holds out the same and more."""
+    """Return whether the row is in the `fraction` that validates. A larger fraction holds out the same and more."""
     return int.from_bytes(_hash(example)[:8]) < fraction * 2**64
 
 
 def is_kept(example: Example, fraction: float) -> bool:
-    """Whether the row stays for training when a `fraction` is held out."""
+    """Return whether the row stays for training when a `fraction` is held out."""
     return not is_held_out(example, fraction)
 
 
 def prompt_hash(example: Example) -> bytes | None:
-    """What is compared in place of the prompt; of a row of text there is none."""
-    return _hash(example) if isinstance(example, Chat | Completion) else None
+    """Return what is compared in place of the prompt; None of a row of text."""
+    return _hash(example) if isinstance(example, Chat | PromptCompletion) else None
 
 
 class ValidationPrompts:
@@ -56,7 +56,7 @@ class ValidationPrompts:
 
     @property
     def num_met(self) -> int:
-        """Prompts that stand among the training rows."""
+        """Prompts that were found among the training rows."""
         return len(self._met)
 
     def add(self, prompt: bytes | None, source: str) -> None:
@@ -66,14 +66,14 @@ class ValidationPrompts:
             self.num_prompts = len(self._sources)
 
     def look_for(self, prompt: bytes | None, source: str) -> None:
-        """Look whether a training row has one of the prompts."""
+        """Note whether a training row has one of the prompts."""
         if prompt in self._sources and prompt not in self._met:
             self._met.add(prompt)
             if len(self.pairs) < _MAX_KEPT:
                 self.pairs.append((self._sources[prompt], source))
 
     def warning(self, *, max_named: int = 5) -> str | None:
-        """One message that names rows, or None where no prompt stands on both sides."""
+        """Return one message that names rows, or None where no prompt is on both sides."""
         if not self._met:
             return None
         named = ", ".join(f"{validation} = {training}" for validation, training in self.pairs[:max_named])

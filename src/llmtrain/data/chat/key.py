@@ -1,4 +1,4 @@
-"""What tokenised rows were made from, as hashes: equal keys promise equal samples, wherever the files lie."""
+"""Hash everything that tokenised rows are made from: equal keys promise equal samples, wherever the files lie."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmtrain._version import __version__
-from llmtrain.data.chat.row_files import RowDataset, RowFile
 from llmtrain.data.chat.templates import ChatTemplate
+from llmtrain.data.files.datasets import RowDataset
+from llmtrain.data.files.find import DataFile
 
 
 def samples_key(
-    sources: Sequence[RowFile | RowDataset], *, template: ChatTemplate, options: Mapping[str, Any]
+    sources: Sequence[DataFile | RowDataset], *, template: ChatTemplate, options: Mapping[str, Any]
 ) -> dict[str, str]:
-    """The key of `cache` for the samples of `sources`, all of whose content is read.
+    """Return the key of the cache for the samples of `sources`; all of their content is read.
 
-    `options` is whatever else decides what a row becomes (values that JSON can hold). Names of the files count as well:
-    the samples name their rows by them. So does the version of llmtrain, whose rules a release may change.
+    `options` is whatever else decides what a row becomes (values that JSON can hold). Names of the files count as well,
+    since samples name their rows by them. So does the version of llmtrain, whose rules a release may change.
     """
     tokenizer = template.tokenizer
     return {
@@ -30,7 +31,7 @@ def samples_key(
     }
 
 
-def _content(source: RowFile | RowDataset) -> str:
+def _content(source: DataFile | RowDataset) -> str:
     if isinstance(source, RowDataset):
         return str(source.dataset._fingerprint)  # of datasets itself: changes with whatever made the dataset
     digest = hashlib.sha256()

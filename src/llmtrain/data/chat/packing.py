@@ -1,9 +1,9 @@
-"""Rows -> packs: which lengths share a sequence of `seq_len` tokens. A pure function of the lengths; no torch.
+"""Rows -> packs: which lengths share a sequence of `seq_len` tokens. A pure function of the lengths, without torch.
 
     lengths, longest first ─→ each into the fullest pack that still has room (best-fit decreasing), else into a new one
 
-Packs are made of *slots*, a slot has a length, and any row of that length may fill it; so the packs, and how many there
-are, stay as they are while rows change places from epoch to epoch (`plan`).
+Packs are made of *slots*. A slot has a length, and any row of that length may fill it. So the packs stay the same while
+rows change places from epoch to epoch (row_order.py).
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ class Packs:
     """[num_packs + 1] where each pack begins in `slots`, and the end of the last one."""
     num_tokens: Ints
     """[num_packs] tokens in each."""
+    rows: Ints
+    """[num_rows] a row for each slot, where rows are not shuffled."""
 
     @property
     def efficiency(self) -> float:
@@ -35,10 +37,10 @@ class Packs:
 
 
 def pack(lengths: Ints, seq_len: int) -> Packs:
-    """Best-fit decreasing (Johnson 1974: at most 11/9 of the fewest packs, and 4), in time that hardly grows with rows.
+    """Pack by best-fit decreasing (Johnson 1974: at most 11/9 of the fewest packs, plus 4), one length at a time.
 
     Rows of one length are placed together: the fullest pack with room for one is also the fullest after taking it, as
-    long as it has room for another, so whole groups of packs with equal room are filled at once.
+    long as it has room for another. So all packs with equal room are filled at once, and time hardly grows with rows.
 
     Raises ValueError when a row is longer than `seq_len`, or empty.
     """
@@ -79,4 +81,5 @@ def pack(lengths: Ints, seq_len: int) -> Packs:
         slots=np.argsort(pack_of_slot, kind="stable"),
         starts=np.concatenate(([0], np.cumsum(np.bincount(pack_of_slot, minlength=num_packs)))),
         num_tokens=np.bincount(pack_of_slot, weights=slot_lengths, minlength=num_packs).astype(np.int64),
+        rows=np.argsort(-lengths, kind="stable"),
     )

@@ -1,4 +1,4 @@
-"""A row of fine-tuning data as tokens: what `rows` and `supervision` make, and `packing` and the loader consume."""
+"""A row of fine-tuning data as tokens: sample_maker.py makes samples, cache.py keeps them, items.py draws them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Sample(NamedTuple):
     """The tokens of one row, or of one assistant turn of it where a template cannot show all turns at once."""
 
     input_ids: NDArray[np.int32]
-    """[n]."""
+    """[n]"""
     supervised: NDArray[np.bool_]
-    """[n]: whether the model is to learn to write this very token (not the one after it)."""
+    """[n] whether the model learns to write this very token (not the one after it)."""
     source: str
     """`file:line` of the row, for messages."""

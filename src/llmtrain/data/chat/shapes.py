@@ -1,24 +1,26 @@
-"""What a row is: a conversation, a prompt with its completion, or text; told row by row, by its keys.
+"""The shape of a row: a conversation, a prompt with its completion, or text. Each row's keys tell which it is.
 
     {"messages": [{"role", "content"} …]}            ─┐
     {"conversations": [{"from", "value"} …]}         ─┼─→ Chat
     {"instruction", "input", "output"}               ─┤
     {"prompt": [messages], "completion": [messages]} ─┘
-    {"prompt": "…", "completion": "…"}               ───→ Completion
+    {"prompt": "…", "completion": "…"}               ───→ PromptCompletion
     {"text": "…"}                                    ───→ Text
 
-Roles and content are checked here, and brought into the form that chat templates know. No tokenizer is needed.
+Roles and content are checked here, and brought into the form that chat templates know. What a row holds beside its
+shape is named in `unused`. No tokenizer is needed.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from llmtrain.config.faults import nearest
-from llmtrain.data.chat.faults import RowError
+from llmtrain.config.loading.messages import nearest
+from llmtrain.data.chat.tools import calls_in_text, checked_calls, reject_half_characters, tools_of
+from llmtrain.data.files.row_faults import RowError
 
 SHAPES = "messages, conversations, prompt + completion, instruction + output, or text"
 
@@ -35,8 +37,19 @@ _OTHER_ROLES = {
     "function": "tool",
     "ipython": "tool",
     "observation": "tool",
+    "tool_response": "tool",
+    "function_response": "tool",
+    "function_call": "assistant",
+    "tool_call": "assistant",
 }
 """Names that other formats have for a role."""
+_CALL_ROLES = ("function_call", "tool_call")
+"""Roles of turns whose text is the call of a tool."""
+TRAIN_KEYS = ("weight", "train", "loss", "trainable")
+"""Keys of a turn that say whether the model learns from it: 0 and false mean no."""
+
+TEXT_PARTS = ("text", "input_text", "output_text", None)
+"""Types of a part of a turn that is text."""
 
 Message = dict[str, Any]
 
@@ -46,22 +59,25 @@ class Chat:
     """Turns, for a chat template."""
 
     shape: str
-    """What the row's keys were, for the counts."""
+    """The name of the row's shape, for the counts."""
     messages: list[Message]
-    """`role`, `content` (text), and whatever else a template may know: tool_calls, reasoning_content, name …"""
+    """`role`, `content` (text), and whatever else a template may use: tool_calls, reasoning_content, name …"""
     tools: list[Any] | None
     """Descriptions of the functions that the assistant may call."""
     supervised: frozenset[int]
-    """The assistant's turns to learn from, by index: all but those with a weight of 0 or in the prompt."""
+    """The assistant's turns to learn from, by index: all but those that `TRAIN_KEYS` exclude, or in the prompt."""
+    unused: tuple[str, ...] = field(default=(), compare=False)
+    """Fields of the row, and keys of turns, that hold something and are not used."""
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
-    """Text to go on from, and how it goes on. No template is applied; what lies between them stands in one of them."""
+class PromptCompletion:
+    """A text and its continuation. No template is applied, and nothing is put between them."""
 
     prompt: str
     completion: str
     shape: str = "prompt + completion"
+    unused: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,35 +86,37 @@ class Text:
 
     text: str
     shape: str = "text"
+    unused: tuple[str, ...] = field(default=(), compare=False)
 
 
-Example = Chat | Completion | Text
+Example = Chat | PromptCompletion | Text
 
 
 def example_of(values: Mapping[str, Any], *, text_column: str | None = None) -> Example:
-    """What a row says. Raises RowError for a row of no known shape, or with a turn that cannot be.
+    """Return the content of a row. Raises RowError for a row of no known shape, or with an invalid turn.
 
-    `text_column`, where the row has it, makes it a row of text whatever its other keys are; without it, `text` does
-    where nothing else fits.
+    A row that has the key `text_column` is a row of text, whatever its other keys are; a row with `text` is one if no
+    other shape fits.
     """
     given = {key: value for key, value in values.items() if value is not None}
-    if text_column is not None and text_column in given:
-        return Text(_text(given, text_column))
-    if "messages" in given:
-        return _chat("messages", given["messages"], given)
-    if "conversations" in given:
-        return _chat("conversations", given["conversations"], given)
-    if "instruction" in given:
-        return _instruction(given)
-    if "prompt" in given:
-        return _prompt(given)
-    if "text" in given:
-        return Text(_text(given, "text"))
+    reject_half_characters(given, "")
+    text = text_column if text_column in given else None
+    if text is None:
+        for shape in ("messages", "conversations"):
+            if shape in given:
+                return _chat(shape, _list_in_text(given[shape], shape), given, used=[shape])
+        if "instruction" in given:
+            return _instruction(given)
+        if "prompt" in given:
+            return _prompt(given)
+        text = "text" if "text" in given else None
+    if text is not None:
+        return Text(_text(given, text), unused=_unused(given, [text]))
     raise RowError(_unknown_shape(values, given, text_column))
 
 
 def is_text(values: Mapping[str, Any]) -> bool:
-    """Whether a row is nothing but text. What is no row that can be is not."""
+    """Return whether a row is a valid row of text alone."""
     try:
         return isinstance(example_of(values), Text)
     except RowError:
@@ -119,18 +137,47 @@ def _unknown_shape(values: Mapping[str, Any], given: Mapping[str, Any], text_col
 
 
 def _instruction(given: Mapping[str, Any]) -> Chat:
+    """Return the question with its input, after the questions and answers of `history` where the row has them."""
     answer = _answer_key(given, "instruction")
-    question = _text(given, "instruction")
-    context = next((_checked(given[key], key) for key in INPUT_KEYS if key in given), "")
-    if context.strip():
-        question = f"{question}\n\n{context}"
-    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": _text(given, answer)}]
-    if isinstance(given.get("system"), str) and given["system"].strip():
-        messages.insert(0, {"role": "system", "content": _text(given, "system")})
-    return Chat("instruction + output", messages, None, frozenset([len(messages) - 1]))
+    question = [_text(given, "instruction"), *(_checked(given[key], key) for key in INPUT_KEYS if key in given)]
+    history = _history(given.get("history"))
+    turns = [
+        *(history or ()),
+        {"role": "user", "content": "\n\n".join([question[0], *filter(str.strip, question[1:])])},
+        {"role": "assistant", "content": _text(given, answer)},
+    ]
+    used = ["instruction", *INPUT_KEYS, answer, *(["history"] if history else [])]
+    return _chat("instruction + output", turns, given, used=used)
 
 
-def _prompt(given: Mapping[str, Any]) -> Chat | Completion:
+def _history(history: object) -> list[Message] | None:
+    """Return pairs of question and answer as turns; turns as they are. None for anything else."""
+    history = _list_in_text(history, "history")
+    if not isinstance(history, list) or not history:
+        return None
+    if all(isinstance(turn, dict) and turn.keys() & {"role", "from"} for turn in history):
+        return history
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        return None
+    roles = ("user", "assistant")
+    return [{"role": role, "content": text} for pair in history for role, text in zip(roles, pair, strict=True)]
+
+
+def _list_in_text(value: object, key: str) -> object:
+    """Return the list that JSON text holds (cells of tables often do); anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        parsed = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    if not isinstance(parsed, list):
+        return value
+    reject_half_characters(parsed, key)
+    return parsed
+
+
+def _prompt(given: Mapping[str, Any]) -> Chat | PromptCompletion:
     answer = _answer_key(given, "prompt")
     prompt, completion = given["prompt"], given[answer]
     if isinstance(prompt, list):
@@ -138,8 +185,10 @@ def _prompt(given: Mapping[str, Any]) -> Chat | Completion:
             completion = [{"role": "assistant", "content": completion}]
         if not isinstance(completion, list):
             raise RowError(f"{answer!r} is no list of turns, but 'prompt' is one")
-        return _chat("prompt + completion", [*prompt, *completion], given, num_prompt_turns=len(prompt))
-    return Completion(_checked(prompt, "prompt"), _text(given, answer))
+        turns = [*prompt, *completion]
+        return _chat("prompt + completion", turns, given, used=["prompt", answer], num_prompt_turns=len(prompt))
+    unused = _unused(given, ["prompt", answer])
+    return PromptCompletion(_checked(prompt, "prompt"), _text(given, answer), unused=unused)
 
 
 def _answer_key(given: Mapping[str, Any], question: str) -> str:
@@ -161,39 +210,56 @@ def _text(given: Mapping[str, Any], key: str) -> str:
 
 
 def _checked(value: object, what: str) -> str:
-    """`value` if it is text that can be encoded."""
     if not isinstance(value, str):
         raise RowError(f"{what!r} should be text, but is {_kind(value)}")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise RowError(f"{what!r} holds half of a surrogate pair, which is no valid Unicode") from None
     return value
 
 
-def _chat(shape: str, turns: object, given: Mapping[str, Any], *, num_prompt_turns: int = 0) -> Chat:
+def _unused(given: Mapping[str, Any], used: Sequence[str]) -> tuple[str, ...]:
+    """Return the fields that hold something, and are not among those that were used."""
+    return tuple(key for key, value in given.items() if key not in used and holds_something(value))
+
+
+def holds_something(value: object) -> bool:
+    """Return whether a value is more than null, blank text, or an empty list or object."""
+    return bool(value.strip()) if isinstance(value, str) else value is not None and value != [] and value != {}
+
+
+class _Turn(NamedTuple):
+    message: Message
+    is_trained: bool
+    unused: list[str]
+
+
+def _chat(
+    shape: str, turns: object, given: Mapping[str, Any], *, used: Sequence[str], num_prompt_turns: int = 0
+) -> Chat:
     if not isinstance(turns, list):
         raise RowError(f"{shape!r} should be a list of turns, but is {_kind(turns)}")
-    messages: list[Message] = []
-    supervised: list[int] = []
-    system = given.get("system")
-    if isinstance(system, str) and system.strip() and shape == "conversations":
-        messages.append({"role": "system", "content": _checked(system, "system")})
-    for number, turn in enumerate(turns, 1):
-        message, is_trained = _message(turn, number)
-        if message["role"] == "assistant" and is_trained and number > num_prompt_turns:
-            supervised.append(len(messages))
-        messages.append(message)
+    parsed = [_turn(turn, number) for number, turn in enumerate(turns, 1)]
+    tools = tools_of(given, wrapped=shape == "conversations")
+    system: list[Message] = []
+    if isinstance(given.get("system"), str) and given["system"].strip():
+        stands_first = bool(parsed) and parsed[0].message == {"role": "system", "content": given["system"]}
+        system = [] if stands_first else [{"role": "system", "content": given["system"]}]
+        used = [*used, "system"]
+    supervised = [
+        len(system) + index
+        for index, (message, is_trained, _) in enumerate(parsed)
+        if message["role"] == "assistant" and is_trained and index >= num_prompt_turns
+    ]
     if not supervised:
-        roles = ", ".join(dict.fromkeys(str(message["role"]) for message in messages)) or "no turns"
+        roles = ", ".join(dict.fromkeys(str(turn.message["role"]) for turn in parsed)) or "no turns"
         where = "the completion" if num_prompt_turns else repr(shape)
         raise RowError(f"has no turn of the assistant to learn from in {where} ({roles})")
-    return Chat(shape, messages, _tools(given.get("tools")), frozenset(supervised))
+    unused = _unused(given, [*used, "tools" if given.get("tools") else "functions"])
+    of_turns = dict.fromkeys(name for turn in parsed for name in turn.unused)
+    messages = [*system, *(turn.message for turn in parsed)]
+    return Chat(shape, messages, tools, frozenset(supervised), unused=(*unused, *of_turns))
 
 
-def _message(turn: object, number: int) -> tuple[Message, bool]:
-    """The turn in the form that templates know, and whether it is to be learned from (`weight`)."""
+def _turn(turn: object, number: int) -> _Turn:
+    """Return the turn in the form that templates know, and whether the model learns from it."""
     if not isinstance(turn, dict):
         raise RowError(f"turn {number} should be an object with role and content, but is {_kind(turn)}")
     role_key, content_key = ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
@@ -207,14 +273,25 @@ def _message(turn: object, number: int) -> tuple[Message, bool]:
         raise RowError(f"turn {number} ({role}) has 'value' beside 'role': name it 'content'")
     message: Message = {"role": known, "content": _content(content, role, number)}
     for key, value in turn.items():
-        if key not in (role_key, content_key, "weight") and value is not None:
+        if key not in (role_key, content_key, "function_call", *TRAIN_KEYS) and value is not None:
             message[key] = value
-    if message.get("tool_calls"):
-        message["tool_calls"] = _tool_calls(message["tool_calls"], number)
+    if not message.get("tool_calls"):
+        message.pop("tool_calls", None)  # templates ask whether there is the key
+    if role.lower() in _CALL_ROLES and not message.get("tool_calls"):
+        message |= {"content": "", "tool_calls": calls_in_text(message["content"], number)}
+    elif message.get("tool_calls"):
+        message["tool_calls"] = checked_calls(message["tool_calls"], number)
+    elif turn.get("function_call"):
+        message["tool_calls"] = checked_calls([{"type": "function", "function": turn["function_call"]}], number)
     elif known != "tool" and not message["content"].strip():
         missing = content is None
         raise RowError(f"turn {number} ({role}) " + (f"has no {content_key!r}" if missing else "is empty"))
-    return message, _is_trained(turn.get("weight"), number)
+    given = [(key, turn[key]) for key in TRAIN_KEYS if turn.get(key) is not None]
+    for key, value in given:
+        if value not in (0, 1):  # false and true among them
+            raise RowError(f"turn {number} has the {key} {value!r}, but only 0 (not learned from) and 1 are known")
+    unused = [f"turn.{key} ({known})" for key, value in given if value and known != "assistant"]
+    return _Turn(message, all(value for _, value in given), unused)
 
 
 def _role(role: object, number: int) -> str:
@@ -228,60 +305,27 @@ def _role(role: object, number: int) -> str:
 
 
 def _content(content: object, role: object, number: int) -> str:
-    """Text of a turn; of a list of parts, their texts put together."""
+    """Return the text of a turn; of a list of parts, their texts put together."""
     if content is None:
         return ""
     if isinstance(content, list):
         parts = [part if isinstance(part, dict) else {"type": "text", "text": part} for part in content]
-        other = next((part for part in parts if not isinstance(part.get("text"), str)), None)
+        other = next((part for part in parts if not _is_text_part(part)), None)
         if other is not None:
             raise RowError(f"turn {number} ({role}) has a part of type {other.get('type')!r}; only text is learned")
         content = "".join(part["text"] for part in parts)
     if not isinstance(content, str):
         raise RowError(f"turn {number} ({role}) should have text as its content, but has {_kind(content)}")
-    return content if content.isascii() else _checked(content, f"turn {number}")
+    return content
 
 
-def _is_trained(weight: object, number: int) -> bool:
-    if weight not in (None, 0, 1):
-        raise RowError(f"turn {number} has the weight {weight!r}, but only 0 (not learned from) and 1 are known")
-    return weight != 0
-
-
-def _tool_calls(calls: object, number: int) -> list[Any]:
-    """Calls with their arguments as an object: templates write them as JSON themselves."""
-    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise RowError(f"turn {number}: 'tool_calls' should be a list of objects")
-    parsed = []
-    for call in calls:
-        function = call.get("function", call)
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise RowError(f"turn {number} calls a tool without a name")
-        arguments = function.get("arguments")
-        if isinstance(arguments, str):
-            try:
-                function = {**function, "arguments": json.loads(arguments or "{}")}
-            except ValueError:
-                raise RowError(
-                    f"turn {number}: the arguments of the call of {function['name']!r} are no JSON"
-                ) from None
-        parsed.append({**call, "function": function} if "function" in call else function)
-    return parsed
-
-
-def _tools(tools: object) -> list[Any] | None:
-    if isinstance(tools, str) and tools.strip():
-        try:
-            tools = json.loads(tools)
-        except ValueError:
-            raise RowError("'tools' is text, but no JSON") from None
-    if not tools:
-        return None
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise RowError("'tools' should be a list of objects that describe functions")
-    return tools
+def _is_text_part(part: Mapping[str, Any]) -> bool:
+    """Return whether a part of a turn is text that it says; the text of a part of reasoning is not."""
+    return isinstance(part.get("text"), str) and part.get("type", "text") in TEXT_PARTS
 
 
 def _kind(value: object) -> str:
     kinds = {list: "a list", dict: "an object", str: "text", bool: "true or false", type(None): "null"}
-    return kinds.get(type(value), "a number")
+    return kinds.get(
+        type(value), "a number" if isinstance(value, int | float) else f"a value of type {type(value).__name__}"
+    )

@@ -1,16 +1,16 @@
-"""Which characters of a row's text the model learns to write.
+"""Choosing the characters of a row's text that the model learns to write.
 
     Chat ── template with generation tags ──────────────────→ the text, and the spans in the tags
          ── else the turns up to each answer, rendered, are ─→ the text, and a span for each answer
-            each a prefix of the whole text
+            each a prefix of the full text
          ── else ───────────────────────────────────────────→ for each answer, the text up to it, and its span
-    Completion, Text ───────────────────────────────────────→ the text, and its span
+    PromptCompletion, Text ─────────────────────────────────→ the text, and its span
 
-The last happens with templates that show a turn differently once others follow: they move the system text to the last
+The third way is for templates that show a turn differently once others follow: they move the system text to the last
 question, or drop old reasoning. A span goes from the end of the header (`<|im_start|>assistant\\n`, which is given to
-the model when it is asked) to the end-of-turn token, both by the template's own rendering; the line end that some
-templates write after that token is not learned, nor is a `<think></think>` block with nothing in it. Tokens are
-`encoding`'s.
+the model when it is asked) to the end-of-turn token; the template's own rendering tells where both are. The line end
+that some templates write after that token is not learned, nor is a `<think></think>` block with nothing in it. Tokens
+are made in encoding.py.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from llmtrain.data.chat.faults import RowError
-from llmtrain.data.chat.shapes import Chat, Completion, Example
-from llmtrain.data.chat.templates import ChatTemplate
+from llmtrain.data.chat.shapes import Chat, Example, Message, PromptCompletion
+from llmtrain.data.chat.templates import ChatTemplate, common_prefix
+from llmtrain.data.files.row_faults import RowError
 
 Span = tuple[int, int]
 """Characters [begin, end)."""
@@ -30,26 +30,26 @@ _EMPTY_THINKING = re.compile(r"\s*<think>\s*</think>\n{0,2}")
 
 
 class Rendered(NamedTuple):
-    """Text that is to become a sample."""
+    """A text that becomes a sample."""
 
     text: str
     spans: list[Span]
-    """What is learned: ascending, apart from each other."""
+    """Spans of the text that are learned: ascending, without overlap."""
     prompt: str | None
-    """What the model is given, where its tokens have to be the sample's first; None for chats."""
+    """Text that the model is given, whose tokens must be the first of the sample; None for chats."""
     is_complete: bool
-    """Whether the text has all tokens that it should: no BOS is added."""
+    """True if the text has all of its control tokens, so no BOS is added."""
 
 
-def render(example: Example, *, template: ChatTemplate, supervise: str) -> list[Rendered]:
-    """The texts of a row: one, or one for each answer where the template cannot show all of them at once.
+def render(example: Example, *, template: ChatTemplate, supervise: str, apart: bool = False) -> list[Rendered]:
+    """Return the texts of a row: one, or one for each answer where the template cannot show all of them at once.
 
-    `supervise` is `assistant`, `last` or `all`. Raises RowError when the template does not take the row, or answers
-    cannot be told from what is before them.
+    `supervise` is `assistant`, `last` or `all`. `apart`: one for each answer anyway. Raises RowError when the template
+    rejects the row, or when it cannot be told where an answer begins.
     """
     if isinstance(example, Chat):
-        return _render_chat(example, template, supervise)
-    if isinstance(example, Completion):
+        return _render_chat(example, template, supervise, apart=apart)
+    if isinstance(example, PromptCompletion):
         text = example.prompt + example.completion
         if supervise == "all":
             return [Rendered(text, [(0, len(text))], None, is_complete=False)]
@@ -57,17 +57,21 @@ def render(example: Example, *, template: ChatTemplate, supervise: str) -> list[
     return [Rendered(example.text, [(0, len(example.text))], None, is_complete=False)]
 
 
-def _render_chat(chat: Chat, template: ChatTemplate, supervise: str) -> list[Rendered]:
+def learned_answers(chat: Chat, supervise: str) -> list[int]:
+    """Return the turns whose text is learned, by index."""
+    answers = sorted(chat.supervised)
+    return answers[-1:] if supervise == "last" else answers
+
+
+def _render_chat(chat: Chat, template: ChatTemplate, supervise: str, *, apart: bool) -> list[Rendered]:
     if supervise == "all":
         text = template.render(chat.messages, chat.tools)
         return [Rendered(text, [(0, len(text))], None, is_complete=True)]
-    answers = sorted(chat.supervised)
-    if supervise == "last":
-        answers = answers[-1:]
+    answers = learned_answers(chat, supervise)
     # What comes after the last answer would be read and never learned from.
     chat = Chat(chat.shape, chat.messages[: answers[-1] + 1], chat.tools, chat.supervised)
-    rendered = _by_tags(chat, answers, template) if template.has_generation_tags else None
-    if rendered is None:
+    rendered = _by_tags(chat, answers, template) if template.has_generation_tags and not apart else None
+    if rendered is None and not apart:
         rendered = _by_prefixes(chat, answers, template)
     if rendered is None:
         return [_one_answer(chat, answer, template) for answer in answers]
@@ -75,8 +79,11 @@ def _render_chat(chat: Chat, template: ChatTemplate, supervise: str) -> list[Ren
 
 
 def _by_tags(chat: Chat, answers: Sequence[int], template: ChatTemplate) -> Rendered | None:
-    """By generation tags. None when there is not one span for each of the assistant's turns, but not all are wanted,
-    or when the whole conversation does not show the system text."""
+    """Find the answers by generation tags.
+
+    None when only some of the assistant's turns are wanted and there is not one span for each turn, or when the full
+    conversation does not show the system text.
+    """
     text, spans = template.render_spans(chat.messages, chat.tools)
     if any(message["content"].strip() not in text for message in chat.messages if message["role"] == "system"):
         return None  # it is shown when an answer is asked for, and only then
@@ -92,7 +99,7 @@ def _by_tags(chat: Chat, answers: Sequence[int], template: ChatTemplate) -> Rend
 
 
 def _end_with_token(text: str, end: int, template: ChatTemplate) -> int:
-    """The end of a span with the end-of-turn token, which some templates write after the tag."""
+    """Return the end of a span with the end-of-turn token, which some templates write after the tag."""
     stripped = text[:end].rstrip()
     if template.end_of_turn and not template.ends_in_control_token(stripped):
         rest = re.compile(r"\s*" + re.escape(template.end_of_turn)).match(text, end)
@@ -101,36 +108,37 @@ def _end_with_token(text: str, end: int, template: ChatTemplate) -> int:
 
 
 def _by_prefixes(chat: Chat, answers: Sequence[int], template: ChatTemplate) -> Rendered | None:
-    """By rendering the turns up to each answer; None when one of these texts is no prefix of the whole."""
-    whole = template.render(chat.messages, chat.tools)
+    """Find the answers by rendering the turns up to each; None when one of these texts is no prefix of the full one."""
+    full = template.render(chat.messages, chat.tools)
     spans = []
     for answer in answers:
-        text = whole
+        text = full
         if answer + 1 < len(chat.messages):
             text = template.render(chat.messages[: answer + 1], chat.tools).removesuffix(template.closing)
-        if not whole.startswith(text):
+        if not full.startswith(text):
             return None
         begin = _begin_of_answer(chat, answer, text, template)
         if begin is None:
             return None
         spans.append((begin, len(text)))
-    return _rendered(whole, spans, template)
+    return _rendered(full, spans, template)
 
 
 def _one_answer(chat: Chat, answer: int, template: ChatTemplate) -> Rendered:
-    """The turns before an answer, as the model sees them when it is asked, and the answer."""
+    """Render the turns before an answer, as the model sees them when it is asked, and the answer."""
     text = template.render(chat.messages[: answer + 1], chat.tools)
     begin = _begin_of_answer(chat, answer, text, template)
     if begin is not None:
         return _rendered(text, [(begin, len(text))], template)
     # They are shown differently once the answer follows (Mistral shows the system text before the last turn alone).
-    if answer and template.around_content is not None:
-        before, after = template.around_content
-        content = chat.messages[answer]["content"]
-        for turn in (before + content + after, before + content.strip() + after):
-            if content and text.endswith(turn):
-                prompt = template.render(chat.messages[:answer], chat.tools, add_generation_prompt=True)
-                return _rendered(prompt + turn, [(len(prompt), len(prompt + turn))], template)
+    if answer:
+        question: list[Message] = [{"role": "user", "content": "?"}]
+        asked = template.render(question, chat.tools, add_generation_prompt=True)
+        answered = template.render([*question, chat.messages[answer]], chat.tools)
+        turn = answered.removeprefix(asked)
+        if turn != answered and text.endswith(turn):
+            prompt = template.render(chat.messages[:answer], chat.tools, add_generation_prompt=True)
+            return _rendered(prompt + turn, [(len(prompt), len(prompt + turn))], template)
     raise RowError(
         f"the chat template shows the turns before turn {answer + 1} differently once it follows, and its tokens "
         "cannot be told from theirs: mark them in the template with {% generation %} … {% endgeneration %}"
@@ -138,32 +146,34 @@ def _one_answer(chat: Chat, answer: int, template: ChatTemplate) -> Rendered:
 
 
 def _begin_of_answer(chat: Chat, answer: int, text: str, template: ChatTemplate) -> int | None:
-    """Where the answer begins in `text`, which ends with it: after its header. None when the turns before it, rendered
-    alone, are no prefix of `text`."""
+    """Return where the answer begins, after its header, in a `text` that ends with it.
+
+    None when the turns before it, rendered alone, are no prefix of `text`.
+    """
     if answer == 0:  # nothing to render: it greets
-        header = text.find(template.header)
-        if header >= 0:
-            return header + len(template.header)
-        content = text.find(chat.messages[0]["content"].strip())
-        return content if content >= 0 else None
+        for header in (template.header, template.shared_header):
+            if header in text:
+                return text.find(header) + len(header)
+        return _begin_of_last(chat.messages[0]["content"].strip(), text, template)
     prompt = template.render(chat.messages[:answer], chat.tools, add_generation_prompt=True)
     if text.startswith(prompt):
         begin = len(prompt)
     else:
-        # The prompt may open what this answer does not have (a block of reasoning): it begins where they part.
+        # The prompt may open what this answer does not have (a block of reasoning): it begins where they part, or
+        # before, where it begins like that block.
         base = len(template.render(chat.messages[:answer], chat.tools).removesuffix(template.closing))
-        begin = _common_prefix(prompt, text)
+        begin = len(common_prefix(prompt, text))
         if begin < base:
             return None
-        content = chat.messages[answer]["content"].strip()
-        found = text.find(content, base) if content else -1
-        begin = min(begin, found) if found >= 0 else begin
+        if template.shared_header and text.startswith(template.shared_header, base):
+            begin = min(begin, base + len(template.shared_header))
     return begin
 
 
-def _common_prefix(one: str, other: str) -> int:
-    both = zip(one, other, strict=False)
-    return next((index for index, (a, b) in enumerate(both) if a != b), min(len(one), len(other)))
+def _begin_of_last(content: str, text: str, template: ChatTemplate) -> int | None:
+    """Return where the content begins with which, but for the end of the turn, a text ends."""
+    said = text.rstrip().removesuffix(template.end_of_turn).rstrip()
+    return len(said) - len(content) if content and said.endswith(content) else None
 
 
 def _rendered(text: str, spans: Sequence[Span], template: ChatTemplate) -> Rendered:

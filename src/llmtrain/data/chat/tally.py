@@ -1,12 +1,14 @@
-"""What became of the rows: counts, and the first row of each kind, for what a run says before it starts."""
+"""Count what became of the rows, with the first row of each kind, for the lines that a run prints before it starts."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 from llmtrain.data.chat.sample import Sample
+from llmtrain.data.chat.unused import Unused, add_unused
 
 
 class ControlToken(NamedTuple):
@@ -27,7 +29,7 @@ class Tally:
     """Tokens of the texts of rows without a fault, before anything is cut or left out -> how many have as many."""
     samples: int = 0
     tokens: int = 0
-    """Of the samples, as they are trained on."""
+    """Number of tokens of the samples, as they are trained on."""
     supervised_tokens: int = 0
 
     rows_cut: int = 0
@@ -35,7 +37,7 @@ class Tally:
     supervised_tokens_cut: int = 0
     first_cut: str | None = None
     turns_left_out: int = 0
-    """Of the samples of one answer, those that were left out because the answer lies beyond the cut, or is too long."""
+    """Number of one-answer samples that were left out because the answer lies beyond the cut, or is too long."""
 
     rows_dropped: int = 0
     first_dropped: str | None = None
@@ -49,9 +51,8 @@ class Tally:
     """Rows where a token holds the end of a header and the beginning of an answer, and is not learned."""
     first_split_token: str | None = None
 
-    rows_with_hidden_turns: int = 0
-    """Rows with a turn of the system or user that the template does not show."""
-    first_hidden_turn: str | None = None
+    unused: dict[str, Unused] = field(default_factory=dict)
+    """Values of rows that neither their texts show nor anything else uses, by name."""
 
     rows_with_control_tokens: int = 0
     first_control_token: ControlToken | None = None
@@ -85,10 +86,9 @@ class Tally:
         self.supervised_tokens_cut += supervised_tokens
         self.first_cut = self.first_cut or source
 
-    def count_hidden_turn(self, source: str) -> None:
-        """Count a row with a turn that the chat template leaves out."""
-        self.rows_with_hidden_turns += 1
-        self.first_hidden_turn = self.first_hidden_turn or source
+    def count_unused(self, names: Iterable[str], source: str) -> None:
+        """Count a row that holds what is not used."""
+        add_unused(self.unused, {name: Unused(1, source) for name in names})
 
     def count_split_token(self, source: str) -> None:
         """Count a row with a token that the template's header and an answer share."""
@@ -101,13 +101,15 @@ class Tally:
             mine, theirs = getattr(self, one.name), getattr(later, one.name)
             if isinstance(mine, Counter):
                 mine.update(theirs)
+            elif isinstance(mine, dict):
+                add_unused(mine, theirs)
             elif isinstance(mine, int):
                 setattr(self, one.name, mine + theirs)
             elif mine is None:
                 setattr(self, one.name, theirs)
 
     def lines(self, *, seq_len: int, truncation: str) -> list[str]:
-        """What to say before training: a sentence for each thing that happened."""
+        """Return what to print before training: a sentence for each thing that happened."""
         shapes = ", ".join(f"{shape} {count:,}" for shape, count in self.shapes.most_common())
         share = self.supervised_tokens / max(1, self.tokens)
         lines = [
@@ -132,11 +134,6 @@ class Tally:
             lines.append(
                 f"the chat template shows turns differently once others follow: {self.rows_by_turn:,} rows become "
                 f"{self.samples_by_turn:,} samples, one for each answer (the first is {self.first_by_turn})"
-            )
-        if self.rows_with_hidden_turns:
-            lines.append(
-                f"{self.rows_with_hidden_turns:,} rows have turns of the system or user that the chat template does "
-                f"not show (the first is {self.first_hidden_turn})"
             )
         if self.rows_with_split_tokens:
             lines.append(

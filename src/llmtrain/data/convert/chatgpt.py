@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from llmtrain.data.chat.faults import RowError
+from llmtrain.data.files.row_faults import RowError
 
 _CITATION = re.compile("\ue200[^\ue201]*\ue201|【[^】]*†[^】]*】")
 """Marks that the page shows as links to a search's results; as text they mean nothing."""
@@ -23,13 +23,13 @@ _REASONING = ("thoughts", "reasoning_recap")
 
 
 def is_conversation(values: Mapping[str, Any]) -> bool:
-    """Whether this is a conversation as ChatGPT exports it."""
+    """Return whether this is a conversation as ChatGPT exports it."""
     mapping = values.get("mapping")
     return isinstance(mapping, dict) and all(isinstance(node, dict) for node in mapping.values())
 
 
 def turns_of(conversation: Mapping[str, Any], left_out: Counter[str]) -> list[dict[str, str]]:
-    """All turns of the branch that `current_node` ends, as messages; neighbours of one role are one turn.
+    """Return all turns of the branch that `current_node` ends, as messages; neighbours of one role are one turn.
 
     What is no turn is counted in `left_out` by its kind. Raises RowError where an image or another part that is not
     text stands in a turn: without it, what follows cannot be understood.
@@ -49,7 +49,7 @@ def turns_of(conversation: Mapping[str, Any], left_out: Counter[str]) -> list[di
 
 
 def _branch(conversation: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The messages from the root to the current node."""
+    """Yield the messages from the root to the current node."""
     nodes: Mapping[Any, Mapping[str, Any]] = conversation["mapping"]
     node_id = conversation.get("current_node")
     if node_id not in nodes:
@@ -64,7 +64,7 @@ def _branch(conversation: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _last_leaf(nodes: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Where one comes to by the newest answer at every fork."""
+    """Return the node that the newest answer at every fork leads to."""
     node_id: str | None = next((key for key, node in nodes.items() if node.get("parent") not in nodes), None)
     seen: set[str] = set()
     while node_id is not None and node_id not in seen:
@@ -107,7 +107,7 @@ def _text(message: Mapping[str, Any], role: str) -> str:
 
 
 def _text_of_part(part: object) -> str | None:
-    """The text of a part that is an object, None where it has none; a recording stands beside its transcription."""
+    """Return the text of a part that is an object, None where it has none: a recording stands beside its text."""
     text = part.get("text") if isinstance(part, dict) else None
     return text if isinstance(text, str) else None
 

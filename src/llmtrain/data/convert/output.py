@@ -1,4 +1,4 @@
-"""Where the converted rows go: a new file or folder, whole or not at all, and never in place of what is read."""
+"""Write the converted rows: to a new file or folder, whole or not at all, and never in place of what is read."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from llmtrain.config.errors import ConfigError
-from llmtrain.files import replace, sync
+from llmtrain.atomic import replace, sync
+from llmtrain.errors import ConfigError
+from llmtrain.local_paths import reject_address
 
 SUFFIXES = (".jsonl", ".ndjson")
 _BOM = b"\xef\xbb\xbf"
 
 
 def is_folder(out: str) -> bool:
-    """Whether OUT is a folder, in which each input becomes a file. Raises ConfigError for a file that is no JSONL."""
-    if "://" in out:
-        raise ConfigError(f"OUT: {out} is no local path: convert to a local file, and copy that")
+    """Return whether OUT is a folder, in which each input becomes a file. Raises ConfigError if it is no JSONL file."""
+    reject_address(out, key="OUT")
     path = Path(out).expanduser()
     if path.is_dir() or out.endswith(("/", os.sep)) or not path.suffix:
         return True
@@ -28,7 +28,7 @@ def is_folder(out: str) -> bool:
 
 
 def check_output(out: str, *, paths: Sequence[str], files: Iterable[str], force: bool) -> Path:
-    """OUT as a path. Raises ConfigError where it is one of the inputs or among them, or is there without `force`."""
+    """Return OUT as a path. Raises ConfigError where it is an input or among them, or is there without `force`."""
     path = Path(os.path.realpath(os.path.expanduser(out)))
     for given in paths:
         folder = Path(os.path.realpath(os.path.expanduser(given)))
@@ -51,7 +51,7 @@ def check_output(out: str, *, paths: Sequence[str], files: Iterable[str], force:
 
 @contextmanager
 def put_in_place(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write a file or folder to, which takes its place at the end, and goes on an error."""
+    """Give a path beside `path` to write to. At the end it takes the place of `path`; on an error it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

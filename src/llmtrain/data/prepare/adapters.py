@@ -1,4 +1,4 @@
-"""Adapters: what in a row of a data set is the text of a document, and what it is called.
+"""Adapters: which fields of a data set's row are the text of a document, its id and its subset.
 
     row (a mapping of its fields) ─ adapter ─→ id, text, subset
 
@@ -17,24 +17,21 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from llmtrain.config.errors import ConfigError
+from llmtrain.data.files.row_faults import RowError
+from llmtrain.errors import ConfigError
 from llmtrain.import_path import import_callable
 
-Row = Mapping[str, Any]
+Fields = Mapping[str, Any]
 
 
 class Found(NamedTuple):
-    """What an adapter gives. One of the user's own may give a plain tuple, a text alone, or None for no document."""
+    """Document that an adapter returns. A user's adapter may return a plain tuple, a text, or None for no document."""
 
     id: str | None
-    """In `source` of data sets; the number of the row when None."""
+    """Id in the column `source` of data sets; the number of the row if None."""
     text: str
     subset: str | None = None
     """Its documents go into a folder of this name."""
-
-
-class BadRowError(Exception):
-    """A row that gives no text; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -42,37 +39,35 @@ class Adapter:
     """An adapter, ready to use."""
 
     name: str
-    function: Callable[[Row], object] | None
+    function: Callable[[Fields], object] | None
     """None: the text is in a column that is found for each file, or named."""
     columns: tuple[str, ...] | None
-    """The fields that it looks at, where they are known: no others need be read."""
+    """The fields that it looks at, where they are known: no others are read."""
     source_sha256: str | None = None
-    """Of the function's source, for one of the user's own."""
+    """Hash of the function's source, for one of the user's own."""
 
     def columns_to_read(self, text_column: str) -> tuple[str, ...] | None:
-        """All that it looks at in a file whose text is in `text_column`; None: any field."""
+        """Return the fields that it looks at in a file whose text is in `text_column`; None: any field."""
         return (text_column, "id") if self.function is None else self.columns
 
-    def read(self, row: object, *, text_column: str) -> Found:
-        """What is in a row. Raises BadRowError when it is not what the adapter expects."""
-        if not isinstance(row, Mapping):
-            raise BadRowError(f"is {type(row).__name__}, not an object with fields")
+    def read(self, row: Fields, *, text_column: str) -> Found:
+        """Return what the adapter finds in a row. Raises RowError when the row is not what it expects."""
         if self.function is None:
             found: object = _by_column(row, text_column)
         else:
             try:
                 found = self.function(row)
             except KeyError as error:
-                raise BadRowError(_no_field(str(error.args[0]), row) + f" (adapter {self.name})") from error
+                raise RowError(_no_field(str(error.args[0]), row) + f" (adapter {self.name})") from error
             except Exception as error:
-                if isinstance(error, BadRowError):
+                if isinstance(error, RowError):
                     raise
-                raise BadRowError(f"adapter {self.name} failed ({type(error).__name__}: {error})") from error
+                raise RowError(f"adapter {self.name} failed ({type(error).__name__}: {error})") from error
         return _checked(found, self.name)
 
 
 def load_adapter(name: str) -> Adapter:
-    """An adapter by its name, or by import path (`package.module:function`). Raises ConfigError when there is none."""
+    """Load an adapter by its name, or by import path (`package.module:function`). Raises ConfigError."""
     if name == "default":
         return Adapter(name, None, None)
     if name in _ADAPTERS:
@@ -93,12 +88,12 @@ def load_adapter(name: str) -> Adapter:
     return Adapter(name, function, None, hashlib.sha256(source.encode()).hexdigest())
 
 
-def _by_column(row: Row, column: str) -> Found:
+def _by_column(row: Fields, column: str) -> Found:
     if column not in row:
-        raise BadRowError(_no_field(column, row))
+        raise RowError(_no_field(column, row))
     text = row[column]
     if not isinstance(text, str):
-        raise BadRowError(f"field {column!r} is {type(text).__name__}, not text")
+        raise RowError(f"field {column!r} is {type(text).__name__}, not text")
     identity = row.get("id")
     return Found(str(identity) if isinstance(identity, str | int) else None, text)
 
@@ -109,54 +104,54 @@ def _checked(found: object, name: str) -> Found:
     if isinstance(found, str):
         found = Found(None, found)
     if not isinstance(found, tuple) or len(found) not in (2, 3):
-        raise BadRowError(f"adapter {name} gave {type(found).__name__}, not (id, text) or (id, text, subset)")
+        raise RowError(f"adapter {name} gave {type(found).__name__}, not (id, text) or (id, text, subset)")
     identity, text, subset = (*found, None)[:3]
     if not isinstance(text, str):
-        raise BadRowError(f"the text is {type(text).__name__}, not a string (adapter {name})")
+        raise RowError(f"the text is {type(text).__name__}, not a string (adapter {name})")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise BadRowError("the text holds half of a surrogate pair, which is no valid Unicode") from None
+        raise RowError("the text holds half of a surrogate pair, which is no valid Unicode") from None
     return Found(None if identity is None else str(identity), text, None if subset is None else str(subset))
 
 
-def _no_field(column: str, row: Row) -> str:
+def _no_field(column: str, row: Fields) -> str:
     return f"has no field {column!r}, only {', '.join(map(repr, row)) or 'none'}"
 
 
 # -- data sets ---------------------------------------------------------------------------------------------------------
 
 
-def _plain(row: Row) -> Found:
+def _plain(row: Fields) -> Found:
     return Found(None, row["text"])
 
 
-def _wikipedia(row: Row) -> Found:
+def _wikipedia(row: Fields) -> Found:
     """wikimedia/wikipedia: the text does not begin with the title, which is a part of the article."""
     return Found(str(row["id"]), f"{row['title']}\n\n{row['text']}")
 
 
-def _fineweb(row: Row) -> Found:
+def _fineweb(row: Fields) -> Found:
     """HuggingFaceFW/fineweb, fineweb-edu, fineweb-2."""
     return Found(row["id"], row["text"])
 
 
-def _c4(row: Row) -> Found:
+def _c4(row: Fields) -> Found:
     """allenai/c4: pages are known by their address."""
     return Found(row["url"], row["text"])
 
 
-def _refinedweb(row: Row) -> Found:
+def _refinedweb(row: Fields) -> Found:
     """tiiuae/falcon-refinedweb."""
     return Found(row["url"], row["content"])
 
 
-def _pile(row: Row) -> Found:
+def _pile(row: Fields) -> Found:
     """EleutherAI/pile and its like: `meta` says of which of the Pile's parts a document is."""
     return Found(None, row["text"], _fields_of(row["meta"]).get("pile_set_name"))
 
 
-def _redpajama(row: Row) -> Found:
+def _redpajama(row: Fields) -> Found:
     """togethercomputer/RedPajama-Data-1T (and SlimPajama) and, where there is `raw_content`, RedPajama-Data-V2."""
     if "raw_content" in row:
         return Found(row.get("doc_id"), row["raw_content"])
@@ -179,7 +174,7 @@ def _fields_of(meta: object) -> Mapping[str, Any]:
     return meta if isinstance(meta, Mapping) else {}
 
 
-_ADAPTERS: dict[str, tuple[Callable[[Row], Found], tuple[str, ...]]] = {
+_ADAPTERS: dict[str, tuple[Callable[[Fields], Found], tuple[str, ...]]] = {
     "plain": (_plain, ("text",)),
     "wikipedia": (_wikipedia, ("id", "title", "text")),
     "fineweb": (_fineweb, ("id", "text")),

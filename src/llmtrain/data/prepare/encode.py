@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from llmtrain.config.data import PrepareConfig
+from llmtrain.config.sections.data import PrepareConfig
 from llmtrain.data.manifest import Split, TokenDtype
-from llmtrain.data.prepare.documents import Document, Piece
+from llmtrain.data.prepare.documents import CorpusDocument, CorpusPiece
 from llmtrain.data.prepare.journal import Journal
 from llmtrain.data.prepare.parallel import ordered_map
 from llmtrain.data.prepare.selection import Corpus, Fate, ScannedUnit
@@ -26,7 +26,7 @@ class _Encoded:
     source: str
     folder: str
     tokens: NDArray[np.unsignedinteger]
-    """With the end token."""
+    """Tokens of the document, with the end token."""
     num_bytes: int
     text: str
     """Empty when it is not kept."""
@@ -44,7 +44,7 @@ def texts_of(
 ) -> Iterator[str]:
     """Texts of the chosen documents in reading order. `advance` is called with the bytes of each."""
 
-    def read(item: tuple[ScannedUnit, Piece]) -> list[str]:
+    def read(item: tuple[ScannedUnit, CorpusPiece]) -> list[str]:
         unit, piece = item
         documents = corpus.reread(unit, piece)
         return [documents[index].text for index in np.flatnonzero(chosen[unit.span])]
@@ -87,7 +87,7 @@ def write_splits(
     }
     to_do = _not_written(corpus, {name: writer.num_written for name, writer in writers.items()})
 
-    def encode(item: tuple[ScannedUnit, Piece]) -> list[_Encoded]:
+    def encode(item: tuple[ScannedUnit, CorpusPiece]) -> list[_Encoded]:
         unit, piece = item
         return list(_encode(unit, piece, corpus=corpus, to_do=to_do, tokenizer=tokenizer, dtype=dtype, options=options))
 
@@ -131,7 +131,7 @@ def _folders_of(corpus: Corpus) -> list[str]:
 
 
 def _not_written(corpus: Corpus, num_written: dict[str, int]) -> NDArray[np.bool_]:
-    """Which documents go into shards and are in none yet: all of a folder's but so many first ones."""
+    """Return the documents that go into shards and are in none yet: those of each folder after its written ones."""
     to_do: NDArray[np.bool_] = corpus.fates <= Fate.VAL
     for fate in SPLIT_NAMES:
         for subset in range(len(corpus.subsets)):
@@ -143,7 +143,7 @@ def _not_written(corpus: Corpus, num_written: dict[str, int]) -> NDArray[np.bool
 
 def _encode(
     unit: ScannedUnit,
-    piece: Piece,
+    piece: CorpusPiece,
     *,
     corpus: Corpus,
     to_do: NDArray[np.bool_],
@@ -168,7 +168,7 @@ def _encode(
         )
 
 
-def _source(unit: ScannedUnit, document: Document) -> str:
+def _source(unit: ScannedUnit, document: CorpusDocument) -> str:
     row = unit.first_row + document.row
     part = document.file.dataset
     if part is None:

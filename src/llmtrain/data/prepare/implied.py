@@ -10,33 +10,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 
-from llmtrain.config.data import (
+from llmtrain.config.sections.data import (
     CorpusConfig,
     DatasetInput,
-    HuggingFaceConfig,
+    HuggingFaceDataConfig,
     PrepareConfig,
     TokenizerConfig,
     TokensConfig,
 )
-from llmtrain.config.errors import ConfigError
 from llmtrain.data.manifest import FORMAT_VERSION
 from llmtrain.data.prepare.inputs import find_inputs
+from llmtrain.data.prepare.output import resolve_cache_dir
 from llmtrain.data.prepare.reuse import recorded_options
 from llmtrain.data.prepare.selection import fingerprint
 from llmtrain.data.tokenizers import folder_fingerprint
+from llmtrain.errors import ConfigError
 
-TextData = CorpusConfig | HuggingFaceConfig
+TextData = CorpusConfig | HuggingFaceDataConfig
 
 _DEFAULT_VAL_FRACTION = 0.01
 _SAME_KEYS = ("val_fraction", "text_column", "adapter", "on_error", "tokenizer")
 
 
 def training_preparation(data: TextData) -> PrepareConfig:
-    """How the training text becomes shards; they hold the validation split too, unless `data.val` names another text.
+    """Return the preparation of the training text, with the validation split unless `data.val` names a text.
 
     `output` is the cache, whose folders are never read as text.
     """
@@ -44,7 +44,7 @@ def training_preparation(data: TextData) -> PrepareConfig:
 
 
 def validation_preparation(data: TextData, *, tokenizer: Path) -> PrepareConfig | None:
-    """How the validation text becomes shards, with the tokenizer of the training shards; None when it has none."""
+    """Return the preparation of the validation text, with the training shards' tokenizer; None without such a text."""
     if data.val is None:
         return None
     existing = TokenizerConfig(kind="hf", path=str(tokenizer))
@@ -52,7 +52,7 @@ def validation_preparation(data: TextData, *, tokenizer: Path) -> PrepareConfig 
 
 
 def cache_folder(options: PrepareConfig, *, num_workers: int) -> Path:
-    """Where the shards of a preparation lie: files, options and tokenizer make the name. Hashes all files."""
+    """Return the folder of a preparation's shards, named by files, options and tokenizer. Hashes all files."""
     inputs = find_inputs(options)
     tokenizer = folder_fingerprint(options.tokenizer.path) if options.tokenizer.path else None
     recorded = recorded_options(options)
@@ -90,7 +90,8 @@ def in_terms_of(data: TextData, error: ConfigError) -> ConfigError:
     message = str(error)
     for name in _SAME_KEYS:
         message = message.replace(f"prepare.{name}", f"data.{name}")
-    message = message.replace("prepare.input", "data.path" if isinstance(data, HuggingFaceConfig) else "data.train")
+    message = message.replace("prepare.output", "data.cache_dir")
+    message = message.replace("prepare.input", "data.path" if isinstance(data, HuggingFaceDataConfig) else "data.train")
     if "prepare." in message:
         message += (
             f" (that key goes with a `prepare` section and data.name: tokens, in place of data.name: {data.name})"
@@ -108,7 +109,7 @@ def _preparation(
     data: TextData, source: str | list[str], *, tokenizer: TokenizerConfig, val_fraction: float
 ) -> PrepareConfig:
     text: str | DatasetInput | list[str | DatasetInput]
-    if isinstance(data, HuggingFaceConfig):
+    if isinstance(data, HuggingFaceDataConfig):
         assert isinstance(source, str)
         text = DatasetInput(path=data.path, configs=data.configs, split=source, revision=data.revision)
     else:
@@ -118,7 +119,7 @@ def _preparation(
         adapter=data.adapter,
         text_column=data.text_column,
         tokenizer=tokenizer,
-        output=os.path.join(os.path.abspath(os.path.expanduser(data.cache_dir)), "corpora"),
+        output=str(resolve_cache_dir(data.cache_dir) / "corpora"),
         val_fraction=val_fraction,
         on_error=data.on_error,
     )

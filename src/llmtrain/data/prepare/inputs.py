@@ -1,7 +1,7 @@
-"""Which files are the corpus: files, folders, globs and datasets of the config become one sorted list.
+"""Find the files of the corpus: files, folders, globs and datasets of the config become one sorted list.
 
-Reading them is `documents`. A new kind of file gets a `Format` here and a reader there; nothing else in `prepare` knows
-of files.
+What `data.files.find` knows of formats, taken for text: a file of no format of rows is one document. Reading the files
+is `documents`.
 """
 
 from __future__ import annotations
@@ -16,63 +16,80 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from llmtrain.config.data import DatasetInput, PrepareConfig
-from llmtrain.config.errors import ConfigError
-from llmtrain.data.prepare.hugging_face import HUB, DatasetPart, is_saved_dataset, size_of_dataset
+from llmtrain.config.sections.data import DatasetInput, PrepareConfig
+from llmtrain.data.files.datasets import (
+    HUB,
+    DatasetPart,
+    RowDataset,
+    hub_part,
+    is_saved_dataset,
+    open_dataset,
+    saved_part,
+)
+from llmtrain.data.files.find import COMPRESSIONS, ROW_FORMATS, TEXT_SUFFIXES, DataFile, Format, RowSource, split_suffix
+from llmtrain.errors import ConfigError
 
 logger = logging.getLogger("llmtrain.prepare")
 
-Format = Literal["text", "jsonl", "json", "parquet", "dataset"]
-Compression = Literal["gzip", "zstd"]
-
-_ROW_FORMATS: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet"}
-_COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
-_TEXT = """
-.txt .text .md .markdown .rst .tex .org .adoc .html .htm .xml .svg .css .scss .csv .tsv
-.py .pyi .pyx .c .h .cc .cpp .cxx .hh .hpp .hxx .cu .cuh .cs .java .kt .kts .scala .groovy .go .rs .swift .m .mm
-.js .jsx .mjs .cjs .ts .tsx .vue .rb .php .pl .pm .lua .r .jl .hs .ml .mli .fs .fsx .ex .exs .erl .hrl .clj .cljs
-.el .lisp .scm .rkt .f .f90 .f95 .for .pas .d .dart .zig .nim .v .sv .vhd .vhdl .asm .s .sql .sh .bash .zsh .fish .ps1
-.bat .cmake .mk .gradle .toml .ini .cfg .conf .yaml .yml .proto .graphql .tf .tcl .vim
-"""
-_TEXT_SUFFIXES = frozenset(_TEXT.split())
-_NOT_READ = frozenset({".bz2", ".xz", ".zip", ".7z", ".tar", ".tgz", ".arrow"})
+_NOT_READ = frozenset({".bz2", ".xz", ".zip", ".7z", ".tar", ".tgz"})
 
 
 @dataclass(frozen=True)
-class SourceFile:
+class CorpusFile:
     """A file of the corpus, or a part of a dataset."""
 
-    path: str
     name: str
     """Relative to its input, with forward slashes."""
-    format: Format
-    compression: Compression | None = None
-    dataset: DatasetPart | None = None
-    """What is read in place of the file (format dataset)."""
+    found: DataFile | DatasetPart
+
+    @property
+    def dataset(self) -> DatasetPart | None:
+        """The part of a dataset, if it is one."""
+        return self.found if isinstance(self.found, DatasetPart) else None
+
+    @property
+    def path(self) -> str:
+        """Path of the file, or of the dataset's folder."""
+        return self.found.name if isinstance(self.found, DataFile) else str(self.found.folder)
+
+    @property
+    def format(self) -> Format | Literal["dataset"]:
+        """Format of the content."""
+        return self.found.format if isinstance(self.found, DataFile) else "dataset"
 
     @property
     def label(self) -> str:
         """`name` as valid Unicode, for `source`: a file name may hold any bytes."""
         return os.fsencode(self.name).decode("utf-8", "backslashreplace")
 
+    @property
+    def size(self) -> int:
+        """Bytes on disk; 0 when it cannot be told. Raises ConfigError for a dataset that cannot be had."""
+        source = self.open()
+        return (source.size or 0) if isinstance(source, DataFile) else source.num_bytes
+
+    def open(self) -> RowSource:
+        """Return what rows are read from. Raises ConfigError for a dataset that cannot be had."""
+        return self.found if isinstance(self.found, DataFile) else RowDataset(str(self.found), open_dataset(self.found))
+
 
 @dataclass(frozen=True)
-class Input:
+class CorpusInput:
     """One of the config's inputs and its files, sorted by name."""
 
     name: str
     """The last part of its folder's path, or as many as it takes to tell it from the other inputs; a dataset's name."""
     path: str
-    """As the config gives it."""
-    files: tuple[SourceFile, ...]
+    """Path as the config gives it."""
+    files: tuple[CorpusFile, ...]
 
 
-def find_inputs(options: PrepareConfig) -> list[Input]:
-    """The files that `options.input` names, each once, in the order of the inputs and sorted by name in each.
+def find_inputs(options: PrepareConfig) -> list[CorpusInput]:
+    """Find the files that `options.input` names, each once, in the order of the inputs and sorted by name in each.
 
-    Of a folder: what `include` matches, or without it every file with a known suffix; hidden files
-    and folders, what `exclude` matches and `options.output` are left out. What a glob matches is filtered by the same
-    patterns; a file that is named outright is always taken. Raises ConfigError when an input has no files.
+    Of a folder: what `include` matches, or without it every file with a known suffix; hidden files and folders, what
+    `exclude` matches and `options.output` are left out. What a glob matches is filtered by the same patterns; a file
+    that is named outright is always taken. Raises ConfigError when an input has no files.
     """
     given = named_inputs(options)
     if not given:
@@ -89,20 +106,23 @@ def find_inputs(options: PrepareConfig) -> list[Input]:
                 taken.add(real)
                 files.append(file)
         path = source if isinstance(source, str) else _described(source)
-        inputs.append(Input(name=name, path=path, files=tuple(files)))
+        inputs.append(CorpusInput(name=name, path=path, files=tuple(files)))
     return inputs
 
 
 def named_inputs(options: PrepareConfig) -> list[str | DatasetInput]:
-    """The entries of `input`, with a section for every dataset."""
+    """Return the entries of `input`, with a section for every dataset."""
     given = options.input if isinstance(options.input, list) else [options.input]
-    return [
-        DatasetInput(path=source) if isinstance(source, str) and _is_dataset(source) else source for source in given
-    ]
+    return [_with_section(source) if isinstance(source, str) else source for source in given]
 
 
-def _is_dataset(path: str) -> bool:
-    return path.startswith(HUB) or is_saved_dataset(os.path.expanduser(path))
+def _with_section(path: str) -> str | DatasetInput:
+    part = hub_part(path)
+    if part is None and is_saved_dataset(os.path.expanduser(path)):
+        part, _ = saved_part(path, key="prepare.input")
+    if part is None:
+        return DatasetInput(path=path) if path.startswith(HUB) else path
+    return DatasetInput(path=part.path, configs=[part.config] if part.config else [], split=part.split)
 
 
 def _path_of(source: str | DatasetInput) -> str:
@@ -118,43 +138,30 @@ def _parts_of(source: DatasetInput) -> list[DatasetPart]:
     return [DatasetPart(source.path, config, source.split, source.revision) for config in configs]
 
 
-def size_of(file: SourceFile) -> int:
-    """Bytes of the file on disk; 0 when it cannot be told. Raises ConfigError for a dataset that cannot be had."""
-    if file.dataset is not None:
-        return size_of_dataset(file.dataset)
-    try:
-        return os.stat(file.path).st_size
-    except OSError:
-        return 0  # reading it will say why
-
-
-def total_size(inputs: Sequence[Input]) -> int:
-    """Bytes of all files."""
-    return sum(size_of(file) for source in inputs for file in source.files)
+def total_size(inputs: Sequence[CorpusInput]) -> int:
+    """Return the bytes of all files."""
+    return sum(file.size for source in inputs for file in source.files)
 
 
 def inputs_are_here(options: PrepareConfig) -> bool:
-    """Whether every input names something on this machine."""
+    """Return whether every input names something on this machine."""
     paths = [_path_of(source) for source in named_inputs(options)]
     return all(path.startswith(HUB) or os.path.lexists(os.path.expanduser(path)) or _glob(path) for path in paths)
 
 
-def _files_of(source: str | DatasetInput, options: PrepareConfig, output: str) -> list[SourceFile]:
+def _files_of(source: str | DatasetInput, options: PrepareConfig, output: str) -> list[CorpusFile]:
     if isinstance(source, DatasetInput):
         if not source.path.startswith(HUB) and not os.path.isdir(os.path.expanduser(source.path)):
             raise ConfigError(
                 f"prepare.input: {source.path}: no such folder (looked in {os.getcwd()}); "
                 f"for a dataset on the Hub write {HUB}{source.path}"
             )
-        return [
-            SourceFile(os.path.expanduser(source.path), part.config or "", "dataset", dataset=part)
-            for part in _parts_of(source)
-        ]
+        return [CorpusFile(part.config or "", part) for part in _parts_of(source)]
     path, expanded = source, os.path.expanduser(source)
     if os.path.isdir(expanded):
         return _files_of_folder(path, Path(expanded), options, output)
     if os.path.lexists(expanded):
-        return [_source_file(expanded, os.path.basename(expanded))]
+        return [_corpus_file(expanded, os.path.basename(expanded))]
     if not glob.has_magic(expanded):
         raise ConfigError(f"prepare.input: {path}: no such file or folder (looked in {os.getcwd()})")
     base = _base(path)
@@ -162,21 +169,21 @@ def _files_of(source: str | DatasetInput, options: PrepareConfig, output: str) -
     for match in _glob(path):
         name = PurePosixPath(os.path.relpath(match, base)).as_posix()
         if _is_wanted(name, options) and not os.path.realpath(match).startswith(output + os.sep):
-            files.append(_source_file(match, name))
+            files.append(_corpus_file(match, name))
     if not files:
         raise ConfigError(f"prepare.input: {path}: the glob matches no file{_patterns_said(options)}")
     return sorted(files, key=lambda file: file.name)
 
 
-def _files_of_folder(path: str, folder: Path, options: PrepareConfig, output: str) -> list[SourceFile]:
-    files: list[SourceFile] = []
+def _files_of_folder(path: str, folder: Path, options: PrepareConfig, output: str) -> list[CorpusFile]:
+    files: list[CorpusFile] = []
     left_out: Counter[str] = Counter()
     for name in _walk(folder, options, output):
-        suffix, compression = _suffixes(name)
-        if options.include or suffix in _TEXT_SUFFIXES or suffix in _ROW_FORMATS:
-            files.append(_source_file(str(folder / name), name))
+        suffix, packing = split_suffix(name)
+        if options.include or suffix in TEXT_SUFFIXES or suffix in ROW_FORMATS:
+            files.append(_corpus_file(str(folder / name), name))
         else:
-            left_out[(suffix or "no suffix") + (compression or "")] += 1
+            left_out[(suffix or "no suffix") + packing] += 1
     kinds = ", ".join(f"{suffix} ({count})" for suffix, count in left_out.most_common(5))
     if not files:
         others = f"; it has files of other kinds: {kinds}: name the wanted ones in prepare.include" if kinds else ""
@@ -189,14 +196,14 @@ def _files_of_folder(path: str, folder: Path, options: PrepareConfig, output: st
 
 
 def _walk(folder: Path, options: PrepareConfig, output: str) -> Iterator[str]:
-    """Names, relative to `folder`, of the files in it that the patterns leave; links to folders are not followed."""
+    """Yield the names in `folder` of the files that the patterns leave; links to folders are not followed."""
     links = 0
     for root, subfolders, names in os.walk(folder, onerror=_raise_unreadable):
         relative = PurePosixPath(os.path.relpath(root, folder).replace(os.sep, "/"))
         kept = []
         for subfolder in subfolders:
             inside = os.path.join(root, subfolder)
-            if subfolder.startswith(".") or _is_excluded((relative / subfolder).as_posix(), options):
+            if subfolder.startswith(".") or _matches((relative / subfolder).as_posix(), options.exclude):
                 continue
             if os.path.islink(inside):
                 links += 1
@@ -216,43 +223,30 @@ def _raise_unreadable(error: OSError) -> None:
     raise ConfigError(f"prepare.input: {error.filename}: the folder cannot be read ({error.strerror})") from error
 
 
-def _source_file(path: str, name: str) -> SourceFile:
-    suffix, compression = _suffixes(name)
+def _corpus_file(path: str, name: str) -> CorpusFile:
+    suffix, packing = split_suffix(name)
     if suffix in _NOT_READ:
         raise ConfigError(
-            f"prepare.input: {path}: {suffix + (compression or '')} files are not read; give text, JSONL, JSON or "
-            "Parquet (also .gz or .zst), or leave them out with prepare.exclude"
+            f"prepare.input: {path}: {suffix + packing} files are not read; give text, JSONL, JSON, Parquet or "
+            "Arrow (also .gz or .zst), or leave them out with prepare.exclude"
         )
-    format_ = _ROW_FORMATS.get(suffix, "text")
-    return SourceFile(path, name, format_, _COMPRESSIONS[compression] if compression else None)
-
-
-def _suffixes(name: str) -> tuple[str, str | None]:
-    """The suffix that says what a file holds, and the one that says how it is packed."""
-    path = PurePosixPath(name.lower())
-    if path.suffix in _COMPRESSIONS:
-        return PurePosixPath(path.stem).suffix, path.suffix
-    return path.suffix, None
+    is_text = suffix in TEXT_SUFFIXES  # tables of CSV are text here
+    return CorpusFile(
+        name, DataFile(path, "text" if is_text else ROW_FORMATS.get(suffix, "text"), COMPRESSIONS.get(packing))
+    )
 
 
 def _is_wanted(name: str, options: PrepareConfig) -> bool:
     if options.include and not _matches(name, options.include):
         return False
-    return not any(_is_excluded(part, options) for part in (name, *_parents(name)))
-
-
-def _is_excluded(name: str, options: PrepareConfig) -> bool:
-    return _matches(name, options.exclude)
+    parents = (parent.as_posix() for parent in PurePosixPath(name).parents if parent.name)
+    return not any(_matches(part, options.exclude) for part in (name, *parents))
 
 
 def _matches(name: str, patterns: list[str]) -> bool:
-    """Whether a pattern matches the whole relative path or one of its components (`*` matches slashes too)."""
+    """Return whether a pattern matches the relative path or one of its components (`*` matches slashes too)."""
     candidates = (name, *name.split("/"))
     return any(fnmatchcase(candidate, pattern) for pattern in patterns for candidate in candidates)
-
-
-def _parents(name: str) -> list[str]:
-    return [parent.as_posix() for parent in PurePosixPath(name).parents if parent.name]
 
 
 def _glob(path: str) -> list[str]:
@@ -260,7 +254,7 @@ def _glob(path: str) -> list[str]:
 
 
 def _base(path: str) -> str:
-    """The folder that names are relative to: the folder itself, a file's folder, a glob's part without wildcards.
+    """Return the folder that names are relative to: the folder itself, a file's folder, a glob's part before wildcards.
 
     A name on the Hub stands for itself.
     """
@@ -276,7 +270,7 @@ def _base(path: str) -> str:
 
 
 def _distinct_names(folders: list[str]) -> list[str]:
-    """For each folder the shortest end of its path that no other folder in the list has."""
+    """Return for each folder the shortest end of its path that no other folder in the list has."""
     names = []
     for folder in folders:
         if folder.startswith(HUB):
@@ -290,9 +284,6 @@ def _distinct_names(folders: list[str]) -> list[str]:
 
 
 def _patterns_said(options: PrepareConfig) -> str:
-    given = [
-        f"{key} {patterns}"
-        for key, patterns in (("include", options.include), ("exclude", options.exclude))
-        if patterns
-    ]
-    return f" with {' and '.join(given)}" if given else ""
+    given = {"include": options.include, "exclude": options.exclude}
+    said = " and ".join(f"{key} {patterns}" for key, patterns in given.items() if patterns)
+    return f" with {said}" if said else ""

@@ -1,4 +1,4 @@
-"""What of an unfinished preparation is done, so that one that was killed goes on where it was.
+"""Record which parts of a preparation are done, so that one that was killed goes on where it was.
 
     <partial>/journal.jsonl      one line for each thing done, on disk before the next is begun
         {"key": …}               what is being made: of which texts, with which options, by which version
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.data.manifest import Shard, TokenizerRecord
-from llmtrain.testing.faults import reach
+from llmtrain.faults import reach
 
 logger = logging.getLogger("llmtrain.prepare")
 

@@ -18,15 +18,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llmtrain.config.errors import ConfigError, RunError
 from llmtrain.data.manifest import MANIFEST_NAME
-from llmtrain.testing.faults import reach
+from llmtrain.errors import ConfigError, RunError
+from llmtrain.faults import reach
 
 logger = logging.getLogger("llmtrain.prepare")
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _WRITE_ERRORS = (*_DISK_ERRORS, errno.EROFS, errno.EACCES, errno.EPERM)
-_OURS = re.compile(r"manifest\.json(\.tmp)?|tokenizer/.+|(train|val)/(.+/)?shard_\d{5,}\.parquet|(.+/)?\.DS_Store")
+_OURS = re.compile(
+    r"manifest\.json(\.(\d+\.)?tmp)?|tokenizer/.+|(train|val)/(.+/)?shard_\d{5,}\.parquet|(.+/)?\.DS_Store"
+)
+
+
+def resolve_cache_dir(cache_dir: str) -> Path:
+    """Return the absolute folder of data.cache_dir. Raises ConfigError for `~` where this user has no home folder."""
+    expanded = os.path.expanduser(cache_dir)
+    if expanded.startswith("~"):
+        raise ConfigError(
+            f"data.cache_dir is {cache_dir}, and this user has no home folder: set data.cache_dir to a folder that can "
+            "be written, and HF_HOME for what is fetched from the Hub"
+        )
+    return Path(os.path.abspath(expanded))
 
 
 def resolve_output(output: str) -> Path:
@@ -139,4 +152,4 @@ def _unwritable(output: Path, error: OSError, key: str) -> ConfigError | RunErro
             f"{what}; what was there before is as it was. Make room and start again, which goes on from here, or name "
             f"another {key}"
         )
-    return ConfigError(f"{key}: {what}; name another folder")
+    return ConfigError(f"{key}: {what}; name another folder as {key}")

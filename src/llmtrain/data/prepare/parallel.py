@@ -19,7 +19,7 @@ _Result = TypeVar("_Result")
 
 
 def resolve_num_workers(num_workers: int | None) -> int:
-    """As many as given, else as many as this process may use cores."""
+    """Return the number of workers: the given one, else the number of cores that this process may use."""
     return usable_cores() if num_workers is None else num_workers
 
 

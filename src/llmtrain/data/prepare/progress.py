@@ -1,4 +1,4 @@
-"""How far a stage of the preparation is: calls back while it runs, and logs its speed at the end."""
+"""Follow a stage of the preparation: call back while it runs, and log its speed at the end."""
 
 from __future__ import annotations
 

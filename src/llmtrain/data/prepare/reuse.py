@@ -1,4 +1,4 @@
-"""Whether the shards that a config names are there, and are those that it would make now."""
+"""Check whether the shards that a config names exist, and are those that it would make now."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain._version import __version__
-from llmtrain.config.data import PrepareConfig, TokensConfig
-from llmtrain.config.errors import ConfigError
+from llmtrain.config.sections.data import PrepareConfig, TokensConfig
 from llmtrain.data.manifest import InputRecord, Manifest, find_manifest
 from llmtrain.data.prepare.adapters import load_adapter
-from llmtrain.data.prepare.inputs import Input, find_inputs, inputs_are_here
+from llmtrain.data.prepare.inputs import CorpusInput, find_inputs, inputs_are_here
 from llmtrain.data.prepare.selection import Corpus, fingerprint
 from llmtrain.data.prepare.vocabulary import vocabulary_options
 from llmtrain.data.tokenizers import folder_fingerprint, load_tokenizer
+from llmtrain.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class NamedSource:
         return next(Path(self.path).rglob("*.parquet"), None) is None
 
     def is_inside(self, folder: Path) -> bool:
-        """Whether `prepare`, writing into `folder`, would make it."""
+        """Return whether `prepare`, writing into `folder`, would make this file."""
         return Path(os.path.realpath(self.path)).is_relative_to(folder)
 
 
@@ -98,7 +98,7 @@ def making_of(corpus: Corpus, options: PrepareConfig) -> dict[str, Any]:
 
 
 def differences(manifest: Manifest, *, folder: Path, options: PrepareConfig, num_workers: int) -> list[str]:
-    """How the shards in `folder` differ from those that `options` ask for; empty when they are the same.
+    """Return the differences between the shards in `folder` and those that `options` ask for; empty if there are none.
 
     The inputs' content is hashed. Inputs that are not on this machine, as where only the shards were copied, are not
     compared.
@@ -143,7 +143,7 @@ def _changed(was: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list
 
 
 def _changed_inputs(
-    was: tuple[InputRecord, ...], inputs: Sequence[Input], now: tuple[InputRecord | None, ...]
+    was: tuple[InputRecord, ...], inputs: Sequence[CorpusInput], now: tuple[InputRecord | None, ...]
 ) -> list[str]:
     if len(was) != len(now):
         return [f"prepare.input was {len(was)} inputs, and is {len(now)}"]

@@ -1,4 +1,4 @@
-"""What the first reading of a corpus told, kept beside the shards in the making: one that was killed reads but once.
+"""Keep the result of the first reading of a corpus beside the unfinished shards: a killed preparation reads only once.
 
     <partial>/scan.npz      arrays over documents and units, and the rest as JSON
 
@@ -9,7 +9,6 @@ version of llmtrain are the same. Text that changed behind that is noticed when 
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from llmtrain._version import __version__
-from llmtrain.config.data import PrepareConfig
+from llmtrain.atomic import replacing
+from llmtrain.config.sections.data import PrepareConfig
+from llmtrain.data.files.datasets import open_dataset
 from llmtrain.data.manifest import InputRecord
 from llmtrain.data.prepare.documents import CorpusReader, Unit
-from llmtrain.data.prepare.hugging_face import open_dataset
-from llmtrain.data.prepare.inputs import SourceFile
+from llmtrain.data.prepare.inputs import CorpusFile
 from llmtrain.data.prepare.selection import Corpus, ScannedUnit
-from llmtrain.testing.faults import reach
+from llmtrain.faults import reach
 
 SCAN_NAME = "scan.npz"
 
@@ -52,22 +52,18 @@ def save_scan(folder: Path, corpus: Corpus, *, options: PrepareConfig) -> None:
         "inputs": [record.model_dump(mode="json") for record in corpus.inputs],
         "sample": corpus.sample,
     }
-    temporary = folder / f"{SCAN_NAME}.tmp"
-    with temporary.open("wb") as file:
+    with replacing(folder / SCAN_NAME) as file:
         np.savez(
             file,
             units=np.array(units, np.int64).reshape(len(units), 6),
             rest=np.frombuffer(json.dumps(rest).encode(), np.uint8),
             **{name: getattr(corpus, name) for name in _ARRAYS},
         )
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / SCAN_NAME)
     reach("scan-saved")
 
 
 def load_scan(folder: Path, reader: CorpusReader, *, options: PrepareConfig) -> Corpus | None:
-    """What `scan` would give, if `folder` holds it for the same files and options; None if not."""
+    """Return the stored result of `scan`, if `folder` holds it for the same files and options; else None."""
     try:
         with np.load(folder / SCAN_NAME, allow_pickle=False) as saved:
             arrays = {name: saved[name] for name in saved.files}
@@ -94,7 +90,7 @@ def load_scan(folder: Path, reader: CorpusReader, *, options: PrepareConfig) -> 
     )
 
 
-def _files(reader: CorpusReader) -> Iterator[tuple[str, SourceFile]]:
+def _files(reader: CorpusReader) -> Iterator[tuple[str, CorpusFile]]:
     """Every file in reading order, with the name of its input. The files of a unit follow one another."""
     for source in reader.inputs:
         for file in source.files:
@@ -102,14 +98,14 @@ def _files(reader: CorpusReader) -> Iterator[tuple[str, SourceFile]]:
 
 
 def _key(reader: CorpusReader, options: PrepareConfig) -> Any:
-    """What has to be the same, as JSON has it."""
+    """Return what must be the same for a stored scan to count, as JSON reads it back."""
     wanted = options.model_dump(mode="json", include={"adapter", "text_column", "min_length", "on_error"})
     files = [[name, file.path, file.name, *_state(file)] for name, file in _files(reader)]
     key = [__version__, wanted, reader.adapter.source_sha256, files]
     return json.loads(json.dumps(key, ensure_ascii=True))
 
 
-def _state(file: SourceFile) -> list[Any]:
+def _state(file: CorpusFile) -> list[Any]:
     if file.dataset is not None and file.dataset.is_remote:
         return [str(file.dataset), open_dataset(file.dataset)._fingerprint]
     paths = [Path(file.path)] if file.dataset is None else sorted(Path(file.path).rglob("*"))

@@ -1,4 +1,4 @@
-"""Which documents stay, and which of them are held out.
+"""Choose the documents that stay, and those of them that are held out.
 
     reader ─ scan ─→ Corpus (hash, size and fate of each document) ─ select ─→ fates: train, val, or why left out
 
@@ -18,12 +18,20 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from llmtrain.config.data import PrepareConfig
-from llmtrain.config.errors import ConfigError, RunError
+from llmtrain.config.sections.data import PrepareConfig
 from llmtrain.data.manifest import Counts, InputRecord
-from llmtrain.data.prepare.documents import CorpusReader, Document, Piece, Unit, UnitContent, file_hash, hash_file
-from llmtrain.data.prepare.inputs import Input, SourceFile, total_size
+from llmtrain.data.prepare.documents import (
+    CorpusDocument,
+    CorpusPiece,
+    CorpusReader,
+    Unit,
+    UnitContent,
+    file_hash,
+    hash_file,
+)
+from llmtrain.data.prepare.inputs import CorpusFile, CorpusInput, total_size
 from llmtrain.data.prepare.parallel import ordered_map
+from llmtrain.errors import ConfigError, RunError
 
 logger = logging.getLogger("llmtrain.prepare")
 
@@ -39,7 +47,7 @@ _NAMED_ERRORS = 20
 
 
 class Fate(IntEnum):
-    """What becomes of a document."""
+    """Fate of a document."""
 
     TRAIN = 0
     VAL = 1
@@ -74,7 +82,7 @@ class Corpus:
     hashes: NDArray[np.uint64]
     """[documents, 2]: the first 128 bits of the sha256 of the text."""
     num_bytes: NDArray[np.int64]
-    """Of the text in UTF-8."""
+    """Bytes of the text in UTF-8."""
     fates: NDArray[np.uint8]
     """Fate of each; after `scan`, TRAIN stands for every document with a text that is long enough."""
     subset: NDArray[np.int16]
@@ -88,7 +96,7 @@ class Corpus:
     """Beginnings of some texts, by hash, from all over the corpus: a fiftieth of it in the limits of _SAMPLE_BYTES."""
 
     def counts(self) -> Counts:
-        """How many documents there are of each fate; none is lost."""
+        """Return the number of documents of each fate; none is lost."""
         by_fate = np.bincount(self.fates, minlength=len(Fate)).tolist()
         counts = Counts(
             read=sum(unit.num_documents for unit in self.units),
@@ -106,7 +114,7 @@ class Corpus:
         """UTF-8 bytes of the documents for training and held out."""
         return int(self.num_bytes[self.fates <= Fate.VAL].sum())
 
-    def pieces_with(self, chosen: NDArray[np.bool_]) -> Iterator[tuple[ScannedUnit, Piece]]:
+    def pieces_with(self, chosen: NDArray[np.bool_]) -> Iterator[tuple[ScannedUnit, CorpusPiece]]:
         """The units that hold chosen documents, to be read again. Raises RunError when a file is not what it was."""
         pieces = self.reader.pieces()
         for unit in self.units:
@@ -116,7 +124,7 @@ class Corpus:
             if chosen[unit.span].any():
                 yield unit, piece
 
-    def reread(self, unit: ScannedUnit, piece: Piece) -> list[Document]:
+    def reread(self, unit: ScannedUnit, piece: CorpusPiece) -> list[CorpusDocument]:
         """The documents of a unit, again. Raises RunError when they are not what they were."""
         documents = self.reader.read(piece).documents
         hashes, _ = _hashes_and_sizes(documents)
@@ -144,7 +152,7 @@ def scan(reader: CorpusReader, *, options: PrepareConfig, num_workers: int, adva
     scans: list[_Scan] = []
     subset_arrays: list[NDArray[np.int16]] = []
     subsets: dict[str, int] = {}
-    hashes: dict[SourceFile, list[bytes]] = {}
+    hashes: dict[CorpusFile, list[bytes]] = {}
     sample: list[str] = []
     num_bytes = total_size(reader.inputs)
     sample_left = _sample_size(num_bytes)
@@ -161,10 +169,7 @@ def scan(reader: CorpusReader, *, options: PrepareConfig, num_workers: int, adva
         for document in documents:
             if document.error is not None:
                 log.add(document, lines_before=lines_before)
-        for file, of_file in zip(unit.files, result.content.block_hashes, strict=True):
-            hashes.setdefault(file, []).extend(of_file)
-            if file.dataset is not None and file.dataset.is_remote:
-                hashes[file].append(result.hashes.tobytes())
+        _add_hashes(hashes, unit, result)
         first_row = lines_before if unit.files[0].format == "jsonl" else unit.start
         units.append(ScannedUnit(unit, first_document, len(documents), first_row))
         subset_arrays.append(_numbered(documents, subsets))
@@ -198,8 +203,16 @@ def scan(reader: CorpusReader, *, options: PrepareConfig, num_workers: int, adva
     )
 
 
-def fingerprint(inputs: Sequence[Input], *, num_workers: int) -> tuple[InputRecord | None, ...]:
-    """What `scan` records of the inputs, from the files as they are now, without looking into them.
+def _add_hashes(hashes: dict[CorpusFile, list[bytes]], unit: Unit, result: _Scan) -> None:
+    """Add what a unit adds to the hash of each of its files; a remote dataset is hashed by its documents."""
+    for file, of_file in zip(unit.files, result.content.block_hashes, strict=True):
+        hashes.setdefault(file, []).extend(of_file)
+        if file.dataset is not None and file.dataset.is_remote:
+            hashes[file].append(result.hashes.tobytes())
+
+
+def fingerprint(inputs: Sequence[CorpusInput], *, num_workers: int) -> tuple[InputRecord | None, ...]:
+    """Return what `scan` records of the inputs, from the files as they are now, without opening them.
 
     None for a dataset on the Hub, of which that is not known.
     """
@@ -243,7 +256,7 @@ def select(corpus: Corpus, options: PrepareConfig) -> Corpus:
 
 
 def training_sample(corpus: Corpus, *, max_bytes: int | None) -> NDArray[np.bool_]:
-    """Which documents a tokenizer learns from: all for training, or those of the lowest hashes up to `max_bytes`.
+    """Return the documents that a tokenizer learns from: all for training, or the lowest hashes up to `max_bytes`.
 
     Independent of order, and of what is held out (other bits of the hash decide). At least one document.
     """
@@ -261,7 +274,7 @@ def _sample_size(num_bytes: int) -> int:
     return min(most, max(least, num_bytes // 50))
 
 
-def _scan_piece(reader: CorpusReader, piece: Piece, min_length: int, sample_share: float) -> _Scan:
+def _scan_piece(reader: CorpusReader, piece: CorpusPiece, min_length: int, sample_share: float) -> _Scan:
     content = reader.read(piece)
     documents = content.documents
     hashes, num_bytes = _hashes_and_sizes(documents)
@@ -271,7 +284,7 @@ def _scan_piece(reader: CorpusReader, piece: Piece, min_length: int, sample_shar
     return _Scan(content, hashes, num_bytes, fates, sample)
 
 
-def _hashes_and_sizes(documents: Sequence[Document]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+def _hashes_and_sizes(documents: Sequence[CorpusDocument]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     digests = bytearray()
     num_bytes = np.zeros(len(documents), np.int64)
     for index, document in enumerate(documents):
@@ -281,7 +294,7 @@ def _hashes_and_sizes(documents: Sequence[Document]) -> tuple[NDArray[np.uint64]
     return np.frombuffer(bytes(digests), ">u8").astype(np.uint64).reshape(len(documents), 2), num_bytes
 
 
-def _numbered(documents: Sequence[Document], subsets: dict[str, int]) -> NDArray[np.int16]:
+def _numbered(documents: Sequence[CorpusDocument], subsets: dict[str, int]) -> NDArray[np.int16]:
     """The number of each document's subset; new ones are added to `subsets`."""
     numbers = [subsets.setdefault(_folder_name(document.subset), len(subsets)) for document in documents]
     if len(subsets) > _MOST_SUBSETS:
@@ -311,7 +324,7 @@ def _first_fate(text: str, error: str | None, min_length: int) -> Fate:
 
 
 def _repeated(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Whether the same hash stands in an earlier row."""
+    """Return for each row whether an earlier row has the same hash."""
     order = np.lexsort((hashes[:, 1], hashes[:, 0]))  # stable: equal rows stay in reading order
     in_order = hashes[order]
     repeated = np.zeros(len(hashes), np.bool_)
@@ -327,7 +340,7 @@ class _ErrorLog:
         self._on_error = on_error
         self._count = 0
 
-    def add(self, document: Document, *, lines_before: int) -> None:
+    def add(self, document: CorpusDocument, *, lines_before: int) -> None:
         line = "" if document.line is None else f":{lines_before + document.line}"
         error = f"{document.file.dataset or document.file.path}{line}: {document.error}"
         if self._on_error == "fail":
@@ -342,11 +355,11 @@ class _ErrorLog:
             logger.warning("left out: %d more bad files and rows", self._count - len(self.named))
 
 
-def _scanned_hash(file: SourceFile, found: list[bytes]) -> bytes:
+def _scanned_hash(file: CorpusFile, found: list[bytes]) -> bytes:
     return hash_file(file) if file.dataset is not None and not file.dataset.is_remote else file_hash(found)
 
 
-def _input_record(source: Input, file_hashes: Sequence[bytes]) -> InputRecord:
+def _input_record(source: CorpusInput, file_hashes: Sequence[bytes]) -> InputRecord:
     digest = hashlib.sha256()
     for file, of_file in zip(source.files, file_hashes, strict=True):
         digest.update(file.label.encode() + b"\0" + of_file)

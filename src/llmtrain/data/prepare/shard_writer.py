@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from llmtrain.data.manifest import RowGroup, Shard, Split
-from llmtrain.testing.faults import reach
+from llmtrain.faults import reach
 
 ROW_GROUP_TOKENS = 1 << 20
 """A row group ends before the document that would make it longer; a document that is longer has one of its own."""

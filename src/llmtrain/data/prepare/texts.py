@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from llmtrain.config.errors import ConfigError
 from llmtrain.data.manifest import read_manifest
 from llmtrain.data.tokenizers import load_tokenizer
+from llmtrain.errors import ConfigError
 
 
 def iter_split_texts(folder: str | os.PathLike[str], split: str) -> Iterator[str]:

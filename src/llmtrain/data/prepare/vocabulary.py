@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from llmtrain.config.data import TokenizerConfig
+from llmtrain.config.sections.data import TokenizerConfig
 from llmtrain.data.manifest import TokenizerRecord
 from llmtrain.data.prepare.encode import texts_of
 from llmtrain.data.prepare.journal import Journal
@@ -22,7 +22,7 @@ from llmtrain.data.tokenizers import (
     train_bpe,
     train_characters,
 )
-from llmtrain.testing.faults import reach
+from llmtrain.faults import reach
 
 logger = logging.getLogger("llmtrain.prepare")
 

@@ -1,9 +1,9 @@
-"""Self-attention: projections and the two ways to compute it. Masks are mask.py's, norms and residuals decoder.py's.
+"""Self-attention: projections and the ways to compute it. Masks are in mask.py, norms and residuals in decoder.py.
 
     x ─ q, k, v projections ─ heads ─ (QK-norm) ─ (rotary) ─ (cache) ─ attend ─ output projection
 
-Shapes: b batch, t queries, s keys, h query heads, g query heads for one key/value head, n key/value heads, d head_dim,
-c the width of queries and keys: d, or 2d where they are complex. Scores are scaled by d^-½ either way.
+Shapes: b batch, t queries, s keys, h query heads, n key/value heads, g query heads per key/value head, d head_dim, c
+width of queries and keys, which is d, or 2d where they are complex. Scores are always scaled by d^-½.
 """
 
 from __future__ import annotations
@@ -13,21 +13,32 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from llmtrain.config.model import DecoderConfig
+from llmtrain.config.sections.model import DecoderConfig
 from llmtrain.models.decoder.cache import KVCache
 from llmtrain.models.decoder.mask import AttentionInputs
 from llmtrain.models.decoder.norm import RMSNorm
 from llmtrain.models.decoder.position import RotaryTables, rotate
+from llmtrain.models.device_type import device_type_of
 
 QUERY_BLOCK = 128
 MAX_QUERY_BLOCKS = 4
 ONE_BLOCK = 2 * QUERY_BLOCK - 1
-"""The most queries that are not cut into blocks."""
+"""Largest number of queries that is computed as one block."""
+CUDNN_FIRST = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+"""Kernels of the fused attention on a GPU, where cuDNN's may be one of them."""
+CUDNN_MULTIPLE = 128
+"""cuDNN plans each new shape for half a second. There are few lengths that are multiples of this number."""
 
 
 class QueryBlock(NamedTuple):
-    """Queries start … end - 1, and the keys that they can see: first_key … end_key - 1."""
+    """Queries from start to end - 1, and the keys that they can see, from first_key to end_key - 1."""
 
     start: int
     end: int
@@ -36,7 +47,7 @@ class QueryBlock(NamedTuple):
 
 
 def attend(q_bhtc: Tensor, k_bnsc: Tensor, v_bnsd: Tensor, inputs: AttentionInputs, *, dropout: float) -> Tensor:
-    """Attention of every query head to its key/value head, [b, t, h · d]."""
+    """Compute the attention of every query head to its key/value head, [b, t, h · d]."""
     mask = inputs.mask
     if not inputs.explicit:
         out_bhtd = fused_attention(q_bhtc, k_bnsc, v_bnsd, mask, dropout=dropout)
@@ -51,19 +62,25 @@ def attend(q_bhtc: Tensor, k_bnsc: Tensor, v_bnsd: Tensor, inputs: AttentionInpu
 def fused_attention(
     q_bhtc: Tensor, k_bnsc: Tensor, v_bnsd: Tensor, mask: Tensor | None, *, dropout: float = 0.0
 ) -> Tensor:
-    """PyTorch's scaled_dot_product_attention, [b, h, t, d]; `mask` is bool, or added, or None for causal attention."""
+    """Call PyTorch's scaled_dot_product_attention, [b, h, t, d].
+
+    `mask` is bool, or float and added to the scores, or None for causal attention. On a GPU, training without a mask
+    may use cuDNN's kernel, which is the fastest; the engine has turned it off for all else.
+    """
     if mask is not None and mask.is_floating_point():
         mask = mask.to(q_bhtc.dtype)
-    return F.scaled_dot_product_attention(
-        q_bhtc,
-        k_bnsc,
-        v_bnsd,
-        attn_mask=mask,
-        dropout_p=dropout,
-        is_causal=mask is None,
-        scale=None if q_bhtc.shape[-1] == v_bnsd.shape[-1] else v_bnsd.shape[-1] ** -0.5,
-        enable_gqa=q_bhtc.shape[1] != k_bnsc.shape[1],
-    )
+    options: dict[str, Any] = {
+        "attn_mask": mask,
+        "dropout_p": dropout,
+        "is_causal": mask is None,
+        "scale": None if q_bhtc.shape[-1] == v_bnsd.shape[-1] else v_bnsd.shape[-1] ** -0.5,
+        "enable_gqa": q_bhtc.shape[1] != k_bnsc.shape[1],
+    }
+    on_gpu = device_type_of(q_bhtc.device) == "cuda"
+    if on_gpu and mask is None and torch.is_grad_enabled() and q_bhtc.shape[2] % CUDNN_MULTIPLE == 0:
+        with sdpa_kernel(CUDNN_FIRST, set_priority=True):
+            return F.scaled_dot_product_attention(q_bhtc, k_bnsc, v_bnsd, **options)
+    return F.scaled_dot_product_attention(q_bhtc, k_bnsc, v_bnsd, **options)
 
 
 def explicit_attention(
@@ -76,18 +93,18 @@ def explicit_attention(
     window: int | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Scores, float32 softmax and product, [b, t, h · d]; `mask` is added to the scores, `slopes` [h] are ALiBi's.
+    """Compute scores, float32 softmax and product, [b, t, h · d]. `mask` is added to scores; `slopes` [h] are ALiBi's.
 
-    The queries are cut into blocks, each of which meets only the keys up to its own end: with 2 blocks a quarter of the
-    work is left out, with 4 three eighths, and with a window more. A masked score weighs exactly 0, so what it is never
-    shows in a result.
+    The queries are split into blocks, and each block meets only the keys up to its own end. That saves a quarter of the
+    work with 2 blocks, three eighths with 4, and more with a window. A masked score weighs exactly 0, so leaving it out
+    changes no result.
     """
     b, h, t, c = q_bhtc.shape
     n, s, d = v_bnsd.shape[1:]
     outputs = []
     for block in query_blocks(t, s, window=window):
         rows, keys = block.end - block.start, slice(block.first_key, block.end_key)
-        q = q_bhtc[:, :, block.start : block.end].reshape(b, n, -1, c)  # no copy of keys for the g heads of their group
+        q = q_bhtc[:, :, block.start : block.end].reshape(b, n, -1, c)  # the g heads of a group share its keys uncopied
         scores = (q @ k_bnsc[:, :, keys].transpose(-1, -2)).float().reshape(b, n, h // n, rows, -1)
         biased = _biased(scores * d**-0.5, mask, slopes, block)
         weights = torch.softmax(biased, dim=-1).to(v_bnsd.dtype)
@@ -106,14 +123,14 @@ def blocked_attention(
     slopes: Tensor | None = None,
     window: int | None = None,
 ) -> Tensor:
-    """The same as `explicit_attention` without dropout, written for the compiler; [b, t, h · d]."""
+    """Compute `explicit_attention` without dropout in a form written for the compiler; [b, t, h · d]."""
     out: Tensor = _BlockedAttention.apply(q_bhtc, k_bnsc, v_bnsd, mask, slopes, window)  # type: ignore[no-untyped-call]
     return out
 
 
 def query_blocks(num_queries: int, num_keys: int, *, window: int | None = None) -> list[QueryBlock]:
-    """The last `num_queries` of `num_keys` tokens in blocks, each with the keys that its queries can see."""
-    # Compared, not divided: so one graph of the compiler's serves all lengths that are cut into as many blocks.
+    """Split the last `num_queries` of `num_keys` tokens into blocks, each with the keys that its queries can see."""
+    # Comparisons, not a division: one compiled graph then serves all lengths that have the same number of blocks.
     num_blocks = sum(num_queries >= count * QUERY_BLOCK for count in range(2, MAX_QUERY_BLOCKS + 1)) + 1
     size = -(-num_queries // num_blocks)
     past = num_keys - num_queries
@@ -127,7 +144,7 @@ def query_blocks(num_queries: int, num_keys: int, *, window: int | None = None) 
 
 
 def _biased(scores_bngts: Tensor, mask: Tensor, slopes: Tensor | None, block: QueryBlock) -> Tensor:
-    """A block's scores with the mask added, and with ALiBi's bias where there are slopes."""
+    """Add the mask to a block's scores, and ALiBi's bias where there are slopes."""
     biased = scores_bngts + mask[:, :, None, block.start : block.end, block.first_key : block.end_key]
     if slopes is None:
         return biased
@@ -137,13 +154,13 @@ def _biased(scores_bngts: Tensor, mask: Tensor, slopes: Tensor | None, block: Qu
 
 
 class _BlockedAttention(torch.autograd.Function):
-    """Explicit attention with as few passes over the scores as there can be.
+    """Explicit attention with the fewest passes over the scores.
 
-    Forward, a pass for the maxima and one that writes e = exp(score - max) in the products' dtype while it sums it; the
-    division by the sum waits for the output, which is narrower. Backward, one pass: with o' = grad_out / sum and
-    D = rowsum(o' ∘ out), the gradient of the scores is e ∘ (o' · vᵀ - D) (as in Dao et al. 2022, arXiv:2205.14135).
-    Left to autograd, a float32 softmax goes to memory and back twice in each direction. Slices are made contiguous
-    because the library's product copies them otherwise, slowly.
+    Forward takes two passes: one for the maxima, and one that writes e = exp(score - max) in the products' dtype while
+    it sums e. The division by the sum is applied to the output, which is narrower. Backward takes one pass: with
+    o' = grad_out / sum and D = rowsum(o' ∘ out), the gradient of the scores is e ∘ (o' · vᵀ - D) (as in Dao et al.
+    2022, arXiv:2205.14135). Under autograd a float32 softmax would go to memory and back twice in each direction.
+    Slices are made contiguous, since the library's product would copy them slowly otherwise.
     """
 
     @staticmethod
@@ -208,7 +225,7 @@ class _BlockedAttention(torch.autograd.Function):
 
 
 def _sum_over_blocks(grads: list[Tensor], blocks: list[QueryBlock], *, num_keys: int) -> Tensor:
-    """The sum of the blocks' tensors [m, keys of the block, …], each put where its keys are: [m, s, …]."""
+    """Sum the blocks' tensors [m, keys of the block, …], each placed at its keys, into [m, s, …]."""
     starts = sorted({0, *(block.first_key for block in blocks), *(block.end_key for block in blocks[:-1])})
     parts = []
     for start, end in zip(starts, [*starts[1:], num_keys], strict=True):
@@ -219,7 +236,7 @@ def _sum_over_blocks(grads: list[Tensor], blocks: list[QueryBlock], *, num_keys:
         ]
         if covering:
             parts.append(sum(covering[1:], start=covering[0]).to(grads[0].dtype))
-        else:  # keys that a cache holds and no window reaches any more
+        else:  # keys that a cache holds but that no window reaches any more
             parts.append(grads[0].new_zeros(grads[0].shape[0], end - start, grads[0].shape[2]))
     return torch.cat(parts, dim=1)
 
@@ -228,11 +245,11 @@ class Attention(nn.Module):
     """Multi-head, grouped-query (Ainslie et al. 2023, arXiv:2305.13245), multi-query (Shazeer 2019, arXiv:1911.02150)
     and complex attention.
 
-    Complex: a head's query and key are head_dim complex numbers, projected as their real parts followed by their
-    imaginary ones; values are real. The score Re(q · k̄) is the sum of the products of the real parts and those of the
-    imaginary parts, which is the dot product of the 2·head_dim real numbers, so nothing else changes. Rotary positions
-    multiply each complex number by e^{iθ}, which is what `rotate` does to halves, each of the head_dim numbers with a
-    frequency of its own. QK-norm divides a head's vector by the root mean square of its 2·head_dim real numbers.
+    In complex attention a head's query and key are head_dim complex numbers. The projection gives their real parts,
+    then their imaginary parts. Values are real. The score Re(q · k̄) equals the dot product of the 2·head_dim real
+    numbers, so nothing else changes. Rotary positions multiply each complex number by e^{iθ}, each with its own
+    frequency, which is what `rotate` does to halves. QK-norm divides a head's vector by the root mean square of its
+    2·head_dim real numbers.
     """
 
     def __init__(self, config: DecoderConfig, *, layer: int) -> None:
@@ -260,7 +277,7 @@ class Attention(nn.Module):
 
 
 def _heads(x: Tensor, *, width: int, norm: RMSNorm | None, rope: RotaryTables | None) -> Tensor:
-    """[b, t, heads · width] → [b, heads, t, width], normalised and turned as asked."""
+    """Reshape [b, t, heads · width] → [b, heads, t, width], with norm and rotary positions where they are given."""
     x_bthd = x.reshape(*x.shape[:2], -1, width)
     if norm is not None:
         x_bthd = norm(x_bthd)

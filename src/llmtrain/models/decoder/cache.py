@@ -1,9 +1,9 @@
-"""The key/value cache of decoding: static, batched, for prompts of different lengths. Who fills it is attention.py.
+"""Key/value cache for decoding: static, batched, for prompts of different lengths. attention.py fills it.
 
 Rows are padded on the left, so that all of them write to the same slot:
 
     slot         0    1    2    3    4
-    row 0        pad  pad  a    b    c        first_slots[0] = 2; the position of a slot is its distance from there
+    row 0        pad  pad  a    b    c        first_slots[0] = 2; a slot's position is its distance from the first slot
     row 1        d    e    f    g    h        first_slots[1] = 0
 """
 
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from llmtrain.config.sections.model import DecoderConfig
 from llmtrain.contracts import PADDING_DOCUMENT
 
 
@@ -22,20 +23,17 @@ class KVCache:
 
     def __init__(
         self,
-        num_layers: int,
+        config: DecoderConfig,
         *,
         batch_size: int,
-        num_kv_heads: int,
         max_len: int,
-        key_dim: int,
-        head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
         first_slots: Tensor | None = None,
     ) -> None:
-        shape = (num_layers, batch_size, num_kv_heads, max_len)
-        self.keys = torch.zeros(*shape, key_dim, dtype=dtype, device=device)
-        self.values = torch.zeros(*shape, head_dim, dtype=dtype, device=device)
+        shape = (config.num_layers, batch_size, config.attention.kv_heads, max_len)
+        self.keys = torch.zeros(*shape, config.key_dim, dtype=dtype, device=device)
+        self.values = torch.zeros(*shape, config.head_dim, dtype=dtype, device=device)
         self.document_ids = torch.zeros(batch_size, max_len, dtype=torch.int32, device=device)
         self.first_slots = torch.zeros(batch_size, dtype=torch.int64, device=device)
         if first_slots is not None:
@@ -46,26 +44,26 @@ class KVCache:
         """Slots in use, the same for all rows."""
 
     def append_documents(self, num_tokens: int, document_ids: Tensor | None) -> None:
-        """Notes whose the next `num_tokens` slots are, before the layers write them; 0 where nothing is said."""
+        """Record the documents of the next `num_tokens` slots, 0 if none are given, before the layers write them."""
         slots = torch.arange(self.length, self.length + num_tokens, device=self.first_slots.device)
         padding = slots < self.first_slots[:, None]
         ids = torch.zeros_like(padding, dtype=torch.int32) if document_ids is None else document_ids.to(torch.int32)
         self.document_ids[:, self.length : self.length + num_tokens] = ids.masked_fill(padding, PADDING_DOCUMENT)
 
     def positions(self, num_tokens: int) -> Tensor:
-        """[b, t] positions of the next `num_tokens` tokens; padding has position 0."""
+        """Return [b, t] positions of the next `num_tokens` tokens; padding has position 0."""
         slots = torch.arange(self.length, self.length + num_tokens, device=self.first_slots.device)
         return (slots - self.first_slots[:, None]).clamp(min=0)
 
     def write(self, layer: int, k_bntc: Tensor, v_bntd: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores the new tokens' keys and values; returns those of all tokens so far, [b, kv_heads, s, …]."""
+        """Store the new tokens' keys and values. Return those of all tokens so far, [b, kv_heads, s, …]."""
         end = self.length + k_bntc.shape[2]
         self.keys[layer, :, :, self.length : end] = k_bntc
         self.values[layer, :, :, self.length : end] = v_bntd
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
     def keep_rows(self, rows: Sequence[int]) -> None:
-        """Forgets all other rows: those that are done cost nothing, and need no room for positions any more."""
+        """Keep these rows and drop all others, which then take neither time nor positions."""
         index = torch.tensor(rows, dtype=torch.int64, device=self.first_slots.device)
         self.keys, self.values = self.keys[:, index], self.values[:, index]
         self.document_ids, self.first_slots = self.document_ids[index], self.first_slots[index]
@@ -74,19 +72,19 @@ class KVCache:
 
     @property
     def is_full(self) -> bool:
-        """Whether the next token has no slot."""
+        """True if the next token has no slot."""
         return self.length == self.max_len
 
     def empty_rows(self, rows: Sequence[int]) -> None:
-        """Forgets the tokens of these rows, whose places stay: nothing of them needs room or a position any more."""
+        """Drop the tokens of these rows, which then need neither slots nor positions; the rows keep their places."""
         self.first_slots[list(rows)] = self.length
         self.document_ids[list(rows), : self.length] = PADDING_DOCUMENT
         self.least_padding = int(self.first_slots.min())
 
     def replace_rows(self, rows: Sequence[int], other: KVCache) -> None:
-        """Puts the rows of `other`, which holds no more slots than this one, in the places of `rows`.
+        """Put the rows of `other`, which holds no more slots than this one, in the places of `rows`.
 
-        Their last tokens stand in the last slot, as everybody's do.
+        Their last tokens go to the last slot, as in all rows.
         """
         places, begin, end = list(rows), self.length - other.length, self.length
         self.keys[:, places, :, begin:end] = other.keys[:, :, :, : other.length]
@@ -97,7 +95,7 @@ class KVCache:
         self.least_padding = int(self.first_slots.min())
 
     def drop_padding(self) -> None:
-        """Takes the slots out that are padding in all rows."""
+        """Remove the slots that are padding in all rows."""
         by, end = self.least_padding, self.length
         if by == 0:
             return
@@ -108,5 +106,5 @@ class KVCache:
         self.length, self.least_padding = end - by, 0
 
     def advance(self, num_tokens: int) -> None:
-        """Called once all layers have written."""
+        """Count `num_tokens` more slots as used, after all layers have written."""
         self.length += num_tokens

@@ -1,9 +1,9 @@
 """The decoder-only transformer: embeddings, blocks, final norm, output. Files beside this one hold the parts.
 
-    input_ids ─ embedding (+ positions) ─ block × num_layers ─ norm ─┬─ loss.py: sum of losses, no whole logits
+    input_ids ─ embedding (+ positions) ─ block × num_layers ─ norm ─┬─ loss.py: sum of losses, a chunk of logits a time
                                                                     └─ logits
 
-Training, optimizers and devices are elsewhere; names of other libraries for the same weights are in models/layouts.py.
+Training, optimizers and devices are elsewhere. Other libraries' names for the same weights are in models/layouts.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from llmtrain.config.model import DecoderConfig
+from llmtrain.config.sections.model import DecoderConfig
 from llmtrain.contracts import IGNORE_INDEX, Batch
 from llmtrain.distributed.sharding import fill
 from llmtrain.models.decoder.attention import Attention
@@ -62,23 +62,23 @@ class Block(nn.Module):
         return self._sum(x, self._after(fed, self.feed_forward_out_norm), self.feed_forward_norm)
 
     def _before(self, x: Tensor, norm: Norm) -> Tensor:
-        """The input of a sublayer."""
+        """Return the input of a sublayer."""
         return x if self.placement == "post" else _call(norm, x)
 
     def _after(self, out: Tensor, norm: Norm | None) -> Tensor:
-        """The output of a sublayer."""
+        """Return the output of a sublayer."""
         return out if norm is None else _call(norm, out)
 
     def _sum(self, x: Tensor, out: Tensor, norm: Norm) -> Tensor:
-        """The residual with a sublayer's output added."""
+        """Add a sublayer's output to the residual."""
         return _call(norm, x + out) if self.placement == "post" else x + out
 
 
 class Decoder(nn.Module):
     """A decoder as `config` describes it, over a vocabulary of `vocab_size` tokens.
 
-    Meets `llmtrain.contracts.Model`. Parameters under `blocks.` with two dimensions are matrices in the sense of
-    matrix optimizers. With tied embeddings there is no output parameter, so no alias in the state dict either.
+    It meets `llmtrain.contracts.Model`. Two-dimensional parameters under `blocks.` are the matrices of matrix
+    optimizers. With tied embeddings there is no output parameter, and so no alias in the state dict.
     """
 
     def __init__(self, config: DecoderConfig, vocab_size: int) -> None:
@@ -101,7 +101,7 @@ class Decoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws all weights anew, from PyTorch's global generator; of those that are cut over ranks the same values."""
+        """Draw all weights anew from PyTorch's global generator: the same values, sharded or not."""
         config: DecoderConfig = self.config
         std = config.init_std
         into_residual = std / math.sqrt(2 * config.num_layers) if config.residual_scaled_init else std
@@ -119,7 +119,7 @@ class Decoder(nn.Module):
                     fill(module.bias, nn.init.zeros_)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The sum of the supervised tokens' losses in nats (float32 scalar), and their number (int64 scalar)."""
+        """Return the sum of the supervised tokens' losses in nats (float32 scalar), and their number (int64 scalar)."""
         labels = batch["labels"]
         hidden = self._hidden(batch["input_ids"], batch.get("document_ids"), None)
         loss_sum = next_token_loss(
@@ -135,23 +135,20 @@ class Decoder(nn.Module):
         *,
         last_only: bool = False,
     ) -> Tensor:
-        """[b, t, vocab] scores of the token after each position; [b, 1, vocab] with `last_only`.
+        """Return [b, t, vocab] scores of the token after each position; [b, 1, vocab] with `last_only`.
 
-        With a cache, `input_ids` are the tokens that follow what the cache holds, and are added to it.
+        With a cache, `input_ids` follow the tokens that the cache holds, and are added to it.
         """
         hidden = self._hidden(input_ids, document_ids, cache)
         return F.linear(hidden[:, -1:] if last_only else hidden, self.output_weight)
 
     def new_cache(self, batch_size: int, max_len: int, *, first_slots: Tensor | None = None) -> KVCache:
-        """An empty cache for `max_len` tokens a row; `first_slots` [b] counts each row's padding on the left."""
+        """Return an empty cache for `max_len` tokens a row; `first_slots` [b] counts each row's padding on the left."""
         weight = self.token_embedding.weight
         return KVCache(
-            self.config.num_layers,
+            self.config,
             batch_size=batch_size,
-            num_kv_heads=self.config.attention.kv_heads,
             max_len=max_len,
-            key_dim=self.config.key_dim,
-            head_dim=self.config.head_dim,
             dtype=_residual_dtype(weight),
             device=weight.device,
             first_slots=first_slots,
@@ -159,77 +156,80 @@ class Decoder(nn.Module):
 
     @property
     def max_seq_len(self) -> int:
-        """The longest sequence, in tokens."""
+        """Longest sequence, in tokens."""
         return self.config.max_seq_len
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.token_embedding.weight.device
 
     @property
     def _adds_positions(self) -> bool:
-        """Whether a token's embedding says where it stands: then positions restart at each document, so that it is in a
-        pack or a window what it is alone. The other encodings see distances only, which are the same either way."""
+        """True if positions are added to embeddings.
+
+        If so, they restart at each document, so that a document means the same in a pack as alone. The other encodings
+        see only distances, which are the same in both.
+        """
         return self.position_embedding is not None or self.sinusoidal is not None
 
     @property
     def output_weight(self) -> Tensor:
-        """[vocab, d_model]: the output projection, or the embedding that stands in for it."""
+        """Weight [vocab, d_model] of the output projection: its own, or the tied embedding's."""
         return self.token_embedding.weight if self.output is None else self.output.weight
 
     def num_parameters(self, *, non_embedding: bool = False) -> int:
-        """All parameters, tied ones once; `non_embedding` counts only those that a token is multiplied with.
+        """Count all parameters, tied ones once. `non_embedding` counts only those that a token is multiplied with.
 
-        That leaves out the position table, and the token table unless it is the output projection as well.
+        That leaves out the position table, and the token table unless it is also the output projection.
         """
-        parameters = self._multiplied() if non_embedding else self.parameters()
+        parameters = self._multiplied_parameters() if non_embedding else self.parameters()
         return sum(parameter.numel() for parameter in parameters)
 
     def flops_per_token(self, seq_len: int) -> int:
-        """Forward and backward in the convention of PaLM (Chowdhery et al. 2022, arXiv:2204.02311, appendix B).
+        """Count forward and backward in the convention of PaLM (Chowdhery et al. 2022, arXiv:2204.02311, appendix B).
 
-        6N + 12·L·(num_heads·head_dim)·T, where N is `num_parameters(non_embedding=True)`: recomputation is not
-        counted, and attention is counted as if it were not causal. With a sliding window T is at most the window;
-        complex queries and keys are twice as wide as their values, which makes 18 of the 12. A frozen parameter, whose
-        own gradient is not computed, counts 4 and not 6.
+        The sum is 6N + 12·L·(num_heads·head_dim)·T, where N is `num_parameters(non_embedding=True)`. Recomputation is
+        not counted, and attention counts as if it were not causal. With a sliding window T is at most the window.
+        Complex queries and keys are twice as wide as their values, so the 12 becomes 18. A frozen parameter, whose own
+        gradient is not computed, counts 4 and not 6.
         """
         config: DecoderConfig = self.config
         attention = config.attention
         num_keys = min(seq_len, attention.window or seq_len)
         width = attention.num_heads * (config.key_dim + config.head_dim)
-        products = sum((6 if p.requires_grad else 4) * p.numel() for p in self._multiplied())
+        products = sum((6 if p.requires_grad else 4) * p.numel() for p in self._multiplied_parameters())
         return products + 6 * config.num_layers * width * num_keys
 
-    def _multiplied(self) -> Iterator[nn.Parameter]:
-        """The parameters that a token is multiplied with: all but tables that are only looked up."""
+    def _multiplied_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters that a token is multiplied with: all except lookup tables."""
         tables = [self.position_embedding, None if self.output is None else self.token_embedding]
-        looked_up = {id(table.weight) for table in tables if table is not None}
-        return (parameter for parameter in self.parameters() if id(parameter) not in looked_up)
+        lookup = {id(table.weight) for table in tables if table is not None}
+        return (parameter for parameter in self.parameters() if id(parameter) not in lookup)
 
     def layers(self) -> list[nn.Module]:
-        """The blocks: what is cut over ranks one at a time."""
+        """Return the blocks, which are sharded one at a time."""
         return list(self.blocks)
 
     def tensor_parallel_plan(self, size: int) -> dict[str, str]:
-        """Layer → how it is split over `size` ranks; with it each has some heads, and some of the feed-forward."""
+        """Map each layer to how it is split over `size` ranks. A rank gets some heads and some of the feed-forward."""
         ways = {"o_proj": "rowwise", "down_proj": "rowwise", "q_norm": "per_head", "k_norm": "per_head"}
         ways |= dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), "colwise")
         return {"alibi": "share"} | {f"blocks.*.{name}": way for name, way in ways.items()}
 
     def checkpoint_blocks(self) -> None:
-        """Keep only each block's input for the backward pass, which computes the block once more.
+        """Keep only each block's input for the backward pass, which recomputes the block.
 
-        Same results and gradients, dropout included, for about a third more computation (Chen et al. 2016,
-        arXiv:1604.06174). Names of parameters stay as they are; works with and without `compile_parts`.
+        Results and gradients stay the same, dropout included, for about a third more computation (Chen et al. 2016,
+        arXiv:1604.06174). Parameters keep their names. It works with and without `compile_parts`.
         """
         self._checkpointing = True
 
     def compile_parts(self, **options: Any) -> None:
-        """Compile the blocks, which share what is compiled, and the loss; what is between them is cheap.
+        """Compile the blocks, which share their compiled code, and the loss. Everything between them is cheap.
 
-        Compiled as a whole, each layer would be compiled by itself: minutes instead of seconds. Names of parameters
-        stay as they are.
+        In one graph for the full model each layer would be compiled by itself: minutes instead of seconds. Parameters
+        keep their names.
         """
         for block in self.blocks:
             block.compile(**options)
@@ -238,7 +238,7 @@ class Decoder(nn.Module):
         self._loss_kernels = compiled_kernels(**options)
 
     def _hidden(self, input_ids: Tensor, document_ids: Tensor | None, cache: KVCache | None) -> Tensor:
-        """[b, t, d_model] after the final norm."""
+        """Return [b, t, d_model] hidden states after the final norm."""
         num_tokens = input_ids.shape[1]
         end = num_tokens + (0 if cache is None else cache.length)
         _check_room(end, max_seq_len=self.config.max_seq_len, cache=cache)
@@ -262,9 +262,9 @@ class Decoder(nn.Module):
         return x if self.final_norm is None else _call(self.final_norm, x)
 
     def _embed(self, input_ids: Tensor, positions: int | Tensor) -> Tensor:
-        """[b, t, d_model]: the first residual stream.
+        """Return [b, t, d_model], the residual stream at the first block.
 
-        Sinusoids are added to embeddings times sqrt(d_model), as in their paper: unscaled they would drown in them.
+        Sinusoids are added to embeddings times sqrt(d_model), as in their paper: they would dominate unscaled ones.
         """
         x: Tensor = self.token_embedding(input_ids)
         dtype = _residual_dtype(x)
@@ -284,7 +284,7 @@ class Decoder(nn.Module):
         *,
         device: torch.device,
     ) -> AttentionInputs:
-        """What all layers share in this forward."""
+        """Build the inputs that all layers share in this forward."""
         attention = self.config.attention
         slopes = None if self.alibi is None else self.alibi(device)
         mask, explicit = build_mask(
@@ -307,7 +307,7 @@ def _rotary(config: DecoderConfig) -> Rotary:
 
 
 def _check_room(num_tokens: int, *, max_seq_len: int, cache: KVCache | None) -> None:
-    """ValueError where a row would have more tokens than it may."""
+    """Raise ValueError if a row would have more tokens than it may."""
     longest = num_tokens - (0 if cache is None else cache.least_padding)
     if longest > max_seq_len:
         raise ValueError(f"{longest} tokens are over the model's max_seq_len {max_seq_len}")
@@ -316,10 +316,10 @@ def _check_room(num_tokens: int, *, max_seq_len: int, cache: KVCache | None) -> 
 
 
 def _residual_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of the residual stream, given the embeddings.
+    """Return the dtype of the residual stream, given the embeddings.
 
-    Under bfloat16 autocast the stream is bfloat16 from the embedding on, as in a model whose weights are bfloat16: left
-    in float32 it would be cast for every product, and take twice the memory. Float16 is too narrow for the stream.
+    Under bfloat16 autocast the stream is bfloat16 from the embedding on, as in a model with bfloat16 weights. In
+    float32 it would be cast for every product and take twice the memory. Float16 is too narrow for the stream.
     """
     device = x.device.type
     if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16:

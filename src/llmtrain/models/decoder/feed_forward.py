@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmtrain.config.model import DecoderConfig
+from llmtrain.config.sections.model import DecoderConfig
 
 
 class GatedMLP(nn.Module):
-    """down(activation(gate(x)) · up(x)): SwiGLU with SiLU, GEGLU with GELU (Shazeer 2020, arXiv:2002.05202).
+    """Computes down(activation(gate(x)) · up(x)): SwiGLU with SiLU, GEGLU with GELU (Shazeer 2020, arXiv:2002.05202).
 
-    Gate and up are two products, not one: the halves of a joint product are strided, and the compiled elementwise
-    code around it costs a third more than what the larger product saves.
+    Gate and up are two products, not one. The halves of a joint product are strided, and that costs the compiled
+    elementwise code a third more than the larger product saves.
     """
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -32,7 +32,7 @@ class GatedMLP(nn.Module):
 
 
 class MLP(nn.Module):
-    """down(activation(up(x)))."""
+    """Computes down(activation(up(x)))."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class MLP(nn.Module):
 
 
 def activate(x: Tensor, name: str) -> Tensor:
-    """The activation of that name, elementwise; relu2 is the square of relu (So et al. 2021, arXiv:2109.08668)."""
+    """Apply an activation by its name, elementwise; relu2 is the square of relu (So et al. 2021, arXiv:2109.08668)."""
     if name == "gelu":
         return F.gelu(x)
     if name == "gelu_tanh":
@@ -61,7 +61,7 @@ def activate(x: Tensor, name: str) -> Tensor:
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
-    """GELU by tanh. Compiled for a CPU it is written as a sigmoid, which is the same function at half the time."""
+    """Compute GELU by tanh. Compiled for a CPU it is written as a sigmoid, the same function in half the time."""
     if x.device.type == "cpu" and torch.compiler.is_compiling():
         wide = x.float()
         return (wide * torch.sigmoid(math.sqrt(8 / math.pi) * (wide + 0.044715 * wide**3))).to(x.dtype)
@@ -72,5 +72,5 @@ FeedForward = GatedMLP | MLP
 
 
 def build_feed_forward(config: DecoderConfig) -> FeedForward:
-    """The feed-forward layer that the config asks for."""
+    """Build the feed-forward layer of a config."""
     return (MLP if config.ffn.variant == "mlp" else GatedMLP)(config)

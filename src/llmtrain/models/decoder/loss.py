@@ -1,39 +1,44 @@
-"""Next-token cross-entropy without the logits of the whole batch.
+"""Next-token cross-entropy in chunks, without the logits of all tokens at once.
 
 The vocabulary makes the logits the largest tensor of a step (4096 tokens × 8192 × 4 bytes = 134 MB for a 14M model).
 So the loss goes over the tokens in chunks, and computes a chunk's gradient right after its loss, while the logits are
-in the cache: per chunk one product, one pass for the maxima, one for the exponentials, and the two products of the
-backward. The backward pass proper only scales what is already there.
+in the cache. A chunk takes one product, one pass for the maxima, one for the exponentials, and the two products of the
+backward. The backward pass itself only scales these gradients.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from llmtrain.contracts import IGNORE_INDEX
+from llmtrain.models.device_type import device_type_of
 
 CHUNK_TOKENS_CPU = 1024
 CHUNK_TOKENS_GPU = 8192
 CHUNK_LOGITS_CPU = 2**25
 CHUNK_LOGITS_GPU = 2**27
 """128 and 512 MiB of float32: with a large vocabulary a chunk has fewer tokens."""
+GPU_TILE = 128
+"""Tokens: a product of so many rows fills the tiles that a GPU computes."""
 
 
 class ChunkKernels(NamedTuple):
-    """The work on one chunk. Compiled, the chunks share what is compiled, which is why they are compiled and not the
-    loop over them: unrolled, each chunk would be compiled by itself."""
+    """The work on one chunk. These functions are compiled, and not the loop over them, so that all chunks share the
+    compiled code: an unrolled loop would compile each chunk by itself."""
 
     gradients: Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
     loss: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def compiled_kernels(**options: Any) -> ChunkKernels:
-    """The kernels, compiled with `options` of torch.compile."""
+    """Return the kernels, compiled with `options` of torch.compile."""
     return ChunkKernels(torch.compile(_chunk_gradients, **options), torch.compile(_chunk_loss, **options))
 
 
@@ -45,16 +50,16 @@ def next_token_loss(
     chunked: bool = True,
     kernels: ChunkKernels | None = None,
 ) -> Tensor:
-    """The sum over supervised tokens of -log softmax(hidden · weightᵀ)[label], float32 scalar.
+    """Return the sum over supervised tokens of -log softmax(hidden · weightᵀ)[label], a float32 scalar.
 
-    `chunked=False` is the plain formula, kept to test against and for float16, whose range is too small for the
-    chunked one (sums of exponentials reach the size of the vocabulary).
+    `chunked=False` is the plain formula, kept to test against.
     """
     device = hidden_nd.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_nd.dtype
-    if not chunked or dtype == torch.float16:
-        logits = F.linear(hidden_nd, weight_vd).float()
-        return F.cross_entropy(logits, labels_n, ignore_index=IGNORE_INDEX, reduction="sum")
+    if not chunked:
+        return _plain_loss(hidden_nd, weight_vd, labels_n)
+    if dtype == torch.float16:
+        return _float16_loss(hidden_nd, weight_vd, labels_n)
     kernels = kernels or ChunkKernels(_chunk_gradients, _chunk_loss)
     hidden_nd = hidden_nd.to(dtype)
     if torch.is_grad_enabled() and (hidden_nd.requires_grad or weight_vd.requires_grad):
@@ -65,19 +70,48 @@ def next_token_loss(
     return torch.stack([kernels.loss(hidden, weight, labels) for hidden, labels in chunks]).sum()
 
 
-def chunk_tokens(vocab_size: int, *, device: str) -> int:
-    """Tokens in a chunk, whose logits are what the loss holds at a time."""
-    tokens, logits = (CHUNK_TOKENS_CPU, CHUNK_LOGITS_CPU) if device == "cpu" else (CHUNK_TOKENS_GPU, CHUNK_LOGITS_GPU)
-    return max(16, min(tokens, logits // vocab_size))
+def chunk_tokens(vocab_size: int, *, device: str, num_tokens: int) -> int:
+    """Return the number of tokens in a chunk of `num_tokens`. The loss holds the logits of one chunk at a time.
+
+    On a GPU chunks are as equal as multiples of 128 can be: such products fill its tiles, and chunks of one size share
+    compiled code.
+    """
+    if device == "cpu":
+        return max(16, min(CHUNK_TOKENS_CPU, CHUNK_LOGITS_CPU // vocab_size))
+    largest = max(GPU_TILE, min(CHUNK_TOKENS_GPU, CHUNK_LOGITS_GPU // vocab_size) // GPU_TILE * GPU_TILE)
+    num_chunks = max(1, math.ceil(num_tokens / largest))
+    return max(1, math.ceil(num_tokens / num_chunks / GPU_TILE)) * GPU_TILE
 
 
 def _chunks(hidden_nd: Tensor, labels_n: Tensor, *, vocab_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    size = chunk_tokens(vocab_size, device=hidden_nd.device.type)
+    size = chunk_tokens(vocab_size, device=device_type_of(hidden_nd.device), num_tokens=len(hidden_nd))
     return zip(torch.split(hidden_nd, size), torch.split(labels_n, size), strict=True)
 
 
+def _plain_loss(hidden_nd: Tensor, weight_vd: Tensor, labels_n: Tensor) -> Tensor:
+    logits = F.linear(hidden_nd, weight_vd).float()
+    return F.cross_entropy(logits, labels_n, ignore_index=IGNORE_INDEX, reduction="sum")
+
+
+def _float16_loss(hidden_nd: Tensor, weight_vd: Tensor, labels_n: Tensor) -> Tensor:
+    """Return the sum by plain cross-entropy, a chunk at a time.
+
+    float16 is too narrow for gradients before the loss scale multiplies them, and for sums of exponentials. So autograd
+    computes the gradients, and recomputes each chunk's logits for them instead of keeping all of them.
+    """
+
+    def chunk_loss(hidden: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):  # its cache would sum the chunks' gradients in float16
+            return _plain_loss(hidden.to(torch.float16), weight_vd.to(torch.float16), labels)
+
+    chunks = list(_chunks(hidden_nd, labels_n, vocab_size=weight_vd.shape[0]))
+    if len(chunks) == 1 or not torch.is_grad_enabled():
+        return torch.stack([chunk_loss(*chunk) for chunk in chunks]).sum()
+    return torch.stack([checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+
+
 def _chunk_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """The sum where no gradient is wanted."""
+    """Return the sum of a chunk's losses, without gradients."""
     logits = (hidden @ weight.t()).float()
     return F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
 
@@ -85,12 +119,14 @@ def _chunk_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
 def _chunk_gradients(
     hidden: Tensor, weight: Tensor, labels: Tensor, weight_grad: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The sum and the gradient of `hidden`; `weight_grad` (float32; None where it is frozen) gets this chunk's added.
+    """Return the sum of a chunk's losses and the gradient of `hidden`.
 
-    With e = exp(logits - max) and s = its sum, the gradient of the logits is e/s - onehot(label). It is kept as s times
-    that, `scaled`, in the dtype of the products: e is written in the very pass that sums it, and the division by s is
-    applied to rows of `hidden` and of its gradient, which are narrow. Each entry is rounded once, as if the gradient
-    itself had been rounded.
+    The chunk's gradient of the weight is added to `weight_grad` (float32; None where the weight is frozen).
+
+    With e = exp(logits - max) and its sum s, the gradient of the logits is e/s - onehot(label). `scaled` is s times
+    that, in the dtype of the products: e is written in the same pass that sums it, and the division by s is applied to
+    the rows of `hidden` and of its gradient, which are narrow. Each entry is rounded once, as if the gradient itself
+    had been rounded.
     """
     supervised = (labels != IGNORE_INDEX)[:, None]
     labels = labels.clamp(min=0)[:, None]
@@ -111,7 +147,7 @@ def _chunk_gradients(
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Loss and gradients in one go: the backward pass proper only scales what the forward pass has left."""
+    """Computes loss and gradients in the forward pass; the backward pass only scales the gradients."""
 
     @staticmethod
     def forward(ctx: Any, hidden_nd: Tensor, weight_vd: Tensor, labels_n: Tensor, kernels: ChunkKernels) -> Tensor:

@@ -1,6 +1,6 @@
-"""What a query may look at, and how far away it is: masks and ALiBi's bias, built once a forward for all layers.
+"""Attention masks and ALiBi's bias, built once a forward for all layers.
 
-A mask says by slots who sees whom: a row's slots are its tokens in order, with a cache after its padding, so that a
+A mask is indexed by slots. A row's slots are its tokens in order, after its padding where there is a cache, so a
 difference of slots is a difference of positions.
 """
 
@@ -13,24 +13,26 @@ from torch import Tensor, nn
 
 from llmtrain.models.decoder.cache import KVCache
 from llmtrain.models.decoder.position import RotaryTables
+from llmtrain.models.device_type import device_type_of
 
 EXPLICIT_MAX_KEYS = 2048
-"""Longest rows for which the CPU computes attention explicitly; over it the memory of the scores weighs more."""
+"""Longest rows for which the CPU computes attention explicitly. Beyond it the memory of the scores weighs more."""
 
 
 class AttentionInputs(NamedTuple):
-    """What all layers share, built once a forward."""
+    """Inputs that all layers share, built once a forward."""
 
     mask: Tensor | None
-    """[1 or b, 1, t, s]. Explicit: float32, added to the scores. Else bool, true where a query may look; or None, which
-    stands for plain causal attention of t queries to t keys; or with ALiBi [1 or b, h, t, s] float32, bias included."""
+    """[1 or b, 1, t, s]. If `explicit`, float32 that is added to the scores. Otherwise bool, true where a query may
+    look; or None for plain causal attention of t queries to t keys; or with ALiBi [1 or b, h, t, s] float32 that
+    includes the bias."""
     rope: RotaryTables | None
     explicit: bool
-    """Compute scores, softmax and product ourselves instead of calling the fused kernel."""
+    """True if scores, softmax and product are computed here and not by the fused kernel."""
     slopes: Tensor | None = None
-    """[h] float32: ALiBi's slopes, which explicit attention applies itself: a bias for each head need not be stored."""
+    """[h] float32: ALiBi's slopes. Explicit attention applies them itself, so that no bias for each head is stored."""
     window: int | None = None
-    """Keys that a query sees at most; the mask says it too, this tells which keys can be left out altogether."""
+    """Largest number of keys that a query sees. The mask holds it too; this tells which keys can be left out."""
 
 
 def build_mask(
@@ -42,15 +44,15 @@ def build_mask(
     window: int | None = None,
     slopes: Tensor | None = None,
 ) -> tuple[Tensor | None, bool]:
-    """The mask of a forward, and whether attention is explicit, which decides the mask's form.
+    """Return the mask of a forward, and whether attention is explicit, which decides the mask's form.
 
     `document_ids` [b, s] number the documents of all keys. A query may look at keys of its own document that are not
-    after it and, with a `window`, at most window - 1 before it; it may always look at itself, so that no row of scores
-    is empty. The fused kernel's own causal mask aligns the first query with the first key, which is wrong as soon as a
-    cache holds earlier keys: it is used without a cache only.
+    after it and, with a `window`, at most window - 1 before it. It may always look at itself, so no row of scores is
+    empty. The fused kernel's own causal mask aligns the first query with the first key. That is wrong as soon as a
+    cache holds earlier keys, so it is used only without a cache.
     """
     past = 0 if cache is None else cache.length
-    explicit = device.type == "cpu" and past + num_queries <= EXPLICIT_MAX_KEYS
+    explicit = device_type_of(device) == "cpu" and past + num_queries <= EXPLICIT_MAX_KEYS
     if document_ids is None and cache is None and window is None and slopes is None and not explicit:
         return None, False
     key_slots = torch.arange(past + num_queries, device=device)
@@ -68,7 +70,7 @@ def build_mask(
 
 
 class Alibi(nn.Module):
-    """ALiBi's slopes, of all heads or of those that this rank computes: see `alibi_slopes`. Nothing is stored."""
+    """ALiBi's slopes of the heads that this rank computes; see `alibi_slopes`. Nothing is stored."""
 
     def __init__(self, num_heads: int) -> None:
         super().__init__()
@@ -76,20 +78,20 @@ class Alibi(nn.Module):
         self._first, self._end = 0, num_heads
 
     def keep_share(self, index: int, *, of: int) -> None:
-        """Leave the heads of the share `index`, where they are split into so many shares."""
+        """Keep only the heads of share `index` of `of` equal shares."""
         size = self.num_heads // of
         self._first, self._end = index * size, (index + 1) * size
 
     def forward(self, device: torch.device) -> Tensor:
-        """[h] float32."""
+        """Return [h] float32 slopes on `device`."""
         return alibi_slopes(self.num_heads, device=device)[self._first : self._end]
 
 
 def alibi_slopes(num_heads: int, *, device: torch.device) -> Tensor:
-    """[h] float32: how fast each head's scores fall with distance (Press et al. 2022, arXiv:2108.12409).
+    """Return [h] float32: how fast each head's scores fall with distance (Press et al. 2022, arXiv:2108.12409).
 
-    For a power of two, 2^(-8/h), 2^(-16/h), … . Else, as in the authors' code, those of the power of two below, and
-    then every second one of the power of two above.
+    For a power of two they are 2^(-8/h), 2^(-16/h), … . For other numbers, as in the authors' code, they are those of
+    the power of two below, followed by every second one of the power of two above.
     """
     power = 1 << (num_heads.bit_length() - 1)
     exponents = torch.arange(1, power + 1, device=device, dtype=torch.float32) * (8 / power)

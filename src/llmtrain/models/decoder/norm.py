@@ -1,4 +1,4 @@
-"""Normalisations. They compute in float32 and return what they were given; where they stand is decoder.py's choice."""
+"""Norms. They compute in float32 and return the dtype of their input. decoder.py decides where they stand."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmtrain.config.model import NormConfig
+from llmtrain.config.sections.model import NormConfig
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) · weight over the last dimension (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+    """Computes x / rms(x) · weight over the last dimension (Zhang and Sennrich 2019, arXiv:1910.07467)."""
 
     def __init__(self, width: int, *, eps: float) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / std · weight + bias over the last dimension (Ba et al. 2016, arXiv:1607.06450)."""
+    """Computes (x - mean) / std · weight + bias over the last dimension (Ba et al. 2016, arXiv:1607.06450)."""
 
     def __init__(self, width: int, *, eps: float) -> None:
         super().__init__()
@@ -41,5 +41,5 @@ Norm = RMSNorm | LayerNorm
 
 
 def build_norm(config: NormConfig, *, width: int) -> Norm:
-    """The normalisation that the config asks for, over `width` features."""
+    """Build the norm of a config, over `width` features."""
     return (RMSNorm if config.type == "rmsnorm" else LayerNorm)(width, eps=config.eps)

@@ -1,8 +1,8 @@
-"""Position encodings that are tables: rotary, which acts inside attention, and sinusoidal, which decoder.py adds.
+"""Position encodings with tables: rotary, which acts inside attention, and sinusoidal, which decoder.py adds.
 
-Rotary (one for the model) ── tables for the positions of this forward ──▶ rotate() in every attention layer
+    Rotary (one for the model) ── tables for the positions of this forward ──▶ rotate() in every attention layer
 
-Learned positions are an embedding in decoder.py; ALiBi is a bias, in mask.py.
+Learned positions are an embedding in decoder.py. ALiBi is a bias in mask.py.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from llmtrain.config.model import RopeScalingConfig
+from llmtrain.config.sections.model import RopeScalingConfig
 
 SINUSOIDAL_BASE = 10000.0
 
 
 class RotaryTables(NamedTuple):
-    """What `rotate` needs for some positions; b is 1 when all rows of the batch have the same positions."""
+    """Cosines and sines of some positions, for `rotate`. b is 1 if all rows of the batch have the same positions."""
 
     cos: Tensor
     """[b, 1, t, 1, head_dim / 2] float32."""
@@ -31,10 +31,10 @@ class RotaryTables(NamedTuple):
 class Rotary(nn.Module):
     """Tables of rotary position embeddings (Su et al. 2021, arXiv:2104.09864), for positions below max_seq_len.
 
-    The tables are neither parameters nor buffers: they stay float32 when the model is cast, DDP need not broadcast
-    them, checkpoints need not hold them, and a model that leaves the meta device gets them filled. Passed into the
-    compiled graph from outside they are read; computed inside it, every kernel that rotates would compute sines anew
-    (12 % of a training step on a CPU).
+    The tables are neither parameters nor buffers. So they stay float32 when the model is cast, DDP does not broadcast
+    them, checkpoints do not hold them, and they are filled when a model leaves the meta device. The compiled graph gets
+    them as inputs and reads them. If it computed them, every kernel that rotates would compute sines anew (12 % of a
+    training step on a CPU).
     """
 
     cos: Tensor
@@ -61,7 +61,7 @@ class Rotary(nn.Module):
         self.sin = torch.stack((-angles.sin(), angles.sin()), dim=1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotary:
-        """What `.to`, `.cuda` and `.to_empty` call: follow to the device, and to nothing else."""
+        """Move the tables to the new device, and cast nothing. `.to`, `.cuda` and `.to_empty` call this."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         device = fn(torch.empty(0, device=self.cos.device)).device
         if device != self.cos.device:
@@ -69,19 +69,19 @@ class Rotary(nn.Module):
         return self
 
     def forward(self, positions: Tensor | int) -> RotaryTables:
-        """Tables for positions 0 … n - 1, or for each row's positions [b, t]."""
+        """Return the tables for positions 0 … n - 1, or for each row's positions [b, t]."""
         if isinstance(positions, int):
             return RotaryTables(self.cos[None, None, :positions], self.sin[None, None, :positions])
         return RotaryTables(self.cos[positions][:, None], self.sin[positions][:, None])
 
 
 def scaled_periods(periods: Tensor, scaling: RopeScalingConfig) -> Tensor:
-    """Periods (tokens per radian) for positions beyond the original length.
+    """Scale periods (tokens per radian) for positions beyond the original length.
 
-    linear: all times `factor` (Chen et al. 2023, arXiv:2306.15595). llama3, as Llama 3.1 and transformers have it: a
-    dimension that turns fewer than `low_freq_factor` times in the original length is slowed by `factor`, one that turns
-    more than `high_freq_factor` times is left alone, and between the two the frequency goes over linearly in the number
-    of turns.
+    linear multiplies all by `factor` (Chen et al. 2023, arXiv:2306.15595). llama3 does as Llama 3.1 and transformers: a
+    dimension that turns fewer than `low_freq_factor` times in the original length is slowed by `factor`, and one that
+    turns more than `high_freq_factor` times is unchanged. In between the frequency changes linearly with the number of
+    turns.
     """
     if scaling.rope_type == "linear":
         return periods * scaling.factor
@@ -97,7 +97,7 @@ def scaled_periods(periods: Tensor, scaling: RopeScalingConfig) -> Tensor:
 class Sinusoidal(nn.Module):
     """Sines and cosines of fixed frequencies, added to the embeddings (Vaswani et al. 2017, arXiv:1706.03762).
 
-    A table of its own for the same reasons as `Rotary`.
+    The table is neither a parameter nor a buffer, for the same reasons as in `Rotary`.
     """
 
     table: Tensor
@@ -115,7 +115,7 @@ class Sinusoidal(nn.Module):
         self.table = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)[:, : self.width]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Sinusoidal:
-        """Follow to the device, and to nothing else."""
+        """Move the table to the new device, and cast nothing."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         device = fn(torch.empty(0, device=self.table.device)).device
         if device != self.table.device:
@@ -123,15 +123,14 @@ class Sinusoidal(nn.Module):
         return self
 
     def forward(self, positions: Tensor | int) -> Tensor:
-        """[n, width] float32 for positions 0 … n - 1, or [b, t, width] for each row's positions [b, t]."""
+        """Return [n, width] float32 for positions 0 … n - 1, or [b, t, width] for each row's positions [b, t]."""
         return self.table[:positions] if isinstance(positions, int) else self.table[positions]
 
 
 def rotate(x_bthd: Tensor, tables: RotaryTables) -> Tensor:
-    """Turns each pair (i, i + head_dim/2) by its position's angle; returns [b, h, t, d] in x's dtype.
+    """Rotate each pair (i, i + head_dim/2) by its position's angle. Return [b, h, t, d] in x's dtype.
 
-    The halves are swapped by a flip, not by a concatenation: that is one pass over memory when it is compiled, and
-    its gradient one more.
+    A flip swaps the halves, not a concatenation: compiled, that is one pass over memory, and one more for its gradient.
     """
     b, t, h, d = x_bthd.shape
     halves = x_bthd.reshape(b, t, h, 2, d // 2).permute(0, 2, 1, 3, 4).float()
@@ -140,7 +139,7 @@ def rotate(x_bthd: Tensor, tables: RotaryTables) -> Tensor:
 
 
 def restarting_positions(document_ids: Tensor) -> Tensor:
-    """[b, t] int64: for each token how many of its document came before it, in its row."""
+    """Return [b, t] int64 positions that restart at 0 at each document of a row."""
     index = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
     begins = torch.ones_like(document_ids, dtype=torch.bool)
     begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]

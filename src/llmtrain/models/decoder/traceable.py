@@ -1,7 +1,7 @@
-"""The decoder's forward pass as one graph in which batch and length are free: what torch.export and ONNX get.
+"""The decoder's forward pass as one graph with free batch size and length, for torch.export and ONNX.
 
-Same parts as in decoder.py, called differently: positions are a tensor, since a number would be fixed, and the mask
-is always given to the fused kernel, since the explicit one is cut into as many blocks as a length wants.
+It calls the parts of decoder.py differently. Positions are a tensor, since a number would become a constant. The fused
+kernel always gets the mask, since explicit attention has a number of blocks that depends on the length.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from llmtrain.models.decoder.mask import AttentionInputs, alibi_slopes
 
 
 class TraceableDecoder(nn.Module):
-    """`decoder`, without cache, documents and dropout."""
+    """Computes the logits of `decoder` without cache, documents and dropout."""
 
     def __init__(self, decoder: Decoder) -> None:
         super().__init__()
         self.decoder = decoder
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """[b, t, vocab] scores of the token after each of `input_ids` [b, t]."""
+        """Return [b, t, vocab] scores of the token after each of `input_ids` [b, t]."""
         decoder = self.decoder
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         inputs = self._attention_inputs(positions)

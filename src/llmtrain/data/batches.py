@@ -1,0 +1,262 @@
+"""Training and validation data: one global order of items, and the batches of it that a rank computes.
+
+    step ─▶ item numbers ─▶ their places (order.py) ─▶ this rank's share ─▶ arrays of each micro-batch ─▶ tensors
+            └───────────── computed ahead of time by a thread or worker processes (loader.py) ──────┘
+
+An item is one sequence of a batch. What it holds is behind `Items`: a window of tokens (windows.py), or rows for
+fine-tuning (chat/items.py). A position in the data is an item number, so that a resumed run needs no other state.
+Workers import this module; torch is imported for the first tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import NotRequired, Protocol, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmtrain.contracts import Batch
+from llmtrain.data.loader import read_ahead
+from llmtrain.data.order import Ints, Places
+
+
+class BatchArrays(TypedDict):
+    """A micro-batch before it becomes tensors, of the same names."""
+
+    input_ids: Ints
+    labels: Ints
+    document_ids: NotRequired[NDArray[np.int32]]
+    lengths: NotRequired[Ints]
+
+
+class ItemReader(Protocol):
+    """Finds items and reads them. It keeps files and tables, so it is not to be shared between threads."""
+
+    def locate(self, items: Ints) -> Places:
+        """Return where the items lie."""
+        ...
+
+    def share(self, places: Places, *, rank: int, world_size: int) -> Ints:
+        """Return which of the places a rank computes, in its order. Shares differ by at most one item."""
+        ...
+
+    def read(self, places: Places, *, num_batches: int, batch_size: int) -> list[BatchArrays]:
+        """Return the items at these places in batches of `batch_size` sequences; those without an item are padding."""
+        ...
+
+    def names(self, places: Places) -> list[str]:
+        """Return `file:line` of each row that the items are made of; nothing where they are not made of rows."""
+        ...
+
+
+class Items(Protocol):
+    """The sequences of one or more sources, and their order. Small, without torch, can be sent to another process."""
+
+    @property
+    def num_items(self) -> int:
+        """Items of one epoch, all sources together."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash that changes when an item number would mean another item; the seed and seq_len do not count."""
+        ...
+
+    def open(self, *, shuffled: bool) -> ItemReader:
+        """Return a reader in the order of training, or of the one source in its own order."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """Facts about the data besides its items."""
+
+    name: str
+    """Place of the data, for messages."""
+    vocab_size: int
+    """Tokens are in [0, vocab_size)."""
+    eos_id: int | None
+    """Ends every document; None: there are no documents."""
+    num_tokens: int
+    """End tokens counted."""
+    num_bytes: int | None
+    """UTF-8 bytes of the text; None: there is no text, or templates add some that is in no row."""
+    tokenizer: Path | None
+    """Folder of the tokenizer; None: there is no text."""
+    tokenizer_sha256: str | None
+
+    @property
+    def tokens_per_byte(self) -> float | None:
+        """Return tokens per byte, from which bits per byte follow; None where the bytes are not known."""
+        return self.num_tokens / self.num_bytes if self.num_bytes else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSet:
+    """Training data of one rank. Meets TrainingData."""
+
+    facts: DataFacts
+    items: Items
+    rank: int = 0
+    world_size: int = 1
+    num_workers: int = 0
+
+    @property
+    def name(self) -> str:
+        """Name of the data in messages."""
+        return self.facts.name
+
+    @property
+    def items_per_epoch(self) -> int:
+        """Items of all sources together; in a mixture each source goes through its own epochs, by its weight."""
+        return self.items.num_items
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash that a resumed run has to find again, or its position would mean other items."""
+        return self.items.fingerprint
+
+    def batches(
+        self, *, start_item: int, batch_size: int, end_item: int, micro_batch_size: int
+    ) -> Generator[list[Batch], None, None]:
+        """Yield this rank's micro-batches of each step, from the one that begins at `start_item`.
+
+        `batch_size` items over all ranks make a step; the last one ends at `end_item`. A micro-batch has
+        `micro_batch_size` sequences, and all ranks have the same number of them: sequences without an item have only
+        ignored labels. It reads ahead: close the generator (contextlib.closing) where it may not be used up.
+        """
+        open_ = partial(
+            _open_steps,
+            self.items,
+            start_item=start_item,
+            end_item=end_item,
+            batch_size=batch_size,
+            micro_batch_size=micro_batch_size,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+        num_steps = max(0, -(-(end_item - start_item) // batch_size))
+        with closing(read_ahead(open_, num_steps=num_steps, num_workers=self.num_workers)) as steps:
+            for micro_batches in steps:
+                yield [_to_tensors(arrays) for arrays in micro_batches]
+
+    def own_items(self, items: range) -> list[int]:
+        """Return those of a step's items that this rank computes, in its order."""
+        places = self._reader.locate(np.arange(items.start, items.stop))
+        share = self._reader.share(places, rank=self.rank, world_size=self.world_size)
+        return [items[index] for index in share.tolist()]
+
+    def rows_of(self, item: int) -> list[str]:
+        """Return `file:line` of each row of an item, for messages; nothing where items are not made of rows."""
+        return self._reader.names(self._reader.locate(np.array([item])))
+
+    @cached_property
+    def _reader(self) -> ItemReader:
+        """Reader for single items, as messages need them; whatever reads ahead opens its own."""
+        return self.items.open(shuffled=True)
+
+
+def _open_steps(
+    items: Items,
+    *,
+    start_item: int,
+    end_item: int,
+    batch_size: int,
+    micro_batch_size: int,
+    rank: int,
+    world_size: int,
+) -> Callable[[int], list[BatchArrays]]:
+    """Return the function from a step (0 is the one that begins at `start_item`) to its micro-batches."""
+    reader = items.open(shuffled=True)
+
+    def micro_batches_of_step(step: int) -> list[BatchArrays]:
+        first = start_item + step * batch_size
+        numbers = np.arange(first, min(first + batch_size, end_item))
+        places = reader.locate(numbers)
+        own = places.take(reader.share(places, rank=rank, world_size=world_size))
+        num_batches = _num_batches(len(numbers), micro_batch_size, world_size)
+        return reader.read(own, num_batches=num_batches, batch_size=micro_batch_size)
+
+    return micro_batches_of_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationSet:
+    """Held-out data: the same items at each evaluation."""
+
+    facts: DataFacts
+    items: Items
+
+    @property
+    def name(self) -> str:
+        """Name of the data in messages."""
+        return self.facts.name
+
+    @property
+    def num_items(self) -> int:
+        """Items of the complete set."""
+        return self.items.num_items
+
+    def num_batches(
+        self, *, batch_size: int, max_batches: int | None = None, rank: int = 0, world_size: int = 1
+    ) -> int:
+        """Return the number of batches that `evaluation_batches` yields for the same arguments on any rank."""
+        return _num_batches(self._num_taken(batch_size, max_batches), batch_size, world_size)
+
+    def evaluation_batches(
+        self, *, batch_size: int, max_batches: int | None = None, rank: int = 0, world_size: int = 1
+    ) -> Generator[Batch, None, None]:
+        """Yield a rank's batches of `batch_size` items, as many on every rank; over all ranks each item comes once.
+
+        `max_batches` counts batches over all ranks: the items that fill them are taken, evenly spaced, so that they are
+        the same at each evaluation and for any number of ranks. None takes all.
+        """
+        num_batches = self.num_batches(batch_size=batch_size, max_batches=max_batches, world_size=world_size)
+        num_taken = self._num_taken(batch_size, max_batches)
+        open_ = partial(
+            _open_evaluation, self.items, num_taken=num_taken, batch_size=batch_size, rank=rank, world_size=world_size
+        )
+        with closing(read_ahead(open_, num_steps=num_batches, num_workers=0)) as batches:
+            for arrays in batches:
+                yield _to_tensors(arrays)
+
+    def _num_taken(self, batch_size: int, max_batches: int | None) -> int:
+        return self.num_items if max_batches is None else min(self.num_items, max_batches * batch_size)
+
+
+def _open_evaluation(
+    items: Items, *, num_taken: int, batch_size: int, rank: int, world_size: int
+) -> Callable[[int], BatchArrays]:
+    """Return the function from a batch's index to its arrays."""
+    reader = items.open(shuffled=False)
+    places = reader.locate(np.arange(num_taken) * items.num_items // num_taken)
+    own = places.take(reader.share(places, rank=rank, world_size=world_size))
+
+    def batch(index: int) -> BatchArrays:
+        places = own.take(slice(index * batch_size, (index + 1) * batch_size))
+        return reader.read(places, num_batches=1, batch_size=batch_size)[0]
+
+    return batch
+
+
+def _num_batches(num_items: int, batch_size: int, world_size: int) -> int:
+    """Return the batches that each rank needs for the largest share of the items."""
+    largest_share = -(-num_items // world_size)
+    return -(-largest_share // batch_size)
+
+
+def _to_tensors(arrays: BatchArrays) -> Batch:
+    """Return tensors over the arrays' memory."""
+    import torch
+
+    batch = Batch(input_ids=torch.from_numpy(arrays["input_ids"]), labels=torch.from_numpy(arrays["labels"]))
+    if "document_ids" in arrays:
+        batch["document_ids"] = torch.from_numpy(arrays["document_ids"])
+    if "lengths" in arrays:
+        batch["lengths"] = torch.from_numpy(arrays["lengths"])
+    return batch

@@ -1,0 +1,164 @@
+"""Inspection of rows without a config, tokenizer or model: shapes, lengths in characters and bytes, every fault.
+
+    path ─ find_rows ─▶ rows_of ─▶ example_of ─▶ counts, faults, the first rows
+
+Nothing heavy is imported, so that it answers at once. What a tokenizer makes of rows is shown by chat.py.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+from llmtrain.config.sections.schema import Config
+from llmtrain.data.chat.shapes import Chat, Example, PromptCompletion, example_of
+from llmtrain.data.chat.unused import Unused, add_unused
+from llmtrain.data.files.datasets import is_saved_dataset
+from llmtrain.data.files.find import DataFile, RowSource, find_rows, format_of
+from llmtrain.data.files.json_values import json_values
+from llmtrain.data.files.read import layout_of, rows_of
+from llmtrain.data.files.row_faults import RowError, RowFault
+from llmtrain.data.inspection.lengths import describe_lengths
+from llmtrain.data.manifest import MANIFEST_NAME
+
+KEY = "rows"
+"""Name of the paths in messages; they have no key in a config."""
+
+
+def inspect_rows(paths: str | Sequence[str], *, num_rows: int = 3) -> dict[str, Any]:
+    """Describe the rows at `paths`. All faults are part of the report, each with its `file:line`.
+
+    Raises ConfigError where there is nothing to read.
+    """
+    sources = find_rows(paths, key=KEY)
+    files = [_read(source, num_rows=num_rows) for source in sources]
+    characters: Counter[int] = sum((one.characters for one in files), Counter())
+    num_bytes: Counter[int] = sum((one.num_bytes for one in files), Counter())
+    shapes: Counter[str] = sum((one.shapes for one in files), Counter())
+    first = [row for one in files for row in one.first_rows]
+    unused: dict[str, Unused] = {}
+    for one in files:
+        add_unused(unused, one.unused)
+    return {
+        "name": paths if isinstance(paths, str) else ", ".join(paths),
+        "rows": sum(one.num_rows for one in files),
+        "files": [
+            {"name": one.name, "layout": one.layout, "rows": one.num_rows, "faults": len(one.faults)} for one in files
+        ],
+        "shapes": dict(shapes.most_common()),
+        "characters": describe_lengths(characters),
+        "bytes": describe_lengths(num_bytes),
+        "first_rows": first[:num_rows],
+        "unused": {name: count._asdict() for name, count in unused.items()},
+        "faults": [{"source": fault.source, "message": fault.message} for one in files for fault in one.faults],
+    }
+
+
+def holds_rows(path: str) -> bool:
+    """Return whether there are rows at `path`, not token shards or a config: by the ending or the content of files."""
+    if "://" in path:
+        return path.startswith("hf://") or format_of(path) in ("jsonl", "json", "csv", "arrow")
+    path = os.path.expanduser(path)
+    if os.path.isdir(path):
+        if is_saved_dataset(path):
+            return True
+        if os.path.exists(os.path.join(path, MANIFEST_NAME)):
+            return False
+        path = os.path.join(glob.escape(path), "**", "*")
+    found = sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
+    file = next((file for file in found if format_of(file)), path)
+    if not os.path.isfile(file) or format_of(file) in ("jsonl", "csv", "arrow"):
+        return format_of(file) in ("jsonl", "csv", "arrow")
+    if format_of(file) == "json":
+        return _is_json_of_rows(file)
+    return format_of(file) == "parquet" and not _has_tokens(file)
+
+
+def _is_json_of_rows(file: str) -> bool:
+    """Return whether a .json file is not a config, which is one object with sections."""
+    (source,) = find_rows(file, key=KEY)
+    assert isinstance(source, DataFile)
+    try:
+        with source.open() as stream:
+            start = stream.read(1 << 16)
+            first = next(json_values(chain([start], iter(lambda: stream.read(1 << 20), b""))), None)
+    except OSError:
+        return True
+    if first is None or not isinstance(first.value, dict):
+        return first is None or first.error is None or start.lstrip().startswith(b"[")
+    sections = Config.model_fields.keys() & first.value.keys()
+    return not any(isinstance(first.value[name], dict) for name in sections)
+
+
+def _has_tokens(file: str) -> bool:
+    """Return whether a Parquet file is a token shard; one that cannot be read is none."""
+    import pyarrow
+    from pyarrow import parquet
+
+    from llmtrain.data.shards import TOKENS_COLUMNS
+
+    try:
+        return not set(TOKENS_COLUMNS).isdisjoint(parquet.read_schema(file).names)
+    except (pyarrow.ArrowException, OSError):
+        return False
+
+
+class _File:
+    """Counts and first rows of one file or dataset."""
+
+    def __init__(self, source: RowSource) -> None:
+        self.name = source.name
+        self.layout = layout_of(source)
+        self.num_rows = 0
+        self.shapes: Counter[str] = Counter()
+        self.characters: Counter[int] = Counter()
+        self.num_bytes: Counter[int] = Counter()
+        self.unused: dict[str, Unused] = {}
+        self.faults: list[RowFault] = []
+        self.first_rows: list[dict[str, Any]] = []
+
+
+def _read(source: RowSource, *, num_rows: int) -> _File:
+    found = _File(source)
+    shapes, characters, num_bytes = found.shapes, found.characters, found.num_bytes
+    for row in rows_of([source]):
+        if isinstance(row, RowFault):
+            found.faults.append(row)
+            found.num_rows += row.source != source.name  # else it is the file's
+            continue
+        found.num_rows += 1
+        try:
+            example = example_of(row.values)
+        except RowError as error:
+            found.faults.append(RowFault(row.source, str(error)))
+            continue
+        texts = [text for _, text in _pieces(example)]
+        length = sum(map(len, texts))
+        shapes[example.shape] += 1
+        add_unused(found.unused, {name: Unused(1, row.source) for name in example.unused})
+        characters[length] += 1
+        num_bytes[length if all(map(str.isascii, texts)) else sum(len(text.encode()) for text in texts)] += 1
+        if len(found.first_rows) < num_rows:
+            pieces = [{"role": role, "text": text} for role, text in _pieces(example)]
+            found.first_rows.append(
+                {"source": row.source, "shape": example.shape, "characters": length, "pieces": pieces}
+            )
+    return found
+
+
+def _pieces(example: Example) -> Iterator[tuple[str, str]]:
+    """Yield each role and its text."""
+    if isinstance(example, PromptCompletion):
+        yield "prompt", example.prompt
+        yield "completion", example.completion
+    elif isinstance(example, Chat):
+        for turn in example.messages:
+            calls = [json.dumps(turn["tool_calls"], ensure_ascii=False)] if turn.get("tool_calls") else []
+            yield turn["role"], "\n".join(filter(None, [turn["content"], *calls]))
+    else:
+        yield "text", example.text

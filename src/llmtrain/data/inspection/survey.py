@@ -1,0 +1,135 @@
+"""A survey of token shards: lengths of documents, their sources, the tokens that occur, documents that windows divide.
+
+    stream ─ row groups, evenly spaced where there are many ─▶ Survey
+           └ the first documents ─▶ TokenizedDocument
+
+Reading for training is shards.py's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from llmtrain.data.order import Ints
+from llmtrain.data.shards import TOKENS_COLUMNS, TokenStream
+from llmtrain.errors import ConfigError
+
+MAX_ROW_GROUPS = 64
+"""Row groups that a survey reads, of about a million tokens each: seconds, whatever the size of the data."""
+SOURCE_COLUMN = "source"
+UNKNOWN_SOURCE = "(not recorded)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizedDocument:
+    """A row of a shard."""
+
+    source: str
+    tokens: NDArray[Any]
+    """Tokens of the document, with the end token."""
+
+
+@dataclass(kw_only=True)
+class Survey:
+    """Counts of the row groups that were read; they are estimates if those are not all."""
+
+    num_row_groups: int
+    num_row_groups_read: int
+    token_counts: Ints
+    """[vocab_size] number of times that each token occurs."""
+    lengths: Ints = field(default_factory=lambda: _zeros(0))
+    """[documents] tokens of each, end token counted."""
+    documents_by_source: Counter[str] = field(default_factory=Counter)
+    """Number of documents by the start of `source`, up to its colon: an input, or a data set with split and subset."""
+    tokens_by_source: Counter[str] = field(default_factory=Counter)
+    num_divided: int = 0
+    """Documents that no window holds completely."""
+    num_without_end: int = 0
+    """Documents whose last token is not the end token."""
+    foreign_ids: set[int] = field(default_factory=set)
+    """Ids that the vocabulary does not have."""
+
+
+def survey(
+    streams: Sequence[TokenStream],
+    *,
+    vocab_size: int,
+    eos_id: int | None,
+    seq_len: int,
+    max_row_groups: int = MAX_ROW_GROUPS,
+) -> Survey:
+    """Read all row groups of the streams, or `max_row_groups` of them evenly spaced, and count.
+
+    Raises ConfigError when a file cannot be read.
+    """
+    row_groups = [(stream, index) for stream in streams for index in range(stream.num_row_groups)]
+    num_read = min(len(row_groups), max_row_groups)
+    found = Survey(num_row_groups=len(row_groups), num_row_groups_read=num_read, token_counts=_zeros(vocab_size))
+    lengths = [_zeros(0)]
+    for stream, index in (row_groups[place * len(row_groups) // num_read] for place in range(num_read)):
+        sources, tokens, ends = _read(stream, index)
+        begins = np.concatenate([_zeros(1), ends[:-1]])
+        lengths.append(ends - begins)
+        counts = np.bincount(tokens, minlength=vocab_size)
+        found.foreign_ids |= set((vocab_size + np.flatnonzero(counts[vocab_size:])).tolist())
+        found.token_counts += counts[:vocab_size]
+        first = int(stream.token_start[index])
+        # Window w holds the tokens from w·seq_len up to (w + 1)·seq_len, both.
+        found.num_divided += int((first + ends - 1 > ((first + begins) // seq_len + 1) * seq_len).sum())
+        ends_well = (ends > begins) & (tokens[np.maximum(ends, 1) - 1] == eos_id)
+        found.num_without_end += 0 if eos_id is None else int((~ends_well).sum())
+        for source, length in zip(sources, lengths[-1].tolist(), strict=True):
+            name = source.partition(":")[0]
+            found.documents_by_source[name] += 1
+            found.tokens_by_source[name] += length
+    found.lengths = np.concatenate(lengths)
+    return found
+
+
+def _zeros(size: int) -> Ints:
+    return np.zeros(size, dtype=np.int64)
+
+
+def count_documents(stream: TokenStream) -> int:
+    """Return the number of documents, from the files' footers. Raises ConfigError when a file cannot be read."""
+    total = 0
+    for path in stream.paths:
+        try:
+            total += pq.read_metadata(path).num_rows
+        except (OSError, pa.ArrowException) as error:
+            raise ConfigError(f"{path} cannot be read ({error})") from error
+    return total
+
+
+def iter_documents(stream: TokenStream) -> Iterator[TokenizedDocument]:
+    """Yield the documents of a stream in reading order, with one row group in memory at a time."""
+    for index in range(stream.num_row_groups):
+        sources, tokens, ends = _read(stream, index)
+        begin = 0
+        for source, end in zip(sources, ends.tolist(), strict=True):
+            yield TokenizedDocument(source=source, tokens=tokens[begin:end])
+            begin = end
+
+
+def _read(stream: TokenStream, index: int) -> tuple[list[str], NDArray[Any], Ints]:
+    """Return of a row group: each document's source, all tokens one after the other, and where each document ends."""
+    tokens = stream.decode(index).astype(np.int64)  # which checks that they are as many as they should be
+    path, row_group = stream.paths[stream.shard[index]], int(stream.row_group[index])
+    with pq.ParquetFile(path) as file:
+        present = file.schema_arrow.names
+        column = next(name for name in TOKENS_COLUMNS if name in present)
+        names = [name for name in (SOURCE_COLUMN, column) if name in present]
+        table = file.read_row_group(row_group, columns=names, use_threads=False)
+    lengths = pc.list_value_length(table.column(column)).fill_null(0).to_numpy()
+    named = table.column(SOURCE_COLUMN).to_pylist() if SOURCE_COLUMN in names else [None] * len(lengths)
+    sources = [UNKNOWN_SOURCE if source is None else str(source) for source in named]
+    return sources, tokens, np.cumsum(lengths, dtype=np.int64)

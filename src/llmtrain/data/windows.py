@@ -1,0 +1,144 @@
+"""Windows of tokens as items: input tokens, labels and document numbers of each, as numpy arrays.
+
+    token shards (shards.py), or random tokens (synthetic.py) -> windows -> inputs, labels, padding where one is short
+
+Window w of a source holds its tokens from w·seq_len up to (w + 1)·seq_len, both included. The order of the windows is
+order.py's. Workers import this module, so it imports no torch and no config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmtrain.contracts import IGNORE_INDEX
+from llmtrain.data.batches import BatchArrays
+from llmtrain.data.order import Ints, ItemOrder, Places, WindowOrder, in_order, rank_share
+
+
+class WindowReader(Protocol):
+    """Reads windows of one source. Not to be shared between threads."""
+
+    def read(self, windows: Ints, out: Ints) -> Ints:
+        """Fill the first tokens of each row of `out` [n, seq_len + 1] with a window; return their numbers, [n].
+
+        Only the last window of a source is shorter than its row.
+        """
+        ...
+
+
+class WindowSource(Protocol):
+    """Tokens that are divided into windows."""
+
+    @property
+    def num_windows(self) -> int:
+        """Windows in one epoch; every token but the first is predicted in exactly one of them."""
+        ...
+
+    def open(self, order: WindowOrder | None) -> WindowReader:
+        """Return a reader that keeps what reading in this order needs again; None: one window after the other."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowItems:
+    """The windows of one or more sources. Meets Items."""
+
+    sources: Sequence[WindowSource]
+    weights: Sequence[float] | None
+    """Weights of the sources; None if there is one source."""
+    shuffle_chunks: int
+    seed: int
+    seq_len: int
+    pad_id: int
+    """Fills the inputs where a window is short; its labels are ignored."""
+    end_id: int | None
+    """The token that ends a document, where documents are told apart; None: a window is one document."""
+    content_sha256: str
+    """Hash of the content of the windows, wherever their files lie."""
+
+    @property
+    def num_items(self) -> int:
+        """Windows of all sources; in a mixture each source goes through its own epochs, by its weight."""
+        return sum(source.num_windows for source in self.sources)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash that changes when an item number would mean another window; the seed and seq_len do not count."""
+        return sha256(f"{self.content_sha256} {self.weights} {self.shuffle_chunks}".encode()).hexdigest()
+
+    def order(self) -> ItemOrder[WindowOrder]:
+        """Return the order of training. Raises ConfigError for a weight that is too small."""
+        orders = [
+            WindowOrder(
+                source.num_windows,
+                seq_len=self.seq_len,
+                shuffle_chunks=self.shuffle_chunks,
+                seed=self.seed,
+                source=number,
+            )
+            for number, source in enumerate(self.sources)
+        ]
+        return ItemOrder(orders, weights=self.weights, seed=self.seed)
+
+    def open(self, *, shuffled: bool) -> WindowItemReader:
+        """Return a reader in the order of training, or of the one source in its own order."""
+        return WindowItemReader(self, self.order() if shuffled else None)
+
+
+class WindowItemReader:
+    """Finds windows and makes batches of them. An ItemReader."""
+
+    def __init__(self, items: WindowItems, order: ItemOrder[WindowOrder] | None) -> None:
+        assert order or len(items.sources) == 1
+        self._items = items
+        self._order = order
+        orders = order.sources if order else [None]
+        self._readers = [source.open(one) for source, one in zip(items.sources, orders, strict=True)]
+
+    def locate(self, items: Ints) -> Places:
+        return self._order.locate(items) if self._order else in_order(items)
+
+    def share(self, places: Places, *, rank: int, world_size: int) -> Ints:
+        return rank_share(places, rank=rank, world_size=world_size)
+
+    def read(self, places: Places, *, num_batches: int, batch_size: int) -> list[BatchArrays]:
+        """Read all windows into one array: the batches are views of it."""
+        items = self._items
+        tokens = np.full((num_batches * batch_size, items.seq_len + 1), items.pad_id, dtype=np.int64)
+        lengths = np.zeros(len(places.source), dtype=np.int64)
+        begin = 0
+        for source, reader in enumerate(self._readers):  # a share is sorted by source
+            windows = places.sequence[places.source == source]
+            end = begin + len(windows)
+            lengths[begin:end] = reader.read(windows, tokens[begin:end])
+            begin = end
+        labels = tokens[:, 1:].copy()
+        labels[len(lengths) :] = IGNORE_INDEX
+        for row in np.flatnonzero(lengths <= items.seq_len):
+            labels[row, max(0, lengths[row] - 1) :] = IGNORE_INDEX
+        input_ids = np.ascontiguousarray(tokens[:, :-1])
+        batches = [slice(begin, begin + batch_size) for begin in range(0, len(tokens), batch_size)]
+        if items.end_id is None:
+            return [BatchArrays(input_ids=input_ids[rows], labels=labels[rows]) for rows in batches]
+        documents = document_ids(input_ids, items.end_id)
+        return [
+            BatchArrays(input_ids=input_ids[rows], labels=labels[rows], document_ids=documents[rows])
+            for rows in batches
+        ]
+
+    def names(self, places: Places) -> list[str]:
+        return []
+
+
+def document_ids(input_ids: Ints, end_id: int) -> NDArray[np.int32]:
+    """Return [n, t] the number of each token's document in its row. An end token belongs to the document it ends."""
+    is_end = input_ids == end_id
+    numbers: NDArray[np.int32] = np.cumsum(is_end, axis=1, dtype=np.int32)
+    numbers -= is_end
+    return numbers

@@ -1,0 +1,180 @@
+"""Decides every `auto` of a config once for a run: device, precision, compilation, strategy, backend.
+
+config + environment + what the machine has ─┬─▶ Resolved ─▶ recorded ─▶ used again when the run resumes
+what the run decided before, if it resumes  ─┘
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sysconfig
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from llmtrain.config.sections.running import RunConfig
+from llmtrain.config.sections.training import DistributedConfig, TrainerConfig
+from llmtrain.distributed.limits import memory_bytes
+from llmtrain.distributed.native_bf16 import computes_bf16, has_native_bf16, warn_if_emulated
+from llmtrain.distributed.rendezvous import complete_environment, local_world_size_of
+from llmtrain.distributed.strategy import SHARDING, Choice, reject_backend
+from llmtrain.errors import ConfigError
+
+log = logging.getLogger("llmtrain.device")
+
+
+class Choose(Protocol):
+    """Function by which `auto` chooses a strategy for several processes."""
+
+    def __call__(self, *, world_size: int, precision: str, memory_bytes: int) -> Choice: ...
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Every `auto` of the config, decided once for a run and used again when it resumes."""
+
+    device: str
+    precision: str
+    compile: bool
+    strategy: str
+    backend: str
+    because: str = ""
+    """Reason for the strategy, where the config left it open."""
+    bf16: bool = False
+    """True if the device gains by bfloat16; Muon multiplies in it then."""
+    max_steps: int | None = None
+    """Steps that fitted into trainer.max_minutes, where the config limits the time."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the values for state.json and meta.json."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def resolve(
+    run: RunConfig,
+    trainer: TrainerConfig,
+    distributed: DistributedConfig,
+    *,
+    previous: Mapping[str, Any] | None = None,
+    choose: Choose | None = None,
+) -> Resolved:
+    """Decide every `auto`: as `previous` did if the run is resumed, else by what this machine has.
+
+    `choose` picks a strategy for several processes from their number, the precision and the bytes that each has.
+    Without it the strategy is ddp.
+
+    Raises ConfigError if this machine cannot do what the config or the resumed run asks for, or if the config and the
+    environment contradict each other about the processes.
+    """
+    complete_environment(distributed.rendezvous)
+    previous = previous or {}
+    device = resolve_device(run.device)
+    precision = _precision(trainer, previous, device=device)
+    compiles = _compiles(trainer, previous)
+    choice = _strategy(distributed, previous, choose, device=device, precision=precision)
+    backend = distributed.backend
+    if backend == "auto":
+        backend = "nccl" if device.startswith("cuda") else "gloo"
+    reject_backend(backend, device=device)
+    return Resolved(
+        device=device,
+        precision=precision,
+        compile=compiles,
+        strategy=choice.strategy,
+        backend=backend,
+        because=choice.because,
+        bf16=previous["bf16"] and has_native_bf16(device) if "bf16" in previous else computes_bf16(device),
+        max_steps=previous.get("max_steps"),
+    )
+
+
+def resolve_device(requested: str) -> str:
+    """Return the device that `run.device` names on this machine. Raises ConfigError if the machine has none such."""
+    if requested == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    if requested.startswith("cuda"):
+        index = int(requested.partition(":")[2] or 0)
+        if index >= torch.cuda.device_count():
+            raise ConfigError(f"run.device is {requested}, but there are {torch.cuda.device_count()} CUDA devices here")
+    if requested == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("run.device is mps, but there is none here")
+    return requested
+
+
+def missing_for_compile() -> str | None:
+    """Return what torch.compile would miss on this machine, or None."""
+    compilers = [os.environ.get("CXX"), "g++", "clang++", "c++"]
+    if not any(compiler and shutil.which(compiler) for compiler in compilers):
+        return "no C++ compiler was found (install g++ or clang++, or name one in CXX)"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        return "Python's C headers were not found (install python3-dev)"
+    return None
+
+
+def _precision(trainer: TrainerConfig, previous: Mapping[str, Any], *, device: str) -> str:
+    precision = str(trainer.precision)
+    if precision == "auto":
+        precision = previous.get("precision") or ("bf16-mixed" if computes_bf16(device) else "32")
+        if precision.startswith("bf16") and not has_native_bf16(device):
+            raise ConfigError(
+                f"the run was trained in {precision}, which {device} here does not compute natively: "
+                "resume it on such a machine, or set trainer.precision=32 (the losses will differ)"
+            )
+    elif precision.startswith("bf16"):
+        warn_if_emulated("trainer.precision", precision, device=device, instead="trainer.precision=auto or 32")
+    return precision
+
+
+def _compiles(trainer: TrainerConfig, previous: Mapping[str, Any]) -> bool:
+    requested = previous.get("compile", True) if trainer.compile == "auto" else trainer.compile
+    missing = missing_for_compile() if requested else None
+    if missing:
+        log.warning("torch.compile is off: %s; the run continues without it, at about half the speed", missing)
+    return bool(requested) and not missing
+
+
+def _strategy(
+    distributed: DistributedConfig,
+    previous: Mapping[str, Any],
+    choose: Choose | None,
+    *,
+    device: str,
+    precision: str,
+) -> Choice:
+    strategy, world_size = str(distributed.strategy), int(os.environ.get("WORLD_SIZE", "1"))
+    if strategy == "single" and world_size > 1:
+        raise ConfigError(
+            f"distributed.strategy is single, but {world_size} processes were started: "
+            "set it to ddp or auto, or start one process"
+        )
+    if strategy in ("ddp", *SHARDING) and world_size == 1 and "WORLD_SIZE" not in os.environ:
+        raise ConfigError(
+            f"distributed.strategy is {strategy}, but this is one process: add --nproc N, start it as "
+            "`torchrun --nproc-per-node N -m llmtrain train …`, or set distributed.strategy=auto"
+        )
+    if strategy != "auto":
+        return Choice(strategy, "")
+    if world_size == 1:
+        return Choice("single", "one process")
+    before = previous.get("strategy")
+    if before in ("ddp", *SHARDING):
+        return Choice(str(before), previous.get("because") or "as before")
+    if choose is None:
+        return Choice("ddp", "every process holds the full model")
+    available = _memory_per_process(device, local_world_size=local_world_size_of(world_size))
+    return choose(world_size=world_size, precision=precision, memory_bytes=available)
+
+
+def _memory_per_process(device: str, *, local_world_size: int) -> int:
+    """Return the bytes that one process has: a GPU's, or its share of those of this machine or container."""
+    if device.startswith("cuda"):
+        index = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+        return int(torch.cuda.get_device_properties(index).total_memory)
+    return memory_bytes() // local_world_size

@@ -1,0 +1,57 @@
+"""Find the model that an evaluation compares with: the base of the model, what was published last, or a named one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from llmtrain.config.sections.evaluation import AUTO_BASELINE, LAST_PUBLISHED, EvaluationConfig
+from llmtrain.errors import ConfigError
+from llmtrain.evaluation.folder import PUBLISHED_NAME
+from llmtrain.generation.open_model import base_of, locate_model, tuned_from
+
+
+def find_base(folder: Path) -> Path:
+    """Return the folder of the model that the one in `folder` was tuned from. Raises ConfigError if there is none."""
+    base = tuned_from(folder)
+    if base is None:
+        raise ConfigError(f"evaluation.subject is base, but nothing says what {folder} was tuned from: name the base")
+    return base
+
+
+def find_baseline(folder: Path, settings: EvaluationConfig, *, root: str) -> Path | None:
+    """Return the folder of the model that `settings.baseline` names; None: compare with none.
+
+    Raises ConfigError where it is not to be had, or is the model itself.
+    """
+    if settings.baseline is None:
+        return None
+    if settings.baseline == AUTO_BASELINE:
+        try:
+            return None if settings.subject == "base" else tuned_from(folder)
+        except ConfigError as error:
+            raise ConfigError(f"{error}. Name another --baseline, or compare with none: --no-baseline") from error
+    ref = _last_published(root) if settings.baseline == LAST_PUBLISHED else settings.baseline
+    try:
+        baseline = locate_model(ref, root_dir=root)
+        base_of(baseline)
+    except ConfigError as error:
+        if settings.baseline != LAST_PUBLISHED:
+            raise
+        raise ConfigError(
+            f"what was published last, {ref} (says {Path(root) / PUBLISHED_NAME}), is not to be had: {error}. Name "
+            "another --baseline, or compare with none: --no-baseline"
+        ) from error
+    if baseline == folder:
+        raise ConfigError(f"evaluation.baseline: {settings.baseline} is the model itself, {folder}")
+    return baseline
+
+
+def _last_published(root: str) -> str:
+    file = Path(root) / PUBLISHED_NAME
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["model"])
+    except FileNotFoundError:
+        raise ConfigError(f"nothing was published from {Path(root).absolute()} yet: there is no {file.name}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} does not say what was published last ({error!r})") from error

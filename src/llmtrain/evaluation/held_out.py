@@ -1,0 +1,115 @@
+"""Open the data that a model's loss is measured on: token shards or rows, of its run or others, for its tokenizer."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from llmtrain.config.loading.load import section_of
+from llmtrain.config.sections.chat import ChatConfig
+from llmtrain.config.sections.data import TokensConfig
+from llmtrain.config.sections.schema import Config
+from llmtrain.data.batches import ValidationSet
+from llmtrain.data.chat.items import RowItems
+from llmtrain.data.files.find import format_of
+from llmtrain.data.manifest import find_manifest
+from llmtrain.data.prepare.token_shards import ensure_shards
+from llmtrain.data.tokens import open_validation_data
+from llmtrain.distributed.engine import Engine
+from llmtrain.errors import ConfigError
+from llmtrain.generation.language_model import LanguageModel
+from llmtrain.generation.open_model import config_beside
+
+DEFAULT_SEQ_LEN = 1024
+
+
+def evaluation_config(folder: Path, *, data: list[str]) -> Config:
+    """The config that the model in `folder` was trained with, or a plain one; with `data` as its data if named.
+
+    Raises ConfigError where nothing says what to measure the model on.
+    """
+    config = config_beside(folder)
+    if config is None and not data:
+        raise ConfigError(f"{folder} stands alone, so nothing says what to measure it on: name some with --data")
+    if config is not None and not data:
+        return config
+    seq_len = DEFAULT_SEQ_LEN if config is None else config.data.seq_len
+    named: ChatConfig | TokensConfig
+    if are_rows(data):
+        tuned = config.data if config is not None and isinstance(config.data, ChatConfig) else None
+        rows = {"train": list(data), "val": list(data), "val_fraction": 0.0}
+        named = tuned.model_copy(update=rows) if tuned else ChatConfig.model_validate({**rows, "seq_len": seq_len})
+    else:
+        shards = {"train": list(data), "val": list(data), "seq_len": seq_len}
+        named = section_of(TokensConfig, shards, name="data")
+    return (config or Config(data=named)).model_copy(update={"data": named, "prepare": None})
+
+
+def are_rows(data: list[str]) -> bool:
+    """Return whether these are rows of text and not token shards. Raises ConfigError for a mixture of both."""
+    rows = [path for path in data if _holds_rows(path)]
+    if rows and len(rows) < len(data):
+        shards = next(path for path in data if path not in rows)
+        raise ConfigError(f"--data {rows[0]} has rows, and {shards} token shards: measure the model on each for itself")
+    return bool(rows)
+
+
+def open_held_out(config: Config, language_model: LanguageModel, *, engine: Engine) -> ValidationSet:
+    """The held-out data of `config`, for this model. Raises ConfigError if there is none, or it is of another model."""
+    found: ValidationSet | None
+    limit = language_model.model.max_seq_len or config.data.seq_len
+    if isinstance(config.data, ChatConfig):
+        found = _open_rows(config.data, language_model, seq_len=min(config.data.seq_len, limit), engine=engine)
+    else:
+        with engine.main_first():
+            ready = ensure_shards(config)
+        ready = ready.model_copy(update={"seq_len": min(ready.seq_len, limit)})
+        found = open_validation_data(ready, seed=config.run.seed)
+    if found is None:
+        raise ConfigError(f"{language_model.folder} names no validation data: name some with --data")
+    vocab_size = language_model.model.vocab_size
+    if isinstance(config.data, ChatConfig):  # whose tokenizer is the model's
+        language_model.check_rows(found.facts.vocab_size, of=f"the tokenizer of {language_model.folder}")
+    if found.facts.vocab_size > vocab_size:
+        raise ConfigError(
+            f"{found.name} has tokens of a vocabulary of {found.facts.vocab_size}, but the model's is "
+            f"{vocab_size}: prepare the data with the model's tokenizer"
+        )
+    return found
+
+
+def _open_rows(
+    config: ChatConfig, language_model: LanguageModel, *, seq_len: int, engine: Engine
+) -> ValidationSet | None:
+    from llmtrain.data.chat.open_rows import open_validation_rows
+
+    if language_model.encoder is None or language_model.tokenizer is None:
+        raise ConfigError(f"{language_model.folder} has no tokenizer for rows: name token shards with --data")
+    rows = open_validation_rows(
+        config.model_copy(update={"seq_len": seq_len, "packing": False}),
+        template=language_model.encoder.template,
+        tokenizer_folder=language_model.folder,
+        engine=engine,
+    )
+    if rows is None:
+        return None
+    assert isinstance(rows.items, RowItems)
+    (store,) = rows.items.stores
+    supervised = int(store.num_supervised.sum())
+    texts = (ids[learned] for ids, learned in map(store.tokens, range(len(store))))
+    num_bytes = language_model.tokenizer.num_bytes(texts)
+    # Bits are counted of what is supervised, so bytes are as well.
+    return replace(rows, facts=replace(rows.facts, num_tokens=supervised, num_bytes=num_bytes))
+
+
+def _holds_rows(path: str) -> bool:
+    """Return whether a path holds rows: by its kind; Parquet does unless a manifest says that it is token shards."""
+    local = Path(os.path.expanduser(path))
+    kind = format_of(path)
+    if path.startswith("hf://") or kind not in (None, "parquet"):
+        return True
+    names = [path] if not local.is_dir() else [name for _, _, files in os.walk(local) for name in files]
+    if not any(map(format_of, names)):
+        return local.is_dir() and any(name in ("dataset_dict.json", "state.json") for name in names)
+    return find_manifest(local) is None

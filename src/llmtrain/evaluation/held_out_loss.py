@@ -1,0 +1,79 @@
+"""Measure how well a model predicts held-out text: loss, perplexity, bits per byte; of rows only what is supervised."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from llmtrain.config.sections.evaluation import EvaluationConfig
+from llmtrain.distributed.engine import Engine
+from llmtrain.errors import ConfigError
+from llmtrain.evaluation.folder import evaluation_folder, write_metrics
+from llmtrain.evaluation.held_out import evaluation_config, open_held_out
+from llmtrain.evaluation.loss import evaluate_loss
+from llmtrain.generation.open_model import base_of, load_language_model
+from llmtrain.tracking.progress import Progress
+
+
+def measure_loss(
+    folder: Path,
+    settings: EvaluationConfig,
+    *,
+    given: Mapping[str, Any],
+    steps: int | None,
+    root: str,
+    engine: Engine,
+) -> dict[str, Any]:
+    """Measure the model in `folder`, and write metrics.json; returns its document, on every rank.
+
+    `given` are the keys that the command line named; `steps` limits the batches of each rank. Raises ConfigError for a
+    key that has no meaning here, and for data that cannot be read.
+    """
+    if needless := sorted(given.keys() - {"data", "batch_size"}):
+        raise ConfigError(
+            f"--{needless[0].replace('_', '-')} is for rows that are answered, prompts with completions or messages: "
+            "name some with --data"
+        )
+    began = time.monotonic()
+    config = evaluation_config(folder, data=settings.files)
+    with engine.main_first():
+        base_of(folder)
+    loaded = load_language_model(folder, device=engine.device)
+    validation = open_held_out(config, loaded, engine=engine)
+    rows = given.get("batch_size") or config.trainer.micro_batch_size
+    batches = validation.evaluation_batches(
+        batch_size=rows, max_batches=steps, rank=engine.rank, world_size=engine.world_size
+    )
+    total = min(-(-validation.num_items // rows), steps or validation.num_items)
+    with Progress(quiet=not engine.is_main) as progress, closing(batches):
+        done = iter(range(total))
+        result = evaluate_loss(
+            engine.setup(loaded.model),
+            batches,
+            engine=engine,
+            tokens_per_byte=validation.facts.tokens_per_byte,
+            before_batch=lambda: progress.track("evaluating", next(done, total), total),
+        )
+
+    def write() -> dict[str, Any]:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        output = evaluation_folder(folder, root=Path(root), identity=f"loss, {now}")
+        document = {
+            "model": str(folder),
+            "data": validation.name,
+            "loss": result.loss,
+            "perplexity": result.perplexity,
+            "bits_per_byte": result.bits_per_byte,
+            "tokens": result.num_tokens,
+            "time": now,
+            "output": str(output),
+            "seconds": time.monotonic() - began,
+        }
+        write_metrics(output, document)
+        return document
+
+    return engine.from_main(write)

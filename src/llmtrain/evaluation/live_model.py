@@ -1,0 +1,65 @@
+"""A model in training as one that can write: its module as it is, with the tokenizer that it is trained with.
+
+What it writes is what it would write if a checkpoint were opened now; writing changes nothing of the training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from llmtrain.config.sections.chat import ChatConfig
+from llmtrain.config.sections.schema import Config
+from llmtrain.data.tokenizers import load_tokenizer, wrap_tokenizer
+from llmtrain.distributed.engine import Engine
+from llmtrain.generation.language_model import AnyModel, LanguageModel
+from llmtrain.generation.open_model import learned_turns
+from llmtrain.models.companions import end_tokens
+
+
+def live_model(
+    config: Config, module: AnyModel, *, tokenizer_folder: Path, model_folder: Path | None, for_rows: bool = False
+) -> LanguageModel:
+    """`module` with the tokenizer in `tokenizer_folder`; `model_folder` is where it came from, if from transformers.
+
+    `for_rows`: with an encoder in any case, as `load_language_model` does. Raises ConfigError for a tokenizer that
+    cannot be read.
+    """
+    if not for_rows and not isinstance(config.data, ChatConfig):
+        tokenizer = load_tokenizer(tokenizer_folder)
+        eos_ids = frozenset([tokenizer.eos_id])
+        return LanguageModel(model=module, tokenizer=tokenizer, encoder=None, eos_ids=eos_ids, folder=tokenizer_folder)
+
+    from llmtrain.data.chat.encoding import ChatEncoder
+    from llmtrain.data.chat.templates import ChatTemplate
+    from llmtrain.data.chat.tokenizer import load_fast_tokenizer
+
+    found = load_fast_tokenizer(tokenizer_folder)
+    file = config.data.chat_template if isinstance(config.data, ChatConfig) else None
+    has_template = file is not None or found.chat_template is not None
+    return LanguageModel(
+        model=module,
+        tokenizer=wrap_tokenizer(found, where=str(tokenizer_folder)),
+        encoder=ChatEncoder(ChatTemplate(found, file=file)),
+        eos_ids=frozenset([int(found.eos_token_id), *(end_tokens(model_folder) if model_folder else ())]),
+        folder=tokenizer_folder,
+        chats=learned_turns(config, otherwise=has_template) if isinstance(config.data, ChatConfig) else has_template,
+    )
+
+
+@contextmanager
+def writing(module: AnyModel, *, engine: Engine) -> Iterator[None]:
+    """Put the model into evaluation mode, not compiled: compiling for each new length would take minutes.
+
+    Where the module is cut over the ranks, all of them must enter, and ask it for the same.
+    """
+    was_training = module.training
+    module.eval()
+    try:
+        with engine.generating(module), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        module.train(was_training)

@@ -1,0 +1,165 @@
+"""`eval` on rows, top to bottom: models → questions → answers of both → statistics → scores, comparison → files.
+
+Answers are kept as they come, so that an evaluation that was stopped goes on where it was: an unfinished one of the
+same questions, models and decoding is found again (`evaluation_folder`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmtrain.config.sections.evaluation import EvaluationConfig
+from llmtrain.config.sections.schema import Config
+from llmtrain.data.chat.parts import training_rows
+from llmtrain.distributed.engine import Engine
+from llmtrain.errors import ConfigError
+from llmtrain.evaluation.answers import Answer, AnswerJournal, Asking, answer_all, ask_all, unique_keys
+from llmtrain.evaluation.contamination import Overlap, find_overlaps
+from llmtrain.evaluation.folder import evaluation_folder, write_evaluation
+from llmtrain.evaluation.measured import Measured, measure
+from llmtrain.evaluation.metrics import metrics_named
+from llmtrain.evaluation.questions import Asked, Question, read_questions
+from llmtrain.evaluation.scores import scores
+from llmtrain.generation.language_model import LanguageModel
+from llmtrain.generation.open_model import (
+    config_beside,
+    load_language_model,
+    model_fingerprint,
+    trusts_code,
+    tuned_from,
+)
+from llmtrain.tracking.progress import Progress
+
+log = logging.getLogger("llmtrain.eval")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subjects:
+    """Folders of the models or adapters that are measured."""
+
+    model: Path
+    baseline: Path | None
+    trained_on: Config | None
+    """The config whose training rows the questions are looked for in."""
+
+
+def evaluate_rows(
+    subjects: Subjects, settings: EvaluationConfig, *, seed: int, root_dir: str, engine: Engine
+) -> dict[str, Any]:
+    """The document of metrics.json, which says where it is, on every rank.
+
+    Raises ConfigError for faults of rows, and for what cannot be asked.
+    """
+    began = time.monotonic()
+    metrics_named(settings.metrics, ignore_case=settings.ignore_case)  # what is wrong with them is wrong now
+    questions = read_questions(settings.files, key="evaluation.data", max_samples=settings.max_samples)
+    model = load_language_model(subjects.model, device=engine.device, for_rows=True)
+    asked = ask_all(questions, model, chat=settings.chat)
+    identity = _identity(subjects, settings, asked, seed=seed)
+    make_folder = partial(evaluation_folder, subjects.model, root=Path(root_dir), identity=identity)
+    folder = engine.from_main(make_folder)
+    assert model.encoder is not None
+    answer = partial(
+        _answers,
+        asked=asked,
+        how=Asking.of(settings, seed=seed, end_of_turn=model.encoder.template.end_of_turn),
+        engine=engine,
+        folder=folder,
+    )
+    answers, baseline_answers = answer(model, name="model"), None
+    if subjects.baseline is not None:
+        del model  # one at a time is in memory
+        trusted = trusts_code(config_beside(subjects.model)) and subjects.baseline == tuned_from(subjects.model)
+        opened = load_language_model(subjects.baseline, device=engine.device, for_rows=True, trust_remote_code=trusted)
+        baseline_answers = answer(opened, name="baseline")
+
+    def conclude() -> dict[str, Any]:
+        measured = measure(questions, answers, baseline_answers, settings, seed=seed)
+        overlaps = (
+            _overlaps(questions, subjects.trained_on) if settings.contamination else "evaluation.contamination is false"
+        )
+        document = {
+            "model": str(subjects.model),
+            "baseline": str(subjects.baseline) if subjects.baseline else None,
+            "output": str(folder),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            **measured.document(),
+            "contamination": _contamination(overlaps, measured),
+            "settings": {**settings.model_dump(mode="json"), "seed": seed},
+            "seconds": time.monotonic() - began,
+        }
+        write_evaluation(folder, document, measured.rows(overlaps if isinstance(overlaps, list) else []))
+        return document
+
+    return engine.from_main(conclude)
+
+
+def _answers(
+    language_model: LanguageModel,
+    *,
+    name: str,
+    asked: Sequence[Asked],
+    how: Asking,
+    engine: Engine,
+    folder: Path,
+) -> list[Answer]:
+    log.info("%s questions to the %s, %s", f"{len(asked):,}", name, language_model.folder)
+    share = len(asked[engine.rank :: engine.world_size])
+    with Progress(quiet=not engine.is_main) as progress:
+        return answer_all(
+            language_model,
+            asked,
+            how,
+            engine=engine,
+            journal=AnswerJournal(folder, name, rank=engine.rank),
+            after_row=lambda done: progress.track(f"answers of the {name}", done, share),
+        )
+
+
+def _identity(subjects: Subjects, settings: EvaluationConfig, asked: Sequence[Asked], *, seed: int) -> str:
+    """Return what makes two evaluations the same, whatever their batch size and the use of their answers."""
+    decoding = settings.model_dump(mode="json", include={"max_new_tokens", "temperature", "top_p"})
+    models = [model_fingerprint(folder) for folder in (subjects.model, subjects.baseline) if folder is not None]
+    about = json.dumps([models, decoding, seed, unique_keys(asked)], sort_keys=True)
+    return hashlib.sha256(about.encode()).hexdigest()
+
+
+# -- contamination -----------------------------------------------------------------------------------------------------
+
+
+def _overlaps(questions: Sequence[Question], config: Config | None) -> list[Overlap] | str:
+    """The questions among the training rows; or why they were not looked for."""
+    if config is None:
+        return "nothing says what the model was trained on"
+    try:
+        return find_overlaps(questions, training_rows(config))
+    except ConfigError as error:
+        return str(error)
+
+
+def _contamination(overlaps: list[Overlap] | str, measured: Measured) -> dict[str, Any]:
+    if isinstance(overlaps, str):
+        return {"checked": False, "why": overlaps}
+    exact = sum(overlap.kind == "exact" for overlap in overlaps)
+    found: dict[str, Any] = {"checked": True, "rows": len(overlaps), "exact": exact, "13-gram": len(overlaps) - exact}
+    if overlaps:
+        found["named"] = [
+            f"{measured.questions[overlap.question].source} = {overlap.trained_on} ({overlap.kind})"
+            for overlap in overlaps
+        ]
+        clean = np.ones(len(measured.questions), np.bool_)
+        clean[[overlap.question for overlap in overlaps]] = False
+        found["scores_with"] = scores(measured.measures, measured.statistics)
+        found["scores_without"] = scores(measured.measures, measured.statistics, clean) if clean.any() else None
+    return found

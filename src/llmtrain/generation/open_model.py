@@ -1,0 +1,234 @@
+"""Turn a MODEL of the command line into a `LanguageModel`: find it, fetch it from the Hub, load it with its tokenizer.
+
+    run id · run folder · latest · checkpoint ──┐
+    model folder · adapter folder ──────────────┼─▶ folder ─┬─ ours ─▶ Decoder ────────────┬─▶ LanguageModel
+    owner/name[@revision], fetched ─────────────┘           ├─ else ─▶ HuggingFaceModel ───┤
+                                                            └─ of a run whose config names a class ─▶ OwnModel
+                                                     an adapter: around its base, which is found the same way
+
+What does not look like owner/name, begins with a folder that is here, or looks like a checkpoint of an older system is
+never looked for on the Hub.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+
+from llmtrain.config.loading.load import load_config
+from llmtrain.config.loading.renamed import is_old_checkpoint
+from llmtrain.config.sections.chat import ChatConfig
+from llmtrain.config.sections.huggingface import HuggingFaceConfig
+from llmtrain.config.sections.own import OwnModelConfig
+from llmtrain.config.sections.running import RunConfig
+from llmtrain.config.sections.schema import Config
+from llmtrain.config.sections.sources import WeightedSource
+from llmtrain.config.sections.training import DistributedConfig, TrainerConfig
+from llmtrain.data.tokenizers import load_tokenizer, wrap_tokenizer
+from llmtrain.distributed.engine import Engine
+from llmtrain.distributed.native_bf16 import as_computed
+from llmtrain.distributed.resolve import resolve
+from llmtrain.errors import ConfigError
+from llmtrain.generation.language_model import AnyModel, LanguageModel
+from llmtrain.models.companions import end_tokens, has_chat_template, has_tokenizer, optional_json
+from llmtrain.models.decoder.decoder import Decoder
+from llmtrain.models.fetch import HUB_ID, base_of_adapter, fetch_model_or_adapter, is_adapter_folder
+from llmtrain.models.folder import OWN_MODEL_TYPE, read_model_folder
+from llmtrain.models.huggingface.quantization import Quantized
+from llmtrain.models.own_model import OWN_CLASS_TYPE, OwnModel, read_own_model
+from llmtrain.runs.folders import find_model
+
+log = logging.getLogger("llmtrain.model")
+
+
+def open_model(ref: str, *, root_dir: str = "runs", device: str = "auto") -> LanguageModel:
+    """The model that `ref` names: a run (`latest` is the newest), a checkpoint, a model or adapter folder, a Hub id.
+
+    Raises ConfigError if there is none, or it cannot be used; RunError if the Hub does not answer.
+    """
+    return load_language_model(locate_model(ref, root_dir=root_dir), device=device_named(device))
+
+
+def locate_model(ref: str, *, root_dir: str = "runs") -> Path:
+    """The folder of the model or adapter that `ref` names, fetched from the Hub if need be. Raises as `open_model`."""
+    root = Path(root_dir)
+    named = HUB_ID.fullmatch(ref)
+    if named is not None and not is_old_checkpoint(ref):
+        first = ref.partition("/")[0]
+        if first != root.name and not any(path.exists() for path in (Path(ref), Path(first), root / ref, root / first)):
+            return _fetch(named["name"], named["revision"])
+    return find_model(ref, root)
+
+
+def base_of(folder: Path) -> Path | None:
+    """The folder of the model that an adapter in `folder` belongs to, fetched if need be; None for a whole model."""
+    if not is_adapter_folder(folder):
+        return None
+    path, revision = base_of_adapter(folder)
+    try:
+        base = _fetch(path, revision, code=trusts_code(config_beside(folder)))
+    except ConfigError as error:
+        raise ConfigError(
+            f"{folder} is an adapter, and its base is not to be had: {error}. Where it lies elsewhere now, correct "
+            f"base_model_name_or_path in {folder / 'adapter_config.json'}"
+        ) from error
+    if is_adapter_folder(base):
+        raise ConfigError(f"{folder} is an adapter of {base}, which is one as well: merge that one first")
+    return base
+
+
+def load_language_model(
+    folder: Path,
+    *,
+    device: torch.device,
+    for_rows: bool = False,
+    quantized: Quantized | None = None,
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """The model or adapter in `folder`, on `device`. Raises ConfigError where it cannot be used.
+
+    Weights have the dtype that they are stored in, unless `device` does not compute it natively: then float32.
+
+    `for_rows`: with an encoder in any case, a plain chat template where the model has none. `quantized`: the base of an
+    adapter is given the values that it has in so few bits. `trust_remote_code`: run the model's own code, as is done in
+    any case where its run was told so.
+    """
+    base = base_of(folder)
+    config = config_beside(folder)
+    trained = config.model if config is not None else None
+    if base and quantized is None and isinstance(trained, HuggingFaceConfig) and trained.quantization != "none":
+        log.info("%s was trained on its base in %s, and meets it as it is stored", folder, trained.quantization)
+    if isinstance(trained, OwnModelConfig):
+        network: AnyModel = as_computed(read_own_model(folder, trained), device).to(device).eval()
+    else:
+        network = _load(folder, base, device, quantized, trust_remote_code=trust_remote_code or trusts_code(config))
+    beside = folder if base is None or has_tokenizer(folder) else base
+    if not has_tokenizer(beside):
+        return LanguageModel(model=network, tokenizer=None, encoder=None, eos_ids=frozenset(), folder=folder)
+    tuned_on_rows = config is not None and isinstance(config.data, ChatConfig)
+    if isinstance(network, Decoder | OwnModel) and not (tuned_on_rows or for_rows or has_chat_template(beside)):
+        tokenizer = load_tokenizer(beside)
+        eos_ids = frozenset([tokenizer.eos_id])
+        return LanguageModel(model=network, tokenizer=tokenizer, encoder=None, eos_ids=eos_ids, folder=folder)
+
+    from llmtrain.data.chat.encoding import ChatEncoder
+    from llmtrain.data.chat.templates import ChatTemplate
+    from llmtrain.data.chat.tokenizer import load_fast_tokenizer
+
+    found = load_fast_tokenizer(beside)
+    has_template = found.chat_template is not None
+    chats = learned_turns(config, otherwise=has_template) if tuned_on_rows else has_template
+    return LanguageModel(
+        model=network,
+        tokenizer=wrap_tokenizer(found, where=str(beside)),
+        encoder=ChatEncoder(ChatTemplate(found)),
+        eos_ids=frozenset([int(found.eos_token_id), *end_tokens(folder), *end_tokens(base or folder)]),
+        folder=folder,
+        chats=chats,
+    )
+
+
+def tuned_from(folder: Path) -> Path | None:
+    """The folder of the model that the one in `folder` was tuned from, fetched if need be; None for one that was not.
+
+    Raises ConfigError where it is not there any more.
+    """
+    if is_adapter_folder(folder):
+        return base_of(folder)
+    config = config_beside(folder)
+    if config is None:
+        return None
+    if isinstance(config.model, HuggingFaceConfig):
+        path, code = config.model.path, config.model.trust_remote_code
+        return _fetch(path, config.model.revision, code=code) if config.model.init == "pretrained" else None
+    begun_from = getattr(config.model, "init_from", None)
+    return find_model(begun_from, folder) if begun_from is not None else None
+
+
+def model_fingerprint(folder: Path) -> str:
+    """Changes when other weights stand in `folder`: by names, sizes and times of its files."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    about = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr((str(folder), about)).encode()).hexdigest()
+
+
+def config_beside(folder: Path) -> Config | None:
+    """The config of the run whose checkpoint a model folder belongs to; None for one that stands alone."""
+    beside = config_file_beside(folder)
+    return load_config(str(beside)).config if beside else None
+
+
+def config_file_beside(folder: Path) -> Path | None:
+    """Return the path of the run's config beside a model folder; None if there is none."""
+    beside = folder.parent / "config.yaml"
+    return beside if beside.is_file() else None
+
+
+def device_named(name: str) -> torch.device:
+    """auto, cpu, cuda, cuda:N or mps. Raises ConfigError for what this machine has not, or what is no device."""
+    try:
+        run = RunConfig(device=name)
+    except ValidationError:
+        raise ConfigError(f"{name!r} is no device; it should be auto, cpu, cuda, cuda:N or mps") from None
+    trainer, distributed = TrainerConfig(precision="32", compile=False), DistributedConfig()
+    device: torch.device = Engine(resolve(run, trainer, distributed), distributed=distributed).device
+    return device
+
+
+def trusts_code(config: Config | None) -> bool:
+    """Return whether a run was told to run the Python code that comes with its model."""
+    return config is not None and isinstance(config.model, HuggingFaceConfig) and config.model.trust_remote_code
+
+
+def _fetch(path: str, revision: str | None, *, code: bool = False) -> Path:
+    """Fetch a model as `fetch.fetch_model_or_adapter` does, whose messages are for the key of a config."""
+    try:
+        return fetch_model_or_adapter(path, revision=revision, code=code)
+    except ConfigError as error:
+        raise ConfigError(str(error).removeprefix("model.path ")) from error
+
+
+def _load(
+    folder: Path, base: Path | None, device: torch.device, quantized: Quantized | None, *, trust_remote_code: bool
+) -> AnyModel:
+    whole = base or folder
+    described = optional_json(whole / "config.json")
+    if described.get("model_type") == OWN_CLASS_TYPE:
+        raise ConfigError(
+            f"{folder} has the weights of {described.get('class')}, a class of somebody's own, which only the "
+            "config.yaml of its run is trusted to name: give the run, or one of its checkpoints"
+        )
+    if base is None and "llmtrain" in described:
+        return as_computed(read_model_folder(whole)[0], device).to(device).eval()
+    if described.get("model_type") == OWN_MODEL_TYPE:
+        raise ConfigError(f"{folder} is an adapter of a decoder that transformers does not have: it cannot be loaded")
+    from llmtrain.models.huggingface.load import read_huggingface
+
+    return read_huggingface(
+        whole,
+        adapter=folder if base else None,
+        quantized=quantized,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def learned_turns(config: Config | None, *, otherwise: bool) -> bool:
+    """Return whether the first row that a run trained on is a conversation; `otherwise` where the rows are gone."""
+    from llmtrain.data.chat.shapes import Chat, example_of
+    from llmtrain.data.files.read import Row, read_rows
+
+    assert config is not None
+    assert isinstance(config.data, ChatConfig)
+    train = config.data.train if isinstance(config.data.train, list) else [config.data.train]
+    paths = [source.path if isinstance(source, WeightedSource) else source for source in train]
+    with suppress(ValueError):  # a ConfigError or a RowError: the files are not there any more
+        row = next(read_rows(paths[:1], key="data.train"), None)
+        if isinstance(row, Row):
+            return isinstance(example_of(row.values, text_column=config.data.text_column), Chat)
+    return otherwise

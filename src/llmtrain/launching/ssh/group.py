@@ -1,0 +1,79 @@
+"""The processes of a run over several machines: how many on each, and where they meet."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from secrets import token_hex
+
+from llmtrain.config.sections.schema import Config
+from llmtrain.distributed.rendezvous import first_machine
+from llmtrain.errors import ConfigError
+from llmtrain.launching.ssh.connection import address_of, run_script
+from llmtrain.launching.ssh.environment import OWN_PYTHON, check_tools, look_at
+from llmtrain.launching.ssh.job import Node, get, put
+from llmtrain.launching.ssh.remote import Remote, RemoteMachine
+
+log = logging.getLogger("llmtrain.ssh")
+
+
+def group_words(
+    nodes: Sequence[Node],
+    remote: Remote,
+    config: Config | None,
+    *,
+    nproc: int | None,
+    rendezvous: str | None,
+    resume: bool,
+) -> list[list[str]]:
+    """Return the words of `llmtrain train` for each node: --nproc, --nnodes, --node-rank and --rendezvous.
+
+    Without `nproc` a single machine has one process, and of several each has one for each GPU. Raises ConfigError
+    where the machines do not fit together.
+    """
+    if len(nodes) == 1:
+        return [[f"--nproc={nproc}"] if nproc else []]
+    found = [look_at(node.machine, job=node.job) for node in nodes]
+    for node, facts in zip(nodes, found, strict=True):
+        check_tools(node.machine, facts)
+    folders = {str(facts.get("folder")): node.machine.name for node, facts in zip(nodes, found, strict=True)}
+    if len(folders) > 1:
+        named = " and ".join(f"{folder} on {name}" for folder, name in folders.items())
+        raise ConfigError(f"the project's folder is {named}: give one --dir that has the same path on all hosts")
+    check_sharing(nodes, config, resume=resume)
+    num_gpus = {node.machine.name: len(facts["gpu"]) for node, facts in zip(nodes, found, strict=True)}
+    if nproc is None and len(set(num_gpus.values())) > 1:
+        told = ", ".join(f"{name} has {number}" for name, number in num_gpus.items())
+        raise ConfigError(f"the hosts have different numbers of GPUs ({told}): give --nproc, the processes on each")
+    place = first_machine(config.distributed.rendezvous, option=rendezvous) if config else rendezvous
+    if place is None:
+        address = address_of(remote.first)
+        place = f"{f'[{address}]' if ':' in address else address}:{free_port(remote.first, remote)}"
+    each = [f"--nproc={nproc or max(1, *num_gpus.values())}", f"--nnodes={len(nodes)}", f"--rendezvous={place}"]
+    return [[*each, f"--node-rank={node.number}"] for node in nodes]
+
+
+def free_port(machine: RemoteMachine, remote: Remote) -> int:
+    """Return a port that is free there. Raises ConfigError if Python does not run there."""
+    answer = run_script(machine, "port", remote.python or OWN_PYTHON)
+    if answer.exit_code or not answer.stdout.strip().isdigit():
+        raise ConfigError(f"{machine}: Python does not run there: llmtrain launch ssh init")
+    return int(answer.stdout)
+
+
+def check_sharing(nodes: Sequence[Node], config: Config | None, *, resume: bool) -> None:
+    """Raise ConfigError if the run needs a folder that all machines see, and they do not; else warn."""
+    token = token_hex(8)
+    put(nodes[0].machine, "shared", token)
+    alone = ", ".join(node.machine.name for node in nodes[1:] if get(node.machine, "shared") != token.encode())
+    if not alone:
+        return
+    sharded = config is not None and config.distributed.strategy in ("fsdp", "fsdp_tp")
+    if resume or sharded:
+        why = "a run is resumed from its checkpoint" if resume else "each process saves its part of a checkpoint"
+        raise ConfigError(f"{alone} does not see the files of {nodes[0].machine}, and {why}: share the folder")
+    log.warning(
+        "%s does not see the files of %s: only ddp can save, and the run cannot be resumed on all",
+        alone,
+        nodes[0].machine,
+    )

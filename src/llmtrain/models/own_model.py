@@ -1,0 +1,220 @@
+"""A model of the user's own, by import path: what meets `contracts.Model`, with a default for what is optional there.
+
+    config.model (name, options) ─ import_callable ─▶ the user's module ─▶ OwnModel ─▶ loop, evaluation, generation
+
+Nothing but the config of a run says which class this is: a model folder alone is never reason to import code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from llmtrain.config.sections.own import OwnModelConfig
+from llmtrain.contracts import Batch
+from llmtrain.distributed.sharding import layers_of, take_part
+from llmtrain.errors import ConfigError
+from llmtrain.import_path import import_callable, what_failed
+from llmtrain.models.companions import copy_tokenizer
+from llmtrain.models.folder import WEIGHTS_FILE, common_dtype, misfits
+
+KEY = "model.name"
+OWN_CLASS_TYPE = "llmtrain-own-class"
+"""`model_type` in config.json of such a model's folder."""
+REQUIRED = ("forward", "logits")
+
+
+class OwnModel(nn.Module):
+    """The user's module, and a default for each member that `contracts.Model` calls optional."""
+
+    def __init__(self, config: OwnModelConfig, network: nn.Module, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.network: Any = network
+        self.vocab_size = vocab_size
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the sum of the supervised tokens' losses, and their number."""
+        found = self.network(batch)
+        if not (isinstance(found, tuple) and len(found) == 2 and all(isinstance(part, Tensor) for part in found)):
+            raise ConfigError(
+                f"{KEY}: forward of {self.config.name} should return two tensors, the sum of the losses and the number "
+                f"of supervised tokens, but it returned {type(found).__name__}"
+            )
+        return found
+
+    def logits(
+        self, input_ids: Tensor, document_ids: Tensor | None = None, cache: Any = None, *, last_only: bool = False
+    ) -> Tensor:
+        """Return [b, t, vocab] scores of the token after each of `input_ids`; [b, 1, vocab] with `last_only`."""
+        if isinstance(cache, TokenCache):
+            scores = cache.scores_of_new(self.network.logits(cache.append(input_ids)), input_ids.shape[1])
+        elif cache is None:
+            scores = self.network.logits(input_ids, document_ids)
+        else:
+            scores = self.network.logits(input_ids, document_ids, cache, last_only=last_only)
+        return scores[:, -1:] if last_only else scores
+
+    def new_cache(self, batch_size: int, max_len: int, *, first_slots: Tensor | None = None) -> Any:
+        """Return the user's cache, or one that remembers tokens."""
+        if hasattr(self.network, "new_cache"):
+            return self.network.new_cache(batch_size, max_len, first_slots=first_slots)
+        padding = torch.zeros(batch_size, dtype=torch.int64) if first_slots is None else first_slots.cpu()
+        return TokenCache(padding.tolist())
+
+    @property
+    def max_seq_len(self) -> int | None:
+        """Longest sequence, in tokens; None: there is no limit."""
+        longest: int | None = getattr(self.network, "max_seq_len", None)
+        return longest
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.parameters()).device
+
+    def num_parameters(self, *, non_embedding: bool = False) -> int:
+        """Count all parameters, tied ones once; with `non_embedding` without tables that are only looked up."""
+        lookup = self._lookup_tables() if non_embedding else set()
+        return sum(parameter.numel() for parameter in self.parameters() if id(parameter) not in lookup)
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """Count forward and backward: by the user's method, else 6 for each weight that multiplies, 4 if frozen."""
+        if hasattr(self.network, "flops_per_token"):
+            return int(self.network.flops_per_token(seq_len))
+        lookup = self._lookup_tables()
+        return sum((6 if p.requires_grad else 4) * p.numel() for p in self.parameters() if id(p) not in lookup)
+
+    def _lookup_tables(self) -> set[int]:
+        """Return the ids of embedding tables that no other module shares."""
+        tables = {id(module.weight) for module in self.modules() if isinstance(module, nn.Embedding)}
+        others = [module for module in self.modules() if not isinstance(module, nn.Embedding)]
+        return tables - {id(parameter) for module in others for parameter in module.parameters(recurse=False)}
+
+    def layers(self) -> list[nn.Module]:
+        """Return what is sharded one at a time."""
+        return list(layers_of(self.network))
+
+    def checkpoint_blocks(self) -> None:
+        """Keep less for the backward pass. Raises ConfigError where the user's module cannot."""
+        if not hasattr(self.network, "checkpoint_blocks"):
+            raise ConfigError(
+                f"trainer.activation_checkpointing: {self.config.name} has no method checkpoint_blocks(): add it, or "
+                "set the key to false"
+            )
+        self.network.checkpoint_blocks()
+
+    def compile_parts(self, **options: Any) -> None:
+        """Compile the parts that the user's module names, or the module as a whole."""
+        getattr(self.network, "compile_parts", self.network.compile)(**options)
+
+    def saved_tensors(self) -> dict[str, Tensor]:
+        """Return the live tensors of the user's module by name; tied ones under their first name alone."""
+        named: dict[int, tuple[str, Tensor]] = {}
+        for name, tensor in self.network.state_dict(keep_vars=True).items():
+            if not isinstance(tensor, Tensor):
+                raise ConfigError(
+                    f"{KEY}: {name} in the state dict of {self.config.name} is no tensor, and is not saved"
+                )
+            named.setdefault(id(tensor), (name, tensor.detach()))
+        return dict(named.values())
+
+
+class TokenCache:
+    """The tokens of each row, for a model that has no cache: it reads all of them again for each new one.
+
+    Rows begin at position 0, and padding stands behind them, where nothing looks at it. So a row's scores do not
+    depend on the rows beside it.
+    """
+
+    def __init__(self, padding: Sequence[int]) -> None:
+        self._padding = list(padding)
+        self._rows: list[list[int]] = [[] for _ in padding]
+
+    def append(self, input_ids: Tensor) -> Tensor:
+        """Add the tokens [b, t], and return all, [b, longest]. Padding on the left of the first ones is left out."""
+        for row, ids in zip(self._rows, input_ids.tolist(), strict=True):
+            row += ids
+        self._rows = [row[padding:] for row, padding in zip(self._rows, self._padding, strict=True)]
+        self._padding = [0] * len(self._rows)
+        longest = max(map(len, self._rows))
+        return torch.tensor([row + [0] * (longest - len(row)) for row in self._rows], device=input_ids.device)
+
+    def scores_of_new(self, scores: Tensor, num_tokens: int) -> Tensor:
+        """Return [b, num_tokens, vocab], of the last tokens of each row; what stands for padding has no meaning."""
+        ends = torch.tensor([[len(row)] for row in self._rows], device=scores.device)
+        places = (ends - num_tokens + torch.arange(num_tokens, device=scores.device)).clamp(min=0)
+        return scores.gather(1, places[..., None].expand(-1, -1, scores.shape[-1]))
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Keep these rows and drop all others."""
+        self._rows, self._padding = [self._rows[row] for row in rows], [self._padding[row] for row in rows]
+
+
+def build_own_model(config: OwnModelConfig, vocab_size: int) -> OwnModel:
+    """Make the model that `config` names. Raises ConfigError for a class that cannot be had, or is no such model."""
+    make: Any = import_callable(config.name, key=KEY)
+    if not (isinstance(make, type) and issubclass(make, nn.Module)):  # before anything of it is called
+        raise ConfigError(f"{KEY}: {config.name} should be a class below torch.nn.Module, and it is not")
+    for name in REQUIRED:
+        if getattr(make, name, None) in (None, nn.Module.forward):
+            raise ConfigError(f"{KEY}: {config.name} has no method {name}; llmtrain.contracts.Model says what it needs")
+    try:
+        network = make(vocab_size=vocab_size, **config.options)
+    except Exception as error:
+        given = ", ".join(
+            [f"vocab_size={vocab_size}", *(f"{name}={value!r}" for name, value in config.options.items())]
+        )
+        raise ConfigError(f"{KEY}: {config.name}({given}) failed ({what_failed(error)})") from error
+    if not any(True for _ in network.parameters()):
+        raise ConfigError(f"{KEY}: {config.name} has no parameters, so there is nothing to train")
+    return OwnModel(config, network, vocab_size)
+
+
+# -- the folder --------------------------------------------------------------------------------------------------------
+
+
+def write_own_folder(
+    folder: Path, *, model: OwnModel, state_dict: Mapping[str, Tensor], tokenizer_folder: Path | None
+) -> None:
+    """Write the weights, a description of what they belong to, and the tokenizer if there is one."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    description = {
+        "model_type": OWN_CLASS_TYPE,
+        "dtype": str(common_dtype(tensors)).removeprefix("torch."),
+        "vocab_size": model.vocab_size,
+        "class": model.config.name,
+        "options": model.config.options,
+    }
+    (folder / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    if tokenizer_folder is not None:
+        copy_tokenizer(tokenizer_folder, folder)
+
+
+@torch.no_grad()
+def load_own_weights(folder: Path, model: OwnModel) -> None:
+    """Load the weights in a folder. Raises ConfigError if they are not exactly this model's."""
+    file = folder / WEIGHTS_FILE
+    if not file.is_file():
+        raise ConfigError(f"{folder}: no {WEIGHTS_FILE} here")
+    tensors, expected = load_file(file), model.saved_tensors()
+    if faults := misfits(tensors, expected):
+        raise ConfigError(f"{file} does not fit {model.config.name}, which was changed since: {'; '.join(faults)}")
+    for name, tensor in expected.items():
+        take_part(tensor, tensors[name])
+
+
+def read_own_model(folder: Path, config: OwnModelConfig) -> OwnModel:
+    """Return the model in a folder, of the class that its run's config names, in the dtype that is stored."""
+    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    model = build_own_model(config, int(described["vocab_size"]))
+    model.to(getattr(torch, described["dtype"]))
+    load_own_weights(folder, model)
+    return model

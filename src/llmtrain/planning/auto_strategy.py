@@ -1,0 +1,52 @@
+"""The strategy that `auto` takes for a model, from the bytes that training keeps of it (see distributed/strategy)."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from llmtrain.config.sections.huggingface import HuggingFaceConfig
+from llmtrain.config.sections.own import OwnDataConfig
+from llmtrain.config.sections.schema import Config
+from llmtrain.config.sections.training import OptimizerConfig
+from llmtrain.distributed.strategy import Choice, choose_strategy, reject_strategy
+from llmtrain.errors import ConfigError
+from llmtrain.planning.planned_data import planned_data, unread_data
+from llmtrain.planning.planned_model import planned_model
+
+
+def strategy_for(config: Config, *, world_size: int, precision: str, memory_bytes: int) -> Choice:
+    """Return the strategy of `config` for processes of `memory_bytes` each. Raises as `planned_model`."""
+    data = planned_data(config, []) if isinstance(config.data, OwnDataConfig) else unread_data(config)
+    module = planned_model(config, data, precision=precision, assumed=[]).module
+    return strategy_for_model(config, module, world_size=world_size, precision=precision, memory_bytes=memory_bytes)
+
+
+def strategy_for_model(
+    config: Config, module: nn.Module, *, world_size: int, precision: str, memory_bytes: int
+) -> Choice:
+    """Return the strategy that `config` names or, where that is auto, the one that suits its model `module`.
+
+    Raises ConfigError for a strategy that cannot be run.
+    """
+    wanted = config.distributed.strategy
+    if wanted == "single" and world_size > 1:
+        raise ConfigError(
+            f"distributed.strategy is single, but the plan is for {world_size} processes: set it to ddp or auto"
+        )
+    reject_strategy(config, strategy=wanted, world_size=world_size)
+    if wanted != "auto":
+        return Choice(wanted, "")
+    if isinstance(config.model, HuggingFaceConfig) and config.model.quantization != "none" and world_size > 1:
+        return Choice("ddp", f"weights in {config.model.quantization} are not sharded")
+    kept = state_bytes(module, optimizer=config.optimizer, precision=precision)
+    return choose_strategy(world_size=world_size, state_bytes=kept, memory_bytes=memory_bytes)
+
+
+def state_bytes(model: nn.Module, *, optimizer: OptimizerConfig, precision: str) -> int:
+    """Return the bytes of weights, gradients and optimizer state of the full model."""
+    moments = 2 if optimizer.name in ("adam", "adamw") else 1
+    total = 0
+    for parameter in model.parameters():
+        width = 2 if precision == "bf16-true" else parameter.element_size()
+        total += parameter.numel() * width * (2 + moments if parameter.requires_grad else 1)
+    return total

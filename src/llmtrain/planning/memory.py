@@ -1,0 +1,146 @@
+"""The memory that a process is predicted to need at the peak of a step, for `plan` and for a run that had too little.
+
+    tensors of a step (step_memory) ─ shared by the ranks ─ + what the process holds besides ─▶ bytes by part
+
+On a CPU these are the process itself and the fragmentation of its heap: the constants below, measured
+(docs/performance.md).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from torch import nn
+
+from llmtrain.config.sections.schema import Config
+from llmtrain.distributed.resolve import Resolved
+from llmtrain.distributed.sharding import layers_of
+from llmtrain.distributed.strategy import SHARDING
+from llmtrain.errors import ConfigError
+from llmtrain.import_path import what_failed
+from llmtrain.models.own_model import OwnModel
+from llmtrain.planning.planned_model import PlannedModel
+from llmtrain.planning.step_memory import Step, StepMemory, step_memory
+from llmtrain.training.schedule import Schedule
+
+FRAGMENTATION_EAGER = 0.43
+FRAGMENTATION_COMPILED = 0.15
+"""Share that the heap wastes on temporary tensors, over their size (glibc 2.36): in a trace of addresses many did not
+go into the hole that one of their own size had just left. Compiled code has far fewer of them."""
+FRAGMENTATION_RECOMPUTED = 0.87
+"""The same of eager code that computes its blocks again, over the geometric mean of what all blocks and one block would
+leave for the backward pass without that: the tensors of a block come and go as often as there are blocks. A fit."""
+FIRST_STEP_BYTES = 30_000_000
+COMPILER_BYTES = 120_000_000
+"""Bytes by which the process grows when it first computes (libraries' code and buffers), and when it first compiles."""
+CUDA_CONTEXT_BYTES = 600_000_000
+"""Outside of what torch counts: driver, kernels, cuBLAS workspaces."""
+
+
+def planned_memory(
+    config: Config,
+    model: PlannedModel,
+    resolved: Resolved,
+    *,
+    world_size: int,
+    schedule: Schedule,
+    documents_apart: bool,
+) -> dict[str, int]:
+    """Return the bytes at the peak of a step of `config` on one rank, by what holds them.
+
+    The step is run on tensors without storage. What its strategy shards is divided among the ranks afterwards.
+    """
+    trainer = config.trainer
+    data_parallel_size = world_size // config.distributed.tensor_parallel_size
+    step = Step(
+        optimizer=config.optimizer,
+        micro_batch_size=trainer.micro_batch_size,
+        seq_len=config.data.seq_len,
+        num_micro_batches=-(-schedule.batch_size // (trainer.micro_batch_size * data_parallel_size)),
+        documents=documents_apart,
+        activation_checkpointing=trainer.activation_checkpointing,
+    )
+    try:
+        tensors = step_memory(model.trained, step, resolved)
+    except Exception as error:
+        if isinstance(error, ConfigError) or not isinstance(model.trained, OwnModel):
+            raise
+        raise ConfigError(
+            f"model.name: {config.model.name} cannot be planned: its memory is measured on tensors without values, on "
+            f"which it fails ({what_failed(error)})"
+        ) from error
+    if resolved.strategy in SHARDING:
+        accumulates = step.num_micro_batches > 1
+        tensors = sharded(
+            tensors, model.module, ranks=world_size, precision=resolved.precision, accumulates=accumulates
+        )
+    on_gpu = resolved.device.startswith("cuda")
+    transient_if_kept = None
+    if trainer.activation_checkpointing and not (on_gpu or resolved.compile):
+        keeping = replace(step, activation_checkpointing=False)
+        transient_if_kept = step_memory(model.trained, keeping, resolved).transient
+    besides = overhead(
+        tensors,
+        on_gpu=on_gpu,
+        compiled=resolved.compile,
+        process_bytes=model.process_bytes,
+        saves_on_the_way=_saves_on_the_way(schedule),
+        transient_if_kept=transient_if_kept,
+        num_blocks=model.num_blocks,
+    )
+    return {**tensors.parts, **besides}
+
+
+def sharded(step: StepMemory, model: nn.Module, *, ranks: int, precision: str, accumulates: bool = False) -> StepMemory:
+    """Return what each of `ranks` ranks holds where parameters are sharded over them, layer by layer of `model`.
+
+    Full at the same time are the parameters in no layer, those of one layer in use and of the next one, and the
+    gradients of one of them. With `accumulates`, over several micro-batches, all gradients are full, since the ranks
+    exchange them after the last one only.
+    """
+    width = 4 if precision == "32" else 2
+    layers = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers_of(model)]
+    rest = sum(parameter.numel() for parameter in model.parameters()) - sum(layers)
+    largest = max(layers, default=0)
+    shared = {"parameters", "optimizer_state"} | (set() if accumulates else {"gradients"})
+    parts = {part: size // ranks if part in shared else size for part, size in step.parts.items()}
+    parts["gathered"] = width * (rest + 2 * largest) + 4 * max(rest, largest)
+    return replace(step, parts=parts, persistent=step.persistent // ranks)
+
+
+def overhead(
+    step: StepMemory,
+    *,
+    on_gpu: bool,
+    compiled: bool,
+    process_bytes: int,
+    saves_on_the_way: bool,
+    transient_if_kept: int | None = None,
+    num_blocks: int = 1,
+) -> dict[str, int]:
+    """Return what a process holds besides a step's tensors, in bytes by what it is.
+
+    `process_bytes`: resident memory of a process that has imported everything and computed nothing.
+    `transient_if_kept`: with activation checkpointing, what `transient` would be without it.
+    `saves_on_the_way`: the copy of a checkpoint that is being written, kept for the next one, meets a step's peak.
+    """
+    if on_gpu:
+        return {}  # torch counts tensors alone, and so does a run's summary
+    fragmentation = step.transient * (FRAGMENTATION_COMPILED if compiled else FRAGMENTATION_EAGER)
+    if transient_if_kept is not None and not compiled:
+        fragmentation = FRAGMENTATION_RECOMPUTED * transient_if_kept / math.sqrt(num_blocks)
+    parts = {
+        "heap_holes": round(fragmentation),
+        "process": process_bytes + FIRST_STEP_BYTES + (COMPILER_BYTES if compiled else 0),
+    }
+    at_the_end = max(0, 2 * step.persistent - step.total - parts["heap_holes"])
+    snapshot = step.persistent if saves_on_the_way else at_the_end
+    return parts | ({"checkpoint_copy": snapshot} if snapshot else {})
+
+
+def _saves_on_the_way(schedule: Schedule) -> bool:
+    save = schedule.save
+    by_steps = save.every_steps is not None and save.every_steps < schedule.total_steps
+    by_epochs = save.every_epochs is not None and save.every_epochs * schedule.items_per_epoch < schedule.end_item
+    return by_steps or by_epochs or save.every_seconds is not None

@@ -1,0 +1,282 @@
+"""The message of a run that had too little memory: what took it, and the cheapest change of its config that fits.
+
+    error ─▶ what is held (measured) ─▶ free it ─▶ the step as predicted ─▶ changes, the cheapest first ─▶ one message
+
+A prediction that the machine has proved too low is scaled up to what was held and requested. The changes, in the order
+of what they cost: smaller micro-batches (the batch stays), blocks computed again in the backward pass (a third more
+computing), bfloat16, sharded parameters, shorter sequences.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import traceback
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from llmtrain.config.sections.schema import Config
+from llmtrain.distributed.engine import Engine
+from llmtrain.distributed.native_bf16 import computes_bf16
+from llmtrain.errors import RunError, WillFailAgain
+from llmtrain.planning.failed_allocation import HeldMemory, measure_held_memory
+from llmtrain.training.schedule import Schedule
+from llmtrain.training.state import RunState
+from llmtrain.training.step import Learner
+
+if TYPE_CHECKING:
+    from llmtrain.training.setup.trained import Trained
+
+log = logging.getLogger("llmtrain.train")
+
+MARGIN: Final = 0.95
+"""Share of what there is that a change may be predicted to need: predictions are right within some percent."""
+SHORTEST: Final = 128
+
+Changes = dict[str, Any]
+"""Values by dotted key."""
+Parts = dict[str, int]
+"""Bytes by what holds them."""
+
+
+class FailedRun(Protocol):
+    """Attributes that the advice needs of a run that had too little memory; `training.job.Job` has them."""
+
+    config: Config
+    trained: Trained
+    learner: Learner
+    schedule: Schedule
+    state: RunState
+    process_bytes: int
+    """Resident memory before there was a model."""
+
+
+def out_of_memory(failed: FailedRun, error: BaseException, *, run: Path) -> RunError:
+    """Return what to raise in place of `error`, which an allocator raised. No gradients are left afterwards."""
+    engine, optimizer, step = failed.learner.engine, failed.learner.optimizer, failed.state.step + 1
+    held = measure_held_memory(error, model=failed.trained.module, optimizer=optimizer, device=engine.device)
+    traceback.clear_frames(error.__traceback__)  # they hold the activations
+    optimizer.zero_grad()
+    gc.collect()
+    log.warning("out of memory in step %d; working out what would fit", step)
+    try:
+        now = predicted_parts(failed, {})
+        factor = correction(held, now)
+        found = cheapest(
+            failed.config,
+            lambda changes: needed(predicted_parts(failed, changes), corrected_by=factor),
+            room=room(held),
+            bounds=Bounds.of(engine, failed.schedule),
+        )
+    except Exception as failure:  # the run's own error must not be lost over it
+        log.debug("no prediction:", exc_info=True)
+        now, found = None, None
+        log.warning("the memory of this step cannot be predicted (%s: %s)", type(failure).__name__, failure)
+    message = describe(held, now, found, device=str(engine.device), step=step)
+    if found:
+        words = _words(found.changes)
+        can_go_on = (run / "checkpoints" / "latest").exists() and "data.seq_len" not in found.changes
+        command = f"llmtrain train --resume {run} {words}" if can_go_on else f"train again with {words}"
+        message += f"\n{'to go on' if can_go_on else 'to start over'}: {command}"
+    return (WillFailAgain if held.would_fail_again else RunError)(message)
+
+
+# -- what would fit ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Limits on the choice of a change, besides the config."""
+
+    sequences: int
+    """Sequences of one optimizer step on one rank, a multiple of the micro-batch's."""
+    world_size: int
+    strategy: str
+    can_halve: bool
+    """Numbers of 16 bits can take the place of 32."""
+
+    @classmethod
+    def of(cls, engine: Engine, schedule: Schedule) -> Bounds:
+        """Return the bounds of a run."""
+        return cls(
+            sequences=-(-schedule.batch_size // engine.data_parallel_size),
+            world_size=engine.world_size,
+            strategy=engine.resolved.strategy,
+            can_halve=engine.resolved.precision == "32" and computes_bf16(engine.device.type),
+        )
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Changes that make a step fit, and what it is predicted to need then."""
+
+    changes: Changes
+    num_bytes: int
+
+
+def cheapest(config: Config, predict: Callable[[Changes], int], *, room: float, bounds: Bounds) -> Fit | None:
+    """Return the cheapest change that needs no more than `room` bytes; None if there is none.
+
+    `predict` gives the bytes of a step's peak under some changes.
+    """
+    for changes in _costlier_changes(config, bounds):
+        sizes = [size for size in range(1, config.trainer.micro_batch_size + 1) if bounds.sequences % size == 0]
+        if not changes:
+            sizes = sizes[:-1]  # as it is now, it does not fit
+        choices = [_with_size(config, changes, size, bounds) for size in sizes]
+        if fitting := _last_that_fits(choices, predict, room=room):
+            return fitting
+    return None
+
+
+def _costlier_changes(config: Config, bounds: Bounds) -> list[Changes]:
+    """Return what to do besides smaller micro-batches: nothing, then more and more."""
+    steps: list[tuple[str, Any]] = []
+    if not config.trainer.activation_checkpointing:
+        steps.append(("trainer.activation_checkpointing", True))
+    if bounds.can_halve:
+        steps.append(("trainer.precision", "bf16-mixed"))
+    if bounds.world_size > 1 and bounds.strategy == "ddp":
+        steps.append(("distributed.strategy", "fsdp"))
+    seq_len = config.data.seq_len // 2
+    while seq_len >= SHORTEST:
+        steps.append(("data.seq_len", seq_len))
+        seq_len //= 2
+    return [dict(steps[:count]) for count in range(len(steps) + 1)]
+
+
+def _with_size(config: Config, changes: Changes, size: int, bounds: Bounds) -> Changes:
+    """Return `changes` with micro-batches of `size`; as many sequences a step as before."""
+    if size == config.trainer.micro_batch_size:
+        return changes
+    smaller = {"trainer.micro_batch_size": size}
+    if config.trainer.global_batch_size is None or config.trainer.grad_accum_steps is not None:
+        smaller["trainer.grad_accum_steps"] = bounds.sequences // size
+    return {**smaller, **changes}
+
+
+def _last_that_fits(choices: Sequence[Changes], predict: Callable[[Changes], int], *, room: float) -> Fit | None:
+    """Return the last of `choices` that fits; each needs more than the one before. Bisects: each try runs a step."""
+    fits: dict[int, Fit] = {}
+
+    def size_of(index: int) -> int:
+        fits[index] = Fit(choices[index], predict(choices[index]))
+        return fits[index].num_bytes
+
+    if not choices or size_of(0) > room:  # where the first does not fit, none does
+        return None
+    return fits[bisect_right(range(len(choices)), room, lo=1, key=size_of) - 1]
+
+
+def room(held: HeldMemory) -> float:
+    """Return the bytes that a step may be predicted to need: what there is, less a margin."""
+    # What was requested in vain is not there.
+    there_is = min(held.available, held.peak + held.requested) if held.requested else held.available
+    return MARGIN * there_is
+
+
+def correction(held: HeldMemory, now: Mapping[str, int]) -> float:
+    """Return the factor on a prediction's tensors that come and go; 1 unless the prediction has proved too low.
+
+    A step needs at least what was held and requested together.
+    """
+    from llmtrain.planning.step_memory import TRANSIENT
+
+    transient = sum(now[part] for part in TRANSIENT)
+    return max(1.0, (held.peak + held.requested - (sum(now.values()) - transient)) / max(1, transient))
+
+
+def needed(parts: Mapping[str, int], *, corrected_by: float) -> int:
+    """Return the bytes of a step at its peak."""
+    from llmtrain.planning.step_memory import TRANSIENT
+
+    return round(sum(parts.values()) + (corrected_by - 1) * sum(parts[part] for part in TRANSIENT))
+
+
+def predicted_parts(failed: FailedRun, changes: Changes) -> Parts:
+    """Return the parts of the step on this rank under some changes of the config.
+
+    What predicts is imported here, where memory was freed, and its failure costs only the advice: most runs never need
+    it.
+    """
+    from llmtrain.planning.memory import CUDA_CONTEXT_BYTES, planned_memory
+    from llmtrain.planning.planned_data import unread_data
+    from llmtrain.planning.planned_model import planned_model
+
+    config, engine = changed(failed.config, changes), failed.learner.engine
+    resolved = replace(
+        engine.resolved,
+        precision=changes.get("trainer.precision", engine.resolved.precision),
+        strategy=changes.get("distributed.strategy", engine.resolved.strategy),
+    )
+    data = unread_data(config, vocab_size=failed.trained.module.vocab_size)
+    model = planned_model(config, data, precision=resolved.precision, assumed=[])
+    parts = planned_memory(
+        config,
+        replace(model, process_bytes=failed.process_bytes),
+        resolved,
+        world_size=engine.world_size,
+        schedule=failed.schedule,
+        documents_apart=data.documents_apart,
+    )
+    return parts | ({"CUDA": CUDA_CONTEXT_BYTES} if engine.device.type == "cuda" else {})
+
+
+def changed(config: Config, changes: Changes) -> Config:
+    """Return `config` with other values at some keys."""
+    for key, value in changes.items():
+        section, name = key.split(".")
+        config = config.model_copy(update={section: getattr(config, section).model_copy(update={name: value})})
+    return config
+
+
+# -- the message -------------------------------------------------------------------------------------------------------
+
+
+def describe(held: HeldMemory, now: Mapping[str, int] | None, found: Fit | None, *, device: str, step: int) -> str:
+    """Say in several lines what was requested, what holds how much and was predicted to, and what to change."""
+    more = f"{_shown(held.requested)} more were asked for" if held.requested else "more was asked for than there is"
+    lines = [
+        f"out of memory on {device} in step {step}: {more}; at most {_shown(held.peak)} were held, and this process "
+        f"can have {_shown(held.available)} of {_shown(held.total)}"
+    ]
+    lines += _table(held, now)
+    if not held.would_fail_again:
+        lines.append(f"other processes hold {_shown(held.total - held.available)}: without them it may fit as it is")
+    if found:
+        same = "" if "data.seq_len" in found.changes else ", the batch stays as it is"
+        lines.append(
+            f"the cheapest change that fits: {_words(found.changes)} ({_shown(found.num_bytes)} predicted{same})"
+        )
+    elif now:
+        lines.append(
+            "smaller micro-batches, activation_checkpointing, bfloat16 and shorter sequences are not enough: take a "
+            "smaller model, model.lora, or more devices with distributed.strategy=fsdp"
+        )
+    return "\n".join(lines)
+
+
+def _table(held: HeldMemory, now: Mapping[str, int] | None) -> list[str]:
+    """Put measured and predicted bytes side by side. What came and went cannot be told apart once it is too late."""
+    fixed = {"parameters": held.parameters, "gradients": held.gradients, "optimizer_state": held.optimizer_state}
+    rows: list[tuple[str, int | None, int | None]]
+    rows = [(part.replace("_", " "), size, now[part] if now else None) for part, size in fixed.items()]
+    rows.append(("all else", held.rest, sum(now.values()) - sum(now[part] for part in fixed) if now else None))
+    rows += [(f"  {part}", None, now[part]) for part in ("activations", "logits") if now]
+    rows.append(("together", held.peak, sum(now.values()) if now else None))
+    head = f"  {'':<18}{'held':>12}{'' if now is None else 'predicted':>14}".rstrip()
+    return [head, *(f"  {name:<18}{_shown(own):>12}{_shown(then):>14}".rstrip() for name, own, then in rows)]
+
+
+def _words(changes: Changes) -> str:
+    """Return changes as overrides of the command line."""
+    return " ".join(f"{key}={str(value).lower() if value is True else value}" for key, value in changes.items())
+
+
+def _shown(size: float | None) -> str:
+    if size is None:
+        return ""
+    return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"

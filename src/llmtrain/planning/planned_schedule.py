@@ -1,0 +1,76 @@
+"""The number of steps of a plan, and the tokens and epochs that they come to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmtrain.config.sections.schema import Config
+from llmtrain.planning.planned_data import PlannedData
+from llmtrain.training.schedule import NO_LIMIT, Epoch, Schedule, make_schedule
+from llmtrain.training.state import RunState
+from llmtrain.training.time_limit import with_steps
+
+ENDLESS = 2**62
+"""Sequences of an epoch whose number is not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedSchedule:
+    """A schedule, and how long it is; None where that is not known."""
+
+    schedule: Schedule
+    steps: int | None
+    tokens: int | None
+    epochs: float | None
+    tokens_per_step: int
+
+
+def planned_schedule(
+    config: Config, data: PlannedData, *, data_parallel_size: int, tokens_per_sec: float | None, assumed: list[str]
+) -> PlannedSchedule:
+    """Return the schedule of `config` on so many data-parallel ranks; add to `assumed` what is not known."""
+    schedule = _schedule(
+        config, data, data_parallel_size=data_parallel_size, tokens_per_sec=tokens_per_sec, assumed=assumed
+    )
+    endless = schedule.total_steps >= min(NO_LIMIT, ENDLESS // schedule.batch_size // 2)
+    return PlannedSchedule(
+        schedule=schedule,
+        steps=None if endless else schedule.total_steps,
+        tokens=None if endless else round(schedule.end_item * data.tokens_per_item),
+        epochs=None if endless or data.items_per_epoch is None else schedule.end_item / data.items_per_epoch,
+        tokens_per_step=round(schedule.batch_size * data.tokens_per_item),
+    )
+
+
+def _schedule(
+    config: Config, data: PlannedData, *, data_parallel_size: int, tokens_per_sec: float | None, assumed: list[str]
+) -> Schedule:
+    if data.items_per_epoch is None and config.trainer.max_epochs is not None:
+        what = "rows" if config.data.name == "chat" else "shards"
+        assumed.append(f"steps and tokens are not known: trainer.max_epochs needs the {what}")
+    schedule = _without_time_limit(config, data, data_parallel_size=data_parallel_size)
+    minutes = config.trainer.max_minutes
+    if minutes is None:
+        return schedule
+    if tokens_per_sec is None:
+        assumed.append("steps and tokens are not known: trainer.max_minutes needs the device's speed")
+        return schedule
+    fit = max(1, int(60 * minutes * tokens_per_sec / (schedule.batch_size * data.tokens_per_item)))
+    if fit >= schedule.total_steps:
+        return schedule
+    assumed.append(
+        "steps: what trainer.max_minutes leaves at this speed, without set-up and evaluations; `train` measures it"
+    )
+    limited = config.model_copy(update={"trainer": with_steps(config.trainer, fit)})
+    return _without_time_limit(limited, data, data_parallel_size=data_parallel_size)
+
+
+def _without_time_limit(config: Config, data: PlannedData, *, data_parallel_size: int) -> Schedule:
+    return make_schedule(
+        config.trainer,
+        config.scheduler,
+        seed=config.run.seed,
+        epoch=Epoch.of(config.data, data.items_per_epoch or ENDLESS),
+        state=RunState(),
+        world_size=data_parallel_size,
+    )

@@ -1,0 +1,308 @@
+"""Shared by `export` and `merge`: the source, its held-out rows, and a folder that counts only once checked.
+
+source ─ its answers to held-out rows ──────────────────────────────┐
+written beside its place ─ loaded afresh ─ answers to the same rows ─┴─ within tolerance ─▶ export.json ─▶ moved there
+                                                                      └ else: one message, exit 1, nothing is left
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmtrain._version import __version__
+from llmtrain.atomic import file_sha256, write_json
+from llmtrain.config.sections.own import OwnModelConfig
+from llmtrain.config.sections.schema import Config
+from llmtrain.config.sections.training import DistributedConfig
+from llmtrain.distributed.engine import Engine
+from llmtrain.distributed.resolve import resolve
+from llmtrain.errors import ConfigError, RunError
+from llmtrain.evaluation.held_out import evaluation_config, open_held_out
+from llmtrain.generation.language_model import LanguageModel
+from llmtrain.generation.open_model import config_beside, locate_model, trusts_code
+from llmtrain.models.decoder.decoder import Decoder
+from llmtrain.models.fetch import HUB_ID, base_of_adapter, is_adapter_folder
+from llmtrain.models.folder import declared_dtype
+from llmtrain.models.own_model import OwnModel
+from llmtrain.publishing.agreement import Answers, Logits, ModelAgreement, answer, compare, values
+from llmtrain.publishing.place import EXPORT_FILE, check_free, new_folder
+from llmtrain.publishing.public_text import public
+from llmtrain.publishing.transformers_folder import check_companions, find_tokenizer, write_companions
+from llmtrain.runs.folders import is_run
+from llmtrain.runs.metadata import slug
+
+log = logging.getLogger("llmtrain.export")
+
+NUM_ROWS = 8
+ROW_TOKENS = 64
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+"""Tolerances by stored dtype, as shares of the largest logit: two orders of sums, or weights that are rounded."""
+PROBES = (
+    "The quick brown fox jumps over the lazy dog, and the dog does not mind.",
+    "def add(first: int, second: int) -> int:\n    return first + second\n",
+    "In 1969, three people flew to the Moon; two of them walked there for 2 hours and 31 minutes.",
+    "Zażółć gęślą jaźń – ¿qué tal? Ελληνικά, русский, 中文, 日本語 🙂",
+)
+"""Texts on which a model without a run is compared, and every tokenizer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Request for a result: where, in which dtype, how exact."""
+
+    to: str | None = None
+    """A folder that is not there yet; artifacts/<kind>/<name> when not given."""
+    dtype: str | None = None
+    """Dtype that weights are stored in; the source's if not given."""
+    data: Sequence[str] = ()
+    """Rows or shards to compare on; the run's validation data when not given."""
+    tolerance: float | None = None
+    """Share of the largest logit by which the result may differ; by the dtype when not given."""
+    device: str = "auto"
+    root_dir: str = "runs"
+    force: bool = False
+    """Replace what was made there before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A model as it is found."""
+
+    folder: Path
+    """Folder of the model or the adapter."""
+    name: str
+    """Name of results: the run's id, or the folder's or the model's name."""
+    run: Path | None
+    config: Config | None
+
+    @property
+    def trusts_code(self) -> bool:
+        """True if its run was told to run the Python code that comes with the model."""
+        return trusts_code(self.config)
+
+    @property
+    def checkpoint(self) -> str | None:
+        """Its name, of a run's."""
+        return self.folder.parent.name if self.run is not None else None
+
+
+def find_source(ref: str, *, root_dir: str) -> Source:
+    """The model that `ref` names. Raises ConfigError if there is none."""
+    folder = locate_model(ref, root_dir=root_dir)
+    run = folder.parent.parent.parent
+    config = config_beside(folder)
+    if config is not None and isinstance(config.model, OwnModelConfig):
+        raise ConfigError(
+            f"{folder} is a model of {config.model.name}, your own class, which no other program can open: export, "
+            "merge and publish are for the other models"
+        )
+    if is_run(run):
+        return Source(folder=folder, name=run.name, run=run, config=config)
+    on_hub = None if Path(ref).exists() else HUB_ID.fullmatch(ref)
+    name = on_hub["name"].rpartition("/")[2] if on_hub else folder.name
+    return Source(folder=folder, name=slug(name), run=None, config=config)
+
+
+def destination_of(source: Source, request: Request, *, kind: str) -> Path:
+    """Return the folder of the result. Raises ConfigError if something is there, before any model is loaded."""
+    folder = Path(request.to) if request.to is not None else Path("artifacts") / kind / source.name
+    check_free(folder, force=request.force)
+    return folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A source that is open, and what it says: all that a result is judged by."""
+
+    source: Source
+    request: Request
+    kind: str
+    """hf, onnx, merged …"""
+    destination: Path
+    model: LanguageModel
+    """Model in float32, in which two that hold the same weights agree to a hundred-thousandth."""
+    sources: Sequence[Path]
+    """Folders whose companions go along: the source's, then its base's."""
+    rows: Sequence[Sequence[int]]
+    rows_from: str
+    answers: Answers
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Tokens that end a text, and a turn where the model has learned turns."""
+        return self.model.stop_ids(chat=self.model.chats)
+
+    @property
+    def tokenizer_folder(self) -> Path | None:
+        """Folder of the tokenizer."""
+        return find_tokenizer(self.sources)
+
+    @property
+    def device(self) -> torch.device:
+        """Device on which the source and the result are computed."""
+        return self.model.model.device
+
+    def tolerance(self, dtype: torch.dtype) -> float:
+        """Share of the largest logit by which a result of this dtype may differ."""
+        return TOLERANCES[dtype] if self.request.tolerance is None else self.request.tolerance
+
+
+def begin(source: Source, request: Request, model: LanguageModel, *, kind: str, base: Path | None = None) -> Work:
+    """Let the source say what it says to held-out rows; `base` is its base's folder, which may have the tokenizer.
+
+    Raises ConfigError for `request.data` that cannot be read, and a destination that is taken.
+    """
+    destination = destination_of(source, request, kind=kind)
+    model.model.float()
+    rows, rows_from = _held_out_rows(source, model, data=request.data)
+    return Work(
+        source=source,
+        request=request,
+        kind=kind,
+        destination=destination,
+        model=model,
+        sources=[source.folder, *([base] if base else [])],
+        rows=rows,
+        rows_from=rows_from,
+        answers=answer(lambda ids: model.model.logits(ids.to(model.model.device)), rows, limit=model.model.max_seq_len),
+    )
+
+
+def stored_dtype(model: LanguageModel, asked: str | None) -> torch.dtype:
+    """Return the dtype of the result's weights: `asked`, else the source's. Raises ConfigError for an unknown one."""
+    if asked is not None:
+        if asked not in DTYPES:
+            raise ConfigError(f"--dtype {asked}: it should be one of {', '.join(DTYPES)}")
+        return DTYPES[asked]
+    network = model.model
+    assert not isinstance(network, OwnModel)  # `find_source` rejects it
+    declared = declared_dtype(model.folder) if isinstance(network, Decoder) else network.causal_lm.config.dtype
+    return declared if declared in TOLERANCES else torch.float32
+
+
+def make_and_check(
+    work: Work,
+    *,
+    dtype: torch.dtype,
+    write: Callable[[Path], None],
+    reopen: Callable[[Path], Logits],
+    **about: Any,
+) -> dict[str, Any]:
+    """Write a result, load it again, compare it with what the source said; returns what stands in its export.json.
+
+    `about` goes into export.json. Raises RunError over the tolerance, and then nothing is at the destination.
+    """
+    tolerance = work.tolerance(dtype)
+    with new_folder(work.destination, force=work.request.force) as folder:
+        write(folder)
+        write_companions(folder, sources=work.sources, eos_ids=work.eos_ids)
+        agreement = compare(work.answers, answer(reopen(folder), work.rows, limit=work.model.model.max_seq_len))
+        document = {
+            "kind": work.kind,
+            "source": described(work.source),
+            "dtype": str(dtype).removeprefix("torch."),
+            **about,
+            "compared_on": public(work.rows_from),
+            **values(agreement),
+            "tolerance": tolerance,
+            **_check_companions(work, folder),
+            "files": files_in(folder),
+            "made": datetime.now(UTC).isoformat(timespec="seconds"),
+            "version": __version__,
+        }
+        if (why := agreement.why_not_within(tolerance)) is not None:
+            raise RunError(
+                f"the result does not agree with {work.source.folder}: {why} ({agreement.rows} rows, "
+                f"{work.rows_from}). Nothing was written to {work.destination}{_ways_out(agreement, dtype)}"
+            )
+        write_json(folder / EXPORT_FILE, document)
+    return {"output": str(work.destination.absolute()), **document}
+
+
+def _ways_out(agreement: ModelAgreement, dtype: torch.dtype) -> str:
+    """Return what to do where rounded weights alone may have changed what a small or random model says."""
+    needed = max(agreement.max_difference, agreement.largest_gap / 2)
+    if dtype == torch.float32 or not math.isfinite(needed):
+        return ""
+    return (
+        f". Rounding the weights to {str(dtype).removeprefix('torch.')} may do this by itself: store them exactly with "
+        f"--dtype float32, or accept the difference with --tolerance {math.ceil(needed * 100) / 100:g}"
+    )
+
+
+def _check_companions(work: Work, folder: Path) -> dict[str, Any]:
+    tokenizer = work.model.tokenizer
+    if tokenizer is None or work.tokenizer_folder is None:
+        return {}
+    texts = {text: tokenizer.encode(text) for text in PROBES}
+    return check_companions(folder, source=work.tokenizer_folder, texts=texts, eos_ids=work.eos_ids)
+
+
+# -- held-out rows -----------------------------------------------------------------------------------------------------
+
+
+def _held_out_rows(source: Source, model: LanguageModel, *, data: Sequence[str]) -> tuple[list[list[int]], str]:
+    """Rows of at least two tokens to compare on, and where they are from: `data`, the run's validation data, or a few
+    built-in texts where a model stands alone or its data is gone.
+    """
+    limit = min(ROW_TOKENS, model.model.max_seq_len or ROW_TOKENS)
+    if source.config is not None or data:
+        try:
+            return _rows_of_data(source, model, data=data, limit=limit)
+        except ConfigError as error:
+            if data:
+                raise
+            log.warning("the run's validation data cannot be had (%s): built-in texts are compared instead", error)
+    if model.tokenizer is None:
+        generator = torch.Generator().manual_seed(0)
+        size = (NUM_ROWS, limit)
+        return torch.randint(model.model.vocab_size, size, generator=generator).tolist(), "random tokens"
+    rows = [model.prompt_ids(text, is_complete=False)[:limit] for text in PROBES]
+    return [row for row in rows if len(row) > 1], "built-in texts"
+
+
+def _rows_of_data(
+    source: Source, model: LanguageModel, *, data: Sequence[str], limit: int
+) -> tuple[list[list[int]], str]:
+    config = evaluation_config(source.folder, data=list(data)).model_copy(update={"prepare": None})
+    run = config.run.model_copy(update={"device": "cpu"})
+    trainer = config.trainer.model_copy(update={"compile": False, "precision": "32"})
+    distributed = DistributedConfig()  # however the run was spread over processes, this is one
+    engine = Engine(resolve(run, trainer, distributed), distributed=distributed)
+    validation = open_held_out(config, model, engine=engine)
+    with closing(validation.evaluation_batches(batch_size=1, max_batches=NUM_ROWS)) as batches:
+        rows = [batch["input_ids"][0, :limit].tolist() for batch in batches]
+    if not (rows := [row for row in rows if len(row) > 1]):
+        raise ConfigError(f"{validation.name} has no row of two tokens")
+    return rows, validation.name
+
+
+# -- what export.json says ---------------------------------------------------------------------------------------------
+
+
+def described(source: Source) -> dict[str, Any]:
+    """Return what a result is made from, without the paths of this machine."""
+    about: dict[str, Any] = {"name": source.name, "checkpoint": source.checkpoint}
+    if is_adapter_folder(source.folder):
+        base, revision = base_of_adapter(source.folder)
+        about |= {"base": Path(base).name if Path(base).is_absolute() else base, "base_revision": revision}
+    weights = sorted(source.folder.glob("*.safetensors"))
+    return about | {"weights_sha256": {file.name: file_sha256(file) for file in weights}}
+
+
+def files_in(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of each file, by its path in `folder`."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in found
+    }

@@ -1,0 +1,177 @@
+"""Optimizers over named parameters, with state that is saved by parameter name and not by position.
+
+gradients ─▶ [float32 master copies of 16-bit weights] ─▶ one or two torch optimizers ─▶ weights
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from llmtrain.distributed.sharding import part_of, rows_of, sharded_like
+from llmtrain.errors import ConfigError
+from llmtrain.training.optimizers.adamw_8bit import BLOCK_KEYS, WHOLE_KEYS, is_8bit
+from llmtrain.training.optimizers.muon import Muon
+
+
+class Readable(Protocol):
+    """A tensor, in memory or in a file, of which a box is taken by an index of slices; () of a scalar."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def ndim(self) -> int: ...
+
+    def __getitem__(self, index: tuple[slice, ...], /) -> Tensor: ...
+
+
+MASTER = "master"
+"""The name of a float32 copy in a state."""
+
+
+class NamedOptimizer:
+    """One optimizer, or two with the parameters shared out between them, behind one face.
+
+    Where a parameter has a master, a float32 copy, the optimizer updates that, and the parameter is what it rounds to:
+    in bfloat16 most updates would be lost, as they are smaller than half of the last of its 8 bits.
+    """
+
+    def __init__(
+        self,
+        optimizers: Iterable[torch.optim.Optimizer],
+        *,
+        names: Mapping[Tensor, str],
+        lr: float,
+        masters: Mapping[Tensor, Tensor] | None = None,
+    ) -> None:
+        self._optimizers = list(optimizers)
+        self._names = names
+        self._masters = masters or {}
+        self._updated = {name: self._masters.get(parameter, parameter) for parameter, name in names.items()}
+        self._peak_lr = lr
+        self.lr = lr
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Everything that is trained; these have the gradients."""
+        return list(self._names)
+
+    def set_lr_scale(self, scale: float) -> None:
+        """Take `scale` times the peak learning rate from now on."""
+        self.lr = self._peak_lr * scale
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr
+
+    @torch.no_grad()
+    def take_weights(self) -> None:
+        """Let the masters be what the parameters are, which have got their first values since."""
+        for parameter, master in self._masters.items():
+            master.copy_(parameter)
+
+    def step(self) -> None:
+        """Update the parameters from their gradients."""
+        for parameter, master in self._masters.items():
+            if parameter.grad is not None:
+                master.grad, parameter.grad = parameter.grad.float(), None  # so that both are there of one alone
+        for optimizer in self._optimizers:
+            optimizer.step()
+        for parameter, master in self._masters.items():
+            if master.grad is not None:
+                parameter.data.copy_(master.detach())
+                master.grad = None
+
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def drop_state(self) -> None:
+        """Forget momenta and counts, as if there had been no step yet."""
+        for optimizer in self._optimizers:
+            optimizer.state.clear()
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """`<parameter>/<state>` → tensor: the state itself, not a copy; counts that are no tensors become one."""
+        names = {updated: name for name, updated in self._updated.items()}
+        state = {
+            f"{names[parameter]}/{key}": value if isinstance(value, Tensor) else torch.tensor(value)
+            for optimizer in self._optimizers
+            for parameter, state in optimizer.state.items()
+            for key, value in state.items()
+        }
+        return state | {f"{self._names[parameter]}/{MASTER}": master for parameter, master in self._masters.items()}
+
+    def load_state_tensors(self, tensors: Mapping[str, Readable]) -> None:
+        """Take over what `state_tensors` gave, whole: of each tensor no more is read than this rank's part.
+
+        Raises ConfigError if it belongs to other parameters or optimizers.
+        """
+        self._load_masters({name: tensor for name, tensor in tensors.items() if name.endswith(f"/{MASTER}")})
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(f"/{MASTER}")}
+        self.drop_state()
+        owner = {p: o for o in self._optimizers for group in o.param_groups for p in group["params"]}
+        for full_name, tensor in tensors.items():
+            name, _, key = full_name.rpartition("/")
+            if name not in self._updated:
+                raise ConfigError(f"the checkpoint has optimizer state for {name}, which this model does not train")
+            parameter = self._updated[name]
+            optimizer = owner[parameter]
+            optimizer.state[parameter][key] = (
+                _read_block(tensor, parameter, key=key)
+                if key in BLOCK_KEYS or (is_8bit(optimizer) and not tensor.ndim)
+                else _read_part(tensor, parameter, name=full_name)
+            )
+        if tensors and (missing := set(self._updated) - {name.rpartition("/")[0] for name in tensors}):
+            raise ConfigError(f"the checkpoint has no optimizer state for {', '.join(sorted(missing))}")
+        for optimizer in self._optimizers:
+            wanted = _state_keys(optimizer)
+            for state in optimizer.state.values():
+                if state.keys() - BLOCK_KEYS != wanted:
+                    raise ConfigError(
+                        f"the checkpoint's optimizer state has {sorted(state)}, but this run's optimizer has "
+                        f"{sorted(wanted)}: resume with the optimizer that the run was started with"
+                    )
+
+    @torch.no_grad()
+    def _load_masters(self, tensors: Mapping[str, Readable]) -> None:
+        wanted = {f"{self._names[parameter]}/{MASTER}": master for parameter, master in self._masters.items()}
+        if other := sorted(wanted.keys() ^ tensors.keys()):
+            whose = "this run has and the checkpoint has not" if other[0] in wanted else "the checkpoint has alone"
+            raise ConfigError(
+                f"{other[0]}: a float32 copy of weights that {whose}: resume with the precision, model.dtype and "
+                "optimizer.master_weights that the run was started with"
+            )
+        for name, master in wanted.items():
+            part_of(master).local.copy_(part_of(_read_part(tensors[name], master, name=name)).local)
+
+
+def _read_part(tensor: Readable, parameter: Tensor, *, name: str) -> Tensor:
+    """A state as large as its parameter, or a number."""
+    if not tensor.ndim:
+        return tensor[()].to(parameter.device)
+    if tensor.shape != parameter.shape:
+        raise ConfigError(f"{name} is {list(tensor.shape)}, but the parameter is {list(parameter.shape)}")
+    return sharded_like(tensor[rows_of(part_of(parameter))].to(parameter.device), parameter)
+
+
+def _read_block(tensor: Readable, parameter: Tensor, *, key: str) -> Tensor | int:
+    """Read what only an 8-bit state has: constants of its blocks, and its own count of steps."""
+    if key == "step":
+        return int(tensor[()])
+    return tensor[(slice(0, tensor.shape[0]),)].to(parameter.device)
+
+
+def _state_keys(optimizer: torch.optim.Optimizer) -> set[str]:
+    """The names of what the optimizer keeps of a parameter that it has updated."""
+    if isinstance(optimizer, torch.optim.Adam):  # AdamW is one
+        return {"step", "exp_avg", "exp_avg_sq"}
+    if is_8bit(optimizer):
+        return set(WHOLE_KEYS)
+    if isinstance(optimizer, Muon):
+        return {"momentum_buffer"}
+    return {"momentum_buffer"} if optimizer.defaults["momentum"] else set()

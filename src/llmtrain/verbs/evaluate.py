@@ -1,0 +1,139 @@
+"""`eval`: how well a model predicts held-out text, and how it answers the questions of rows.
+
+MODEL, config, data ─┬─ rows that ask something ─▶ evaluate_rows: loss, generation metrics, comparison, files
+                     ├─ tasks ─▶ benchmarks
+                     └─ token shards, rows of text, the run's validation data ─▶ the loss, here
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from llmtrain.config.loading.load import load_config, plain_config, section_of
+from llmtrain.config.sections.evaluation import EvaluationConfig
+from llmtrain.config.sections.schema import Config
+from llmtrain.config.sections.training import RendezvousConfig
+from llmtrain.data.chat.shapes import is_text
+from llmtrain.data.files.read import Row, read_rows
+from llmtrain.distributed.engine import Engine
+from llmtrain.distributed.native_bf16 import computes_bf16
+from llmtrain.distributed.resolve import resolve, resolve_device
+from llmtrain.errors import ConfigError
+from llmtrain.evaluation.baseline import find_base, find_baseline
+from llmtrain.evaluation.held_out import are_rows
+from llmtrain.evaluation.held_out_loss import measure_loss
+from llmtrain.generation.open_model import (
+    base_of,
+    config_beside,
+    config_file_beside,
+    locate_model,
+)
+from llmtrain.installing import install_extra
+from llmtrain.tracking.logs import setup_logging
+
+NO_TRAINING = ("trainer.keep_best=null", "trainer.early_stopping=null", "evaluation.every_steps=null")
+"""Overrides that drop a config's metrics in training, which need not agree with what is measured now."""
+
+
+def evaluate(
+    model: str | None = None,
+    *,
+    config: str | None = None,
+    overrides: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+    steps: int | None = None,
+    root_dir: str | None = None,
+) -> dict[str, Any]:
+    """Measure `model` on the rows or token shards of `evaluation.data`, or on its run's validation data.
+
+    `model`: when not given, the run of the config's output.run_id, or the newest. `config` and `overrides` say how; its
+    run's own config where none is named. `settings` are keys of the `evaluation` section that win over it. `steps`:
+    batches of a loss. Raises ConfigError for what is not there, and what does not go together.
+    """
+    overrides = [*NO_TRAINING, *overrides]
+    named = load_config(config, overrides).config if config is not None else None
+    root = root_dir or (named or plain_config(())).output.root_dir
+    folder = locate_model(model or (named and named.output.run_id) or "latest", root_dir=root)
+    about = named or _own_config(folder, overrides)
+    chosen = _with(about.evaluation, settings or {})
+    if chosen.subject == "base":
+        folder = find_base(folder)
+    setup_logging(about.logging, run_folder=None, rank=int(os.environ.get("RANK", "0")))
+    asked_here = named is not None or any(override.startswith("trainer.precision=") for override in overrides)
+    engine = _engine(about, precision_asked_here=asked_here)
+    try:
+        if chosen.tasks:
+            return _measure_tasks(folder, chosen, about, given=settings or {}, root=root, engine=engine)
+        if not chosen.files or not _ask_something(chosen.files):
+            return measure_loss(folder, chosen, given=settings or {}, steps=steps, root=root, engine=engine)
+        if steps is not None:
+            raise ConfigError("--steps cuts a loss short; of rows, --max-samples N takes the first of each file")
+
+        from llmtrain.evaluation.rows import Subjects, evaluate_rows
+
+        with engine.main_first():
+            base_of(folder)  # fetched by one rank
+            baseline = find_baseline(folder, chosen, root=root)
+        own = config_beside(folder)
+        trained_on = own or (named if chosen.subject == "model" else None)
+        subjects = Subjects(model=folder, baseline=baseline, trained_on=trained_on)
+        return evaluate_rows(subjects, chosen, seed=about.run.seed, root_dir=root, engine=engine)
+    finally:
+        engine.close()
+
+
+def _measure_tasks(
+    folder: Path, settings: EvaluationConfig, about: Config, *, given: Mapping[str, Any], root: str, engine: Engine
+) -> dict[str, Any]:
+    if needless := sorted(given.keys() & {"data", "max_new_tokens", "temperature", "top_p"}):
+        raise ConfigError(f"--{needless[0].replace('_', '-')} is for rows; a task of --tasks says that itself")
+    if given.get("baseline") is not None:
+        raise ConfigError("--baseline compares answers to rows; measure the baseline by the same --tasks for itself")
+    if find_spec("lm_eval") is None:
+        raise ConfigError(f"--tasks needs lm-evaluation-harness: {install_extra('eval')}")
+    from llmtrain.evaluation.benchmarks import evaluate_tasks
+
+    with engine.main_first():
+        base_of(folder)
+    return evaluate_tasks(folder, settings, seed=about.run.seed, root_dir=root, engine=engine)
+
+
+# -- what is meant -----------------------------------------------------------------------------------------------------
+
+
+def _own_config(folder: Path, overrides: Sequence[str]) -> Config:
+    """Return the config of the model's run, or a plain one for a model that stands alone."""
+    beside = config_file_beside(folder)
+    return load_config(str(beside), overrides).config if beside else plain_config(overrides)
+
+
+def _with(settings: EvaluationConfig, given: Mapping[str, Any]) -> EvaluationConfig:
+    """The section with what was said on the command line. Raises ConfigError for a value that cannot be."""
+    rows_instead: dict[str, Any] = {"tasks": []} if given.get("data") and not given.get("tasks") else {}
+    return section_of(EvaluationConfig, {**settings.model_dump(), **rows_instead, **given}, name="evaluation")
+
+
+def _engine(about: Config, *, precision_asked_here: bool) -> Engine:
+    """The machine. However a run was spread over processes, here each has the whole model and a share of the rows.
+
+    A run that was trained in bfloat16 elsewhere is evaluated in float32 where bfloat16 is emulated, unless this command
+    asks for bfloat16.
+    """
+    trainer = about.trainer.model_copy(update={"compile": False})  # a compile takes longer than most evaluations
+    in_bf16 = trainer.precision.startswith("bf16")
+    if in_bf16 and not precision_asked_here and not computes_bf16(resolve_device(about.run.device)):
+        trainer = trainer.model_copy(update={"precision": "32"})
+    distributed = about.distributed.model_copy(update={"strategy": "auto", "rendezvous": RendezvousConfig()})
+    return Engine(resolve(about.run, trainer, distributed), distributed=distributed)
+
+
+def _ask_something(files: Sequence[str]) -> bool:
+    """Return whether these are rows that can be answered; token shards and rows of text have a loss alone."""
+    if not are_rows(list(files)):
+        return False
+    first = next(read_rows(files[0], key="evaluation.data", default_split="test"))
+    return not (isinstance(first, Row) and is_text(first.values))

@@ -1,0 +1,32 @@
+"""`prepare`: the data of a config, made ready ahead of a run.
+
+CONFIG whose data are rows       ─▶ data/chat/prepare_rows.py: tokenised rows in the cache
+CONFIG with a `prepare` section  ─▶ data/prepare/token_shards.py: token shards of text
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmtrain.config.loading.load import LoadedConfig
+from llmtrain.errors import ConfigError
+from llmtrain.tracking.logs import setup_logging
+
+
+def prepare(loaded: LoadedConfig, *, num_workers: int = 0) -> dict[str, Any]:
+    """Make the token shards that the config describes, or tokenise its rows; return what was made.
+
+    `num_workers` processes tokenise rows where they are many; for text prepare.num_workers counts. Raises ConfigError
+    for a mistake in the config, and for bad files and rows, with the line of each; RunError when the disk is full.
+    """
+    config = loaded.config
+    setup_logging(config.logging, run_folder=None, rank=0)
+    if config.data.name == "chat":
+        from llmtrain.data.chat.prepare_rows import prepare_rows
+
+        return prepare_rows(config, num_workers=num_workers)
+    if config.prepare is None:
+        raise ConfigError(f"{loaded.source} has no prepare section, which says what text becomes shards and where")
+    from llmtrain.data.prepare.token_shards import prepare as prepare_token_shards
+
+    return prepare_token_shards(config)

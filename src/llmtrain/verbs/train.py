@@ -1,0 +1,149 @@
+"""`train`, top to bottom: set up the job → make or find its run folder → sinks, checkpoints, loop → summary.
+
+A resumed run goes the same way: only its config, its position and its tensors come from a checkpoint.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from llmtrain.atomic import write_text
+from llmtrain.config.loading.load import LoadedConfig, to_yaml
+from llmtrain.config.sections.schema import Config
+from llmtrain.distributed.engine import Engine
+from llmtrain.distributed.strategy import Choice
+from llmtrain.errors import Preempted
+from llmtrain.planning.out_of_memory import out_of_memory
+from llmtrain.runs.attempts import count_restart, refuse_crash_loop
+from llmtrain.runs.folders import locked
+from llmtrain.tracking.logs import setup_logging
+from llmtrain.tracking.system import peak_memory_bytes
+from llmtrain.training.failures import Failures, before_first_step, is_out_of_memory, removed_if_rejected
+from llmtrain.training.job import Job
+from llmtrain.training.loop import fit
+from llmtrain.training.non_finite import NonFinite, RollBack
+from llmtrain.training.session import already_finished, describe, open_session, result_of
+from llmtrain.training.setup.build import build_learner, build_model, identity_of_run, schedule_of
+from llmtrain.training.setup.data import as_recorded, fetch_folders, open_data
+from llmtrain.training.setup.observers import open_interview, open_samples
+from llmtrain.training.setup.start import Start, find_position, find_start, open_engine
+from llmtrain.training.signals import StopSignal
+from llmtrain.training.time_limit import fix_number_of_steps
+
+
+def train(
+    loaded: LoadedConfig | None, *, resume: str | None = None, overrides: Sequence[str] = (), dry_run: bool = False
+) -> dict[str, Any]:
+    """Train what `loaded` describes, or go on with the run that `resume` names; returns the summary.
+
+    Without `loaded` the run's own config is used, with `overrides`. `dry_run` computes five forward steps and writes
+    nothing. Raises ConfigError at a mistake, Preempted after a stop signal or when another process is gone, Hang when
+    it does not answer, WillFailAgain at a loss that is no number, RunError where the model could not be published.
+    """
+    began = time.monotonic()
+    with StopSignal() as stop, Failures() as failures:
+        with before_first_step(stop):
+            start = find_start(loaded, resume=resume, overrides=overrides)
+            engine = open_engine(start, choose_strategy=_choose_strategy)
+            failures.engine = engine
+            job = set_up(start, engine)
+            fix_number_of_steps(job, began=began)
+        if dry_run:
+            return job.dry_run()
+        if job.config.publish is not None:
+            from llmtrain.verbs.publish import check_publishing
+
+            engine.from_main(partial(check_publishing, job.config, run_id=job.run_id or "a new run"))
+        summary, config = engine.from_main(partial(already_finished, job)) or _run(job, stop), job.config
+        del job  # the memory of what was trained, for the model that is loaded again
+    if config.publish is None or not engine.is_main:
+        return summary
+    from llmtrain.verbs.publish import publish_trained
+
+    return {**summary, "published": publish_trained(config, Path(summary["run"]))["to"]}
+
+
+def set_up(start: Start, engine: Engine) -> Job:
+    """Build a job. What can be rejected is rejected here, before anything is written."""
+    folders = fetch_folders(start.config, engine)
+    config = as_recorded(start.config, folders)
+    data = open_data(config, engine, folders)
+    process_bytes = peak_memory_bytes()
+    trained = build_model(config, engine, data, folders)
+    interview = open_interview(config, engine, trained, folders, data)
+    identity = identity_of_run(config, data, trained)
+    position = find_position(start, identity, engine)
+    schedule = schedule_of(config, data, position.state, engine)
+    learner = build_learner(config, engine, trained)
+    job = Job(
+        config=config,
+        start=start,
+        data=data,
+        trained=trained,
+        learner=learner,
+        identity=identity,
+        schedule=schedule,
+        position=position,
+        interview=interview,
+        process_bytes=process_bytes,
+    )
+    job.load_or_initialize()
+    job.samples = open_samples(config, engine, trained, folders, data)
+    return job
+
+
+def _choose_strategy(config: Config, **limits: Any) -> Choice:
+    from llmtrain.planning.auto_strategy import strategy_for  # here: only several processes need it
+
+    return strategy_for(config, **limits)
+
+
+def _run(job: Job, stop: StopSignal) -> dict[str, Any]:
+    """Train in the run's folder until it is over; go back to a checkpoint where the loop asks for it."""
+    config, engine, origin = job.config, job.engine, job.start.origin
+    run = engine.from_main(job.find_or_make_folder)
+    with locked(run) if engine.is_main else nullcontext(), removed_if_rejected(run, job):
+        if origin:
+            refuse_crash_loop(engine.from_main(lambda: count_restart(run, checkpoint=job.position.checkpoint)))
+        if engine.is_main:  # under the lock: a second process that would go on with this run changes nothing of it
+            write_text(run / "config.yaml", to_yaml(config))
+        setup_logging(config.logging, run_folder=run, rank=engine.rank)
+        describe(job, run)
+        while True:
+            try:
+                return _train_in(run, job, stop)
+            except RollBack as request:
+                job.roll_back(run, request.found)
+            except NonFinite as error:
+                raise job.with_rows(error) from None
+            except (RuntimeError, MemoryError, OSError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise out_of_memory(job, error, run=run) from error
+
+
+def _train_in(run: Path, job: Job, stop: StopSignal) -> dict[str, Any]:
+    """Train from where the job stands until it is over, stopped, or to be rolled back (RollBack)."""
+    with open_session(run, job) as session:
+        if job.state.step == 0 and job.config.trainer.non_finite == "rollback":
+            session.save(False, False)  # there is always something to go back to
+        with closing(job.batches()) as batches, job.engine.watchdog.over(run / "logs"):
+            finished = fit(
+                job.learner,
+                batches,
+                schedule=job.schedule,
+                state=job.state,
+                evaluate=partial(job.evaluate, run, stop),
+                save=session.save,
+                stop=stop,
+                report=session.report,
+            )
+        session.ended(run, finished=finished)
+    if not finished:
+        raise Preempted(f"step {job.state.step} is saved; to go on: llmtrain train --resume {run}")
+    return result_of(run, session.summary.as_dict(), job.state)

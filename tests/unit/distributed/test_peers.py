@@ -1,0 +1,34 @@
+"""An error of the rendezvous says why the processes did not meet."""
+
+from __future__ import annotations
+
+import socket
+from datetime import timedelta
+
+import pytest
+from torch._C._distributed_c10d import TCPStore
+
+from llmtrain.distributed.peers import explained_rendezvous
+from llmtrain.errors import ConfigError, Hang
+from tests.support.ranks import free_port
+
+MEET = {"MASTER_ADDR": "host", "MASTER_PORT": "29500"}
+
+
+def test_why_processes_do_not_meet_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    for name, value in {**MEET, "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        with (
+            pytest.raises(ConfigError, match=f"cannot meet at port {port}, where another program listens"),
+            explained_rendezvous(),
+        ):
+            TCPStore("127.0.0.1", port, 2, is_master=True)
+    absent = r"the 2 processes did not meet at host:\d+ \(.*1/2 clients joined.*\): start all of them"
+    with pytest.raises(Hang, match=absent), explained_rendezvous():
+        TCPStore("127.0.0.1", free_port(), 2, is_master=True, timeout=timedelta(seconds=1))

@@ -1,0 +1,69 @@
+"""The strategy that `auto` takes for a model, and how `plan` shows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmtrain.config.loading.load import load_config
+from llmtrain.config.sections.training import OptimizerConfig
+from llmtrain.models.decoder.decoder import Decoder
+from llmtrain.planning.auto_strategy import state_bytes, strategy_for
+from llmtrain.verbs.plan import plan
+from tests.support.tiny_huggingface import write_tiny_folder
+from tests.support.tiny_run import SYNTHETIC, write_config
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> str:
+    return str(write_config(tmp_path / "tiny.yaml", SYNTHETIC))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "precision", "bytes_each"),
+    [("adamw", "32", 16), ("adamw", "bf16-mixed", 16), ("adamw", "bf16-true", 8), ("sgd", "32", 12)],
+)
+def test_the_bytes_that_training_keeps_are_counted_from_the_parameters(
+    optimizer: str, precision: str, bytes_each: int
+) -> None:
+    model = load_config("quickstart").config.decoder(wanted_by="a test")
+    decoder = Decoder(model, 300)
+    config = OptimizerConfig.model_validate({"name": optimizer})
+    assert state_bytes(decoder, optimizer=config, precision=precision) == bytes_each * decoder.num_parameters()
+    decoder.requires_grad_(False)
+    assert state_bytes(decoder, optimizer=config, precision="32") == 4 * decoder.num_parameters()
+
+
+def test_of_a_model_of_transformers_the_frozen_weights_count_once(tmp_path: Path) -> None:
+    folder = write_tiny_folder(tmp_path / "base")
+    model = {"name": "huggingface", "path": str(folder)}
+    file = str(write_config(tmp_path / "run.yaml", SYNTHETIC | {"model": model}))
+    whole = strategy_for(load_config(file).config, world_size=2, precision="32", memory_bytes=10**6)
+    lora = strategy_for(
+        load_config(file, ["model.lora.r=1"]).config, world_size=2, precision="bf16-mixed", memory_bytes=10**6
+    )
+    assert (whole.strategy, lora.strategy) == ("ddp", "ddp")
+    tight = strategy_for(load_config(file).config, world_size=2, precision="32", memory_bytes=2 * 10**5)
+    assert tight.strategy == "fsdp"
+    quantized = load_config(file, ["model.quantization=nf4", "model.lora.r=1"]).config
+    assert strategy_for(quantized, world_size=2, precision="bf16-mixed", memory_bytes=1).strategy == "ddp"
+
+
+def test_a_plan_shows_the_choice_and_counts_the_parts(tiny: str) -> None:
+    large = ["model.d_model=8192", "model.num_layers=48", "model.attention.num_heads=64", "trainer.micro_batch_size=1"]
+    config = load_config(tiny, [*large, "model.ffn.d_ff=256", "data.seq_len=8"]).config
+    sharded = plan(config, device="h100", num_ranks=16)
+    assert sharded["layout"]["strategy"] == "fsdp"
+    assert "each of 16 processes holds" in sharded["layout"]["because"]
+    ddp = plan(load_config(tiny, [*large, "model.ffn.d_ff=256", "data.seq_len=8", "distributed.strategy=ddp"]).config)
+    for part in ("parameters", "gradients", "optimizer_state"):
+        assert sharded["memory"]["parts"][part] == ddp["memory"]["parts"][part] // 16
+    assert sharded["memory"]["parts"]["gathered"] > 0
+    assert "gathered" not in ddp["memory"]["parts"]
+
+
+def test_a_plan_with_split_matrices_has_fewer_data_parallel_ranks(tiny: str) -> None:
+    keys = ["distributed.strategy=fsdp_tp", "distributed.tensor_parallel=2"]
+    layout = plan(load_config(tiny, keys).config, device="h100", num_ranks=8)["layout"]
+    assert (layout["strategy"], layout["tensor_parallel"], layout["batch_size"]) == ("fsdp_tp", 2, 16)

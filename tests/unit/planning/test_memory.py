@@ -1,0 +1,57 @@
+"""What a process holds besides a step's tensors, and what sharding leaves of them on each rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llmtrain.config.loading.load import load_config
+from llmtrain.models.decoder.decoder import Decoder
+from llmtrain.planning.memory import overhead, sharded
+from llmtrain.planning.step_memory import StepMemory
+from tests.support.predicted_memory import memory_of
+
+GB = 10**9
+
+
+def test_a_checkpoint_on_the_way_is_copied_beside_the_step() -> None:
+    step = memory_of()
+    shape: dict[str, Any] = {"on_gpu": False, "compiled": False, "process_bytes": 10**9}
+    parts = overhead(step, saves_on_the_way=True, **shape)
+    assert parts["checkpoint_copy"] == step.persistent
+    assert parts["process"] > 10**9
+    assert overhead(step, saves_on_the_way=True, on_gpu=True, compiled=True, process_bytes=10**9) == {}
+
+
+def test_blocks_that_are_computed_again_leave_holes_for_what_they_made_in_between() -> None:
+    step = memory_of(activation_checkpointing=True)
+    shape: dict[str, Any] = {"on_gpu": False, "process_bytes": 10**9, "saves_on_the_way": False}
+    otherwise = 100 * step.transient
+    four, sixteen = (
+        overhead(step, compiled=False, transient_if_kept=otherwise, num_blocks=n, **shape)["heap_holes"]
+        for n in (4, 16)
+    )
+    assert four == pytest.approx(2 * sixteen, rel=0.01)
+    assert four > 40 * step.transient
+    compiled = [overhead(step, compiled=True, transient_if_kept=kept, **shape) for kept in (None, otherwise)]
+    assert compiled[0] == compiled[1]
+
+
+def test_a_rank_holds_its_share_and_what_is_gathered_for_the_moment() -> None:
+    decoder = Decoder(load_config("quickstart").config.decoder(wanted_by="a test"), 300)
+    parts = {"parameters": 4 * GB, "gradients": 4 * GB, "optimizer_state": 8 * GB, "logits": GB}
+    of_one = StepMemory(parts=parts, persistent=12 * GB)
+    block = sum(parameter.numel() for parameter in decoder.blocks[0].parameters())
+    rest = decoder.num_parameters() - len(decoder.blocks) * block
+    found = sharded(of_one, decoder, ranks=4, precision="bf16-mixed")
+    assert found.parts == {
+        "parameters": GB,
+        "gradients": GB,
+        "optimizer_state": 2 * GB,
+        "logits": GB,
+        "gathered": 2 * (rest + 2 * block) + 4 * max(rest, block),
+    }
+    assert found.persistent == 3 * GB
+    adding_up = sharded(of_one, decoder, ranks=4, precision="bf16-mixed", accumulates=True)
+    assert adding_up.parts == {**found.parts, "gradients": 4 * GB}

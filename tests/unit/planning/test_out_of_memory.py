@@ -1,0 +1,153 @@
+"""The cheapest change that fits, and the message that names it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llmtrain.config.loading.load import plain_config
+from llmtrain.config.sections.schema import Config
+from llmtrain.planning.failed_allocation import HeldMemory
+from llmtrain.planning.out_of_memory import (
+    Bounds,
+    Changes,
+    Fit,
+    changed,
+    cheapest,
+    correction,
+    describe,
+    needed,
+    room,
+)
+from llmtrain.planning.step_memory import PARTS
+
+GB = 10**9
+NOW: dict[str, int] = dict.fromkeys(PARTS, 0) | {
+    "parameters": 2 * GB, "gradients": 2 * GB, "optimizer_state": 4 * GB, "activations": 40 * GB, "logits": 10 * GB,
+}  # fmt: skip
+
+
+def config(*overrides: str) -> Config:
+    return plain_config(["data.name=synthetic", "data.seq_len=1024", "trainer.micro_batch_size=12", *overrides])
+
+
+def bounds(**different: Any) -> Bounds:
+    values = {"sequences": 12, "world_size": 1, "strategy": "single", "can_halve": True}
+    return Bounds(**{**values, **different})
+
+
+def held(**different: int) -> HeldMemory:
+    values = {
+        "parameters": 2 * GB, "gradients": 2 * GB, "optimizer_state": 4 * GB,
+        "peak": 70 * GB, "requested": 12 * GB, "available": 80 * GB, "total": 81 * GB,
+    }  # fmt: skip
+    return HeldMemory(**{**values, **different})
+
+
+def predicted(original: Config) -> Any:
+    """Predict 8 GB that stay, and what comes and goes: by the micro-batch, less with each of the costlier changes."""
+
+    def predict(changes: Changes) -> int:
+        new = changed(original, changes)
+        per_sequence = 5.0 * new.data.seq_len / 1024
+        per_sequence *= 0.2 if new.trainer.activation_checkpointing else 1
+        per_sequence *= 0.6 if new.trainer.precision == "bf16-mixed" else 1
+        fixed = 8 / 4 if new.distributed.strategy == "fsdp" else 8
+        return round((fixed + per_sequence * new.trainer.micro_batch_size) * GB)
+
+    return predict
+
+
+@pytest.mark.parametrize(
+    ("room_gb", "changes", "gigabytes"),
+    [
+        (60, {"trainer.micro_batch_size": 6, "trainer.grad_accum_steps": 2}, 38),
+        (34, {"trainer.micro_batch_size": 4, "trainer.grad_accum_steps": 3}, 28),
+        (13, {"trainer.micro_batch_size": 1, "trainer.grad_accum_steps": 12}, 13),
+        (
+            12,
+            {"trainer.micro_batch_size": 4, "trainer.grad_accum_steps": 3, "trainer.activation_checkpointing": True},
+            12,
+        ),
+        (
+            8.7,
+            {
+                "trainer.micro_batch_size": 1, "trainer.grad_accum_steps": 12,
+                "trainer.activation_checkpointing": True, "trainer.precision": "bf16-mixed",
+            },
+            8.6,
+        ),
+    ],
+)  # fmt: skip
+def test_the_cheapest_change_comes_first_and_is_no_larger_than_needed(
+    room_gb: float, changes: Changes, gigabytes: float
+) -> None:
+    original = config()
+
+    assert cheapest(original, predicted(original), room=room_gb * GB, bounds=bounds()) == Fit(
+        changes, round(gigabytes * GB)
+    )
+
+
+def test_parameters_are_sharded_where_there_are_ranks_and_sequences_get_shorter_last() -> None:
+    original = config("trainer.activation_checkpointing=true")
+
+    on_four = cheapest(
+        original,
+        predicted(original),
+        room=7 * GB,
+        bounds=bounds(world_size=4, strategy="ddp", can_halve=False),
+    )
+    alone = cheapest(original, predicted(original), room=8.5 * GB, bounds=bounds(can_halve=False))
+    nothing = cheapest(original, predicted(original), room=8 * GB, bounds=bounds(can_halve=False))
+
+    assert on_four
+    assert on_four.changes == {
+        "trainer.micro_batch_size": 4, "trainer.grad_accum_steps": 3, "distributed.strategy": "fsdp"
+    }  # fmt: skip
+    assert alone
+    assert alone.changes == {"trainer.micro_batch_size": 1, "trainer.grad_accum_steps": 12, "data.seq_len": 512}
+    assert nothing is None
+
+
+def test_a_global_batch_size_needs_no_accumulation_beside_it() -> None:
+    original = config("trainer.global_batch_size=24")
+
+    fit = cheapest(original, predicted(original), room=60 * GB, bounds=bounds(sequences=24))
+
+    assert fit
+    assert fit.changes == {"trainer.micro_batch_size": 8}
+
+
+def test_a_prediction_that_has_proved_too_low_is_corrected_in_what_comes_and_goes() -> None:
+    factor = correction(held(), NOW)  # 82 GB were needed at least, and 58 predicted
+
+    assert factor == pytest.approx((82 - 8) / 50)
+    assert needed(NOW, corrected_by=factor) == 82 * GB
+    assert correction(held(peak=20 * GB), NOW) == 1
+    assert room(held()) == 0.95 * 80 * GB
+    assert room(held(peak=30 * GB)) == 0.95 * 42 * GB, "what was refused is not there"
+
+
+def test_others_on_the_device_are_named_and_then_it_may_go_well_another_time() -> None:
+    crowded = held(available=50 * GB, peak=45 * GB, requested=6 * GB)
+
+    assert not crowded.would_fail_again
+    assert held().would_fail_again
+    lines = describe(crowded, NOW, None, device="cuda:0", step=3).splitlines()
+    assert lines[0] == (
+        "out of memory on cuda:0 in step 3: 6.00 GB more were asked for; at most 45.00 GB were held, and this process "
+        "can have 50.00 GB of 81.00 GB"
+    )
+    assert [line.split() for line in lines[1:9]] == [
+        ["held", "predicted"],
+        ["parameters", "2.00", "GB", "2.00", "GB"],
+        ["gradients", "2.00", "GB", "2.00", "GB"],
+        ["optimizer", "state", "4.00", "GB", "4.00", "GB"],
+        ["all", "else", "37.00", "GB", "50.00", "GB"],
+        ["activations", "40.00", "GB"],
+        ["logits", "10.00", "GB"],
+        ["together", "45.00", "GB", "58.00", "GB"],
+    ]
+    assert lines[9] == "other processes hold 31.00 GB: without them it may fit as it is"

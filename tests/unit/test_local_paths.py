@@ -1,0 +1,133 @@
+"""Addresses of object stores: rejected for every key and option that takes paths of this machine; no folder is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from pydantic import ValidationError
+
+from llmtrain.cli.app import program, run
+from llmtrain.config.loading.load import load_config, plain_config
+from llmtrain.config.loading.walk import Key, leaf_types, walk
+from llmtrain.config.sections.schema import Config
+from llmtrain.errors import ConfigError
+from llmtrain.local_paths import LOCAL, LOCAL_OR_HUB, reject_address
+
+ADDRESSES = ("s3://b/x", "gs://b/x", "az://c/x", "https://h/x", "lakefs://r/m/x", "memory://x", "file:///x", "s3:/b/x")
+
+# Keys whose text is no path; and rows, which are read from any file system that fsspec knows.
+NO_PATHS = {
+    *("name", "description", "limits", "license", "tags", "notes", "precision", "metric", "keep_best", "revision"),
+    *("run_id", "adapter", "text_column", "include", "exclude", "prompts", "options", "file_name", "device", "configs"),
+    *("experiment", "run_name", "project", "entity", "tracking_uri", "metrics", "init_method", "master_addr", "split"),
+    *("base_model", "require_improvement", "target_modules", "modules_to_save", "attn_implementation"),
+    "target_parameters",
+}
+ELSEWHERE = ("kubernetes", "remote")
+"""Sections whose texts are about other machines; their paths of this one are marked all the same."""
+READS_ADDRESSES = {"data.train", "data.val", "data.train.path", "evaluation.data"}
+
+NO_PATH_WORDS = {
+    *("KEY=VALUE", "NAME", "TEXT", "TOKEN", "METRIC", "ID", "STATE", "BY", "ADDRESS", "HOST:PORT", "OUT"),
+    *("SEC", "N", "T", "P", "K", "R", "X", "I"),
+}
+"""What the help calls parameters that are no path; OUT of convert is checked with the rest of it."""
+READS_ADDRESSES_OPTIONS = {"paths", "word", "data"}
+"""Parameters of commands that take rows (or a config in their place): convert, inspect; --data of eval and export."""
+
+
+def text_keys() -> list[Key]:
+    return [key for key in walk(Config) if str in leaf_types(key.field.annotation)]
+
+
+def is_marked(key: Key) -> bool:
+    return key.field.json_schema_extra in (LOCAL, LOCAL_OR_HUB)
+
+
+def test_every_key_that_takes_text_is_a_path_of_this_machine_or_known_to_be_none() -> None:
+    unknown = {
+        key.dotted
+        for key in text_keys()
+        if not is_marked(key)
+        and key.path[-1] not in NO_PATHS
+        and key.dotted not in READS_ADDRESSES
+        and key.path[0] not in ELSEWHERE
+    }
+    assert unknown == set()
+
+
+@pytest.mark.parametrize("key", [key for key in text_keys() if is_marked(key)], ids=lambda key: key.dotted)
+@pytest.mark.parametrize("as_list", [False, True])
+def test_every_path_of_the_config_rejects_addresses(key: Key, as_list: bool) -> None:
+    name = key.path[-1]
+    for address in ADDRESSES:
+        with pytest.raises(ValidationError) as caught:
+            key.owner.model_validate({name: ["here", address] if as_list else address})
+        errors = [error for error in caught.value.errors() if error["loc"][:1] == (name,)]
+        assert errors
+        # A key that takes no list, or nothing but lists, says that instead.
+        assert all("is an address" in error["msg"] or error["type"].endswith("_type") for error in errors)
+        assert as_list or "is an address" in str(caught.value) or key.field.annotation == list[str]
+
+
+def test_the_message_names_place_key_address_and_what_to_do(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("data: {name: tokens, train: [{path: 's3://b/x', weight: 1}]}\n")
+    with pytest.raises(ConfigError, match=rf"{file}:1: data\.train: s3://b/x is an address, .* name a file or folder"):
+        load_config(str(file))
+    with pytest.raises(ConfigError, match=r"override .*: output\.root_dir: gs://b/x is an address"):
+        plain_config(["output.root_dir=gs://b/x"])
+
+
+def test_paths_and_names_of_the_hub_pass() -> None:
+    for path in ("runs", "./a:b/c", "/x/2024:01/y", "c:/data", "~/x", "owner/name", "hub:owner/name", "a,b"):
+        reject_address(path)
+    reject_address("hf://owner/name", hub=True)
+    with pytest.raises(ConfigError, match="a model of the Hub as owner/name"):
+        reject_address("hf://owner/name")
+
+
+PROGRAM: Any = typer.main.get_command(program())
+PARAMETERS = [
+    (f"{verb} {parameter.name}", parameter)
+    for verb, command in PROGRAM.commands.items()
+    for parameter in command.params
+    if parameter.metavar is not None
+    and parameter.metavar not in NO_PATH_WORDS
+    and parameter.name not in READS_ADDRESSES_OPTIONS
+]
+
+
+@pytest.mark.parametrize("parameter", [one for _, one in PARAMETERS], ids=[name for name, _ in PARAMETERS])
+def test_every_path_of_the_command_line_rejects_addresses(parameter: Any) -> None:
+    several = parameter.multiple or parameter.nargs == -1
+    for address in ADDRESSES:
+        with pytest.raises(ConfigError, match="is an address"):
+            parameter.process_value(typer.Context(PROGRAM), [address] if several else address)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["publish", "--to", "s3://b/x"],
+        ["merge", "--to", "s3://b/x"],
+        ["export", "--to", "az://b/x"],
+        ["validate", "quickstart", "output.root_dir=s3://b/x"],
+        ["train", "quickstart", "prepare.output=lakefs://r/main/x"],
+        ["convert", "rows.jsonl", "s3://b/out.jsonl"],
+        ["report", "--output", "s3://b/x.html"],
+        ["runs", "--root-dir", "s3://b/x"],
+        ["inspect", "s3://b/shards"],
+    ],
+)
+def test_no_folder_is_made(
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    assert run(argv) == 2
+    assert "is an address, and only paths of this machine work" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
