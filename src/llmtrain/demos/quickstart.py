@@ -1,7 +1,10 @@
 """`make demo`: from raw text to a model that writes, in eight minutes, and how it compares with gzip and xz.
 
-    measure matrix products ─▶ a size of the quickstart config that fits ─▶ trainer.max_minutes fixes the steps
+    measure matrix products ─▶ a size of the quickstart config that fits ─▶ trainer.max_minutes measures its steps
+                                        ▲                                         │           │
+                                        └────── too slow for it: a smaller one ───┘           └─▶ train
 
+A second of products does not see what other processes will take, so the steps themselves have the last word.
 What is trained is an ordinary config: the run's own config.yaml trains the same model again, on any machine.
 """
 
@@ -15,10 +18,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from llmtrain.config.loading.load import load_config
+from llmtrain.config.loading.load import LoadedConfig, load_config
 from llmtrain.config.sections.data import TokensConfig
 from llmtrain.data.manifest import find_manifest
 from llmtrain.data.prepare.texts import iter_split_texts
@@ -54,7 +58,7 @@ class Size:
     from_flops: float
     """FLOPs of the whole training from which on this model ends better than the next smaller one."""
     overrides: Sequence[str]
-    """Overrides of the quickstart config."""
+    """What its model and learning rate are, as overrides of the quickstart config."""
 
 
 VOCABULARY = (
@@ -81,16 +85,18 @@ TRAINER = (
     *("trainer.micro_batch_size=8", "trainer.eval_every_steps=250", "trainer.save_every_steps=250"),
     *("trainer.max_steps=null", "trainer.max_epochs=3"),
 )
+TOKENS_PER_STEP = 8 * 256
 """Batches of 8 × 256 tokens, not 16: on AMD Milan 1,000 steps of the smallest model gave 1.449 bits a byte, and 500
 steps on as many tokens in twice the batch 1.534."""
+TOO_SLOW = 0.6
+"""Share of a size's from_flops below which it is given up for a smaller one, which costs another compiling."""
 
 
 def main() -> int:
     """Prepare, train, evaluate, generate; print what came of it. The exit code: 1 if the model does not beat gzip."""
     began = float(os.environ.get(BEGAN) or time.time())
     try:
-        loaded = load_config("quickstart", choose(time.time() - began))
-        run = train(loaded, resume=None)
+        loaded, run = train_what_fits(began)
         # The whole of the held-out text, where the evaluations on the way take a sample.
         scores = evaluate(run["run"])
         sample = generate(run["run"], prompts=[PROMPT], max_new_tokens=160, temperature=0.7, top_p=0.95)[0]
@@ -114,26 +120,71 @@ def main() -> int:
     return 0 if scores["bits_per_byte"] < gzip_bits else 1
 
 
-def choose(spent_sec: float) -> list[str]:
-    """Return the overrides of quickstart that fit what is left of the time on this machine, and print why."""
+def train_what_fits(began: float) -> tuple[LoadedConfig, dict[str, Any]]:
+    """Train the best size for the rest of the time; return its config and the summary of the run.
+
+    `began`: when the demo did, in seconds since 1970.
+    """
+    choice = choose(time.time() - began)
+    while True:
+        loaded = load_config("quickstart", choice.overrides)
+        try:
+            return loaded, train(loaded, check_speed=choice.check_speed)
+        except TooSlowError as slow:
+            choice = choose(time.time() - began, slow=slow)
+
+
+class TooSlowError(ConfigError):
+    """Report that steps are too slow for a size."""
+
+    def __init__(self, size: Size, *, flops: float, speed: float) -> None:
+        super().__init__(f"only {flops / 1e12:.1f} TFLOP fit, too few for {size.parameters} parameters")
+        self.size, self.speed = size, speed
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A size, and the time that its training may take."""
+
+    size: Size
+    minutes: float
+
+    @property
+    def overrides(self) -> list[str]:
+        """Overrides of the quickstart config."""
+        return [*VOCABULARY, *self.size.overrides, *TRAINER, f"trainer.max_minutes={self.minutes:.2f}"]
+
+    def check_speed(self, num_steps: int, step_sec: float) -> None:
+        """Raise TooSlowError if `num_steps` of `step_sec` are so few that a smaller size ends better."""
+        flops_per_step = TOKENS_PER_STEP * self.size.flops_per_token
+        if num_steps * flops_per_step < TOO_SLOW * self.size.from_flops:
+            raise TooSlowError(self.size, flops=num_steps * flops_per_step, speed=flops_per_step / step_sec)
+
+
+def choose(spent_sec: float, *, slow: TooSlowError | None = None) -> Choice:
+    """Return what fits into what is left of the time on this machine, and print why.
+
+    `slow`: what was chosen before and turned out to be too slow; a smaller size is taken.
+    """
     left = max(60 * MIN_TRAINING_MINUTES, 60 * MINUTES - spent_sec)
-    if torch.cuda.is_available() or torch.backends.mps.is_available():
-        size, why = SIZES[-1], "a GPU is here"
-        minutes = left / 60 - 1.0
+    if slow is not None:
+        size, minutes = fit(slow.speed, seconds=left, sizes=SIZES[: SIZES.index(slow.size)])
+        why = f"steps run at {slow.speed / 1e9:.0f} GFLOP/s only, is the machine busy? {slow}"
+    elif torch.cuda.is_available() or torch.backends.mps.is_available():
+        size, minutes, why = SIZES[-1], left / 60 - 1.0, "a GPU is here"
     else:
         precision = precision_of_cpu()
         flops = products_per_second(precision)
-        speed = flops * SHARE_OF_CPU
-        size, minutes = fit(speed, seconds=left)
+        size, minutes = fit(flops * SHARE_OF_CPU, seconds=left)
         why = f"matrix products in {precision} run at {flops / 1e9:.0f} GFLOP/s on {torch.get_num_threads()} threads"
     told = f"{why}: training {size.parameters} parameters for {minutes:.1f} minutes, set-up and compiling included"
     print("\n".join(wrapped(told, known_width(1), indent=2)))
-    return [*VOCABULARY, *size.overrides, *TRAINER, f"trainer.max_minutes={minutes:.2f}"]
+    return Choice(size, minutes)
 
 
-def fit(speed: float, *, seconds: float) -> tuple[Size, float]:
-    """Return the best size for `seconds` at `speed` FLOP/s, and the minutes that its training may take."""
-    for size in reversed(SIZES):
+def fit(speed: float, *, seconds: float, sizes: Sequence[Size] = SIZES) -> tuple[Size, float]:
+    """Return the best of `sizes` for `seconds` at `speed` FLOP/s, and the minutes that its training may take."""
+    for size in reversed(sizes):
         evaluation = EVALUATED_TOKENS * size.flops_per_token / 3 / speed
         training = seconds - evaluation - AFTER_TRAINING_SEC
         if speed * (training - 60 * COMPILE_MINUTES) >= size.from_flops:

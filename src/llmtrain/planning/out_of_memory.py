@@ -13,7 +13,8 @@ import gc
 import logging
 import traceback
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -23,6 +24,7 @@ from llmtrain.distributed.engine import Engine
 from llmtrain.distributed.native_bf16 import computes_bf16
 from llmtrain.errors import RunError, WillFailAgain
 from llmtrain.planning.failed_allocation import HeldMemory, measure_held_memory
+from llmtrain.training.failures import is_out_of_memory
 from llmtrain.training.schedule import Schedule
 from llmtrain.training.state import RunState
 from llmtrain.training.step import Learner
@@ -52,6 +54,17 @@ class FailedRun(Protocol):
     state: RunState
     process_bytes: int
     """Resident memory before there was a model."""
+
+
+@contextmanager
+def out_of_memory_explained(failed: FailedRun, *, run: Path) -> Iterator[None]:
+    """Raise what `out_of_memory` says in place of an allocator's error."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(failed, error, run=run) from error
 
 
 def out_of_memory(failed: FailedRun, error: BaseException, *, run: Path) -> RunError:

@@ -67,6 +67,11 @@ class Session:
             self.job.state.spent = self.report.spent_so_far()
             self.store.save(self.job.snapshot(), best=best, final=final)
 
+    def save_beginning(self) -> None:
+        """Save before the first step where a run may roll back, so that there is always something to go back to."""
+        if self.job.state.step == 0 and self.job.config.trainer.non_finite == "rollback":
+            self.save(False, False)
+
     def ended(self, run: Path, *, finished: bool) -> None:
         """Note how the loop ended, once the last checkpoint is on the disk."""
         if self.store is not None:

@@ -51,10 +51,14 @@ class Speed:
     """One round of answers to the questions."""
 
 
-def fix_number_of_steps(job: Job, *, began: float) -> None:
+SpeedCheck = Callable[[int, float], None]
+"""Gets the number of steps that fit and the seconds of each, and raises ConfigError if that is too slow."""
+
+
+def fix_number_of_steps(job: Job, *, began: float, check: SpeedCheck | None = None) -> None:
     """Put the number of steps that fit into trainer.max_minutes in its place, in config and schedule.
 
-    `began`: when the run did, by `time.monotonic`. Raises ConfigError if not even one step fits.
+    `began`: when the run did, by `time.monotonic`. Raises ConfigError if not even one step fits, and what `check` does.
     """
     trainer, engine = job.config.trainer, job.engine
     if trainer.max_minutes is None:
@@ -68,6 +72,8 @@ def fix_number_of_steps(job: Job, *, began: float) -> None:
         check_time(steps, minutes=trainer.max_minutes, spent_sec=spent_sec, speed=speed)
         message = "a step takes %.3g s, an evaluation %.3g s: %s steps fit into the rest of %g minutes"
         log.info(message, speed.step, speed.validation, f"{steps:,}", trainer.max_minutes)
+        if check is not None:
+            check(steps, speed.step)
         steps += job.state.step
     engine.resolved = dataclasses.replace(engine.resolved, max_steps=steps)
     fits = job.schedule.total_steps <= steps

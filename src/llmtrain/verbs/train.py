@@ -18,12 +18,12 @@ from llmtrain.config.sections.schema import Config
 from llmtrain.distributed.engine import Engine
 from llmtrain.distributed.strategy import Choice
 from llmtrain.errors import Preempted
-from llmtrain.planning.out_of_memory import out_of_memory
+from llmtrain.planning.out_of_memory import out_of_memory_explained
 from llmtrain.runs.attempts import count_restart, refuse_crash_loop
 from llmtrain.runs.folders import locked
 from llmtrain.tracking.logs import setup_logging
 from llmtrain.tracking.system import peak_memory_bytes
-from llmtrain.training.failures import Failures, before_first_step, is_out_of_memory, removed_if_rejected
+from llmtrain.training.failures import Failures, before_first_step, removed_if_rejected
 from llmtrain.training.job import Job
 from llmtrain.training.loop import fit
 from llmtrain.training.non_finite import NonFinite, RollBack
@@ -33,17 +33,22 @@ from llmtrain.training.setup.data import as_recorded, fetch_folders, open_data
 from llmtrain.training.setup.observers import open_interview, open_samples
 from llmtrain.training.setup.start import Start, find_position, find_start, open_engine
 from llmtrain.training.signals import StopSignal
-from llmtrain.training.time_limit import fix_number_of_steps
+from llmtrain.training.time_limit import SpeedCheck, fix_number_of_steps
 
 
 def train(
-    loaded: LoadedConfig | None, *, resume: str | None = None, overrides: Sequence[str] = (), dry_run: bool = False
+    loaded: LoadedConfig | None,
+    *,
+    resume: str | None = None,
+    overrides: Sequence[str] = (),
+    dry_run: bool = False,
+    check_speed: SpeedCheck | None = None,
 ) -> dict[str, Any]:
     """Train what `loaded` describes, or go on with the run that `resume` names; returns the summary.
 
     Without `loaded` the run's own config is used, with `overrides`. `dry_run` computes five forward steps and writes
-    nothing. Raises ConfigError at a mistake, Preempted after a stop signal or when another process is gone, Hang when
-    it does not answer, WillFailAgain at a loss that is no number, RunError where the model could not be published.
+    nothing. `check_speed` may reject what trainer.max_minutes found. Raises ConfigError at a mistake, Preempted after
+    a stop, Hang if a process does not answer, WillFailAgain if the loss is no number, RunError if publishing fails.
     """
     began = time.monotonic()
     with StopSignal() as stop, Failures() as failures:
@@ -52,7 +57,7 @@ def train(
             engine = open_engine(start, choose_strategy=_choose_strategy)
             failures.engine = engine
             job = set_up(start, engine)
-            fix_number_of_steps(job, began=began)
+            fix_number_of_steps(job, began=began, check=check_speed)
         if dry_run:
             return job.dry_run()
         if job.config.publish is not None:
@@ -116,22 +121,18 @@ def _run(job: Job, stop: StopSignal) -> dict[str, Any]:
         describe(job, run)
         while True:
             try:
-                return _train_in(run, job, stop)
+                with out_of_memory_explained(job, run=run):
+                    return _train_in(run, job, stop)
             except RollBack as request:
                 job.roll_back(run, request.found)
             except NonFinite as error:
                 raise job.with_rows(error) from None
-            except (RuntimeError, MemoryError, OSError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise out_of_memory(job, error, run=run) from error
 
 
 def _train_in(run: Path, job: Job, stop: StopSignal) -> dict[str, Any]:
     """Train from where the job stands until it is over, stopped, or to be rolled back (RollBack)."""
     with open_session(run, job) as session:
-        if job.state.step == 0 and job.config.trainer.non_finite == "rollback":
-            session.save(False, False)  # there is always something to go back to
+        session.save_beginning()
         with closing(job.batches()) as batches, job.engine.watchdog.over(run / "logs"):
             finished = fit(
                 job.learner,

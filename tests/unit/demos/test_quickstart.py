@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from llmtrain.config.loading.load import load_config
+from llmtrain.config.loading.load import LoadedConfig, load_config
 from llmtrain.demos import quickstart
-from llmtrain.demos.quickstart import MIN_TRAINING_MINUTES, MINUTES, SIZES, VOCABULARY, choose, fit
+from llmtrain.demos.quickstart import (
+    MIN_TRAINING_MINUTES,
+    MINUTES,
+    SIZES,
+    TOKENS_PER_STEP,
+    VOCABULARY,
+    Choice,
+    Size,
+    TooSlowError,
+    choose,
+    fit,
+)
 from llmtrain.models.decoder.decoder import Decoder
 
 GFLOPS = {"A": 410e9, "B": 280e9, "C": 75e9}
@@ -29,7 +44,7 @@ def test_training_and_what_follows_fit_into_the_time(
     kind: str, spent_sec: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     on_cpu(monkeypatch, GFLOPS[kind])
-    config = load_config("quickstart", choose(spent_sec)).config
+    config = load_config("quickstart", choose(spent_sec).overrides).config
     assert config.trainer.max_minutes is not None
     assert config.trainer.max_steps is None
     assert spent_sec / 60 + config.trainer.max_minutes < MINUTES
@@ -46,18 +61,60 @@ def test_a_faster_machine_trains_no_smaller_model() -> None:
 
 def test_a_slow_download_does_not_take_the_time_for_training(monkeypatch: pytest.MonkeyPatch) -> None:
     on_cpu(monkeypatch, 100e9)
-    minutes = load_config("quickstart", choose(3600)).config.trainer.max_minutes
+    minutes = load_config("quickstart", choose(3600).overrides).config.trainer.max_minutes
     assert minutes is not None
     assert MIN_TRAINING_MINUTES / 2 < minutes < MIN_TRAINING_MINUTES
 
 
 def test_a_gpu_takes_the_largest_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert set(SIZES[-1].overrides) <= set(choose(60))
+    assert set(SIZES[-1].overrides) <= set(choose(60).overrides)
+
+
+def test_steps_that_are_slower_than_products_promised_take_a_smaller_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """459 steps of the largest model, as a busy machine once counted, ended worse than gzip."""
+    on_cpu(monkeypatch, GFLOPS["A"])
+    step_sec = {SIZES[-1]: 0.5, SIZES[1]: 0.3, SIZES[0]: 0.1}
+    sizes = dict(zip((5e-3, 4e-3, 3e-3), SIZES, strict=True))
+    trained: list[Size] = []
+
+    def train(loaded: LoadedConfig, check_speed: Callable[[int, float], None]) -> dict[str, Any]:
+        size = sizes[loaded.config.optimizer.lr]
+        trained.append(size)
+        check_speed(459, step_sec[size])
+        return {"run": size.parameters}
+
+    monkeypatch.setattr(quickstart, "train", train)
+    loaded, summary = quickstart.train_what_fits(time.time() - 60)
+    assert trained == [SIZES[-1], SIZES[0]], "27 TFLOP in a few minutes are too few for the one between too"
+    assert summary == {"run": SIZES[0].parameters}
+    assert loaded.config.optimizer.lr == 5e-3
+    assert "is the machine busy? only 27.0 TFLOP fit, too few for 4.3M parameters" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: size.parameters)
-def test_a_size_is_what_it_says(size: quickstart.Size) -> None:
+def test_no_size_is_given_up_for_a_larger_one_or_for_none(size: Size) -> None:
+    enough = math.ceil(size.from_flops / (TOKENS_PER_STEP * size.flops_per_token))
+    Choice(size, 5).check_speed(enough, 1.0)
+    if size is SIZES[0]:
+        Choice(size, 5).check_speed(1, 100.0)
+        return
+    with pytest.raises(TooSlowError) as slow:
+        Choice(size, 5).check_speed(enough // 2, 1.0)
+    assert SIZES.index(choose(60, slow=slow.value).size) < SIZES.index(size)
+
+
+def test_the_batch_of_the_config_is_the_one_that_is_counted() -> None:
+    config = load_config("quickstart", Choice(SIZES[0], 5).overrides).config
+    assert config.trainer.micro_batch_size * config.data.seq_len == TOKENS_PER_STEP
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: size.parameters)
+def test_a_size_is_what_it_says(size: Size) -> None:
     config = load_config("quickstart", [*VOCABULARY, *size.overrides]).config
     assert config.prepare is not None
     assert config.prepare.tokenizer is not None
@@ -81,7 +138,7 @@ def test_it_trains_compares_and_writes(
         *("model.d_model=32", "model.num_layers=1", "model.attention.num_heads=2", "trainer.micro_batch_size=2"),
         *("trainer.compile=false", "run.device=cpu", "trainer.max_steps=null", "trainer.max_minutes=0.1"),
     ]
-    monkeypatch.setattr(quickstart, "choose", lambda spent_sec: tiny)
+    monkeypatch.setattr(Choice, "overrides", tiny)
     assert quickstart.main() in (0, 1)
     printed = capsys.readouterr().out
     for name in ("the model", "gzip -9", "xz -9"):
