@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -22,6 +23,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # readline, which pytest imports, sets these behind Python's back, for the processes that tests start.
 os.unsetenv("COLUMNS")
 os.unsetenv("LINES")
+# Who starts tests in the background or under nohup has these ignored, and runs leave an ignored signal ignored.
+for number, default in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, default)
 
 
 # At a desk each run tries other examples; CI tries the same ones for each commit, so what fails there is the commit.
