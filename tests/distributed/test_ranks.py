@@ -116,6 +116,15 @@ def reductions_of_four_micro_batches() -> int:
     return sum(event.count for event in profiler.key_averages() if event.key == "c10d::alltoall_base_")
 
 
+def buffer_after_a_forward_pass() -> float:
+    engine, raw = make_engine("ddp"), torch.nn.Linear(2, 2)
+    raw.register_buffer("table", torch.zeros(()))
+    model = engine.setup(raw)
+    raw.get_buffer("table").fill_(engine.rank)
+    model(torch.ones(1, 2)).sum().backward()
+    return raw.get_buffer("table").item()
+
+
 def logits_after_training() -> tuple[torch.Tensor, torch.Tensor]:
     """What the wrapped model's `logits` gives, twice, with a training step between."""
     engine = make_engine("fsdp")
@@ -236,6 +245,10 @@ def assert_muon_equals_one(ranks: RankPool, strategy: str, *, native_bf16: bool 
 def test_gradients_are_exchanged_at_the_last_micro_batch_only(two_ranks: RankPool) -> None:
     once_for_each_block_and_for_the_rest = 3
     assert two_ranks.run(reductions_of_four_micro_batches) == [once_for_each_block_and_for_the_rest] * 2
+
+
+def test_buffers_are_not_exchanged(two_ranks: RankPool) -> None:
+    assert two_ranks.run(buffer_after_a_forward_pass) == [0.0, 1.0]
 
 
 def test_methods_other_than_forward_work_on_a_sharded_model(two_ranks: RankPool) -> None:

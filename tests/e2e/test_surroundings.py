@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ from llmtrain.config.loading.load import load_config
 from llmtrain.config.sections.training import OptimizerConfig
 from llmtrain.errors import ConfigError, Preempted
 from llmtrain.runs.summary import RunSummary
+from llmtrain.training import loop
 from llmtrain.training.checkpoint import CheckpointError
 from llmtrain.training.setup.start import find_start
 from llmtrain.verbs.train import train
@@ -92,6 +94,18 @@ def _train_in_thread(config: Path, overrides: list[str], results: list[dict[str,
         results.append(llmtrain.train(config, overrides=overrides))
     except ConfigError as error:
         results.append({"error": error})
+
+
+def test_objects_of_a_run_are_left_out_of_garbage_collections_until_it_is_over(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen: list[int] = []
+    monkeypatch.setattr(loop, "reach", lambda point, **_: frozen.append(gc.get_freeze_count()))
+    gc.unfreeze()
+    train(load_config(str(config), ["trainer.max_steps=5"]))
+    assert frozen[0] == 0
+    assert frozen[-1] > 100_000
+    assert gc.get_freeze_count() == 0
 
 
 def test_another_id_for_a_run_that_goes_on_is_rejected(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

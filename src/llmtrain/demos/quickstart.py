@@ -58,7 +58,7 @@ class Size:
     from_flops: float
     """FLOPs of the whole training from which on this model ends better than the next smaller one."""
     overrides: Sequence[str]
-    """What its model and learning rate are, as overrides of the quickstart config."""
+    """Overrides of the quickstart config: model and learning rate."""
 
 
 VOCABULARY = (
@@ -125,13 +125,13 @@ def train_what_fits(began: float) -> tuple[LoadedConfig, dict[str, Any]]:
 
     `began`: when the demo did, in seconds since 1970.
     """
-    choice = choose(time.time() - began)
+    candidate = choose(time.time() - began)
     while True:
-        loaded = load_config("quickstart", choice.overrides)
+        loaded = load_config("quickstart", candidate.overrides)
         try:
-            return loaded, train(loaded, check_speed=choice.check_speed)
+            return loaded, train(loaded, check_speed=candidate.check_speed)
         except TooSlowError as slow:
-            choice = choose(time.time() - began, slow=slow)
+            candidate = choose(time.time() - began, slow=slow)
 
 
 class TooSlowError(ConfigError):
@@ -143,7 +143,7 @@ class TooSlowError(ConfigError):
 
 
 @dataclass(frozen=True)
-class Choice:
+class Candidate:
     """A size, and the time that its training may take."""
 
     size: Size
@@ -161,7 +161,7 @@ class Choice:
             raise TooSlowError(self.size, flops=num_steps * flops_per_step, speed=flops_per_step / step_sec)
 
 
-def choose(spent_sec: float, *, slow: TooSlowError | None = None) -> Choice:
+def choose(spent_sec: float, *, slow: TooSlowError | None = None) -> Candidate:
     """Return what fits into what is left of the time on this machine, and print why.
 
     `slow`: what was chosen before and turned out to be too slow; a smaller size is taken.
@@ -179,7 +179,7 @@ def choose(spent_sec: float, *, slow: TooSlowError | None = None) -> Choice:
         why = f"matrix products in {precision} run at {flops / 1e9:.0f} GFLOP/s on {torch.get_num_threads()} threads"
     told = f"{why}: training {size.parameters} parameters for {minutes:.1f} minutes, set-up and compiling included"
     print("\n".join(wrapped(told, known_width(1), indent=2)))
-    return Choice(size, minutes)
+    return Candidate(size, minutes)
 
 
 def fit(speed: float, *, seconds: float, sizes: Sequence[Size] = SIZES) -> tuple[Size, float]:

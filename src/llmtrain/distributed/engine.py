@@ -124,6 +124,7 @@ class Engine:
                 timeout=self._timeout,
                 find_unused_parameters=find_unused_parameters,
                 gradient_as_bucket_view=True,
+                broadcast_buffers=False,  # tables, which every rank computes alike
             )
         if self.is_sharded:
             return ModelParallelStrategy(

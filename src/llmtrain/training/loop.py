@@ -11,6 +11,7 @@ anywhere and resumed makes up for what it missed and repeats nothing. What is in
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,10 @@ from llmtrain.training.step import Learner, take_step
 from llmtrain.training.stragglers import StragglerWatch
 
 log = logging.getLogger("llmtrain.train")
+
+FREEZE_AFTER = 3
+"""Steps of a process after which garbage collections leave out what is there by then: modules, graphs, optimizer. Each
+would walk over all of it, while the device waits."""
 
 
 def fit(
@@ -104,6 +109,8 @@ def fit(
                 seconds=time.perf_counter() - began,
                 due=state.step % schedule.log_every == 0 or state.step >= schedule.total_steps,
             )
+            if state.step == start_step + FREEZE_AFTER:
+                gc.freeze()
             stragglers.stepped(state.step, waited_sec=waited_sec, seconds=time.perf_counter() - began)
             reach("stepped", step=state.step)
     except StopRequested:
@@ -111,6 +118,8 @@ def fit(
         with report.spent("saving"):
             save(False, False)
         return False
+    finally:
+        gc.unfreeze()
 
 
 def _wait_for(batches: Iterator[list[Batch]], stop: StopSignal, report: Reporter) -> list[Batch]:

@@ -20,7 +20,7 @@ from llmtrain.demos.quickstart import (
     SIZES,
     TOKENS_PER_STEP,
     VOCABULARY,
-    Choice,
+    Candidate,
     Size,
     TooSlowError,
     choose,
@@ -99,17 +99,17 @@ def test_steps_that_are_slower_than_products_promised_take_a_smaller_model(
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: size.parameters)
 def test_no_size_is_given_up_for_a_larger_one_or_for_none(size: Size) -> None:
     enough = math.ceil(size.from_flops / (TOKENS_PER_STEP * size.flops_per_token))
-    Choice(size, 5).check_speed(enough, 1.0)
+    Candidate(size, 5).check_speed(enough, 1.0)
     if size is SIZES[0]:
-        Choice(size, 5).check_speed(1, 100.0)
+        Candidate(size, 5).check_speed(1, 100.0)
         return
     with pytest.raises(TooSlowError) as slow:
-        Choice(size, 5).check_speed(enough // 2, 1.0)
+        Candidate(size, 5).check_speed(enough // 2, 1.0)
     assert SIZES.index(choose(60, slow=slow.value).size) < SIZES.index(size)
 
 
 def test_the_batch_of_the_config_is_the_one_that_is_counted() -> None:
-    config = load_config("quickstart", Choice(SIZES[0], 5).overrides).config
+    config = load_config("quickstart", Candidate(SIZES[0], 5).overrides).config
     assert config.trainer.micro_batch_size * config.data.seq_len == TOKENS_PER_STEP
 
 
@@ -138,7 +138,7 @@ def test_it_trains_compares_and_writes(
         *("model.d_model=32", "model.num_layers=1", "model.attention.num_heads=2", "trainer.micro_batch_size=2"),
         *("trainer.compile=false", "run.device=cpu", "trainer.max_steps=null", "trainer.max_minutes=0.1"),
     ]
-    monkeypatch.setattr(Choice, "overrides", tiny)
+    monkeypatch.setattr(Candidate, "overrides", tiny)
     assert quickstart.main() in (0, 1)
     printed = capsys.readouterr().out
     for name in ("the model", "gzip -9", "xz -9"):

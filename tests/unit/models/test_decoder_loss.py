@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -90,6 +91,32 @@ def test_chunks_of_a_gpu_give_the_same_loss(monkeypatch: pytest.MonkeyPatch) -> 
         found = value_and_gradients(hidden, weight, labels, chunked=True)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("vocab_size", "rows"), [(37, 128), (128, 128), (129, 256)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gpu_multiplies_by_a_padded_vocabulary_that_nothing_is_predicted_from(
+    vocab_size: int, rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden, weight, labels = inputs(300, vocab_size=vocab_size)
+    hidden[:, 0], weight[:, 0] = 30, -1  # every logit is far below the 0 of a row of zeros
+    hidden, weight = hidden.to(dtype), weight.to(dtype)
+    expected = value_and_gradients(hidden, weight, labels, chunked=True)
+    evaluated = next_token_loss(hidden, weight, labels)
+    multiplied: list[int] = []
+    kernel = loss_module._chunk_gradients
+
+    def spy(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        multiplied.append(weight.shape[0])
+        return kernel(hidden, weight, *rest)
+
+    monkeypatch.setattr(loss_module, "_chunk_gradients", spy)
+    with assume_device_type("cuda"):
+        found = value_and_gradients(hidden, weight, labels, chunked=True)
+        torch.testing.assert_close(next_token_loss(hidden, weight, labels), evaluated)
+    assert set(multiplied) == {rows}
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.usefixtures("chunk_tokens")

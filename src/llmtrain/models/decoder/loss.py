@@ -33,8 +33,8 @@ class ChunkKernels(NamedTuple):
     """The work on one chunk. These functions are compiled, and not the loop over them, so that all chunks share the
     compiled code: an unrolled loop would compile each chunk by itself."""
 
-    gradients: Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
-    loss: Callable[[Tensor, Tensor, Tensor], Tensor]
+    gradients: Callable[[Tensor, Tensor, Tensor, Tensor | None, int], tuple[Tensor, Tensor]]
+    loss: Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
 def compiled_kernels(**options: Any) -> ChunkKernels:
@@ -65,9 +65,9 @@ def next_token_loss(
     if torch.is_grad_enabled() and (hidden_nd.requires_grad or weight_vd.requires_grad):
         loss: Tensor = _ChunkedLoss.apply(hidden_nd, weight_vd, labels_n, kernels)  # type: ignore[no-untyped-call]
         return loss
-    weight = weight_vd.to(dtype)
-    chunks = _chunks(hidden_nd, labels_n, vocab_size=weight.shape[0])
-    return torch.stack([kernels.loss(hidden, weight, labels) for hidden, labels in chunks]).sum()
+    weight, vocab_size = _padded(weight_vd.to(dtype)), weight_vd.shape[0]
+    chunks = _chunks(hidden_nd, labels_n, vocab_size=vocab_size)
+    return torch.stack([kernels.loss(hidden, weight, labels, vocab_size) for hidden, labels in chunks]).sum()
 
 
 def chunk_tokens(vocab_size: int, *, device: str, num_tokens: int) -> int:
@@ -81,6 +81,18 @@ def chunk_tokens(vocab_size: int, *, device: str, num_tokens: int) -> int:
     largest = max(GPU_TILE, min(CHUNK_TOKENS_GPU, CHUNK_LOGITS_GPU // vocab_size) // GPU_TILE * GPU_TILE)
     num_chunks = max(1, math.ceil(num_tokens / largest))
     return max(1, math.ceil(num_tokens / num_chunks / GPU_TILE)) * GPU_TILE
+
+
+def padded_vocab_size(vocab_size: int, *, device: str) -> int:
+    """Return the rows of the output matrix that the loss multiplies by: on a GPU a multiple of 128."""
+    return vocab_size if device == "cpu" else math.ceil(vocab_size / GPU_TILE) * GPU_TILE
+
+
+def _padded(weight_vd: Tensor) -> Tensor:
+    """Return the matrix with rows of zeros up to `padded_vocab_size`; what they predict is masked in each chunk."""
+    vocab_size = weight_vd.shape[0]
+    missing = padded_vocab_size(vocab_size, device=device_type_of(weight_vd.device)) - vocab_size
+    return F.pad(weight_vd, (0, 0, 0, missing)) if missing else weight_vd
 
 
 def _chunks(hidden_nd: Tensor, labels_n: Tensor, *, vocab_size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -110,14 +122,14 @@ def _float16_loss(hidden_nd: Tensor, weight_vd: Tensor, labels_n: Tensor) -> Ten
     return torch.stack([checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()
 
 
-def _chunk_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+def _chunk_loss(hidden: Tensor, weight: Tensor, labels: Tensor, vocab_size: int) -> Tensor:
     """Return the sum of a chunk's losses, without gradients."""
-    logits = (hidden @ weight.t()).float()
+    logits = (hidden @ weight.t())[:, :vocab_size].float()
     return F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 def _chunk_gradients(
-    hidden: Tensor, weight: Tensor, labels: Tensor, weight_grad: Tensor | None
+    hidden: Tensor, weight: Tensor, labels: Tensor, weight_grad: Tensor | None, vocab_size: int
 ) -> tuple[Tensor, Tensor]:
     """Return the sum of a chunk's losses and the gradient of `hidden`.
 
@@ -126,11 +138,14 @@ def _chunk_gradients(
     With e = exp(logits - max) and its sum s, the gradient of the logits is e/s - onehot(label). `scaled` is s times
     that, in the dtype of the products: e is written in the same pass that sums it, and the division by s is applied to
     the rows of `hidden` and of its gradient, which are narrow. Each entry is rounded once, as if the gradient itself
-    had been rounded.
+    had been rounded. Rows of `weight` from `vocab_size` on are padding: e is 0 there, and so is every gradient.
     """
     supervised = (labels != IGNORE_INDEX)[:, None]
     labels = labels.clamp(min=0)[:, None]
     logits = (hidden @ weight.t()).float()
+    if vocab_size < weight.shape[0]:
+        padding = torch.arange(weight.shape[0], device=logits.device) >= vocab_size
+        logits = logits.masked_fill(padding, -math.inf)
     peak = logits.amax(-1, keepdim=True)
     exponentials = (logits - peak).exp()
     total = exponentials.sum(-1, keepdim=True)
@@ -151,14 +166,16 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_nd: Tensor, weight_vd: Tensor, labels_n: Tensor, kernels: ChunkKernels) -> Tensor:
-        weight = weight_vd.to(hidden_nd.dtype)
-        weight_grad = torch.zeros_like(weight_vd, dtype=torch.float32) if weight_vd.requires_grad else None
+        weight, vocab_size = _padded(weight_vd.to(hidden_nd.dtype)), weight_vd.shape[0]
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if weight_vd.requires_grad else None
         losses, hidden_grads = [], []
-        for hidden, labels in _chunks(hidden_nd, labels_n, vocab_size=weight.shape[0]):
-            loss, hidden_grad = kernels.gradients(hidden, weight, labels, weight_grad)
+        for hidden, labels in _chunks(hidden_nd, labels_n, vocab_size=vocab_size):
+            loss, hidden_grad = kernels.gradients(hidden, weight, labels, weight_grad, vocab_size)
             losses.append(loss)
             hidden_grads.append(hidden_grad)
-        ctx.save_for_backward(torch.cat(hidden_grads), None if weight_grad is None else weight_grad.to(weight_vd.dtype))
+        if weight_grad is not None:
+            weight_grad = weight_grad[:vocab_size].to(weight_vd.dtype)
+        ctx.save_for_backward(torch.cat(hidden_grads), weight_grad)
         return torch.stack(losses).sum()
 
     @staticmethod
