@@ -32,7 +32,7 @@ READS_ADDRESSES = {"data.train", "data.val", "data.train.path", "evaluation.data
 
 NO_PATH_WORDS = {
     *("KEY=VALUE", "NAME", "TEXT", "TOKEN", "METRIC", "ID", "STATE", "BY", "ADDRESS", "HOST:PORT", "OUT"),
-    *("SEC", "N", "T", "P", "K", "R", "X", "I"),
+    *("SEC", "N", "T", "P", "K", "R", "X", "I", "SHARE"),
 }
 """What the help calls parameters that are no path; OUT of convert is checked with the rest of it."""
 READS_ADDRESSES_OPTIONS = {"paths", "word", "data"}

@@ -18,8 +18,10 @@ from llmtrain.cli.evaluate import _blocks
 from llmtrain.cli.output import json_document, printable
 from llmtrain.config.sections.running import LoggingConfig
 from llmtrain.errors import RunError
+from llmtrain.reports.bigram_picture import bigram_picture
 from llmtrain.reports.block_page import block_page
-from llmtrain.reports.blocks import Bars, Lines, Passage, Span, Table, Values
+from llmtrain.reports.blocks import Bars, Lines, Passage, Picture, Span, Table, Values
+from llmtrain.reports.chart import columns, points, shares
 from llmtrain.reports.document import page_document
 from llmtrain.reports.evaluation_page import report_page
 from llmtrain.reports.html import plotly_script
@@ -59,8 +61,18 @@ PAGES = {
     "evaluation": lambda text: report_page(planted_evaluation(text), [planted_row(text)]),
     "blocks": lambda text: block_page(title=text, blocks=every_block(text)),
     "live": lambda text: live_page(title=text, kind="runs"),
+    "shares": lambda text: shares([(text, 0.5), ("x", 0.25)], title=text),
+    "columns": lambda text: columns([(text, 3)], title=text, x_title=text, y_title=text),
+    "points": lambda text: points([(1, 2, text)], title=text, x_title=text, y_title=text),
+    "bigrams": lambda text: bigram_picture(drawn_bigrams(text), title=text),
     "picture": lambda text: loss_picture({"train/loss": {"step": [1, 2], "value": [3, 2]}}, title=text) or "",
 }
+
+
+def drawn_bigrams(text: str) -> dict[str, Any]:
+    token = {"id": 1, "token": text, "transitions": 3, "x": 0.0, "y": 0.0}
+    edges = [{"from_id": a, "to_id": b, "from": text, "to": text, "count": 3} for a, b in ((1, 1), (1, 2))]
+    return {"tokens": [token, {**token, "id": 2, "x": 1.0}], "edges": edges}
 
 
 def every_block(text: str) -> list[Any]:
@@ -69,6 +81,7 @@ def every_block(text: str) -> list[Any]:
         Table(text, ["", text], [[text, text]]),
         Bars(text, [(text, 1)], text),
         *(Lines(text, [text], kind) for kind in ("note", "warning", "fault")),
+        Picture(text, shares([(text, 0.5)], title=text), Bars(text, [(text, 1)], text), text),
         Passage(text, [(text, [Span(text, supervised=True), Span(text, control=True)])]),
     ]
 

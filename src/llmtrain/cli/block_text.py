@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
-from llmtrain.reports.blocks import Bars, Block, Lines, Passage, Span, Table, Values, legend_at
+from llmtrain.reports.blocks import Bars, Block, Lines, Passage, Picture, Span, Table, Values, legend_at
 from llmtrain.screen import columns_of, padded, visible, wrapped
 
 BAR_WIDTH = 40
@@ -30,12 +30,13 @@ def wants_colour() -> bool:
 
 def as_text(blocks: Sequence[Block], *, colour: bool, width: int | None = None) -> str:
     """Return the blocks with an empty line between them, wrapped to `width`."""
+    written = [block.instead if isinstance(block, Picture) else block for block in blocks]
     by_head: dict[tuple[str, ...], list[Table]] = defaultdict(list)
-    for block in blocks:
+    for block in written:
         if isinstance(block, Table):
             by_head[tuple(block.head)].append(block)
     texts = []
-    for block in blocks:
+    for block in written:
         alike = by_head[tuple(block.head)] if isinstance(block, Table) else []
         texts.append(
             "\n".join(_table(block, alike, width) if isinstance(block, Table) else _lines(block, colour, width))

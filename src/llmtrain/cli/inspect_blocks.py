@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llmtrain.cli.output import named_values
+from llmtrain.reports.analysis_pictures import length_label
 from llmtrain.reports.blocks import Bars, Block, Lines, Passage, Span, Table, Values
 
 _SHARD_VALUES = (
@@ -69,6 +70,19 @@ def blocks_of_rows(result: Mapping[str, Any]) -> Iterator[Block]:
         caption = f"{row['source']}: {row['shape']}, {row['characters']:,} characters"
         yield Passage(caption, [(piece["role"], [Span(_excerpt(piece["text"]))]) for piece in row["pieces"]])
     yield from _faults(result["faults"], stop_a_run=True)
+
+
+def blocks_of_texts(result: Mapping[str, Any]) -> Iterator[Block]:
+    """Yield what was found in text: files, the first documents, what cannot be read. Its analysis is for others."""
+    values = [("files", f"{result['files']:,}"), ("bytes of files", f"{result['bytes_of_files']:,}")]
+    values.append(("counted in", f"tokens of {result['tokenizer']}" if result["tokenizer"] else "words"))
+    yield Values(values)
+    for document in result["first_documents"]:
+        caption = f"{document['source']}: {document['characters']:,} characters"
+        yield Passage(caption, [(None, [Span(document["text"])])])
+    yield from _faults(result["faults"], stop_a_run=True)
+    if result["num_faults"] > len(result["faults"]):
+        yield Lines(f"and {result['num_faults'] - len(result['faults']):,} more faults", (), "fault")
 
 
 def blocks_of_chat(result: Mapping[str, Any], *, split: str) -> Iterator[Block]:
@@ -139,7 +153,7 @@ def _bars(lengths: Mapping[str, Any], unit: str, counted: str, *, before: str = 
         f"shortest {lengths['shortest']:,}, median {lengths['median']:,}, mean {lengths['mean']:,.0f}, 90 % up to "
         f"{lengths['p90']:,}, 99 % up to {lengths['p99']:,}, longest {lengths['longest']:,}"
     )
-    rows = [(f"{row['from']:,}–{row['to']:,}", row[counted]) for row in lengths["histogram"]]
+    rows = [(length_label(row), row[counted]) for row in lengths["histogram"]]
     return Bars(f"lengths in {unit}{before}", rows, note)
 
 

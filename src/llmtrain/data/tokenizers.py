@@ -157,6 +157,11 @@ class Tokenizer:
         found: int | None = self._backend.token_to_id(token)
         return found
 
+    def name_of(self, token: int) -> str | None:
+        """The name of an id in the vocabulary, such as `Ġthe`; None for an id that has none."""
+        found: str | None = self._backend.id_to_token(token)
+        return found
+
     def tokens_from(self, first: int) -> str:
         """Name the tokens whose ids are `first` or more, for a message; empty if there are none."""
         names = {index: token for token, index in self._backend.get_vocab(with_added_tokens=True).items()}

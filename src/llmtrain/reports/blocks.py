@@ -1,4 +1,4 @@
-"""The parts of a report for a terminal or a page: values, a table, bars, lines, passages of text.
+"""The parts of a report for a terminal or a page: values, a table, bars, lines, passages of text, pictures.
 
 `cli.block_text` writes blocks for a terminal, `block_page` for a browser.
 """
@@ -66,7 +66,19 @@ class Passage:
     sections: Sequence[tuple[str | None, Sequence[Span]]]
 
 
-Block = Values | Table | Bars | Lines | Passage
+@dataclass(frozen=True)
+class Picture:
+    """A drawing, with what stands in its place on a terminal."""
+
+    title: str
+    svg: str
+    """Made by `html.render`, so what came from the data is escaped."""
+    instead: Values | Table | Bars | Lines
+    note: str = ""
+    """Stands below the title on a page."""
+
+
+Block = Values | Table | Bars | Lines | Passage | Picture
 
 
 def legend_at(blocks: Sequence[Block]) -> int | None:

@@ -180,6 +180,7 @@ _PRETRAINING = System(
         "llm-train configs/small.yaml": f"`{COMMANDS['llm-train']}`",
         "llm-train … --resume checkpoints/small/step0005000": "`llmtrain train --resume RUN/checkpoints/step_005000`",
         "llm-preprocess": f"`{COMMANDS['llm-preprocess']}`, or `llmtrain train CONFIG`, which makes missing shards",
+        "llm-analyse --input FOLDER --output FOLDER": "`llmtrain inspect FOLDER --png FOLDER --json`, or `--html FILE`",
     },
     keys=(
         *("train_data", "val_data", "tokenizer_path", "seq_len", "batch_size", "gradient_accumulation_steps"),

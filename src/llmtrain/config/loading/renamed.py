@@ -235,6 +235,7 @@ COMMANDS = {
     "preprocess": "llmtrain prepare CONFIG",
     "llm-preprocess": "llmtrain prepare CONFIG",
     "llm-train": "llmtrain train CONFIG",
+    "llm-analyse": "llmtrain inspect CORPUS --html FILE",
 }
 """Old commands, and their command lines today."""
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,14 +25,29 @@ from llmtrain.data.chat.templates import ChatTemplate
 from llmtrain.data.chat.tokenizer import load_fast_tokenizer, tokenizer_folder_of
 from llmtrain.data.files.read import layout_of
 from llmtrain.data.files.row_faults import RowFaults
+from llmtrain.data.inspection.analysis import Analysis
+from llmtrain.data.inspection.analysis_options import AnalysisOptions
+from llmtrain.data.inspection.block_sample import BlockSample
+from llmtrain.data.inspection.document_batches import SampleBatches
 from llmtrain.data.inspection.lengths import describe_lengths
 from llmtrain.data.inspection.pieces import pieces_of
+from llmtrain.data.inspection.units import TokenVocabulary
+
+Split = Literal["train", "val"]
 
 
-def inspect_chat(loaded: LoadedConfig, *, num_rows: int = 3, num_workers: int = 0) -> dict[str, Any]:
+def inspect_chat(
+    loaded: LoadedConfig,
+    *,
+    num_rows: int = 3,
+    num_workers: int = 0,
+    analyse: AnalysisOptions | None = None,
+    split: Split = "train",
+) -> dict[str, Any]:
     """Describe the rows of a config, for training and for validation. All faults are part of the report.
 
-    Raises ConfigError where there is nothing to read, or the tokenizer cannot be had.
+    `analyse` adds the analysis of the samples of `split`, cut as a run sees them. Raises ConfigError where there is
+    nothing to read, or the tokenizer cannot be had.
     """
     config = loaded.config.data
     assert isinstance(config, ChatConfig)
@@ -39,9 +55,15 @@ def inspect_chat(loaded: LoadedConfig, *, num_rows: int = 3, num_workers: int = 
     template = ChatTemplate(load_fast_tokenizer(folder), file=config.chat_template)
     parts = find_parts(config)
     prepared = PreparedRows(config, template, parts, num_workers=num_workers)
-    training = [_read(part, prepared, config, template, num_rows=num_rows) for part in parts.training]
-    validation = _read(parts.validation, prepared, config, template, num_rows=num_rows) if parts.validation else None
-    everything = [*training, *([validation] if validation else [])]
+    batches = _batches(template, analyse) if analyse else None
+    training, validation = (
+        [
+            _read(part, prepared, config, template, num_rows=num_rows, batches=batches if split == name else None)
+            for part in found
+        ]
+        for name, found in (("train", parts.training), ("val", [parts.validation] if parts.validation else []))
+    )
+    everything = [*training, *validation]
     warnings = [parts.not_divided, *(warning for one in everything for warning in one.warnings)]
     faults = {(fault.source, fault.message): None for one in everything for fault in one.faults.kept}
     if config.val_fraction:  # both parts are of the same files
@@ -55,13 +77,23 @@ def inspect_chat(loaded: LoadedConfig, *, num_rows: int = 3, num_workers: int = 
         "supervise": config.supervise,
         "packing": config.packing,
         "train": _described(training, config, num_rows=num_rows),
-        "val": _described([validation], config, num_rows=num_rows) if validation else None,
+        "val": _described(validation, config, num_rows=num_rows) if validation else None,
         "notes": _distinct(note for one in everything for note in one.notes),
         "warnings": _distinct(filter(None, warnings)),
         "faults": [{"source": source, "message": message} for source, message in faults],
         "faults_stop_a_run": config.on_error == "fail",
         "would_run": not (faults and config.on_error == "fail") and all(one.kept for one in everything),
+        **({"analysis": batches.report()} if batches else {}),
     }
+
+
+def _batches(template: ChatTemplate, options: AnalysisOptions) -> SampleBatches:
+    """Return what takes samples to the analysis that is asked for."""
+    backend = template.tokenizer.backend_tokenizer
+    decode = partial(backend.decode, skip_special_tokens=False)
+    vocabulary = TokenVocabulary(len(template.tokenizer), decode=decode, name_of=backend.id_to_token)
+    sample = BlockSample(1.0 if options.share is None else options.share, options.seed)
+    return SampleBatches(Analysis(vocabulary, sample, num_listed=options.num_listed), decode)
 
 
 class _Part:
@@ -78,10 +110,20 @@ class _Part:
         self.warnings: list[str] = []
 
 
-def _read(part: RowPart, prepared: PreparedRows, config: ChatConfig, template: ChatTemplate, *, num_rows: int) -> _Part:
+def _read(
+    part: RowPart,
+    prepared: PreparedRows,
+    config: ChatConfig,
+    template: ChatTemplate,
+    *,
+    num_rows: int,
+    batches: SampleBatches | None,
+) -> _Part:
     found = _Part(part)
     for sample in prepared.read(part, tally=found.tally, faults=found.faults):
         found.kept[len(sample.input_ids)] += 1
+        if batches is not None:
+            batches.add(sample)
         if len(found.first_rows) < num_rows:
             found.first_rows.append(_shown(sample, template))
     lines = found.tally.lines(seq_len=config.seq_len, truncation=config.truncation)

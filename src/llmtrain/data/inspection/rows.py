@@ -11,9 +11,9 @@ import glob
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmtrain.config.sections.schema import Config
 from llmtrain.data.chat.shapes import Chat, Example, PromptCompletion, example_of
@@ -26,17 +26,23 @@ from llmtrain.data.files.row_faults import RowError, RowFault
 from llmtrain.data.inspection.lengths import describe_lengths
 from llmtrain.data.manifest import MANIFEST_NAME
 
+if TYPE_CHECKING:
+    from llmtrain.data.inspection.analysis_options import AnalysisOptions
+
 KEY = "rows"
 """Name of the paths in messages; they have no key in a config."""
 
 
-def inspect_rows(paths: str | Sequence[str], *, num_rows: int = 3) -> dict[str, Any]:
+def inspect_rows(
+    paths: str | Sequence[str], *, num_rows: int = 3, analyse: AnalysisOptions | None = None
+) -> dict[str, Any]:
     """Describe the rows at `paths`. All faults are part of the report, each with its `file:line`.
 
-    Raises ConfigError where there is nothing to read.
+    `analyse` adds the analysis of their texts. Raises ConfigError where there is nothing to read.
     """
     sources = find_rows(paths, key=KEY)
-    files = [_read(source, num_rows=num_rows) for source in sources]
+    analysis, on_text = _analysis_of(sources, analyse) if analyse else (None, None)
+    files = [_read(source, num_rows=num_rows, on_text=on_text) for source in sources]
     characters: Counter[int] = sum((one.characters for one in files), Counter())
     num_bytes: Counter[int] = sum((one.num_bytes for one in files), Counter())
     shapes: Counter[str] = sum((one.shapes for one in files), Counter())
@@ -56,7 +62,26 @@ def inspect_rows(paths: str | Sequence[str], *, num_rows: int = 3) -> dict[str, 
         "first_rows": first[:num_rows],
         "unused": {name: count._asdict() for name, count in unused.items()},
         "faults": [{"source": fault.source, "message": fault.message} for one in files for fault in one.faults],
+        **({"analysis": analysis()} if analysis else {}),
     }
+
+
+def _analysis_of(sources: Sequence[RowSource], options: AnalysisOptions) -> tuple[Callable[[], dict[str, Any]], OnText]:
+    """Return what gives the report at the end, and what takes the text of each row before."""
+    from llmtrain.data.inspection.analysis import Analysis
+    from llmtrain.data.inspection.document_batches import TextBatches
+    from llmtrain.data.inspection.units import vocabulary_of
+
+    vocabulary, encode = vocabulary_of(options)
+    size = sum((source.size or 0) for source in sources if isinstance(source, DataFile))
+    analysis = Analysis(vocabulary, options.sample_of(size), num_listed=options.num_listed)
+    batches = TextBatches(analysis, encode)
+
+    def take(file: str, place: str, text: str) -> None:
+        if analysis.takes_next_block():
+            batches.add(source=file, name=place, text=text)
+
+    return batches.report, take
 
 
 def holds_rows(path: str) -> bool:
@@ -123,7 +148,11 @@ class _File:
         self.first_rows: list[dict[str, Any]] = []
 
 
-def _read(source: RowSource, *, num_rows: int) -> _File:
+OnText = Callable[[str, str, str], None]
+"""Takes the file, the place and the text of a row."""
+
+
+def _read(source: RowSource, *, num_rows: int, on_text: OnText | None) -> _File:
     found = _File(source)
     shapes, characters, num_bytes = found.shapes, found.characters, found.num_bytes
     for row in rows_of([source]):
@@ -143,6 +172,8 @@ def _read(source: RowSource, *, num_rows: int) -> _File:
         add_unused(found.unused, {name: Unused(1, row.source) for name in example.unused})
         characters[length] += 1
         num_bytes[length if all(map(str.isascii, texts)) else sum(len(text.encode()) for text in texts)] += 1
+        if on_text is not None:
+            on_text(source.name, row.source, "\n".join(texts))
         if len(found.first_rows) < num_rows:
             pieces = [{"role": role, "text": text} for role, text in _pieces(example)]
             found.first_rows.append(

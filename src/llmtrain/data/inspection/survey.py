@@ -9,9 +9,10 @@ Reading for training is shards.py's.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -59,29 +60,50 @@ class Survey:
     """Ids that the vocabulary does not have."""
 
 
+class RowGroupContent(NamedTuple):
+    """Documents of a row group."""
+
+    path: Path
+    sources: list[str]
+    tokens: Ints
+    """Tokens of all documents, without ids that the vocabulary does not have."""
+    ends: Ints
+    """[documents] where each ends in `tokens`."""
+
+
+def evenly_spaced(num_row_groups: int, *, at_most: int = MAX_ROW_GROUPS) -> list[int]:
+    """Return numbers of row groups: all of them, or `at_most` evenly spaced."""
+    num_read = min(num_row_groups, at_most)
+    return [place * num_row_groups // num_read for place in range(num_read)]
+
+
 def survey(
     streams: Sequence[TokenStream],
     *,
     vocab_size: int,
     eos_id: int | None,
     seq_len: int,
-    max_row_groups: int = MAX_ROW_GROUPS,
+    chosen: Sequence[int] | None = None,
+    observe: Callable[[RowGroupContent], None] | None = None,
 ) -> Survey:
-    """Read all row groups of the streams, or `max_row_groups` of them evenly spaced, and count.
+    """Read the row groups of the streams whose numbers are `chosen`, and count. `observe` gets each of them.
 
-    Raises ConfigError when a file cannot be read.
+    Without `chosen`: all, or MAX_ROW_GROUPS of them evenly spaced. Raises ConfigError when a file cannot be read.
     """
     row_groups = [(stream, index) for stream in streams for index in range(stream.num_row_groups)]
-    num_read = min(len(row_groups), max_row_groups)
-    found = Survey(num_row_groups=len(row_groups), num_row_groups_read=num_read, token_counts=_zeros(vocab_size))
+    places = evenly_spaced(len(row_groups)) if chosen is None else chosen
+    found = Survey(num_row_groups=len(row_groups), num_row_groups_read=len(places), token_counts=_zeros(vocab_size))
     lengths = [_zeros(0)]
-    for stream, index in (row_groups[place * len(row_groups) // num_read] for place in range(num_read)):
+    for stream, index in (row_groups[place] for place in places):
         sources, tokens, ends = _read(stream, index)
         begins = np.concatenate([_zeros(1), ends[:-1]])
         lengths.append(ends - begins)
-        counts = np.bincount(tokens, minlength=vocab_size)
-        found.foreign_ids |= set((vocab_size + np.flatnonzero(counts[vocab_size:])).tolist())
-        found.token_counts += counts[:vocab_size]
+        is_known = tokens < vocab_size
+        found.foreign_ids |= set(np.unique(tokens[~is_known]).tolist())
+        found.token_counts += np.bincount(tokens[is_known], minlength=vocab_size)
+        if observe is not None:
+            known_ends = np.concatenate([_zeros(1), np.cumsum(is_known)])[ends]
+            observe(RowGroupContent(stream.paths[stream.shard[index]], sources, tokens[is_known], known_ends))
         first = int(stream.token_start[index])
         # Window w holds the tokens from w·seq_len up to (w + 1)·seq_len, both.
         found.num_divided += int((first + ends - 1 > ((first + begins) // seq_len + 1) * seq_len).sum())

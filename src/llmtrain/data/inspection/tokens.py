@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain, islice
 from typing import Any, Literal
 
@@ -22,8 +22,20 @@ from llmtrain.config.sections.schema import Config
 from llmtrain.config.sections.sources import WeightedSource
 from llmtrain.contracts import IGNORE_INDEX
 from llmtrain.data.batches import DataFacts, ItemReader
+from llmtrain.data.inspection.analysis import Analysis
+from llmtrain.data.inspection.analysis_options import AnalysisOptions
+from llmtrain.data.inspection.block_sample import BlockSample
+from llmtrain.data.inspection.document_batches import row_group_batch
 from llmtrain.data.inspection.lengths import describe_lengths
-from llmtrain.data.inspection.survey import Survey, count_documents, iter_documents, survey
+from llmtrain.data.inspection.survey import (
+    RowGroupContent,
+    Survey,
+    count_documents,
+    evenly_spaced,
+    iter_documents,
+    survey,
+)
+from llmtrain.data.inspection.units import TokenVocabulary
 from llmtrain.data.manifest import MANIFEST_NAME
 from llmtrain.data.prepare.reuse import named_sources
 from llmtrain.data.prepare.token_shards import ensure_shards
@@ -40,12 +52,17 @@ SHOWN_TOKENS = 160
 
 
 def inspect_tokens(
-    wanted: LoadedConfig | str, *, split: Split = "train", num_documents: int = 3, num_items: int = 2
+    wanted: LoadedConfig | str,
+    *,
+    split: Split = "train",
+    num_documents: int = 3,
+    num_items: int = 2,
+    analyse: AnalysisOptions | None = None,
 ) -> dict[str, Any]:
     """Describe the data that a config names, or the shards at a path (without items, which only a config has).
 
-    Text that is tokenised as needed (data.name corpus, huggingface) is tokenised now if it was not yet. Raises
-    ConfigError where there are no shards, with the command that makes them.
+    Text that is tokenised as needed (data.name corpus, huggingface) is tokenised now if it was not yet. `analyse` adds
+    the analysis of the same row groups. Raises ConfigError where there are no shards, with the command that makes them.
     """
     if isinstance(wanted, str):
         data, name, num_items = section_of(TokensConfig, {"train": _shards_at(wanted, split)}, name="data"), wanted, 0
@@ -56,7 +73,16 @@ def inspect_tokens(
     assert facts.tokenizer is not None, "shards are made from text"
     tokenizer = load_tokenizer(facts.tokenizer)
     streams = _streams(items)
-    found = survey(streams, vocab_size=facts.vocab_size, eos_id=facts.eos_id, seq_len=data.seq_len)
+    chosen, analysis = _sampled(streams, tokenizer, facts, analyse)
+    found = survey(
+        streams,
+        vocab_size=facts.vocab_size,
+        eos_id=facts.eos_id,
+        seq_len=data.seq_len,
+        chosen=chosen,
+        observe=_observer(analysis, tokenizer) if analysis else None,
+    )
+    bytes_per_token = facts.num_bytes / facts.num_tokens if facts.num_bytes else None
     reader = items.open(shuffled=isinstance(wanted, str) or split == "train")
     return {
         "name": name,
@@ -67,7 +93,7 @@ def inspect_tokens(
         "end_token": tokenizer.eos_token,
         "documents": sum(count_documents(stream) for stream in streams),
         "tokens": facts.num_tokens,
-        "bytes_per_token": facts.num_bytes / facts.num_tokens if facts.num_bytes else None,
+        "bytes_per_token": bytes_per_token,
         "row_groups": found.num_row_groups,
         "row_groups_read": found.num_row_groups_read,
         "lengths": _lengths(found),
@@ -81,6 +107,7 @@ def inspect_tokens(
             for one in islice(chain.from_iterable(map(iter_documents, streams)), num_documents)
         ],
         "items": [_item(number, reader, streams, tokenizer) for number in range(min(num_items, items.num_items))],
+        **({"analysis": analysis.report(bytes_per_unit=bytes_per_token)} if analysis else {}),
     }
 
 
@@ -138,13 +165,42 @@ def _reject_missing(data: TokensConfig, *, name: str, can_prepare: bool) -> None
     )
 
 
+# -- the analysis ------------------------------------------------------------------------------------------------------
+
+
+def _sampled(
+    streams: Sequence[TokenStream], tokenizer: Tokenizer, facts: DataFacts, options: AnalysisOptions | None
+) -> tuple[list[int], Analysis | None]:
+    """Return the numbers of the row groups to read, and the analysis that is asked for, which counts them."""
+    num_row_groups = sum(stream.num_row_groups for stream in streams)
+    if options is None or options.share is None:
+        chosen, sample = evenly_spaced(num_row_groups), BlockSample(seed=options.seed if options else 0)
+    else:
+        sample = BlockSample(options.share, options.seed)
+        chosen = [number for number in range(num_row_groups) if sample.takes(number)]
+        sample.reject_none(len(chosen), of=num_row_groups)
+    if options is None:
+        return chosen, None
+    vocabulary = TokenVocabulary(facts.vocab_size, decode=tokenizer.decode, name_of=tokenizer.name_of)
+    analysis = Analysis(vocabulary, sample, num_listed=options.num_listed)
+    analysis.took_blocks(len(chosen), of=num_row_groups)
+    return chosen, analysis
+
+
+def _observer(analysis: Analysis, tokenizer: Tokenizer) -> Callable[[RowGroupContent], None]:
+    def observe(content: RowGroupContent) -> None:
+        analysis.add(row_group_batch(content, decode=tokenizer.decode, eos_id=tokenizer.eos_id))
+
+    return observe
+
+
 # -- the parts of the report -------------------------------------------------------------------------------------------
 
 
 def _lengths(found: Survey) -> dict[str, Any]:
     described = describe_lengths(Counter(found.lengths.tolist()))
     assert described is not None, "a source has a document"
-    names = ("shortest", "median", "mean", "p90", "p99", "longest")
+    names = ("shortest", "median", "mean", "std", "p90", "p99", "longest")
     histogram = [
         {"from": row["from"], "to": row["to"], "documents": row["rows"], "tokens": row["total"]}
         for row in described["histogram"]

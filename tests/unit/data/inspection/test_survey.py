@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmtrain.data.inspection.lengths import describe_lengths
-from llmtrain.data.inspection.survey import UNKNOWN_SOURCE, count_documents, iter_documents, survey
+from llmtrain.data.inspection.survey import UNKNOWN_SOURCE, count_documents, evenly_spaced, iter_documents, survey
 from llmtrain.data.shards import TokenStream
 from llmtrain.data.sources import open_source
 from llmtrain.errors import ConfigError
@@ -78,7 +78,7 @@ def test_a_document_is_divided_where_no_window_holds_all_of_it(
 
 def test_of_many_row_groups_some_are_read_evenly_spaced(tmp_path: Path) -> None:
     stream = stream_of(tmp_path, [[[[token, 0]] for token in range(1, 11)]])
-    found = survey([stream], vocab_size=12, eos_id=0, seq_len=4, max_row_groups=5)
+    found = survey([stream], vocab_size=12, eos_id=0, seq_len=4, chosen=evenly_spaced(10, at_most=5))
     assert (found.num_row_groups, found.num_row_groups_read) == (10, 5)
     assert np.flatnonzero(found.token_counts).tolist() == [0, 1, 3, 5, 7, 9]
 
