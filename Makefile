@@ -194,6 +194,7 @@ bench: develop ## side by side with peers
 	$(BIN)/python -m benchmarks.saving
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.prepare
+	$(BIN)/python -m benchmarks.quality
 	$(BIN)/python -m benchmarks.inspecting
 	$(BIN)/python -m benchmarks.data
 	$(BIN)/python -m benchmarks.generating

@@ -42,7 +42,7 @@ def write_shards(folder: Path) -> None:
         writer.add("random", tokens=tokens, num_bytes=len(tokens), text="")
         written += len(tokens)
     split = writer.close()
-    counts = Counts(read=split.documents, train=split.documents, val=0, duplicates=0, too_short=0, empty=0, errors=0)
+    counts = Counts(read=split.documents, train=split.documents, val=0, dropped=0, empty=0, errors=0)
     tokenizer = TokenizerRecord(kind="bpe", path="tokenizer", sha256="0" * 64, vocab_size=50_000, eos_id=0)
     manifest = Manifest(
         tool_version="benchmark",

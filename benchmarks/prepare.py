@@ -67,7 +67,7 @@ def run_ours(folder: Path) -> tuple[float, Counter[str]]:
         "tokenizer": {"kind": "hf", "path": str(folder / "tokenizer")},
         "output": str(folder / "shards"),
         "val_fraction": 0,
-        "deduplicate": False,
+        "steps": [],
         "on_error": "skip",
     }
     config = Config.model_validate(

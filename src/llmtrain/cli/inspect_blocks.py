@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llmtrain.cli.output import named_values
+from llmtrain.cli.step_blocks import quality_blocks
 from llmtrain.reports.analysis_pictures import length_label
 from llmtrain.reports.blocks import Bars, Block, Lines, Passage, Span, Table, Values
 
@@ -48,6 +49,7 @@ def blocks_of_shards(result: Mapping[str, Any]) -> Iterator[Block]:
         caption = f"document {number}: {document['source']}, {document['tokens']:,} tokens"
         yield Passage(caption, [(None, [Span(document["text"])])])
     yield from map(_item, result["items"])
+    yield from quality_blocks(result["quality"])
 
 
 def blocks_of_rows(result: Mapping[str, Any]) -> Iterator[Block]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import typer
 
 from llmtrain.cli.options import ConfigOption, ConfigWord, Json, Overrides, read_words
 from llmtrain.cli.output import Outcome, named_values
+
+if TYPE_CHECKING:
+    from llmtrain.reports.blocks import Block
 
 ROWS = (
     ("shards", "output"),
@@ -45,4 +50,16 @@ def prepare(
 
     ref, values = read_words(word, overrides, config)
     result = verb(load_config(str(ref), values), num_workers=resolve_num_workers(None))
-    return Outcome(result, [named_values(result, ROWS)])
+    return Outcome(result, [named_values(result, ROWS), *_steps(result)])
+
+
+def _steps(result: dict[str, Any]) -> list[Block]:
+    """Return what the quality steps did to text, and where examples of what they left out are."""
+    from llmtrain.cli.step_blocks import steps_table
+    from llmtrain.reports.blocks import Lines
+
+    steps = result.get("steps")
+    if not steps:
+        return []
+    dropped = result["dropped"]
+    return [steps_table(steps), *([Lines("", [f"examples of what was left out: {dropped}"])] if dropped else [])]

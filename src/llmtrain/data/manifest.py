@@ -16,7 +16,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from llmtrain.atomic import write_text
 from llmtrain.errors import ConfigError
@@ -97,20 +97,65 @@ class InputRecord(_Record):
     """Over each file's name and content, in reading order."""
 
 
+class DroppedRecord(_Record):
+    """Documents that a rule of a quality step left out."""
+
+    documents: int
+    bytes: int
+    """Bytes of their text as the step was given it."""
+    by_source: dict[str, int]
+    """Documents by the name of their input."""
+
+
+class StepRecord(_Record):
+    """A quality step: what it is, besides its options, and what it did. documents = those that go on + dropped."""
+
+    name: str
+    version: int
+    """Version of the step: raised when the same text gives another answer."""
+    library: str | None = None
+    """Package that it needs, with the version that was used."""
+    function_sha256: str | None = None
+    """Hash of the module of a function of the user's own."""
+    documents: int = 0
+    """Documents that it was given."""
+    bytes: int = 0
+    altered: int = 0
+    """Documents that go on with another text."""
+    bytes_after: int = 0
+    """Bytes of the documents that go on."""
+    dropped: dict[str, DroppedRecord] = {}
+    """Documents that it left out, by rule."""
+
+    def differs(self, now: StepRecord) -> bool:
+        """Return whether the step gives other answers now; the version of a library alone says nothing of that."""
+        mine, theirs = ((one.name, one.version, one.function_sha256) for one in (self, now))
+        return mine != theirs
+
+
 class Counts(_Record):
-    """Number of documents of each fate. read = train + val + duplicates + too_short + empty + errors."""
+    """Number of documents of each fate. read = train + val + dropped + empty + errors."""
 
     read: int
     train: int
     val: int
-    duplicates: int
-    too_short: int
+    dropped: int
+    """Left out by a quality step."""
     empty: int
     errors: int
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_versions(cls, values: Any) -> Any:
+        """Read manifests from before there were quality steps, which counted two reasons by name."""
+        if isinstance(values, dict) and "dropped" not in values and {"duplicates", "too_short"} <= values.keys():
+            values = dict(values)
+            values["dropped"] = values.pop("duplicates") + values.pop("too_short")
+        return values
+
     def check(self) -> None:
         """Assert that no document was lost on the way."""
-        rejected = self.duplicates + self.too_short + self.empty + self.errors
+        rejected = self.dropped + self.empty + self.errors
         assert self.read == self.train + self.val + rejected, f"documents were lost: {self}"
 
 
@@ -125,6 +170,8 @@ class Manifest(_Record):
     tokenizer: TokenizerRecord
     token_dtype: TokenDtype
     counts: Counts
+    steps: tuple[StepRecord, ...] = ()
+    """Quality steps in their order; none in manifests of earlier versions."""
     splits: dict[str, Split]
     """Splits by name: train, and val where documents are held out."""
 

@@ -115,13 +115,14 @@ def _texts(options: PrepareConfig) -> Iterator[tuple[str, str]]:
     reader = open_corpus(find_inputs(options), options)
     workers = resolve_num_workers(options.num_workers)
     corpus = select(scan(reader, options=options, num_workers=workers, advance=lambda _: None), options)
-    for unit, piece in corpus.pieces_with(corpus.fates <= Fate.VAL):
-        fates, hashes = corpus.fates[unit.span], corpus.hashes[unit.span]
-        for document, fate, (_, other_bits) in zip(corpus.reread(unit, piece), fates, hashes, strict=True):
-            if fate > Fate.VAL or _TEST_FOLDERS & set(PurePosixPath(document.file.name).parts):
+    stays = corpus.fates <= Fate.VAL
+    for unit, piece in corpus.pieces_with(stays):
+        for index, document in corpus.reread(unit, piece, stays):
+            if _TEST_FOLDERS & set(PurePosixPath(document.file.name).parts):
                 continue
-            is_dev = int(other_bits) < DEV_FRACTION * 2**64
-            yield "test" if fate == Fate.VAL else "dev" if is_dev else "train", document.text
+            number = unit.first_document + index
+            is_dev = int(corpus.hashes[number, 1]) < DEV_FRACTION * 2**64
+            yield "test" if corpus.fates[number] == Fate.VAL else "dev" if is_dev else "train", document.text
 
 
 def rows_of_source(text: str) -> Iterator[FunctionRow]:

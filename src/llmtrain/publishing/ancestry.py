@@ -16,7 +16,7 @@ from llmtrain.atomic import file_sha256
 from llmtrain.config.sections.data import PrepareConfig
 from llmtrain.data.manifest import read_manifest
 from llmtrain.data.prepare.inputs import inputs_are_here
-from llmtrain.data.prepare.reuse import differences
+from llmtrain.data.prepare.reuse import differences, options_as_today
 from llmtrain.distributed.limits import usable_cores
 from llmtrain.errors import ConfigError
 from llmtrain.publishing.place import EXPORT_FILE, PUBLISH_FILE
@@ -120,7 +120,9 @@ def _changed_inputs(found: Ingredient, folder: Path) -> list[str]:
     """Return what differs between the text that shards were made of and the text that is there now; hashes it all."""
     paths = [entry["path"] for entry in found.facts["inputs"]]
     try:
-        options = PrepareConfig.model_validate({**found.facts["options"], "input": paths, "output": str(folder)})
+        recorded = options_as_today(found.facts["options"])
+        asked = {key: value for key, value in recorded.items() if key in PrepareConfig.model_fields}
+        options = PrepareConfig.model_validate({**asked, "input": paths, "output": str(folder)})
         if not inputs_are_here(options):
             return [f"{', '.join(paths)}: not all of this text is here any more"]
         return differences(read_manifest(folder), folder=folder, options=options, num_workers=usable_cores())
@@ -136,4 +138,6 @@ def _shown(files: Mapping[str, str], *, most: int = 3) -> list[str]:
 def _short(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_short(entry)}" for key, entry in value.items() if entry not in (None, [], {}))
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ("; " if any(isinstance(entry, dict) for entry in value) else ", ").join(map(_short, value))
+    return str(value)

@@ -192,6 +192,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
         "made_by": f"llmtrain {manifest.tool_version}",
         "tokenizer": manifest.tokenizer.model_dump(mode="json", exclude_none=True),
         "counts": manifest.counts.model_dump(mode="json"),
+        "steps": [record.model_dump(mode="json") for record in manifest.steps],
         "splits": {
             name: {
                 "documents": split.documents,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import pytest
 
 from llmtrain.config.loading.load import load_config
 from llmtrain.config.loading.walk import Key, walk
 from llmtrain.config.sections.base import Section
+from llmtrain.config.sections.quality import QualityStep
 from llmtrain.config.sections.schema import Config
 from llmtrain.errors import ConfigError
 
@@ -147,7 +148,12 @@ def test_of_several_processes_the_first_alone_says_it(
         assert len(caplog.messages) == said
 
 
-IN_LISTS = {"WeightedSource", "DatasetInput", "SinkConfig"}
+IN_LISTS = {
+    "WeightedSource",
+    "DatasetInput",
+    "SinkConfig",
+    *(step.__name__ for step in get_args(get_args(QualityStep)[0])),
+}
 OPTIONAL = [
     key
     for key in walk(Config)

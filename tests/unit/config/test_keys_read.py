@@ -16,7 +16,7 @@ PACKAGE = Path(llmtrain.__file__).parent
 # Printing a key, as `validate` does, is not using it.
 NOT_COUNTED = (PACKAGE / "config", PACKAGE / "cli")
 # Which variant is meant is decided while the config is loaded, and which schema before there was another.
-READ_BY_LOADING = {"schema_version", "model.name", "model.preset", "data.name"}
+READ_BY_LOADING = {"schema_version", "model.name", "model.preset", "data.name", "prepare.steps.name"}
 SECTIONS = {key.owner.__name__: key.owner for key in walk(Config)}
 
 

@@ -57,6 +57,7 @@ def test_a_published_model_is_followed_back_to_the_text(made: Path) -> None:
     assert data["facts"]["files"].startswith("manifest.json ")
     assert "val/" not in data["facts"]["files"]
     assert "vocab_size 400" in data["facts"]["options"]
+    assert data["facts"]["steps"] == "name exact_duplicates, version 1, documents 40, dropped 0"
     assert data["made_from"][0]["facts"]["files"] == "40"
 
 

@@ -52,7 +52,7 @@ def every_key() -> str:
 def _key(name: str, field: FieldInfo, *, path: str, indent: int) -> list[str]:
     """Return the lines of a key and of everything below it, from column `indent` on."""
     sections = list(dict.fromkeys(sections_in(field.annotation)))
-    if variants_by_name(field):
+    if variants_by_name(field) and get_origin(field.annotation) is not list:
         first, *others = sections
         lines = _block(name, field, first, path=path, indent=indent)
         for other in others:
@@ -66,11 +66,14 @@ def _key(name: str, field: FieldInfo, *, path: str, indent: int) -> list[str]:
         is_on = bool(required) and all(f"{path}.{key}" in EXAMPLES for key in required)
         return lines if is_on else _behind(lines, indent=indent)
     lines = _with_comment(f"{' ' * indent}{name}: {_value(path, field)}", _meaning(field))
-    for section in sections:  # of the items of a list
-        items = _fields(section, path=path, indent=indent + 4)
-        items[0] = f"{' ' * (indent + 2)}- {items[0].lstrip()}"
-        lines += _behind([f"{' ' * indent}{name}:", *items], indent=indent)
-    return lines
+    items = [line for section in sections for line in _item(section, path=path, indent=indent + 2)]
+    return [*lines, *_behind([f"{' ' * indent}{name}:", *items], indent=indent)] if items else lines
+
+
+def _item(section: type[Section], *, path: str, indent: int) -> list[str]:
+    """Return the lines of an item of a list."""
+    first, *others = _fields(section, path=path, indent=indent + 2)
+    return [f"{' ' * indent}- {first.lstrip()}", *others]
 
 
 def _block(name: str, field: FieldInfo, section: type[Section], *, path: str, indent: int) -> list[str]:
@@ -91,7 +94,7 @@ def _value(path: str, field: FieldInfo) -> str:
     value: Any = EXAMPLES[path] if field.default is PydanticUndefined else field.default
     if isinstance(value, str) and re.fullmatch(r"[\w./~-]+", value) and isinstance(read_scalar(value), str):
         return value
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False, default=lambda section: section.model_dump())
 
 
 def _meaning(field: FieldInfo) -> str:

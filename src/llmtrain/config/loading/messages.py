@@ -47,9 +47,10 @@ EXPECTED = {
     "list_type": "a list",
     "tuple_type": "a list",
     "model_type": "a section, with keys of its own",
+    "model_attributes_type": "a section, with keys of its own",
     "union_tag_not_found": "a section, with keys of its own",
 }
-SECTION_TYPES = ("model_type", "union_tag_not_found")
+SECTION_TYPES = ("model_type", "model_attributes_type", "union_tag_not_found")
 
 
 def faults_of(errors: Iterable[ErrorDetails], tree: Tree) -> list[ConfigFault]:

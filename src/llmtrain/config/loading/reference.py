@@ -77,4 +77,4 @@ def _default(field: FieldInfo) -> str:
         return "required"
     if isinstance(field.default, Section):
         return "below"
-    return f"`{json.dumps(field.default)}`"
+    return f"`{json.dumps(field.default, default=lambda section: section.model_dump())}`"

@@ -92,6 +92,8 @@ RENAMED: dict[str, Renamed] = {
     "prepare.dataset_path": _now("prepare.input"),
     "prepare.dataset_pattern": _now("prepare.include", note="a list of patterns"),
     "prepare.dataset_name": _now("prepare.input", note="{path: hf://NAME}"),
+    "prepare.min_length": _now("prepare.steps", note="a step: `prepare.steps: [{name: length, min_chars: 100}]`"),
+    "prepare.deduplicate": _now("prepare.steps", note="a step, there by default; without: `prepare.steps: []`"),
     "prepare.dataset_config": _now("prepare.input", note="{path: hf://NAME, configs: [CONFIG]}"),
     "data_format": _now("data.name: chat", note="each row shows its own shape"),
     "data_source": Renamed(note="is not needed for files of this machine, which `data.train` names; remove the key"),

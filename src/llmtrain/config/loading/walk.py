@@ -49,13 +49,19 @@ def sections_in(annotation: Any) -> list[type[Section]]:
 
 def variants_by_name(field: FieldInfo | None) -> dict[str, type[Section]]:
     """Return the variants of a section that is one of several by its `name`; none for any other key."""
-    if field is None or field.discriminator is None:
+    if field is None or not _has_variants(field):
         return {}
     return {
         name: section
         for section in sections_in(field.annotation)
         for name in get_args(section.model_fields["name"].annotation) or (IMPORT_PATH,)
     }
+
+
+def _has_variants(field: FieldInfo) -> bool:
+    """Return whether a section, or each section of a list, is one of several by its `name`."""
+    items = [one for arg in get_args(field.annotation) for one in getattr(arg, "__metadata__", ())]
+    return any(isinstance(one, FieldInfo) and one.discriminator is not None for one in (field, *items))
 
 
 def variant_of(field: FieldInfo, values: Any) -> str | None:
@@ -78,11 +84,11 @@ def walk(root: type[Section], prefix: tuple[str, ...] = ()) -> Iterator[Key]:
 def sections_at(root: type[Section], path: Path, values: Any) -> list[type[Section]]:
     """Return the sections that may stand at `path`: one, or all variants where `values` names none."""
     sections: list[type[Section]] = [root]
+    fields: list[FieldInfo] = []
     for part in path:
         values = child(values, part)
-        if isinstance(part, int):
-            continue
-        fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+        if not isinstance(part, int):
+            fields = [section.model_fields[part] for section in sections if part in section.model_fields]
         sections = []
         for field in fields:
             chosen = variants_by_name(field).get(variant_named(variant_of(field, values)) or "")

@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from llmtrain.config.sections.base import IMPORT_PATH, Alternatives, Section, key, opt, variant_of_section
 from llmtrain.config.sections.chat import ChatConfig
 from llmtrain.config.sections.own import OwnDataConfig
+from llmtrain.config.sections.quality import MAX_STEPS, ExactDuplicatesStep, QualityStep
 from llmtrain.config.sections.sources import Source, check_sources
 from llmtrain.local_paths import LOCAL, LOCAL_OR_HUB
 
@@ -185,8 +186,11 @@ class PrepareConfig(Section):
     output: str = key("Folder for the shards.", json_schema_extra=LOCAL)
     val_fraction: float = opt(0.01, "Share of the documents that is held out, chosen by their hash.", ge=0, lt=1)
     shard_size: int = opt(50_000_000, "Tokens in one shard.", ge=1)
-    min_length: int = opt(1, "Documents of fewer characters are left out, and counted.", ge=0)
-    deduplicate: bool = opt(True, "Leave out documents whose text came before.")
+    steps: list[QualityStep] = opt(
+        [ExactDuplicatesStep()],
+        "What documents pass before they become tokens, in this order: steps that leave some out or change their text.",
+        max_length=MAX_STEPS,
+    )
     keep_text: bool = opt(False, "Store the text beside the tokens.")
     on_error: Literal["fail", "skip"] = opt("fail", "What to do with a bad line or an unreadable file.")
     num_workers: int | None = opt(None, "Threads that tokenise; one for each core when not given.", ge=1)

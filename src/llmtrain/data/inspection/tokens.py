@@ -36,7 +36,8 @@ from llmtrain.data.inspection.survey import (
     survey,
 )
 from llmtrain.data.inspection.units import TokenVocabulary
-from llmtrain.data.manifest import MANIFEST_NAME
+from llmtrain.data.manifest import MANIFEST_NAME, find_manifest, read_manifest
+from llmtrain.data.prepare.dropped import read_dropped
 from llmtrain.data.prepare.reuse import named_sources
 from llmtrain.data.prepare.token_shards import ensure_shards
 from llmtrain.data.shards import ShardWindows, TokenStream
@@ -98,6 +99,7 @@ def inspect_tokens(
         "row_groups_read": found.num_row_groups_read,
         "lengths": _lengths(found),
         "sources": _sources(found),
+        "quality": _quality(streams),
         "mixture": _mixture(data, items) if items.weights else None,
         "tokens_that_occur": int((found.token_counts > 0).sum()),
         "windows": None if isinstance(wanted, str) else _windows(data, items, found),
@@ -109,6 +111,19 @@ def inspect_tokens(
         "items": [_item(number, reader, streams, tokenizer) for number in range(min(num_items, items.num_items))],
         **({"analysis": analysis.report(bytes_per_unit=bytes_per_token)} if analysis else {}),
     }
+
+
+def _quality(streams: Sequence[TokenStream]) -> list[dict[str, Any]]:
+    """Return what the quality steps did that made the shards, and examples of what they left out, by folder."""
+    folders = {find_manifest(path) for stream in streams for path in stream.paths[:1]}
+    return [
+        {
+            "folder": str(folder),
+            "steps": [record.model_dump(mode="json") for record in read_manifest(folder).steps],
+            "left_out": read_dropped(folder),
+        }
+        for folder in sorted(folder for folder in folders if folder is not None)
+    ]
 
 
 # -- opening the shards ------------------------------------------------------------------------------------------------

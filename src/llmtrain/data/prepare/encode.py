@@ -45,9 +45,7 @@ def texts_of(
     """Texts of the chosen documents in reading order. `advance` is called with the bytes of each."""
 
     def read(item: tuple[ScannedUnit, CorpusPiece]) -> list[str]:
-        unit, piece = item
-        documents = corpus.reread(unit, piece)
-        return [documents[index].text for index in np.flatnonzero(chosen[unit.span])]
+        return [document.text for _, document in corpus.reread(*item, chosen)]
 
     sizes = iter(corpus.num_bytes[chosen].tolist())
     for texts in ordered_map(read, corpus.pieces_with(chosen), num_workers=num_workers):
@@ -151,24 +149,24 @@ def _encode(
     dtype: np.dtype[np.unsignedinteger],
     options: PrepareConfig,
 ) -> Iterator[_Encoded]:
-    documents = corpus.reread(unit, piece)
-    kept = np.flatnonzero(to_do[unit.span]).tolist()
-    encoded = tokenizer.encode_batch([documents[index].text for index in kept])
-    for index, ids in zip(kept, encoded, strict=True):
+    kept = corpus.reread(unit, piece, to_do)
+    encoded = tokenizer.encode_batch([document.text for _, document in kept])
+    for (index, document), ids in zip(kept, encoded, strict=True):
         number = unit.first_document + index
         tokens = np.empty(len(ids) + 1, dtype)
         tokens[:-1] = ids
         tokens[-1] = tokenizer.eos_id
         yield _Encoded(
-            source=_source(unit, documents[index]),
+            source=source_of(unit, document),
             folder=_folder(corpus, Fate(corpus.fates[number]), int(corpus.subset[number])),
             tokens=tokens,
             num_bytes=int(corpus.num_bytes[number]),
-            text=documents[index].text if options.keep_text else "",
+            text=document.text if options.keep_text else "",
         )
 
 
-def _source(unit: ScannedUnit, document: CorpusDocument) -> str:
+def source_of(unit: ScannedUnit, document: CorpusDocument) -> str:
+    """Return where a document is from, as the column `source` has it."""
     row = unit.first_row + document.row
     part = document.file.dataset
     if part is None:

@@ -27,7 +27,7 @@ logger = logging.getLogger("llmtrain.prepare")
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _WRITE_ERRORS = (*_DISK_ERRORS, errno.EROFS, errno.EACCES, errno.EPERM)
 _OURS = re.compile(
-    r"manifest\.json(\.(\d+\.)?tmp)?|tokenizer/.+|(train|val)/(.+/)?shard_\d{5,}\.parquet|(.+/)?\.DS_Store"
+    r"(manifest\.json|dropped\.jsonl)(\.(\d+\.)?tmp)?|tokenizer/.+|(train|val)/(.+/)?shard_\d{5,}\.parquet|(.+/)?\.DS_Store"
 )
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmtrain._version import __version__
 from llmtrain.config.sections.data import PrepareConfig, TokensConfig
-from llmtrain.data.manifest import InputRecord, Manifest, find_manifest
+from llmtrain.config.sections.quality import ExactDuplicatesStep, LengthStep, QualityStep
+from llmtrain.data.manifest import InputRecord, Manifest, StepRecord, find_manifest
 from llmtrain.data.prepare.adapters import load_adapter
 from llmtrain.data.prepare.inputs import CorpusInput, find_inputs, inputs_are_here
+from llmtrain.data.prepare.quality.records import identities
 from llmtrain.data.prepare.selection import Corpus, fingerprint
 from llmtrain.data.prepare.vocabulary import vocabulary_options
 from llmtrain.data.tokenizers import folder_fingerprint, load_tokenizer
@@ -84,12 +86,13 @@ def recorded_options(options: PrepareConfig) -> dict[str, Any]:
 def making_of(corpus: Corpus, options: PrepareConfig) -> dict[str, Any]:
     """All that decides what the shards will be; a preparation that was cut off may go on when this is the same."""
     digest = hashlib.sha256()
-    for array in (corpus.hashes, corpus.fates, corpus.subset):
+    for array in (corpus.version_hashes, corpus.fates, corpus.dropped_by, corpus.subset):
         digest.update(array.tobytes())
     path = options.tokenizer.path
     return {
         "tool_version": __version__,
         "options": recorded_options(options),
+        "steps": [record.model_dump(mode="json") for record in identities(options.steps)],
         "inputs": [record.model_dump(mode="json") for record in corpus.inputs],
         "subsets": corpus.subsets,
         "documents": digest.hexdigest(),
@@ -106,9 +109,11 @@ def differences(manifest: Manifest, *, folder: Path, options: PrepareConfig, num
     now = recorded_options(options)
     found = [
         f"prepare.{name} was {was}, and is {now_is}"
-        for name, was, now_is in _changed(manifest.options, now)
+        for name, was, now_is in _changed(options_as_today(manifest.options), now)
         if name != "on_error" or manifest.counts.errors
     ]
+    if not any(difference.startswith("prepare.steps ") for difference in found):
+        found += _changed_steps(manifest.steps, identities(options.steps))
     if options.tokenizer.path is not None and manifest.tokenizer.source_sha256 is not None:
         source = folder_fingerprint(options.tokenizer.path)
         if source is not None and source != manifest.tokenizer.source_sha256:
@@ -140,6 +145,28 @@ def _changed(was: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list
         elif old != new:
             changed.append((prefix + name, old, new))
     return changed
+
+
+def options_as_today(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return recorded options by the keys of today, where an earlier version made the shards."""
+    options = dict(recorded)
+    if "steps" not in options and {"min_length", "deduplicate"} <= options.keys():
+        least, deduplicate = options.pop("min_length"), options.pop("deduplicate")
+        steps: list[QualityStep] = [LengthStep(min_chars=least)] if least > 1 else []
+        steps += [ExactDuplicatesStep()] if deduplicate else []
+        options["steps"] = [step.model_dump(mode="json") for step in steps]
+    return options
+
+
+def _changed_steps(was: Sequence[StepRecord], now: Sequence[StepRecord]) -> list[str]:
+    """Return what has changed of steps whose options are the same; nothing is known of shards of earlier versions."""
+    found = []
+    for at, (old, new) in enumerate(zip(was, now, strict=False)):
+        if old.differs(new):
+            same = old.version == new.version
+            changed = "has another function" if same else f"was version {old.version}, and is {new.version}"
+            found.append(f"prepare.steps[{at}] ({new.name}) {changed}")
+    return found
 
 
 def _changed_inputs(

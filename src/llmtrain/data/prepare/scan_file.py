@@ -23,12 +23,14 @@ from llmtrain.data.files.datasets import open_dataset
 from llmtrain.data.manifest import InputRecord
 from llmtrain.data.prepare.documents import CorpusReader, Unit
 from llmtrain.data.prepare.inputs import CorpusFile
+from llmtrain.data.prepare.quality.records import identities
+from llmtrain.data.prepare.quality.workers import Steps
 from llmtrain.data.prepare.selection import Corpus, ScannedUnit
 from llmtrain.faults import reach
 
 SCAN_NAME = "scan.npz"
 
-_ARRAYS = ("hashes", "num_bytes", "fates", "subset")
+_ARRAYS = ("version_hashes", "version_bytes", "fates", "dropped_by", "subset")
 
 
 def save_scan(folder: Path, corpus: Corpus, *, options: PrepareConfig) -> None:
@@ -51,6 +53,7 @@ def save_scan(folder: Path, corpus: Corpus, *, options: PrepareConfig) -> None:
         "errors": corpus.errors,
         "inputs": [record.model_dump(mode="json") for record in corpus.inputs],
         "sample": corpus.sample,
+        "originals": list(corpus.originals.items()),
     }
     with replacing(folder / SCAN_NAME) as file:
         np.savez(
@@ -62,7 +65,7 @@ def save_scan(folder: Path, corpus: Corpus, *, options: PrepareConfig) -> None:
     reach("scan-saved")
 
 
-def load_scan(folder: Path, reader: CorpusReader, *, options: PrepareConfig) -> Corpus | None:
+def load_scan(folder: Path, reader: CorpusReader, *, options: PrepareConfig, steps: Steps) -> Corpus | None:
     """Return the stored result of `scan`, if `folder` holds it for the same files and options; else None."""
     try:
         with np.load(folder / SCAN_NAME, allow_pickle=False) as saved:
@@ -81,11 +84,13 @@ def load_scan(folder: Path, reader: CorpusReader, *, options: PrepareConfig) -> 
         units.append(ScannedUnit(unit, first_document, num_documents, first_row))
     return Corpus(
         reader=reader,
+        steps=steps,
         units=units,
         subsets=rest["subsets"],
         errors=rest["errors"],
         inputs=tuple(InputRecord.model_validate(record) for record in rest["inputs"]),
         sample=rest["sample"],
+        originals=dict(rest["originals"]),
         **arrays,
     )
 
@@ -99,9 +104,10 @@ def _files(reader: CorpusReader) -> Iterator[tuple[str, CorpusFile]]:
 
 def _key(reader: CorpusReader, options: PrepareConfig) -> Any:
     """Return what must be the same for a stored scan to count, as JSON reads it back."""
-    wanted = options.model_dump(mode="json", include={"adapter", "text_column", "min_length", "on_error"})
+    wanted = options.model_dump(mode="json", include={"adapter", "text_column", "steps", "on_error"})
+    steps = [record.model_dump(mode="json") for record in identities(options.steps)]
     files = [[name, file.path, file.name, *_state(file)] for name, file in _files(reader)]
-    key = [__version__, wanted, reader.adapter.source_sha256, files]
+    key = [__version__, wanted, steps, reader.adapter.source_sha256, files]
     return json.loads(json.dumps(key, ensure_ascii=True))
 
 

@@ -1,25 +1,28 @@
 """Choose the documents that stay, and those of them that are held out.
 
     reader ─ scan ─→ Corpus (hash, size and fate of each document) ─ select ─→ fates: train, val, or why left out
+               └─ quality steps leave documents out, and change texts
 
 A document's hash alone decides whether it is held out, so neither order nor the other documents matter, and a text
-that occurs twice cannot be on both sides. No text is kept here but a small sample: 27 bytes for each document are.
+that occurs twice cannot be on both sides. No text is kept here but a small sample: 29 bytes for each document are, and
+24 more for each step that may change its text.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmtrain.config.sections.data import PrepareConfig
-from llmtrain.data.manifest import Counts, InputRecord
+from llmtrain.data.manifest import Counts, InputRecord, StepRecord
 from llmtrain.data.prepare.documents import (
     CorpusDocument,
     CorpusPiece,
@@ -29,21 +32,20 @@ from llmtrain.data.prepare.documents import (
     file_hash,
     hash_file,
 )
+from llmtrain.data.prepare.error_log import ErrorLog
 from llmtrain.data.prepare.inputs import CorpusFile, CorpusInput, total_size
 from llmtrain.data.prepare.parallel import ordered_map
+from llmtrain.data.prepare.quality.duplicates import drop_duplicates
+from llmtrain.data.prepare.quality.near_duplicates import SignatureFiles
+from llmtrain.data.prepare.quality.plan import Examined, hash_texts
+from llmtrain.data.prepare.quality.records import step_records
+from llmtrain.data.prepare.quality.step import StepError
+from llmtrain.data.prepare.quality.workers import Steps
 from llmtrain.errors import ConfigError, RunError
-
-logger = logging.getLogger("llmtrain.prepare")
 
 _SAMPLE_BYTES = (1 << 20, 1 << 24)
 """Least and most that is kept of the texts, for whoever wants to try something out on them."""
-_SAMPLE_LENGTH = 1 << 18
-"""Characters of one text that are kept."""
-
 _MOST_SUBSETS = 1000
-
-_NAMED_ERRORS = 20
-"""Bad files and rows that are named one by one; all are counted."""
 
 
 class Fate(IntEnum):
@@ -51,10 +53,10 @@ class Fate(IntEnum):
 
     TRAIN = 0
     VAL = 1
-    DUPLICATE = 2
-    TOO_SHORT = 3
-    EMPTY = 4
-    ERROR = 5
+    DROPPED = 2
+    """A quality step left it out."""
+    EMPTY = 3
+    ERROR = 4
 
 
 @dataclass(frozen=True)
@@ -75,16 +77,24 @@ class ScannedUnit:
 
 @dataclass(frozen=True)
 class Corpus:
-    """All documents in reading order, without their text. Arrays have one entry (row) for each document."""
+    """All documents in reading order, without their text. Arrays have one entry for each document.
+
+    A text has a version more for each quality step that may change it; the last one becomes tokens.
+    """
 
     reader: CorpusReader
+    steps: Steps
     units: list[ScannedUnit]
-    hashes: NDArray[np.uint64]
-    """[documents, 2]: the first 128 bits of the sha256 of the text."""
-    num_bytes: NDArray[np.int64]
-    """Bytes of the text in UTF-8."""
+    version_hashes: NDArray[np.uint64]
+    """[versions, documents, 2]: the first 128 bits of the sha256 of the text."""
+    version_bytes: NDArray[np.int64]
+    """[versions, documents]: bytes of the text in UTF-8."""
     fates: NDArray[np.uint8]
-    """Fate of each; after `scan`, TRAIN stands for every document with a text that is long enough."""
+    """Fate of each; after `scan`, TRAIN stands for every document that the quality steps leave in."""
+    dropped_by: NDArray[np.uint16]
+    """0, or one more than the index of the rule in `steps.plan.rules` that dropped it."""
+    originals: dict[int, int]
+    """Index of the document that some duplicates repeat, by their own."""
     subset: NDArray[np.int16]
     """Index in `subsets`."""
     subsets: list[str]
@@ -95,6 +105,18 @@ class Corpus:
     sample: list[str] = field(repr=False)
     """Beginnings of some texts, by hash, from all over the corpus: a fiftieth of it in the limits of _SAMPLE_BYTES."""
 
+    @property
+    def hashes(self) -> NDArray[np.uint64]:
+        """[documents, 2]: of the last version of each text."""
+        last: NDArray[np.uint64] = self.version_hashes[-1]
+        return last
+
+    @property
+    def num_bytes(self) -> NDArray[np.int64]:
+        """Bytes of the last version of each text."""
+        last: NDArray[np.int64] = self.version_bytes[-1]
+        return last
+
     def counts(self) -> Counts:
         """Return the number of documents of each fate; none is lost."""
         by_fate = np.bincount(self.fates, minlength=len(Fate)).tolist()
@@ -102,13 +124,29 @@ class Corpus:
             read=sum(unit.num_documents for unit in self.units),
             train=by_fate[Fate.TRAIN],
             val=by_fate[Fate.VAL],
-            duplicates=by_fate[Fate.DUPLICATE],
-            too_short=by_fate[Fate.TOO_SHORT],
+            dropped=by_fate[Fate.DROPPED],
             empty=by_fate[Fate.EMPTY],
             errors=by_fate[Fate.ERROR],
         )
         counts.check()
         return counts
+
+    def step_records(self) -> tuple[StepRecord, ...]:
+        """Return what each quality step was given, altered and dropped."""
+        has_text = self.fates <= Fate.DROPPED
+        names = [source.name for source in self.reader.inputs]
+        number = {name: index for index, name in enumerate(names)}
+        of_units = [number[unit.unit.input_name] for unit in self.units]
+        sources = np.repeat(np.array(of_units, np.int16), [unit.num_documents for unit in self.units])
+        return step_records(
+            self.steps.options,
+            self.steps.plan,
+            hashes=self.version_hashes[:, has_text],
+            num_bytes=self.version_bytes[:, has_text],
+            dropped_by=self.dropped_by[has_text],
+            sources=sources[has_text],
+            source_names=names,
+        )
 
     def kept_bytes(self) -> int:
         """UTF-8 bytes of the documents for training and held out."""
@@ -124,63 +162,109 @@ class Corpus:
             if chosen[unit.span].any():
                 yield unit, piece
 
-    def reread(self, unit: ScannedUnit, piece: CorpusPiece) -> list[CorpusDocument]:
-        """The documents of a unit, again. Raises RunError when they are not what they were."""
+    def read_raw(self, unit: ScannedUnit, piece: CorpusPiece) -> list[CorpusDocument]:
+        """The documents of a unit as they are in its files. Raises RunError when they are not what they were."""
         documents = self.reader.read(piece).documents
-        hashes, _ = _hashes_and_sizes(documents)
-        if not np.array_equal(hashes, self.hashes[unit.span]):
+        if not np.array_equal(_hashes([document.text for document in documents]), self.version_hashes[0, unit.span]):
             raise _changed(unit)
         return documents
+
+    def reread(
+        self, unit: ScannedUnit, piece: CorpusPiece, chosen: NDArray[np.bool_]
+    ) -> list[tuple[int, CorpusDocument]]:
+        """The chosen documents of a unit, which have to be ones that stay, with their index in it, and their last text.
+
+        Raises RunError when they are not what they were.
+        """
+        documents = self.read_raw(unit, piece)
+        indices = np.flatnonzero(chosen[unit.span]).tolist()
+        if self.steps.plan.num_versions == 1:
+            return [(index, documents[index]) for index in indices]
+        try:
+            texts = self.steps.alter([documents[index].text for index in indices])
+        except StepError as error:
+            raise _unsteady(str(error)) from error
+        if not np.array_equal(_hashes(texts), self.hashes[unit.span][indices]):
+            raise _unsteady("it made another text the second time")
+        return [(index, replace(documents[index], text=text)) for index, text in zip(indices, texts, strict=True)]
 
 
 @dataclass(frozen=True)
 class _Scan:
     content: UnitContent
-    hashes: NDArray[np.uint64]
-    num_bytes: NDArray[np.int64]
+    examined: Examined
     fates: NDArray[np.uint8]
-    sample: list[str]
 
 
-def scan(reader: CorpusReader, *, options: PrepareConfig, num_workers: int, advance: Callable[[int], None]) -> Corpus:
-    """Read everything once. `advance` is called with the bytes of each unit.
+def scan(
+    reader: CorpusReader,
+    *,
+    options: PrepareConfig,
+    steps: Steps | None = None,
+    scratch: Path | None = None,
+    num_workers: int,
+    advance: Callable[[int], None],
+) -> Corpus:
+    """Read everything once, through the quality steps. `advance` is called with the bytes of each unit.
 
-    Raises ConfigError at the first bad file or row when `options.on_error` is fail, and when there is no document.
+    `steps`: those of the options, opened, where they are; `scratch`: folder for files that vanish at the end. Raises
+    ConfigError at the first bad file or row when `options.on_error` is fail, and when there is no document.
     """
-    log = _ErrorLog(options.on_error)
+    steps = Steps(options.steps) if steps is None else steps
+    with ExitStack() as files:
+        signatures = {
+            position: files.enter_context(closing(SignatureFiles(step, scratch)))
+            for position, step in steps.plan.near_duplicates.items()
+        }
+        corpus = _scan(reader, options, steps, list(signatures.values()), num_workers=num_workers, advance=advance)
+        dropped_by, originals = drop_duplicates(
+            steps.plan,
+            hashes=corpus.version_hashes,
+            dropped_by=corpus.dropped_by,
+            has_text=corpus.fates <= Fate.DROPPED,
+            signatures=signatures,
+        )
+    fates = np.where((corpus.fates == Fate.TRAIN) & (dropped_by > 0), np.uint8(Fate.DROPPED), corpus.fates)
+    return replace(corpus, fates=fates, dropped_by=dropped_by, originals=originals)
+
+
+def _scan(
+    reader: CorpusReader,
+    options: PrepareConfig,
+    steps: Steps,
+    signatures: Sequence[SignatureFiles],
+    *,
+    num_workers: int,
+    advance: Callable[[int], None],
+) -> Corpus:
+    """Read everything once; the steps that compare documents are still to be done."""
+    log = ErrorLog(options.on_error)
     units: list[ScannedUnit] = []
     scans: list[_Scan] = []
     subset_arrays: list[NDArray[np.int16]] = []
     subsets: dict[str, int] = {}
     hashes: dict[CorpusFile, list[bytes]] = {}
-    sample: list[str] = []
-    num_bytes = total_size(reader.inputs)
-    sample_left = _sample_size(num_bytes)
-    share = min(1.0, sample_left / max(1, num_bytes))
+    sample = _Sample(total_size(reader.inputs))
     first_document = lines_before = 0
-    in_order = ordered_map(
-        lambda piece: (piece.unit, _scan_piece(reader, piece, options.min_length, share)),
-        reader.pieces(),
-        num_workers=num_workers,
-    )
-    for unit, result in in_order:
+
+    def examined(piece: CorpusPiece) -> tuple[Unit, _Scan]:
+        return piece.unit, _scan_piece(reader, piece, steps, sample.share)
+
+    for unit, result in ordered_map(examined, reader.pieces(), num_workers=num_workers):
         lines_before = 0 if unit.start == 0 else lines_before
         documents = result.content.documents
-        for document in documents:
-            if document.error is not None:
-                log.add(document, lines_before=lines_before)
-        _add_hashes(hashes, unit, result)
         first_row = lines_before if unit.files[0].format == "jsonl" else unit.start
+        log.add_unit(documents, result.examined.errors, lines_before=lines_before, first_row=first_row)
+        _add_hashes(hashes, unit, result)
         units.append(ScannedUnit(unit, first_document, len(documents), first_row))
         subset_arrays.append(_numbered(documents, subsets))
         first_document += len(documents)
         lines_before += result.content.num_lines
         documents.clear()  # their texts
-        for text in result.sample:
-            if sample_left > 0:
-                sample.append(text)
-                sample_left -= len(text)
-        result.sample.clear()
+        sample.take(result.examined.sample)
+        for file, of_texts in zip(signatures, result.examined.signatures, strict=True):
+            file.add(of_texts)
+        result.examined.signatures.clear()
         scans.append(result)
         advance(result.content.num_bytes)
     log.close()
@@ -188,10 +272,13 @@ def scan(reader: CorpusReader, *, options: PrepareConfig, num_workers: int, adva
         raise ConfigError("prepare.input: there is no document in the files: all are empty")
     return Corpus(
         reader=reader,
+        steps=steps,
         units=units,
-        hashes=np.concatenate([result.hashes for result in scans]),
-        num_bytes=np.concatenate([result.num_bytes for result in scans]),
+        version_hashes=np.concatenate([result.examined.hashes for result in scans], axis=1),
+        version_bytes=np.concatenate([result.examined.num_bytes for result in scans], axis=1),
         fates=np.concatenate([result.fates for result in scans]),
+        dropped_by=np.concatenate([result.examined.dropped_by for result in scans]),
+        originals={},
         subset=np.concatenate(subset_arrays),
         subsets=list(subsets),
         errors=log.named,
@@ -199,7 +286,7 @@ def scan(reader: CorpusReader, *, options: PrepareConfig, num_workers: int, adva
             _input_record(source, [_scanned_hash(file, hashes[file]) for file in source.files])
             for source in reader.inputs
         ),
-        sample=sample,
+        sample=sample.texts,
     )
 
 
@@ -208,7 +295,7 @@ def _add_hashes(hashes: dict[CorpusFile, list[bytes]], unit: Unit, result: _Scan
     for file, of_file in zip(unit.files, result.content.block_hashes, strict=True):
         hashes.setdefault(file, []).extend(of_file)
         if file.dataset is not None and file.dataset.is_remote:
-            hashes[file].append(result.hashes.tobytes())
+            hashes[file].append(result.examined.hashes[0].tobytes())
 
 
 def fingerprint(inputs: Sequence[CorpusInput], *, num_workers: int) -> tuple[InputRecord | None, ...]:
@@ -227,12 +314,10 @@ def fingerprint(inputs: Sequence[CorpusInput], *, num_workers: int) -> tuple[Inp
 def select(corpus: Corpus, options: PrepareConfig) -> Corpus:
     """The corpus with each document's final fate.
 
-    Of equal texts the first stays. A document is held out when the first 64 bits of its hash, as a fraction, are below
-    `options.val_fraction`. Raises ConfigError when nothing is left for training, or nothing is held out that should be.
+    A document is held out when the first 64 bits of its hash, as a fraction, are below `options.val_fraction`. Raises
+    ConfigError when nothing is left for training, or nothing is held out that should be.
     """
     fates = corpus.fates.copy()
-    if options.deduplicate:
-        fates[_repeated(corpus.hashes) & (fates == Fate.TRAIN)] = Fate.DUPLICATE
     threshold = np.uint64(int(options.val_fraction * 2**64))
     fates[(fates == Fate.TRAIN) & (corpus.hashes[:, 0] < threshold)] = Fate.VAL
     chosen = replace(corpus, fates=fates)
@@ -240,7 +325,7 @@ def select(corpus: Corpus, options: PrepareConfig) -> Corpus:
     if not counts.train and not counts.val:
         raise ConfigError(
             f"prepare.input: no document is left: of {counts.read} read, {counts.empty} have no text, "
-            f"{counts.too_short} are shorter than min_length {options.min_length}, {counts.errors} have errors"
+            f"{counts.errors} have errors{_why_dropped(corpus)}"
         )
     if options.val_fraction > 0 and not counts.val:
         raise ConfigError(
@@ -269,29 +354,49 @@ def training_sample(corpus: Corpus, *, max_bytes: int | None) -> NDArray[np.bool
     return sample
 
 
-def _sample_size(num_bytes: int) -> int:
-    least, most = _SAMPLE_BYTES
-    return min(most, max(least, num_bytes // 50))
+class _Sample:
+    """Beginnings of some texts, up to a limit."""
+
+    def __init__(self, num_bytes: int) -> None:
+        least, most = _SAMPLE_BYTES
+        self._left = min(most, max(least, num_bytes // 50))
+        self.share = min(1.0, self._left / max(1, num_bytes))
+        """Share of the texts to draw."""
+        self.texts: list[str] = []
+
+    def take(self, texts: list[str]) -> None:
+        """Take those for which there is room, and empty the list."""
+        for text in texts:
+            if self._left > 0:
+                self.texts.append(text)
+                self._left -= len(text)
+        texts.clear()
 
 
-def _scan_piece(reader: CorpusReader, piece: CorpusPiece, min_length: int, sample_share: float) -> _Scan:
+def _why_dropped(corpus: Corpus) -> str:
+    """Return what each rule dropped, as the end of a sentence."""
+    return "".join(
+        f", {record.name} dropped {dropped.documents} ({rule})"
+        for record in corpus.step_records()
+        for rule, dropped in record.dropped.items()
+    )
+
+
+def _scan_piece(reader: CorpusReader, piece: CorpusPiece, steps: Steps, sample_share: float) -> _Scan:
     content = reader.read(piece)
-    documents = content.documents
-    hashes, num_bytes = _hashes_and_sizes(documents)
-    fates = np.array([_first_fate(document.text, document.error, min_length) for document in documents], np.uint8)
-    sampled = (hashes[:, 1] * 2.0**-64 <= sample_share) & (fates == Fate.TRAIN)
-    sample = [documents[index].text[:_SAMPLE_LENGTH] for index in np.flatnonzero(sampled)]
-    return _Scan(content, hashes, num_bytes, fates, sample)
+    texts = [document.text for document in content.documents]
+    fates = np.array([_first_fate(document) for document in content.documents], np.uint8)
+    has_text = np.flatnonzero(fates == Fate.TRAIN)
+    examined = steps.examine([texts[index] for index in has_text], sample_share=sample_share)
+    fates[has_text[examined.dropped_by > 0]] = Fate.DROPPED
+    fates[has_text[list(examined.errors)]] = Fate.ERROR
+    if len(has_text) < len(texts):
+        examined = examined.spread(has_text, texts)
+    return _Scan(content, examined, fates)
 
 
-def _hashes_and_sizes(documents: Sequence[CorpusDocument]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    digests = bytearray()
-    num_bytes = np.zeros(len(documents), np.int64)
-    for index, document in enumerate(documents):
-        data = document.text.encode()
-        digests += hashlib.sha256(data).digest()[:16]
-        num_bytes[index] = len(data)
-    return np.frombuffer(bytes(digests), ">u8").astype(np.uint64).reshape(len(documents), 2), num_bytes
+def _hashes(texts: Sequence[str]) -> NDArray[np.uint64]:
+    return hash_texts(texts)[0]
 
 
 def _numbered(documents: Sequence[CorpusDocument], subsets: dict[str, int]) -> NDArray[np.int16]:
@@ -315,44 +420,16 @@ def _changed(unit: ScannedUnit) -> RunError:
     return RunError(f"one of {names}{more} changed while it was read: run prepare again")
 
 
-def _first_fate(text: str, error: str | None, min_length: int) -> Fate:
-    if error is not None:
+def _unsteady(why: str) -> RunError:
+    return RunError(
+        f"prepare.steps: a function of your own has to give the same for the same text, whenever it is called: {why}"
+    )
+
+
+def _first_fate(document: CorpusDocument) -> Fate:
+    if document.error is not None:
         return Fate.ERROR
-    if not text or text.isspace():
-        return Fate.EMPTY
-    return Fate.TOO_SHORT if len(text) < min_length else Fate.TRAIN
-
-
-def _repeated(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Return for each row whether an earlier row has the same hash."""
-    order = np.lexsort((hashes[:, 1], hashes[:, 0]))  # stable: equal rows stay in reading order
-    in_order = hashes[order]
-    repeated = np.zeros(len(hashes), np.bool_)
-    repeated[order[1:]] = (in_order[1:] == in_order[:-1]).all(axis=1)
-    return repeated
-
-
-class _ErrorLog:
-    """The bad files and rows: the first one ends the preparation, or all are counted and some are named."""
-
-    def __init__(self, on_error: str) -> None:
-        self.named: list[str] = []
-        self._on_error = on_error
-        self._count = 0
-
-    def add(self, document: CorpusDocument, *, lines_before: int) -> None:
-        line = "" if document.line is None else f":{lines_before + document.line}"
-        error = f"{document.file.dataset or document.file.path}{line}: {document.error}"
-        if self._on_error == "fail":
-            raise ConfigError(f"{error}; repair it, or leave such ones out with prepare.on_error: skip")
-        self._count += 1
-        if self._count <= _NAMED_ERRORS:
-            self.named.append(error)
-            logger.warning("left out: %s", error)
-
-    def close(self) -> None:
-        if self._count > len(self.named):
-            logger.warning("left out: %d more bad files and rows", self._count - len(self.named))
+    return Fate.EMPTY if not document.text or document.text.isspace() else Fate.TRAIN
 
 
 def _scanned_hash(file: CorpusFile, found: list[bytes]) -> bytes:

@@ -1,6 +1,7 @@
 """`prepare`: corpus → tokenizer → token shards with a manifest.
 
-    find_inputs → scan → select → make_tokenizer → write_splits → manifest → the folder takes its place
+    find_inputs → scan (with the quality steps) → select → make_tokenizer → write_splits → manifest → the folder takes
+    its place
 
 The same text and options give the same bytes, whatever the number of workers, and however often it was cut off.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from llmtrain.config.sections.data import PrepareConfig, ReadyData, SyntheticCon
 from llmtrain.config.sections.own import OwnDataConfig
 from llmtrain.config.sections.schema import Config
 from llmtrain.data.manifest import MANIFEST_NAME, Manifest, read_manifest, write_manifest
-from llmtrain.data.prepare.documents import open_corpus
+from llmtrain.data.prepare.documents import CorpusReader, open_corpus
+from llmtrain.data.prepare.dropped import DROPPED_NAME, write_dropped
 from llmtrain.data.prepare.encode import token_dtype, write_splits
 from llmtrain.data.prepare.implied import (
     as_tokens,
@@ -32,6 +35,7 @@ from llmtrain.data.prepare.journal import open_journal
 from llmtrain.data.prepare.output import output_lock, resolve_output, staged_output
 from llmtrain.data.prepare.parallel import resolve_num_workers
 from llmtrain.data.prepare.progress import ProgressCall, Stage
+from llmtrain.data.prepare.quality.workers import Steps, open_steps
 from llmtrain.data.prepare.reuse import (
     check_would_be_made,
     making_of,
@@ -40,7 +44,7 @@ from llmtrain.data.prepare.reuse import (
     refuse_differences,
 )
 from llmtrain.data.prepare.scan_file import SCAN_NAME, load_scan, save_scan
-from llmtrain.data.prepare.selection import scan, select
+from llmtrain.data.prepare.selection import Corpus, scan, select
 from llmtrain.data.prepare.vocabulary import TOKENIZER_FOLDER, make_tokenizer
 from llmtrain.errors import ConfigError
 from llmtrain.faults import reach
@@ -131,18 +135,15 @@ def _ensure_named(data: TokensConfig, options: PrepareConfig | None, *, progress
 def _make(options: PrepareConfig, output: Path, *, progress: ProgressCall | None) -> dict[str, Any]:
     began = time.perf_counter()
     num_workers = resolve_num_workers(options.num_workers)
-    with Progress() as bar, staged_output(output) as folder:
+    with ExitStack() as open_until_done:
+        bar = open_until_done.enter_context(Progress())
+        folder = open_until_done.enter_context(staged_output(output))
         report = progress or bar.track
         inputs = find_inputs(options)
-        reader = open_corpus(inputs, options)
-        with Stage("read", total=total_size(inputs), report=report) as reading:
-            read = load_scan(folder, reader, options=options)
-            if read is None:
-                read = scan(reader, options=options, num_workers=num_workers, advance=reading.advance)
-                save_scan(folder, read, options=options)
-        corpus = select(read, options)
+        num_bytes = total_size(inputs)
+        steps = open_until_done.enter_context(open_steps(options.steps, num_workers=num_workers, num_bytes=num_bytes))
+        corpus = _read(open_corpus(inputs, options), options, steps, folder, num_workers=num_workers, report=report)
         counts = corpus.counts()
-        reading.log(", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.model_dump().items()))
 
         reach("corpus-read")
         journal = open_journal(folder, key=making_of(corpus, options), keep=SCAN_NAME)
@@ -163,6 +164,7 @@ def _make(options: PrepareConfig, output: Path, *, progress: ProgressCall | None
         num_tokens = sum(split.tokens for split in splits.values())
         encoding.log(f"{num_tokens:,} tokens")
 
+        write_dropped(folder, corpus)
         assert counts.train + counts.val == sum(split.documents for split in splits.values())
         assert corpus.kept_bytes() == sum(split.bytes for split in splits.values())
         manifest = Manifest(
@@ -172,6 +174,7 @@ def _make(options: PrepareConfig, output: Path, *, progress: ProgressCall | None
             tokenizer=tokenizer_record,
             token_dtype=token_dtype(tokenizer.vocab_size),
             counts=counts,
+            steps=corpus.step_records(),
             splits=splits,
         )
         write_manifest(folder, manifest)
@@ -179,6 +182,34 @@ def _make(options: PrepareConfig, output: Path, *, progress: ProgressCall | None
         journal.remove()
         (folder / SCAN_NAME).unlink()
     return _result(manifest, output, errors=corpus.errors, seconds=time.perf_counter() - began)
+
+
+def _read(
+    reader: CorpusReader,
+    options: PrepareConfig,
+    steps: Steps,
+    folder: Path,
+    *,
+    num_workers: int,
+    report: ProgressCall,
+) -> Corpus:
+    """Return the documents with their fates; what a killed preparation had read is taken from `folder`."""
+    with Stage("read", total=total_size(reader.inputs), report=report) as reading:
+        read = load_scan(folder, reader, options=options, steps=steps)
+        if read is None:
+            read = scan(
+                reader,
+                options=options,
+                steps=steps,
+                scratch=folder,
+                num_workers=num_workers,
+                advance=reading.advance,
+            )
+            save_scan(folder, read, options=options)
+    corpus = select(read, options)
+    counts = corpus.counts().model_dump()
+    reading.log(", ".join(f"{count:,} {name}" for name, count in counts.items()))
+    return corpus
 
 
 def _result(manifest: Manifest, output: Path, *, errors: list[str], seconds: float) -> dict[str, Any]:
@@ -191,6 +222,8 @@ def _result(manifest: Manifest, output: Path, *, errors: list[str], seconds: flo
         "documents": counts.read,
         "rejected": counts.read - counts.train - counts.val,
         "counts": counts.model_dump(),
+        "steps": [record.model_dump(mode="json") for record in manifest.steps],
+        "dropped": str(output / DROPPED_NAME) if counts.dropped else None,
         "errors": errors,
         "tokens": sum(split.tokens for split in manifest.splits.values()),
         "seconds": round(seconds, 2),

@@ -131,6 +131,14 @@ def _prepared(kind: str, path: str, folder: Path, places: Sequence[Path]) -> Ing
 
 def _facts(manifest: Manifest) -> dict[str, Any]:
     kept = manifest.model_dump(mode="json", exclude_none=True, include={"options", "inputs", "tokenizer", "counts"})
+    identity = {"name", "version", "library", "function_sha256", "documents"}
+    kept["steps"] = [
+        {
+            **record.model_dump(mode="json", exclude_none=True, include=identity),
+            "dropped": sum(rule.documents for rule in record.dropped.values()),
+        }
+        for record in manifest.steps
+    ]
     return {**kept, "prepared_by": f"llmtrain {manifest.tool_version}"}
 
 

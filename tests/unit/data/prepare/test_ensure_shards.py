@@ -59,8 +59,8 @@ def test_globs_files_lists_and_links_name_the_same_shards(corpus: Path) -> None:
     ):
         config = _config(corpus, data={"train": train})
         assert not _made(config)
-        with pytest.raises(ConfigError, match="min_length was 1, and is 5"):
-            ensure_shards(_config(corpus, data={"train": train}, min_length=5))
+        with pytest.raises(ConfigError, match=r"prepare\.steps was \[.*exact_duplicates.*\], and is \[\]"):
+            ensure_shards(_config(corpus, data={"train": train}, steps=[]))
 
 
 @pytest.mark.parametrize(
@@ -125,8 +125,8 @@ def test_shards_are_used_where_the_inputs_are_not(corpus: Path) -> None:
     prepare(_config(corpus))
     (corpus / "in").rename(corpus / "elsewhere")
     assert not _made(_config(corpus))
-    with pytest.raises(ConfigError, match="min_length"):
-        ensure_shards(_config(corpus, min_length=3))
+    with pytest.raises(ConfigError, match="steps"):
+        ensure_shards(_config(corpus, steps=[]))
 
 
 def test_missing_shards_that_prepare_would_not_make_are_an_error(corpus: Path) -> None:
@@ -143,7 +143,7 @@ def test_missing_shards_that_prepare_would_not_make_are_an_error(corpus: Path) -
 def test_shards_of_another_folder_are_not_compared(corpus: Path) -> None:
     prepare(_config(corpus))
     data = {"train": f"{corpus}/out/train", "val": f"{corpus}/out/val"}
-    assert not _made(_config(corpus, data=data, output=str(corpus / "not made"), min_length=5))
+    assert not _made(_config(corpus, data=data, output=str(corpus / "not made"), steps=[]))
 
 
 def test_synthetic_data_needs_no_shards(corpus: Path) -> None:

@@ -49,20 +49,21 @@ def test_every_document_has_one_fate_and_the_first_of_equal_ones_stays(tmp_path:
         "g.txt": "one",
     }
     (_write(tmp_path, texts) / "h.txt").write_bytes(b"\xff")
-    corpus = _select(tmp_path, min_length=2, on_error="skip")
+    steps = [{"name": "length", "min_chars": 2}, {"name": "exact_duplicates"}]
+    corpus = _select(tmp_path, steps=steps, on_error="skip")
     assert [Fate(fate).name for fate in corpus.fates] == [
-        "TRAIN", "TRAIN", "DUPLICATE", "EMPTY", "EMPTY", "TOO_SHORT", "TRAIN", "ERROR",
+        "TRAIN", "TRAIN", "DROPPED", "EMPTY", "EMPTY", "DROPPED", "TRAIN", "ERROR",
     ]  # fmt: skip
     assert corpus.counts().model_dump() == {
-        "read": 8, "train": 3, "val": 0, "duplicates": 1, "too_short": 1, "empty": 2, "errors": 1,
+        "read": 8, "train": 3, "val": 0, "dropped": 2, "empty": 2, "errors": 1,
     }  # fmt: skip
     assert corpus.kept_bytes() == len("one\ntwoone")
-    assert _select(tmp_path, deduplicate=False, on_error="skip").counts().train == 5
+    assert _select(tmp_path, steps=[], on_error="skip").counts().train == 5
 
 
-def test_min_length_counts_characters_not_bytes(tmp_path: Path) -> None:
+def test_length_counts_characters_not_bytes(tmp_path: Path) -> None:
     _write(tmp_path, {"a.txt": "éé", "b.txt": "ééé"})
-    assert _select(tmp_path, min_length=3).counts().too_short == 1
+    assert _select(tmp_path, steps=[{"name": "length", "min_chars": 3}]).counts().dropped == 1
 
 
 def test_a_lost_document_is_noticed(tmp_path: Path) -> None:
@@ -75,17 +76,17 @@ def test_a_lost_document_is_noticed(tmp_path: Path) -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.text(min_size=1, alphabet=st.characters(codec="utf-8", exclude_characters="\r")), min_size=1))
 def test_what_is_held_out_depends_on_the_text_alone(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
-    def held_out(order: list[str], deduplicate: bool) -> set[str]:
+    def held_out(order: list[str], steps: list[dict[str, str]]) -> set[str]:
         folder = _write(tmp_path_factory.mktemp("order"), {f"{i:03d}.txt": text for i, text in enumerate(order)})
-        corpus = _select(folder, val_fraction=0.5, deduplicate=deduplicate)
+        corpus = _select(folder, val_fraction=0.5, steps=steps)
         return {text for text, fate in zip(order, corpus.fates, strict=True) if fate == Fate.VAL}
 
     kept = {text for text in texts if text.strip()}
     expected = {text for text in kept if hashlib.sha256(text.encode()).digest()[0] < 128}
     assume(expected not in (set(), kept))
     for order in (texts, texts[::-1]):
-        for deduplicate in (True, False):
-            assert held_out(order, deduplicate) == expected
+        for steps in ([{"name": "exact_duplicates"}], []):
+            assert held_out(order, steps) == expected
 
 
 def test_the_held_out_share_is_the_fraction(tmp_path: Path) -> None:
@@ -105,8 +106,8 @@ def test_nothing_held_out_is_a_clear_error(tmp_path: Path) -> None:
 
 def test_nothing_left_is_a_clear_error(tmp_path: Path) -> None:
     _write(tmp_path, {"a.txt": "", "b.txt": "x"})
-    with pytest.raises(ConfigError, match="of 2 read, 1 have no text, 1 are shorter than min_length 5, 0 have errors"):
-        _select(tmp_path, min_length=5)
+    with pytest.raises(ConfigError, match=r"of 2 read, 1 have no text, 0 have errors, length dropped 1 \(too_short\)"):
+        _select(tmp_path, steps=[{"name": "length", "min_chars": 5}])
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "empty.jsonl").write_text("\n\n")
     with pytest.raises(ConfigError, match="there is no document"):
@@ -155,10 +156,10 @@ def test_a_file_that_changes_while_it_is_read_ends_it(tmp_path: Path) -> None:
     corpus = _select(tmp_path)
     everything = np.ones(1, np.bool_)
     [(unit, piece)] = corpus.pieces_with(everything)
-    assert [document.text for document in corpus.reread(unit, piece)] == ["one"]
+    assert [document.text for _, document in corpus.reread(unit, piece, everything)] == ["one"]
     (tmp_path / "a.txt").write_text("two")
     with pytest.raises(RunError, match=r"a\.txt changed while it was read"):
-        corpus.reread(unit, piece)
+        corpus.reread(unit, piece, everything)
     _write(tmp_path, {"b.txt": "another"})
     corpus = replace(corpus, reader=open_corpus(find_inputs(config := _scan(tmp_path)[1]), config))
     with pytest.raises(RunError, match=r"a\.txt changed while it was read"):

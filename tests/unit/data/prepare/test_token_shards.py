@@ -74,7 +74,7 @@ def test_every_document_arrives_once_unchanged_and_with_its_end_token(tmp_path: 
     tokenizer = load_tokenizer(out / "tokenizer")
     assert manifest.counts.model_dump() == {
         "read": 33, "train": 30 - manifest.counts.val, "val": manifest.counts.val,
-        "duplicates": 2, "too_short": 0, "empty": 1, "errors": 0,
+        "dropped": 2, "empty": 1, "errors": 0,
     }  # fmt: skip
     assert 0 < manifest.counts.val < 30
     found: dict[str, str] = {}
@@ -122,6 +122,7 @@ def test_shards_of_an_earlier_run_do_not_survive(tmp_path: Path) -> None:
     after = hashes(tmp_path / "out")
     assert len(before) > 20
     assert [name for name in after if not name.startswith("tokenizer/")] == [
+        "dropped.jsonl",
         "manifest.json",
         "train/shard_00000.parquet",
     ]
@@ -257,7 +258,7 @@ def test_stages_are_reported_and_their_speed_logged(
         assert mine[-1][0] == mine[-1][1] > 0
         assert mine == sorted(mine)
     log = capsys.readouterr().err
-    for words in ("read: 33 read", "2 duplicates", "tokenizer: trained on", "MB/s", "tokens/s"):
+    for words in ("read: 33 read", "2 dropped", "tokenizer: trained on", "MB/s", "tokens/s"):
         assert words in log
 
 
@@ -281,7 +282,7 @@ def test_any_texts_come_out_of_the_shards_again(tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp("any")
     (folder / "in").mkdir()
     (folder / "in" / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in ["x", *texts]))
-    prepare(make_config(folder, val_fraction=0, deduplicate=False, tokenizer={"vocab_size": 260}))
+    prepare(make_config(folder, val_fraction=0, steps=[], tokenizer={"vocab_size": 260}))
     assert list(iter_split_texts(folder / "out", "train")) == [text for text in ["x", *texts] if text.strip()]
 
 
