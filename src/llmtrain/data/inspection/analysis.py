@@ -36,7 +36,7 @@ MAX_SOURCES = 1000
 """Sources that are counted by name; the documents of all others are counted together."""
 OTHER_SOURCES = "(other sources)"
 
-NEAR_NOT_MEASURED = "only texts that are the same are looked for; the step near_duplicates of prepare drops similar ones"
+NEAR_NOT_MEASURED = "only equal texts are looked for; the step near_duplicates of prepare drops similar ones"
 
 
 class DocumentBatch(NamedTuple):
