@@ -10,9 +10,12 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from llmtrain.storage.store import forget_stores
 from llmtrain.tracking import terminal
 from llmtrain.tracking.logs import reset_logging
 from tests.support.hub import LocalHub
+from tests.support.lakefs import LocalLakeFS
+from tests.support.moto_s3 import LocalS3
 from tests.support.ranks import RankPool
 
 # Set before torch is imported. Tests' tensors are tiny: a second thread only waits for the first, and on a machine that
@@ -101,3 +104,31 @@ def four_ranks() -> Iterator[RankPool]:
     """Four of them."""
     with RankPool(4) as pool:
         yield pool
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[LocalS3]:
+    """S3 on 127.0.0.1, one server for all tests: each makes buckets of its own."""
+    with LocalS3() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: LocalS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalS3]:
+    """The server of S3, which the environment names."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    forget_stores()
+    yield s3_server
+    forget_stores()
+
+
+@pytest.fixture
+def lake(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalLakeFS]:
+    """A server of lakeFS, which the environment names."""
+    with LocalLakeFS() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        forget_stores()
+        yield server
+    forget_stores()

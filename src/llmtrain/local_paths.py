@@ -1,35 +1,50 @@
-"""Reject addresses (`s3://bucket/x`, `http://…`) where paths of this machine alone are read or written.
+"""Say for each key and option whether it takes paths of this machine alone, or addresses (`s3://bucket/x`) as well.
 
-Keys of the config have LOCAL or LOCAL_OR_HUB in their schema, options of commands the callback `local` of cli/options.
-As a path, such an address would be a folder named `s3:`.
+Keys of the config have LOCAL, LOCAL_OR_HUB or ADDRESS in their schema; options of commands have the callback `local` or
+`readable` of cli/options. Where paths alone are taken, an address would be a folder named `s3:`, and is rejected.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Any, Final
 
 from llmtrain.errors import ConfigError
+from llmtrain.storage.address import has_user, local_path, parse_address, scheme_of, shown
 
 LOCAL: Final[dict[str, Any]] = {"format": "path"}
 """`json_schema_extra` of a key that takes paths of this machine."""
 LOCAL_OR_HUB: Final[dict[str, Any]] = {"format": "path or hf://"}
 """The same, for a key that takes hf:// as well: a data set of the Hub."""
+ADDRESS: Final[dict[str, Any]] = {"format": "path or address"}
+"""The same, for a key that takes the address of any store."""
 
-_ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]+):/")
-"""One slash is enough: pathlib makes one of two. A scheme has two letters at least; c:/ is a path."""
 _HUB = "hf"
 
 
-def reject_address(path: str, *, key: str = "", hub: bool = False) -> None:
-    """Raise ConfigError, which begins with `key`, if `path` is an address; with `hub`, one of the Hub may pass."""
-    found = _ADDRESS.match(path)
-    if found is None or (hub and found["scheme"] == _HUB):
-        return
-    if found["scheme"] == _HUB:
+def checked_path(path: str, kind: dict[str, Any], *, key: str = "") -> str:
+    """Return a path or an address that a key of this `kind` takes; the path in place of a `file://` address.
+
+    Raises ConfigError, which begins with `key`, for an address that the key does not take, and for one that has a
+    password in it, or that no store can have.
+    """
+    scheme, where = scheme_of(path), f"{key}: " if key else ""
+    if scheme is None or (scheme == _HUB and kind in (ADDRESS, LOCAL_OR_HUB)):
+        return path
+    try:
+        if scheme == "file":
+            return local_path(path)
+        if kind == ADDRESS:
+            parse_address(path)
+    except ConfigError as error:
+        raise ConfigError(f"{where}{error}") from error
+    if kind == ADDRESS:
+        if has_user(path):
+            raise ConfigError(
+                f"{where}{shown(path)} has a user in it, and a config is no place for secrets: use ~/.netrc"
+            )
+        return path
+    if scheme == _HUB:
         instead = "name a folder, or a model of the Hub as owner/name (hub:owner/name to publish it there)"
     else:
         instead = "name a file or folder here, and copy it from or to there with that store's own tools"
-    raise ConfigError(
-        f"{f'{key}: ' if key else ''}{path} is an address, and only paths of this machine work: {instead}"
-    )
+    raise ConfigError(f"{where}{shown(path)} is an address, and only paths of this machine work: {instead}")

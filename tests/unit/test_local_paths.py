@@ -12,11 +12,15 @@ from pydantic import ValidationError
 from llmtrain.cli.app import program, run
 from llmtrain.config.loading.load import load_config, plain_config
 from llmtrain.config.loading.walk import Key, leaf_types, walk
+from llmtrain.config.sections.chat import ChatConfig
+from llmtrain.config.sections.data import HuggingFaceDataConfig
 from llmtrain.config.sections.schema import Config
+from llmtrain.config.sections.sources import WeightedSource
 from llmtrain.errors import ConfigError
-from llmtrain.local_paths import LOCAL, LOCAL_OR_HUB, reject_address
+from llmtrain.local_paths import ADDRESS, LOCAL, LOCAL_OR_HUB, checked_path
 
-ADDRESSES = ("s3://b/x", "gs://b/x", "az://c/x", "https://h/x", "lakefs://r/m/x", "memory://x", "file:///x", "s3:/b/x")
+ADDRESSES = ("s3://b/x", "gs://b/x", "az://c/x", "https://h/x", "lakefs://r/m/x", "memory://x", "ftp://h/x", "s3:/b/x")
+READABLE = [address for address in ADDRESSES if not address.startswith("ftp")]
 
 # Keys whose text is no path; and rows, which are read from any file system that fsspec knows.
 NO_PATHS = {
@@ -28,7 +32,6 @@ NO_PATHS = {
 }
 ELSEWHERE = ("kubernetes", "remote")
 """Sections whose texts are about other machines; their paths of this one are marked all the same."""
-READS_ADDRESSES = {"data.train", "data.val", "data.train.path", "evaluation.data"}
 
 NO_PATH_WORDS = {
     *("KEY=VALUE", "NAME", "TEXT", "TOKEN", "METRIC", "ID", "STATE", "BY", "ADDRESS", "HOST:PORT", "OUT"),
@@ -44,7 +47,11 @@ def text_keys() -> list[Key]:
 
 
 def is_marked(key: Key) -> bool:
-    return key.field.json_schema_extra in (LOCAL, LOCAL_OR_HUB)
+    return key.field.json_schema_extra in (LOCAL, LOCAL_OR_HUB, ADDRESS)
+
+
+def takes_addresses(key: Key) -> bool:
+    return key.field.json_schema_extra == ADDRESS
 
 
 def test_every_key_that_takes_text_is_a_path_of_this_machine_or_known_to_be_none() -> None:
@@ -53,13 +60,49 @@ def test_every_key_that_takes_text_is_a_path_of_this_machine_or_known_to_be_none
         for key in text_keys()
         if not is_marked(key)
         and key.path[-1] not in NO_PATHS
-        and key.dotted not in READS_ADDRESSES
+        and key.owner is not HuggingFaceDataConfig  # whose train and val are splits
         and key.path[0] not in ELSEWHERE
     }
     assert unknown == set()
 
 
-@pytest.mark.parametrize("key", [key for key in text_keys() if is_marked(key)], ids=lambda key: key.dotted)
+ONLY_HERE = [key for key in text_keys() if is_marked(key) and not takes_addresses(key)]
+ANYWHERE = [key for key in text_keys() if takes_addresses(key)]
+
+
+def errors_of(key: Key, value: Any) -> list[str]:
+    """What is wrong with a value of a key, apart from what the section lacks."""
+    try:
+        key.owner.model_validate({key.path[-1]: value})
+    except ValidationError as caught:
+        return [error["msg"] for error in caught.errors() if error["loc"][:1] == (key.path[-1],)]
+    return []
+
+
+@pytest.mark.parametrize("key", ANYWHERE, ids=lambda key: key.dotted)
+def test_what_is_read_takes_the_address_of_every_store_and_no_password(key: Key) -> None:
+    for address in READABLE:
+        assert errors_of(key, address) == []
+    (wrong,) = errors_of(key, "ftp://h/x")
+    assert "no store has the scheme ftp: give one of file, s3" in wrong
+    (secret,) = errors_of(key, "https://me:secret@h/x")
+    assert "https://***@h/x has a user in it" in secret
+    assert "secret@" not in secret
+
+
+@pytest.mark.parametrize("key", [*ONLY_HERE, *ANYWHERE], ids=lambda key: key.dotted)
+def test_a_file_address_is_a_path_everywhere(key: Key) -> None:
+    assert not [error for error in errors_of(key, "file:///a/b%20c") if "address" in error]
+
+
+def test_the_config_has_the_path_of_a_file_address() -> None:
+    weighted = {"path": "file:///rows.jsonl", "weight": 1}
+    chat = ChatConfig.model_validate({"train": [weighted], "val": ["s3://b/x", "file:///v"], "cache_dir": "file:///c"})
+    assert chat.train == [WeightedSource(path="/rows.jsonl", weight=1)]
+    assert (chat.val, chat.cache_dir) == (["s3://b/x", "/v"], "/c")
+
+
+@pytest.mark.parametrize("key", ONLY_HERE, ids=lambda key: key.dotted)
 @pytest.mark.parametrize("as_list", [False, True])
 def test_every_path_of_the_config_rejects_addresses(key: Key, as_list: bool) -> None:
     name = key.path[-1]
@@ -84,10 +127,19 @@ def test_the_message_names_place_key_address_and_what_to_do(tmp_path: Path) -> N
 
 def test_paths_and_names_of_the_hub_pass() -> None:
     for path in ("runs", "./a:b/c", "/x/2024:01/y", "c:/data", "~/x", "owner/name", "hub:owner/name", "a,b"):
-        reject_address(path)
-    reject_address("hf://owner/name", hub=True)
+        assert checked_path(path, LOCAL) == path
+    for kind in (LOCAL_OR_HUB, ADDRESS):
+        assert checked_path("hf://owner/name", kind) == "hf://owner/name"
     with pytest.raises(ConfigError, match="a model of the Hub as owner/name"):
-        reject_address("hf://owner/name")
+        checked_path("hf://owner/name", LOCAL)
+
+
+def test_a_file_address_means_its_path() -> None:
+    for kind in (LOCAL, LOCAL_OR_HUB, ADDRESS):
+        assert checked_path("file:///a/b%20c", kind) == "/a/b c"
+        assert checked_path("file://localhost/a", kind) == "/a"
+    with pytest.raises(ConfigError, match="key: file://server/a: files of another machine are not read"):
+        checked_path("file://server/a", LOCAL, key="key")
 
 
 PROGRAM: Any = typer.main.get_command(program())
@@ -98,6 +150,7 @@ PARAMETERS = [
     if parameter.metavar is not None
     and parameter.metavar not in NO_PATH_WORDS
     and parameter.name not in READS_ADDRESSES_OPTIONS
+    and parameter.metavar != "MODEL"
 ]
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from llmtrain.cli.importing import large_imports
-from llmtrain.cli.options import Chat, ConfigOption, Json, Overrides, local
+from llmtrain.cli.options import Chat, ConfigOption, Json, Overrides, local, readable
 from llmtrain.cli.output import Outcome, named_values
 from llmtrain.cli.workers import NodeRank, NumNodes, NumProcesses, Rendezvous, run_in, worker_group_of
 from llmtrain.errors import ConfigError
@@ -32,8 +32,9 @@ Model = Annotated[
     str | None,
     typer.Argument(
         metavar="MODEL",
-        callback=local,
-        help="A run, a checkpoint, a model or adapter folder, or owner/name on the Hub; the newest run when not given.",
+        callback=readable,
+        help="A run, a checkpoint, a model or adapter folder or its address, or owner/name on the Hub; the newest run "
+        "when not given.",
     ),
 ]
 Data = Annotated[
@@ -63,7 +64,7 @@ Baseline = Annotated[
     typer.Option(
         "--baseline",
         metavar="MODEL",
-        callback=local,
+        callback=readable,
         help="Model to compare with, row by row, or last-published. The one that MODEL was tuned from when not given.",
     ),
 ]

@@ -1,6 +1,7 @@
 """Arguments and options that several commands share: CONFIG, key=value, MODEL, --json; and a bare --resume.
 
-Every option that names a path of this machine has the callback `local`, which rejects addresses such as s3://bucket/x.
+An option that names a path of this machine has the callback `local`, which rejects addresses such as s3://bucket/x. One
+that is read wherever it lies has the callback `readable`.
 """
 
 from __future__ import annotations
@@ -11,17 +12,29 @@ from typing import Annotated, Any
 import typer
 
 from llmtrain.errors import ConfigError
-from llmtrain.local_paths import reject_address
+from llmtrain.local_paths import ADDRESS, LOCAL, checked_path
 
 NEWEST = "latest"
 
 
 def local(parameter: typer.CallbackParam, value: Any) -> Any:
     """Return what an option or argument was given: a path, several, or none. Raises ConfigError for an address."""
+    return _checked(parameter, value, LOCAL)
+
+
+def readable(parameter: typer.CallbackParam, value: Any) -> Any:
+    """Return what an option or argument was given: a path or an address, several, or none. Raises ConfigError."""
+    return _checked(parameter, value, ADDRESS)
+
+
+def _checked(parameter: typer.CallbackParam, value: Any, kind: dict[str, Any]) -> Any:
+    if value is None:
+        return None
     name = parameter.opts[0]
-    for path in [value] if isinstance(value, str) else value or []:
-        reject_address(path, key=name if name.startswith("-") else str(parameter.metavar))
-    return value
+    key = name if name.startswith("-") else str(parameter.metavar)
+    if isinstance(value, str):
+        return checked_path(value, kind, key=key)
+    return [checked_path(path, kind, key=key) for path in value]
 
 
 ConfigWord = Annotated[
@@ -38,8 +51,8 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        callback=local,
-        help="A run, a checkpoint, a model or adapter folder, or owner/name on the Hub.",
+        callback=readable,
+        help="A run, a checkpoint, a model or adapter folder or its address, or owner/name on the Hub.",
     ),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")]

@@ -31,6 +31,8 @@ from llmtrain.data.fast_encoding import Encode, fast_encoder
 from llmtrain.data.hub_connection import hub_answers
 from llmtrain.errors import ConfigError
 from llmtrain.models.companions import copy_tokenizer, tokenizer_files
+from llmtrain.models.fetch import fetch_tokenizer
+from llmtrain.storage.address import is_remote
 
 logger = logging.getLogger("llmtrain.data")
 
@@ -296,6 +298,8 @@ def load_hf_tokenizer(name_or_path: str) -> Tokenizer:
         )
 
     where = f"tokenizer {name_or_path!r}"
+    if is_remote(name_or_path):
+        name_or_path = str(fetch_tokenizer(name_or_path, local_files_only=False))
     is_folder = os.path.isdir(name_or_path)
     if is_folder and _is_ours(Path(name_or_path)):
         return load_tokenizer(name_or_path)
@@ -345,8 +349,8 @@ def wrap_tokenizer(found: Any, *, where: str) -> Tokenizer:
 
 
 def folder_fingerprint(name_or_path: str) -> str | None:
-    """sha256 over the tokenizer files of a folder, which tells whether they changed; None for a Hub id."""
-    folder = Path(name_or_path)
+    """sha256 over the tokenizer files of a folder, here or at an address; None for a Hub id."""
+    folder = fetch_tokenizer(name_or_path, local_files_only=False) if is_remote(name_or_path) else Path(name_or_path)
     if not folder.is_dir():
         return None
     digest = hashlib.sha256()

@@ -20,6 +20,7 @@ from llmtrain.distributed.engine import Engine
 from llmtrain.errors import ConfigError
 from llmtrain.generation.language_model import LanguageModel
 from llmtrain.generation.open_model import config_beside
+from llmtrain.storage.address import is_remote
 
 DEFAULT_SEQ_LEN = 1024
 
@@ -107,7 +108,7 @@ def _holds_rows(path: str) -> bool:
     """Return whether a path holds rows: by its kind; Parquet does unless a manifest says that it is token shards."""
     local = Path(os.path.expanduser(path))
     kind = format_of(path)
-    if path.startswith("hf://") or kind not in (None, "parquet"):
+    if is_remote(path) or kind not in (None, "parquet"):
         return True
     names = [path] if not local.is_dir() else [name for _, _, files in os.walk(local) for name in files]
     if not any(map(format_of, names)):

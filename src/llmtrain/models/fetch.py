@@ -1,6 +1,7 @@
 """Fetches a Hugging Face model: from a folder as it is, or from the Hub; and explains why one cannot be had.
 
     path ─┬─ a folder ───────────────────────────────┬─▶ folder with all files of the model
+          ├─ s3://… ───── copy of a store's folder ──┤
           └─ owner/name ─ Hub, or its cache on disk ─┘
 
 Libraries of Hugging Face are imported only where they are needed, so that `use_older_names` runs first. Only
@@ -20,6 +21,7 @@ from typing import Any
 from llmtrain.contracts import TOKENIZER_FILES
 from llmtrain.errors import ConfigError, RunError
 from llmtrain.screen import known_width, wrapped
+from llmtrain.storage.address import is_remote, local_path
 
 OLDER_NAMES = {"HUGGINGFACE_HUB_TOKEN": "HF_TOKEN", "TRANSFORMERS_CACHE": "HF_HUB_CACHE"}
 """Environment variables that Hugging Face's libraries no longer read, and their names today."""
@@ -140,7 +142,11 @@ def _pickled(folder: Path) -> str:
 
 
 def _fetch(path: str, *, revision: str | None, offline: bool, patterns: list[str]) -> Path:
-    folder = Path(path).expanduser()
+    if is_remote(path):
+        from llmtrain.storage.local_copies import fetch_folder
+
+        return fetch_folder(path, patterns=patterns, offline=offline)
+    folder = Path(local_path(path)).expanduser()
     if folder.is_dir():
         return folder
     if folder.is_absolute() or path.startswith((".", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):

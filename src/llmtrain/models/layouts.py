@@ -24,7 +24,7 @@ TIED_OUTPUT = "lm_head.weight"
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """One tensor of theirs: ours, transposed if `transpose`, concatenated along the last dimension of the result."""
 
     theirs: str
@@ -45,7 +45,7 @@ class Layout:
     """Values that keys of a config must have, besides those of `REQUIRED_BY_ALL`."""
     sliding_window: bool
     """True if attention may have a window."""
-    entries: Callable[[DecoderConfig], list[Entry]]
+    entries: Callable[[DecoderConfig], list[TensorEntry]]
     write_config: Callable[[DecoderConfig, int], dict[str, Any]]
     """Returns `config.json` for a config and a vocabulary size."""
     read_config: Callable[[Mapping[str, Any]], DecoderConfig]
@@ -151,25 +151,25 @@ _GPT2: dict[str, str | bool] = {
 # Llama, Qwen3 and Mistral
 
 
-def _llama_entries(config: DecoderConfig) -> list[Entry]:
-    entries = [Entry("model.embed_tokens.weight", ("token_embedding.weight",))]
+def _llama_entries(config: DecoderConfig) -> list[TensorEntry]:
+    entries = [TensorEntry("model.embed_tokens.weight", ("token_embedding.weight",))]
     kinds = {"attention": ("self_attn", ["q_proj", "k_proj", "v_proj", "o_proj"], config.attention.bias)}
     kinds["feed_forward"] = ("mlp", ["gate_proj", "up_proj", "down_proj"], config.ffn.bias)
     for layer in range(config.num_layers):
         theirs, ours = f"model.layers.{layer}", f"blocks.{layer}"
-        entries.append(Entry(f"{theirs}.input_layernorm.weight", (f"{ours}.attention_norm.weight",)))
-        entries.append(Entry(f"{theirs}.post_attention_layernorm.weight", (f"{ours}.feed_forward_norm.weight",)))
+        entries.append(TensorEntry(f"{theirs}.input_layernorm.weight", (f"{ours}.attention_norm.weight",)))
+        entries.append(TensorEntry(f"{theirs}.post_attention_layernorm.weight", (f"{ours}.feed_forward_norm.weight",)))
         for our_part, (their_part, projections, bias) in kinds.items():
             for projection in projections:
                 for suffix in ("weight", "bias") if bias else ("weight",):
                     name = f"{projection}.{suffix}"
-                    entries.append(Entry(f"{theirs}.{their_part}.{name}", (f"{ours}.{our_part}.{name}",)))
+                    entries.append(TensorEntry(f"{theirs}.{their_part}.{name}", (f"{ours}.{our_part}.{name}",)))
         if config.attention.qk_norm:
             for name in ("q_norm.weight", "k_norm.weight"):
-                entries.append(Entry(f"{theirs}.self_attn.{name}", (f"{ours}.attention.{name}",)))
-    entries.append(Entry("model.norm.weight", ("final_norm.weight",)))
+                entries.append(TensorEntry(f"{theirs}.self_attn.{name}", (f"{ours}.attention.{name}",)))
+    entries.append(TensorEntry("model.norm.weight", ("final_norm.weight",)))
     if not config.tie_embeddings:
-        entries.append(Entry(TIED_OUTPUT, ("output.weight",)))
+        entries.append(TensorEntry(TIED_OUTPUT, ("output.weight",)))
     return entries
 
 
@@ -285,32 +285,36 @@ def _unfit_for_gpt2(config: DecoderConfig) -> str | None:
     return None
 
 
-def _gpt2_entries(config: DecoderConfig) -> list[Entry]:
+def _gpt2_entries(config: DecoderConfig) -> list[TensorEntry]:
     """List the entries. GPT-2 keeps matrices as [in, out], and q, k and v as one matrix."""
     width = config.d_model
-    entries = [Entry("transformer.wte.weight", ("token_embedding.weight",))]
-    entries.append(Entry("transformer.wpe.weight", ("position_embedding.weight",)))
+    entries = [TensorEntry("transformer.wte.weight", ("token_embedding.weight",))]
+    entries.append(TensorEntry("transformer.wpe.weight", ("position_embedding.weight",)))
     for layer in range(config.num_layers):
         theirs, ours = f"transformer.h.{layer}", f"blocks.{layer}"
         qkv = [f"{ours}.attention.{name}_proj" for name in "qkv"]
         for suffix in ("weight", "bias"):
             matrix = suffix == "weight"
             entries += [
-                Entry(f"{theirs}.ln_1.{suffix}", (f"{ours}.attention_norm.{suffix}",)),
-                Entry(
+                TensorEntry(f"{theirs}.ln_1.{suffix}", (f"{ours}.attention_norm.{suffix}",)),
+                TensorEntry(
                     f"{theirs}.attn.c_attn.{suffix}",
                     tuple(f"{name}.{suffix}" for name in qkv),
                     transpose=matrix,
                     sizes=(width,) * 3,
                 ),
-                Entry(f"{theirs}.attn.c_proj.{suffix}", (f"{ours}.attention.o_proj.{suffix}",), transpose=matrix),
-                Entry(f"{theirs}.ln_2.{suffix}", (f"{ours}.feed_forward_norm.{suffix}",)),
-                Entry(f"{theirs}.mlp.c_fc.{suffix}", (f"{ours}.feed_forward.up_proj.{suffix}",), transpose=matrix),
-                Entry(f"{theirs}.mlp.c_proj.{suffix}", (f"{ours}.feed_forward.down_proj.{suffix}",), transpose=matrix),
+                TensorEntry(f"{theirs}.attn.c_proj.{suffix}", (f"{ours}.attention.o_proj.{suffix}",), transpose=matrix),
+                TensorEntry(f"{theirs}.ln_2.{suffix}", (f"{ours}.feed_forward_norm.{suffix}",)),
+                TensorEntry(
+                    f"{theirs}.mlp.c_fc.{suffix}", (f"{ours}.feed_forward.up_proj.{suffix}",), transpose=matrix
+                ),
+                TensorEntry(
+                    f"{theirs}.mlp.c_proj.{suffix}", (f"{ours}.feed_forward.down_proj.{suffix}",), transpose=matrix
+                ),
             ]
-    entries += [Entry(f"transformer.ln_f.{suffix}", (f"final_norm.{suffix}",)) for suffix in ("weight", "bias")]
+    entries += [TensorEntry(f"transformer.ln_f.{suffix}", (f"final_norm.{suffix}",)) for suffix in ("weight", "bias")]
     if not config.tie_embeddings:
-        entries.append(Entry(TIED_OUTPUT, ("output.weight",)))
+        entries.append(TensorEntry(TIED_OUTPUT, ("output.weight",)))
     return entries
 
 

@@ -23,6 +23,7 @@ from llmtrain.data.tokens import open_training_data
 from llmtrain.distributed.engine import Engine
 from llmtrain.distributed.resolve import resolve
 from llmtrain.errors import ConfigError
+from llmtrain.storage.address import is_remote
 
 MANY_BYTES = 64_000_000
 MANY_ROWS = 200_000
@@ -105,8 +106,8 @@ def _open_rows(config: Config, data: ChatConfig) -> tuple[TrainingSet | None, st
     listed = [data.train] if isinstance(data.train, str) else data.train
     paths = [source if isinstance(source, str) else source.path for source in listed]
     for path in paths:
-        if path.startswith("hf://"):
-            return None, f"{path} is a dataset of the Hub"
+        if is_remote(path):
+            return None, f"{path} is {'a dataset of the Hub' if path.startswith('hf://') else 'not on this machine'}"
         if not any(character in path for character in "*?[") and not Path(path).expanduser().exists():
             return None, f"{path} is not here"
     parts = find_parts(data)

@@ -26,6 +26,8 @@ from llmtrain.publishing.place import EXPORT_FILE
 from llmtrain.publishing.public_text import public
 from llmtrain.reports.document import run_document
 from llmtrain.runs.json_files import json_object
+from llmtrain.storage.address import is_remote
+from llmtrain.storage.versions import commit_in
 from llmtrain.tracking.redaction import redact, redact_config
 
 _RESULTS = (
@@ -169,8 +171,8 @@ def _data(source: Source, told: Mapping[str, Any]) -> Iterator[dict[str, str]]:
 
 def _hash_of_rows(home: Path, path: str) -> str | None:
     """Return the hash of a file of rows, or of all files of a folder or glob; of a remote source its revision."""
-    if "://" in path:
-        return path.partition("@")[2] or None
+    if is_remote(path):
+        return commit_in(path) or path.partition("@")[2] or None
     try:
         found = find_rows([str(home / Path(path).expanduser())], key="data.train")
     except ConfigError:  # gone since

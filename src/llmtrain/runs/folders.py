@@ -25,8 +25,9 @@ from llmtrain.atomic import LACKING, follow, point, write_json, write_text
 from llmtrain.config.loading.renamed import is_old_checkpoint
 from llmtrain.config.sections.running import OutputConfig, RunConfig
 from llmtrain.errors import ConfigError
-from llmtrain.models.fetch import is_model_folder
+from llmtrain.models.fetch import fetch_model_or_adapter, is_model_folder
 from llmtrain.runs.metadata import code_git_state, name_in, new_run_id, run_metadata, slug
+from llmtrain.storage.address import is_remote, local_path
 from llmtrain.tracking.redaction import redact_config
 
 log = logging.getLogger("llmtrain.run")
@@ -38,11 +39,12 @@ MAX_NAMED = 5
 
 
 def start_run(
-    about: RunConfig, output: OutputConfig, *, resolved: Mapping[str, Any], as_written: str | None = None
+    about: RunConfig, output: OutputConfig, *, decided: Mapping[str, Any], as_written: str | None = None
 ) -> Path:
     """Make the folder of a new run, with its meta.json. Raises ConfigError if it cannot be made.
 
-    `resolved`: every `auto` of the config as this start decided it. `as_written`: the text of the config's file, which
+    `decided`: what this start decided, for those that go on: `resolved`, every `auto` of the config, and `commits`, the
+    commit of each branch that is read. `as_written`: the text of the config's file, which
     is kept, with secrets redacted; overrides are in meta.json's argv.
     """
     now, root = datetime.now(UTC), Path(output.root_dir)
@@ -51,9 +53,9 @@ def start_run(
         run = create_run(root, run_id)
     except ConfigError:
         if output.run_id is None and (root / run_id).exists():  # another run took this id a moment ago
-            return start_run(about, output, resolved=resolved, as_written=as_written)
+            return start_run(about, output, decided=decided, as_written=as_written)
         raise
-    meta = {"run_id": run_id, "notes": about.notes, "tags": about.tags, "resolved": dict(resolved)}
+    meta = {"run_id": run_id, "notes": about.notes, "tags": about.tags, **decided}
     write_json(run / "meta.json", {**meta, **run_metadata(sys.argv, now=now)})
     if as_written is not None:
         write_text(run / AS_WRITTEN, redact_config(as_written))
@@ -179,7 +181,9 @@ def find_model(ref: str, root: Path) -> Path:
 
     Raises ConfigError if there is none.
     """
-    here = follow(Path(ref)).resolve()
+    if is_remote(ref):
+        return fetch_model_or_adapter(ref)
+    here = follow(Path(local_path(ref))).resolve()
     if is_model_folder(here):
         return here
     if here.is_dir() and not is_run(here) and is_model_folder(here / "model"):
@@ -201,7 +205,7 @@ def model_to_begin_from(path: str, root: Path) -> str:
 
     Raises ConfigError if the run has no checkpoint yet.
     """
-    if is_model_folder(Path(path).expanduser()) or _find_run(path, root) is None:
+    if is_remote(path) or is_model_folder(Path(path).expanduser()) or _find_run(path, root) is None:
         return path
     return str(find_model(path, root))
 

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,7 +15,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from llmtrain.atomic import file_sha256, write_json
+from llmtrain.errors import ConfigError
 from llmtrain.runs.json_files import json_object
+from llmtrain.storage.address import is_remote
+from llmtrain.storage.store import locate
 from llmtrain.tracking.redaction import redact
 
 LINEAGE_NAME: Final = "lineage.json"
@@ -30,9 +34,9 @@ class Ingredient:
     name: str
     """Name that the config gives it."""
     folder: str | None = None
-    """Absolute folder of the files; None where they are not on this machine."""
+    """Absolute folder of the files, or address of the store that holds them; None where they are in neither."""
     revision: str | None = None
-    """Commit on the Hub, or fingerprint of a dataset that has no files here."""
+    """Commit on the Hub or in lakeFS, or fingerprint of a dataset that has no files here."""
     files: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 by path, relative to the folder."""
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -42,15 +46,30 @@ class Ingredient:
         """Return a sentence for each file that is gone or has another content now."""
         found = []
         for name, sha256 in self.files.items():
-            path = Path(self.folder or ".") / name
+            path: Path | str = Path(self.folder or ".") / name
             try:
-                now = file_sha256(path)
-            except OSError as error:
-                found.append(f"{path}: cannot be read any more ({error.strerror})")
+                if self.folder is not None and is_remote(self.folder):
+                    path = f"{self.folder}{name}"
+                    now = remote_sha256(path)
+                else:
+                    now = file_sha256(Path(path))
+            except (OSError, ConfigError) as error:
+                reason = getattr(error, "strerror", None) or str(error)
+                found.append(f"{path}: cannot be read any more ({reason})")
                 continue
             if now != sha256:
                 found.append(f"{path}: its content has changed (sha256 was {sha256[:16]}…, and is {now[:16]}…)")
         return found
+
+
+def remote_sha256(address: str) -> str:
+    """Return the SHA-256 of an object of a store. Raises StorageError, and ConfigError as `open_store` does."""
+    store, key = locate(address)
+    with store.open(key) as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(1 << 23):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def hashed_files(folder: Path, patterns: Sequence[str]) -> dict[str, str]:

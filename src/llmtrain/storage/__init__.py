@@ -6,6 +6,7 @@
 - `store`: the protocol `Store`, and `open_store`, which chooses the library: obstore (s3, gs, az), fsspec (hf, memory,
   file) or requests (http, lakefs). Nobody outside this package knows which.
 - `failures`: the errors, each one message.
+- `finding`: the objects at an address: one, those of a folder, those of a glob.
 - `versions`: branches of lakeFS and the Hub as commits.
 - `local_copies`: objects and folders fetched once into a bounded cache on this machine.
 

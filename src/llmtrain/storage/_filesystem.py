@@ -73,12 +73,13 @@ class FileSystemStore:
         """Return several ranges."""
         return [self.read_range(key, start, length) for start, length in ranges]
 
-    def open(self, key: str) -> BinaryIO:
+    def open(self, key: str, *, size: int | None = None) -> BinaryIO:
         """Open an object to be read at any position."""
         if self._scheme == "file":
             with self._failures(key):
                 return open(self._path(key), "rb")
-        return open_ranges(lambda start, length: self.read_range(key, start, length), self.size(key))
+        size = self.size(key) if size is None else size
+        return open_ranges(lambda start, length: self.read_range(key, start, length), size)
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Yield the objects of a folder and of folders in it."""

@@ -98,9 +98,10 @@ class LakeStore:
         """Return several ranges."""
         return get_ranges(self.read_range, key, ranges)
 
-    def open(self, key: str) -> BinaryIO:
+    def open(self, key: str, *, size: int | None = None) -> BinaryIO:
         """Open an object to be read at any position."""
-        return open_ranges(lambda start, length: self.read_range(key, start, length), self.size(key))
+        size = self.size(key) if size is None else size
+        return open_ranges(lambda start, length: self.read_range(key, start, length), size)
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Yield the objects of a folder and of folders in it."""

@@ -9,12 +9,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from llmtrain.storage import failures
 from llmtrain.storage._range_file import open_ranges
 from llmtrain.storage.address import Address
 from llmtrain.storage.credentials import azure_settings, google_settings, s3_settings
 from llmtrain.storage.failures import (
     ATTEMPTS,
-    FIRST_WAIT_SECONDS,
     NoObject,
     StorageError,
     access_denied,
@@ -93,9 +93,10 @@ class ObjectStore:
             raise not_inside(self.root + key, wanted)
         return read
 
-    def open(self, key: str) -> BinaryIO:
+    def open(self, key: str, *, size: int | None = None) -> BinaryIO:
         """Open an object to be read at any position."""
-        return open_ranges(lambda start, length: self.read_range(key, start, length), self.size(key))
+        size = self.size(key) if size is None else size
+        return open_ranges(lambda start, length: self.read_range(key, start, length), size)
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Yield the objects of a folder and of folders in it."""
@@ -134,10 +135,10 @@ class ObjectStore:
             return missing_object(self.root, self._scheme, is_place=True)
         if isinstance(error, kinds.NotFoundError | FileNotFoundError):
             return missing_object(address, self._scheme)
-        if "169.254." in text or "metadata.google" in text or "credential" in text.lower():
-            return access_denied(address, self._scheme)
         if isinstance(error, kinds.PermissionDeniedError | kinds.UnauthenticatedError | PermissionError):
             return access_denied(address, self._scheme, 401 if isinstance(error, kinds.UnauthenticatedError) else 403)
+        if "169.254." in text or "metadata.google" in text or "credential" in text.lower():
+            return access_denied(address, self._scheme)
         if status in (301, 307) or "PermanentRedirect" in text:
             return StorageError(f"{address}: the bucket is in another region: set AWS_REGION to that of the bucket")
         reason = _REASON.search(text)
@@ -166,7 +167,7 @@ def _bucket(place: Address) -> tuple[str, Any]:
         retry_config={
             "max_retries": ATTEMPTS - 1,
             "retry_timeout": timedelta(minutes=2),
-            "backoff": {"init_backoff": timedelta(seconds=FIRST_WAIT_SECONDS), "base": 2},
+            "backoff": {"init_backoff": timedelta(seconds=failures.FIRST_WAIT_SECONDS), "base": 2},
         },
     )
     return settings.endpoint, opened

@@ -12,11 +12,11 @@ from typing import Any, BinaryIO, cast
 
 import requests
 
+from llmtrain.storage import failures
 from llmtrain.storage._range_file import open_ranges
 from llmtrain.storage.address import Address, shown
 from llmtrain.storage.failures import (
     ATTEMPTS,
-    FIRST_WAIT_SECONDS,
     NoObject,
     StorageError,
     access_denied,
@@ -28,7 +28,7 @@ from llmtrain.storage.failures import (
 from llmtrain.storage.store import Entry
 
 TIMEOUT_SECONDS = (10, 60)
-"""To connect, and between two bytes of an answer."""
+"""Limits for a connection, and between two bytes of an answer."""
 AT_ONCE = 8
 """Ranges of an object that are asked for at once."""
 
@@ -53,7 +53,7 @@ class Requests:
 
         `address` is what messages name. Raises StorageError, NoObject and AccessDenied.
         """
-        wait = FIRST_WAIT_SECONDS
+        wait = failures.FIRST_WAIT_SECONDS
         for attempt in range(ATTEMPTS):
             if attempt:
                 time.sleep(wait)
@@ -158,7 +158,7 @@ class WebStore:
         """Return several ranges."""
         return get_ranges(self.read_range, key, ranges)
 
-    def open(self, key: str) -> BinaryIO:
+    def open(self, key: str, *, size: int | None = None) -> BinaryIO:
         """Open a file to be read at any position; from a host without ranges it is fetched to a temporary file."""
         entry, knows_ranges = self._probe(key)
         if knows_ranges:

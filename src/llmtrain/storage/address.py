@@ -32,12 +32,15 @@ class Address:
     scheme: str
     """One of SCHEMES."""
     bucket: str
-    """What the store is called: bucket, container, host, `repository/ref` of lakeFS, repository of the Hub.
+    """Name of the place: bucket, container, host, `repository/ref` of lakeFS, repository of the Hub.
 
     It is empty for files. A host may have `user:password@` before it.
     """
     key: str
     """Path in the bucket; it never begins with a slash."""
+
+    def __repr__(self) -> str:
+        return f"Address({self.shown})"
 
     def __str__(self) -> str:
         """Return the address as it is given; it may have secrets."""
@@ -80,9 +83,10 @@ def parse_address(text: str) -> Address:
     if scheme not in SCHEMES:
         instead = f"write {_SYNONYMS[scheme]}://" if scheme in _SYNONYMS else f"give one of {', '.join(SCHEMES)}"
         raise ConfigError(f"{shown(text)}: no store has the scheme {scheme}: {instead}")
-    rest = text[len(scheme) + 1 :].lstrip("/")
+    rest = text[len(scheme) + 1 :]
     if scheme == "file":
-        return Address(scheme, "", _path_in_url(text, rest))
+        return Address(scheme, "", _path_in_url(text, rest.lstrip("/")))
+    rest = rest.removeprefix("/").removeprefix("/")
     parts = rest.split("/")
     size = {"lakefs": 2, "hf": 3 if parts[0] in ("datasets", "spaces", "buckets") else 2}.get(scheme, 1)
     bucket, key = "/".join(parts[:size]), "/".join(parts[size:])
@@ -106,6 +110,11 @@ def _path_in_url(text: str, rest: str) -> str:
 def local_path(text: str) -> str:
     """Return the path that a `file://` address means; any other text as it is. Raises ConfigError."""
     return f"/{parse_address(text).key}" if scheme_of(text) == "file" else text
+
+
+def has_user(address: str) -> bool:
+    """Return whether an address has `user@` or `user:password@` before its host."""
+    return scheme_of(address) in ("http", "https") and "@" in urlsplit(address).netloc
 
 
 def shown(text: str) -> str:

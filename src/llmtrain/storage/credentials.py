@@ -1,4 +1,4 @@
-"""Settings of stores from the environment and the usual files, as obstore takes them.
+"""BucketSettings of stores from the environment and the usual files, as obstore takes them.
 
 obstore reads the variables of the environment by itself, and Google's login file; the files of the AWS command line it
 does not read. A profile that logs in by other programs (SSO, roles) is not read here either: the message says how.
@@ -17,8 +17,8 @@ from llmtrain.storage.address import Address
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How to reach a bucket."""
+class BucketSettings:
+    """Service and credentials of a bucket."""
 
     endpoint: str
     """Address of the service, for messages."""
@@ -26,7 +26,7 @@ class Settings:
     """Options of obstore beside those that it takes from the environment. They hold secrets."""
 
 
-def s3_settings(place: Address) -> Settings:
+def s3_settings(place: Address) -> BucketSettings:
     """Return the settings of a bucket of S3. Raises ConfigError for a profile without keys."""
     environment = os.environ
     options: dict[str, str] = {}
@@ -48,7 +48,7 @@ def s3_settings(place: Address) -> Settings:
     endpoint = next((environment[name] for name in named if environment.get(name)), profile.get("endpoint_url"))
     if endpoint:
         options["aws_endpoint"] = endpoint
-    return Settings(endpoint or "S3", options)
+    return BucketSettings(endpoint or "S3", options)
 
 
 _AWS_KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
@@ -77,17 +77,17 @@ def _aws_profile(environment: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def google_settings(place: Address) -> Settings:
+def google_settings(place: Address) -> BucketSettings:
     """Return the settings of a bucket of Google Cloud Storage."""
     endpoint = os.environ.get("GOOGLE_BASE_URL") or os.environ.get("STORAGE_EMULATOR_HOST") or ""
-    return Settings(endpoint or "Google Cloud Storage", {"google_base_url": endpoint} if endpoint else {})
+    return BucketSettings(endpoint or "Google Cloud Storage", {"google_base_url": endpoint} if endpoint else {})
 
 
-def azure_settings(place: Address) -> Settings:
+def azure_settings(place: Address) -> BucketSettings:
     """Return the settings of a container of Azure. Raises ConfigError where the account is not named."""
     endpoint = os.environ.get("AZURE_STORAGE_ENDPOINT") or ""
     if not endpoint and not any(
         os.environ.get(name) for name in ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_USE_EMULATOR")
     ):
         raise ConfigError(f"{place.shown}: the storage account is not named: set AZURE_STORAGE_ACCOUNT_NAME")
-    return Settings(endpoint or "Azure", {})
+    return BucketSettings(endpoint or "Azure", {})

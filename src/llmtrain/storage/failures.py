@@ -11,7 +11,7 @@ from llmtrain.installing import install_extra
 from llmtrain.storage.address import shown
 
 ATTEMPTS = 5
-"""How often a request is made that fails in a way that may pass: 5xx, 429, a connection that is lost."""
+"""Number of times that a request is made which fails in a way that may pass: 5xx, 429, a lost connection."""
 FIRST_WAIT_SECONDS = 0.2
 """Time before the second attempt; it doubles with each."""
 

@@ -60,8 +60,11 @@ class Store(Protocol):
         """Return several ranges, each (start, length), as `read_range` does; they are asked for at once."""
         ...
 
-    def open(self, key: str) -> BinaryIO:
-        """Open an object to be read at any position, with read-ahead where it is read in order."""
+    def open(self, key: str, *, size: int | None = None) -> BinaryIO:
+        """Open an object to be read at any position, with read-ahead where it is read in order.
+
+        `size`: its size where it is known, which saves a request.
+        """
         ...
 
     def list(self, prefix: str) -> Iterator[Entry]:

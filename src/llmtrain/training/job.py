@@ -82,8 +82,8 @@ class Job:
         config, origin = self.config, self.start.origin
         if origin:
             return origin.run
-        resolved = self.engine.resolved.as_dict()
-        return start_run(config.run, config.output, resolved=resolved, as_written=self.start.as_written)
+        decided = {"resolved": self.engine.resolved.as_dict(), "commits": dict(self.start.commits)}
+        return start_run(config.run, config.output, decided=decided, as_written=self.start.as_written)
 
     # -- tensors -------------------------------------------------------------------------------------------------------
 

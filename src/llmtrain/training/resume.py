@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class Origin:
     """The checkpoint that the user named; None: the newest good one."""
     resolved: Mapping[str, Any]
     """The value of every `auto`, as the first start of the run decided it."""
+    commits: Mapping[str, str] = field(default_factory=dict)
+    """Commit of each branch of lakeFS that the first start of the run read."""
     may_start_over: bool = False
     """True if the run may start from the beginning, in its folder, when it has no checkpoint yet."""
 
@@ -38,7 +40,7 @@ def find_origin(ref: str, root: Path) -> Origin:
     run, checkpoint = find_run(ref, root)
     try:
         meta = json.loads((run / "meta.json").read_text(encoding="utf-8"))
-        return Origin(run, checkpoint, meta["resolved"])
+        return Origin(run, checkpoint, meta["resolved"], meta.get("commits", {}))
     except (ValueError, KeyError) as error:
         raise ConfigError(f"{run / 'meta.json'} is damaged ({error}), so {run.name} cannot be resumed") from None
 

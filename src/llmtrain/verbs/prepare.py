@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmtrain.config.commits import with_commits
 from llmtrain.config.loading.load import LoadedConfig
 from llmtrain.errors import ConfigError
 from llmtrain.tracking.logs import setup_logging
@@ -19,8 +20,8 @@ def prepare(loaded: LoadedConfig, *, num_workers: int = 0) -> dict[str, Any]:
     `num_workers` processes tokenise rows where they are many; for text prepare.num_workers counts. Raises ConfigError
     for a mistake in the config, and for bad files and rows, with the line of each; RunError when the disk is full.
     """
-    config = loaded.config
-    setup_logging(config.logging, run_folder=None, rank=0)
+    setup_logging(loaded.config.logging, run_folder=None, rank=0)
+    config, _ = with_commits(loaded.config)
     if config.data.name == "chat":
         from llmtrain.data.chat.prepare_rows import prepare_rows
 

@@ -31,7 +31,7 @@ from llmtrain.training.session import already_finished, describe, open_session, 
 from llmtrain.training.setup.build import build_learner, build_model, identity_of_run, schedule_of
 from llmtrain.training.setup.data import as_recorded, fetch_folders, open_data
 from llmtrain.training.setup.observers import open_interview, open_samples
-from llmtrain.training.setup.start import Start, find_position, find_start, open_engine
+from llmtrain.training.setup.start import Start, at_commits, find_position, find_start, open_engine
 from llmtrain.training.signals import StopSignal
 from llmtrain.training.time_limit import SpeedCheck, fix_number_of_steps
 
@@ -75,6 +75,7 @@ def train(
 
 def set_up(start: Start, engine: Engine) -> Job:
     """Build a job. What can be rejected is rejected here, before anything is written."""
+    start = at_commits(start, engine)
     folders = fetch_folders(start.config, engine)
     config = as_recorded(start.config, folders)
     data = open_data(config, engine, folders)

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 
 from llmtrain.cli.app import program
 from llmtrain.config.loading.load import load_config, shipped_configs
-from llmtrain.config.loading.renamed import ABSENT, COMMANDS, CONFIGS, RENAMED, SECTION_AS_VALUE, look_up
+from llmtrain.config.loading.renamed import COMMANDS, CONFIGS, RENAMED, SECTION_AS_VALUE, look_up
 from llmtrain.config.loading.walk import walk
 from llmtrain.config.sections.schema import Config
 from llmtrain.errors import ConfigError
@@ -155,7 +155,6 @@ ANSWERS = {
     **{f"{name} as a value": renamed.answer for name, renamed in SECTION_AS_VALUE.items()},
     **{name: f"`{line}`" for name, line in COMMANDS.items()},
     **{name: f"`llmtrain validate {config}`" for name, config in CONFIGS.items()},
-    **ABSENT,
 }
 COMMANDS_OF_TODAY = typer.main.get_command(program()).commands  # type: ignore[attr-defined]
 
@@ -201,11 +200,9 @@ def test_every_command_line_of_an_answer_has_a_command_and_flags_that_exist(name
     assert set(re.findall(r"--[\w-]+", outside)) <= {flag for line in lines for flag in line if flag.startswith("--")}
 
 
-def test_nothing_is_said_to_be_absent_but_what_the_short_list_names_and_the_schema_lacks() -> None:
+def test_nothing_is_said_to_be_absent() -> None:
     absent = {name for name, answer in ANSWERS.items() if re.search(r"not (yet )?(a )?part of|not in this", answer)}
-    assert absent == {"lakefs", "data_source.type=lakefs"}
-    words = {word for key in SCHEMA for word in re.split(r"[._]", key)} | COMMANDS_OF_TODAY.keys()
-    assert not ABSENT.keys() & words
+    assert absent == set()
 
 
 def test_configs_that_old_ones_are_called_today_ship() -> None:
@@ -268,7 +265,7 @@ OVERRIDES = {
     "prepare.dataset_name=x": "it is prepare.input now ({path: hf://NAME})",
     "prepare.dataset_config=x": "configs: [CONFIG]",
     "data_source.type=local": "which `data.train` names; remove the key",
-    "data_source.type=lakefs": "lakeFS is not part of this version: name a copy",
+    "data_source.type=lakefs": "it is data.train now (lakefs://repository/branch/path",
     "activation_checkpointing=true": "it is trainer.activation_checkpointing",
     "model.name=gpt2-small": '"gpt2-small" is model.preset: gpt2-small now',
     "model.name=dummy_gpt": '"dummy_gpt" is model.name: decoder now',

@@ -66,6 +66,7 @@ PARAMETERS = {
 }
 FITS = {
     "finetune-llama3-8b": "rtx4090",  # 24 GB
+    "finetune-lakefs": "rtx4090",
     "finetune-llama3.2-3b": "rtx3060",  # 12 GB
     "finetune-qwen2.5-3b": "rtx3060",
     "finetune-lora": "rtx3060",

@@ -33,6 +33,7 @@ from llmtrain.config.loading.walk import field_at, leaf_types
 from llmtrain.config.sections.base import Section
 from llmtrain.config.sections.schema import Config
 from llmtrain.errors import ConfigError
+from llmtrain.storage.address import is_remote, shown
 
 log = logging.getLogger("llmtrain.config")
 
@@ -115,11 +116,14 @@ def shipped_configs() -> dict[str, str]:
 
 
 def to_yaml(config: Config) -> str:
-    """Return the config with every default filled in, in the order of the schema; it loads as an equal Config."""
+    """Return the config with every default filled in, in the order of the schema; it loads as an equal Config.
+
+    Only what a signed link holds after its question mark is left out: it is a secret.
+    """
     tree = Tree(label="", values=config.model_dump(mode="json"))
     for path, value in tree.leaves():
         if isinstance(value, str):
-            tree.put(path, escape(value))
+            tree.put(path, escape(shown(value) if is_remote(value) else value))
     return yaml_text(tree.values)
 
 

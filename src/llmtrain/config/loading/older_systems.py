@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from llmtrain.config.loading.renamed import ABSENT, COMMANDS, CONFIGS, Renamed, look_up, look_up_flag, old_value
+from llmtrain.config.loading.renamed import COMMANDS, CONFIGS, Renamed, look_up, look_up_flag, old_value
 from llmtrain.config.loading.walk import walk
 from llmtrain.config.sections.schema import Config
 
@@ -41,9 +41,9 @@ VARIABLES = {
     "REMOTE_USER": "the same, or `remote.user`",
     "REMOTE_HOST": "the same, or `remote.host`",
     "REMOTE_DIR": "the same, or `remote.dir`",
-    "LAKEFS_ENDPOINT": ABSENT["lakefs"],
-    "LAKEFS_ACCESS_KEY": ABSENT["lakefs"],
-    "LAKEFS_SECRET_KEY": ABSENT["lakefs"],
+    "LAKEFS_ENDPOINT": SAME,
+    "LAKEFS_ACCESS_KEY": SAME,
+    "LAKEFS_SECRET_KEY": SAME,
 }
 """Environment variables, and what they are today."""
 

@@ -50,12 +50,6 @@ def _always(what: str) -> Renamed:
     return Renamed(note=f"is always on now: {what}; remove it")
 
 
-ABSENT = {
-    "lakefs": "lakeFS is not part of this version: name a copy of the files in `data.train`, or s3:// addresses of its "
-    "S3 gateway",
-}
-"""Subjects without a counterpart, and what to do instead. No other answer may call something absent."""
-
 _HUGGINGFACE = "with `model.name: huggingface`"
 _JACCARD = Renamed(note="is jaccard now")
 _EVAL_JACCARD = Renamed(note="is eval/jaccard now")
@@ -97,7 +91,9 @@ RENAMED: dict[str, Renamed] = {
     "prepare.dataset_config": _now("prepare.input", note="{path: hf://NAME, configs: [CONFIG]}"),
     "data_format": _now("data.name: chat", note="each row shows its own shape"),
     "data_source": Renamed(note="is not needed for files of this machine, which `data.train` names; remove the key"),
-    "data_source.type=lakefs": Renamed(note=ABSENT["lakefs"]),
+    "data_source.type=lakefs": _now(
+        "data.train", note="lakefs://repository/branch/path, as in `llmtrain print-config finetune-lakefs`"
+    ),
     "data.name=dummy_text": _now("data.name: synthetic"),
     "max_length": _now("data.seq_len"),
     "tokenizer_path": _now(
@@ -245,7 +241,7 @@ CONFIGS = {
     "example": "quickstart",
     "train": "finetune-llama3-8b",
     "train_llama3b": "finetune-llama3.2-3b",
-    "train_lakefs": "finetune-llama3-8b",
+    "train_lakefs": "finetune-lakefs",
     "eval_baseline": "eval-baseline",
     "experiment_complex_attn": "complex-attention",
 }
@@ -297,7 +293,7 @@ def old_config(ref: str) -> str | None:
     name = PurePath(ref).stem
     if name not in CONFIGS:
         return None
-    return f"{name} of older systems is {CONFIGS[name]} now" + (f"; {ABSENT['lakefs']}" if "lakefs" in name else "")
+    return f"{name} of older systems is {CONFIGS[name]} now"
 
 
 def is_old_checkpoint(ref: str) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from llmtrain.local_paths import LOCAL, LOCAL_OR_HUB, reject_address
+from llmtrain.local_paths import ADDRESS, LOCAL, LOCAL_OR_HUB, checked_path
 
 
 class Alternatives(NamedTuple):
@@ -42,20 +42,23 @@ class Section(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _paths_are_on_this_machine(cls, value: Any, info: ValidationInfo) -> Any:
-        extra = cls.model_fields[str(info.field_name)].json_schema_extra
-        if extra in (LOCAL, LOCAL_OR_HUB):
-            for path in _paths_in(value):
-                reject_address(path, hub=extra == LOCAL_OR_HUB)
-        return value
+    def _paths_are_such_that_the_key_takes(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[str(info.field_name)].json_schema_extra
+        return _checked(value, kind) if kind in (LOCAL, LOCAL_OR_HUB, ADDRESS) else value
 
 
-def _paths_in(value: Any) -> Iterator[str]:
-    """Yield the paths of a key: a path, a section with one, or a list of these."""
-    for one in value if isinstance(value, list) else [value]:
-        path = getattr(one, "path", one)
-        if isinstance(path, str):
-            yield path
+def _checked(value: Any, kind: Any) -> Any:
+    """Return the value of a key with paths in place of `file://`: a path, a section with one, or a list of these.
+
+    Raises ConfigError as `checked_path`.
+    """
+    if isinstance(value, list):
+        return [_checked(one, kind) for one in value]
+    if isinstance(value, str):
+        return checked_path(value, kind)
+    if isinstance(path := getattr(value, "path", None), str):
+        checked_path(path, kind)
+    return value
 
 
 def key(description: str, **constraints: Any) -> Any:

@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from llmtrain.config.sections.base import Alternatives, Section, key, opt
 from llmtrain.config.sections.sources import Source, check_sources
-from llmtrain.local_paths import LOCAL
+from llmtrain.local_paths import ADDRESS, LOCAL
 
 
 class ChatConfig(Section):
@@ -18,16 +18,17 @@ class ChatConfig(Section):
 
     name: Literal["chat"] = opt("chat", "Rows of conversations, prompts with completions, or text.")
     train: str | list[Source] = key(
-        "Training rows: a .jsonl, .json, .csv or .parquet file, a folder of them, a glob, a Hugging Face dataset (a "
-        "folder, or hf://owner/name:split), or a list of these, with weights or without."
+        "Training rows: a .jsonl, .json, .csv or .parquet file, a folder of them, a glob, here or at an address, a "
+        "Hugging Face dataset (a folder, or hf://owner/name:split), or a list of these, with weights or without.",
+        json_schema_extra=ADDRESS,
     )
-    val: str | list[str] | None = opt(None, "Validation rows.")
+    val: str | list[str] | None = opt(None, "Validation rows.", json_schema_extra=ADDRESS)
     val_fraction: float = opt(
         0.0, "Share of the training rows that is held out instead, by the hash of their prompts.", ge=0, lt=1
     )
     seq_len: int = opt(1024, "The longest row, and the length of a packed sequence, in tokens.", ge=2)
     tokenizer: str | None = opt(
-        None, "Folder or Hub id of the tokenizer; the model's when not given.", json_schema_extra=LOCAL
+        None, "Folder, its address, or Hub id of the tokenizer; the model's when not given.", json_schema_extra=ADDRESS
     )
     packing: bool = opt(True, "Put several rows into one sequence of seq_len tokens.")
     mask_documents: bool = opt(True, "Rows in one packed sequence cannot attend to each other.")

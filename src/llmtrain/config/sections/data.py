@@ -11,14 +11,16 @@ from llmtrain.config.sections.chat import ChatConfig
 from llmtrain.config.sections.own import OwnDataConfig
 from llmtrain.config.sections.quality import MAX_STEPS, ExactDuplicatesStep, QualityStep
 from llmtrain.config.sections.sources import Source, check_sources
-from llmtrain.local_paths import LOCAL, LOCAL_OR_HUB
+from llmtrain.local_paths import ADDRESS, LOCAL, LOCAL_OR_HUB
 
 
 class TokenizerConfig(Section):
     kind: Literal["hf", "bpe", "char"] = opt(
         "bpe", "hf: one that exists (path); bpe: byte-level BPE trained on the text; char: the text's characters."
     )
-    path: str | None = opt(None, "Folder or Hub id of an existing tokenizer (kind hf).", json_schema_extra=LOCAL)
+    path: str | None = opt(
+        None, "Folder, its address, or Hub id of an existing tokenizer (kind hf).", json_schema_extra=ADDRESS
+    )
     vocab_size: int | None = opt(
         None,
         "Size of the vocabulary. bpe: 8192 when not given; char: the most frequent characters, all when not given.",
@@ -112,12 +114,12 @@ class CorpusConfig(_TextConfig):
 
     name: Literal["corpus"] = opt("corpus", "Text, tokenised as needed.")
     train: str | list[str] = key(
-        "Training text: files, folders, globs, as in prepare.input.", json_schema_extra=LOCAL_OR_HUB
+        "Training text: files, folders, globs, as in prepare.input.", json_schema_extra=ADDRESS
     )
     val: str | list[str] | None = opt(
         None,
         "Validation text; a share of the training text is held out when not given.",
-        json_schema_extra=LOCAL_OR_HUB,
+        json_schema_extra=ADDRESS,
     )
 
 
@@ -169,8 +171,9 @@ class PrepareConfig(Section):
     alternatives: ClassVar[tuple[Alternatives, ...]] = (Alternatives(("text_column", "adapter")),)
 
     input: str | DatasetInput | list[str | DatasetInput] = key(
-        "Files, folders (recursive) or globs of text, JSONL, JSON and Parquet, also .gz and .zst; datasets.",
-        json_schema_extra=LOCAL_OR_HUB,
+        "Files, folders (recursive) or globs of text, JSONL, JSON and Parquet, also .gz and .zst, here or at an "
+        "address; datasets.",
+        json_schema_extra=ADDRESS,
     )
     adapter: str = opt(
         "default",

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from llmtrain.config.sections.base import Alternatives, Section, opt
-from llmtrain.local_paths import LOCAL
+from llmtrain.local_paths import ADDRESS, LOCAL
 
 AUTO_BASELINE = "auto"
 LAST_PUBLISHED = "last-published"
@@ -19,7 +19,9 @@ class EvaluationConfig(Section):
     alternatives: ClassVar[tuple[Alternatives, ...]] = (Alternatives(("data", "tasks"), may_agree=True),)
 
     data: str | list[str] = opt(
-        [], "Files of prompts with completions, or of conversations, that a model is asked: a path, or a list of paths."
+        [],
+        "Files of prompts with completions, or of conversations, that a model is asked: a path or address, or a list.",
+        json_schema_extra=ADDRESS,
     )
     tasks: list[str] = opt(
         [],

@@ -10,7 +10,7 @@ from pydantic import model_validator
 
 from llmtrain.config.sections.base import Section, key, opt
 from llmtrain.config.sections.lora import LoraConfig
-from llmtrain.local_paths import LOCAL
+from llmtrain.local_paths import ADDRESS
 
 
 class HuggingFaceConfig(Section):
@@ -18,14 +18,17 @@ class HuggingFaceConfig(Section):
 
     name: Literal["huggingface"] = opt("huggingface", "A causal model in the format of transformers.")
     path: str = key(
-        "A model folder, a run (its id, its name, or latest), or the id of a model on the Hub (owner/name).",
+        "A model folder, its address, a run (its id, its name, or latest), or the id of a model on the Hub "
+        "(owner/name).",
         min_length=1,
-        json_schema_extra=LOCAL,
+        json_schema_extra=ADDRESS,
     )
     revision: str | None = opt(None, "Branch, tag or commit on the Hub.")
     local_files_only: bool = opt(False, "Use only files on this machine, never the network.")
     tokenizer: str | None = opt(
-        None, "Folder or Hub id of the tokenizer; the model's own when not given.", json_schema_extra=LOCAL
+        None,
+        "Folder, its address, or Hub id of the tokenizer; the model's own when not given.",
+        json_schema_extra=ADDRESS,
     )
     init: Literal["pretrained", "random"] = opt(
         "pretrained", "random: use the config of the model alone, and draw new weights."

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llmtrain.config.sections.base import Section, key
+from llmtrain.local_paths import ADDRESS
 
 
 class WeightedSource(Section):
-    path: str = key("A folder, file or glob, as in a list without weights.")
+    path: str = key("A folder, file or glob, as in a list without weights.", json_schema_extra=ADDRESS)
     weight: float = key("Share of the sequences that come from here, relative to the other weights.", gt=0)
 
 

@@ -56,7 +56,7 @@ class RowPart:
         for source in self.sources:
             if isinstance(source, RowDataset):
                 num_rows += len(source.dataset)
-            elif source.size is None:
+            elif source.size is None or source.remote is not None:
                 return False
             else:
                 num_bytes += source.size

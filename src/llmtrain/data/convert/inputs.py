@@ -29,11 +29,13 @@ from llmtrain.data.files.find import (
     format_of,
     local_file,
     reject_mixed_splits,
+    remote_files,
     row_files,
     split_suffix,
     with_known_formats,
 )
 from llmtrain.errors import ConfigError
+from llmtrain.storage.address import is_remote, local_path
 
 _IN = "IN"
 _EXPORT = re.compile(r"conversations(-\d+)?\.json")
@@ -58,7 +60,7 @@ def find_inputs(paths: Sequence[str], *, split: str | None, subset: str | None, 
     `apart`: each becomes a file of its own, so that a folder may hold several splits. Raises ConfigError where there
     is nothing to read, for a split or subset of what has none, and for a file that is named twice.
     """
-    inputs = [one for path in paths for one in _inputs_at(os.path.expanduser(path), split, subset, apart)]
+    inputs = [one for path in paths for one in _inputs_at(os.path.expanduser(local_path(path)), split, subset, apart)]
     for what, given in (("--split", split), ("--subset", subset)):
         if given is not None and not any(isinstance(one.source, RowDataset) for one in inputs):
             raise ConfigError(f"{what} {given}: {', '.join(paths)} is no Hugging Face dataset; leave {what} out")
@@ -82,11 +84,12 @@ def _repeated(names: Sequence[str]) -> str | None:
 def _inputs_at(path: str, split: str | None, subset: str | None, apart: bool) -> Iterator[ConversionInput]:
     if os.path.isdir(path) and (is_saved_dataset(path) or split or subset):
         yield from _splits_of_folder(path, split, subset, apart)
-    elif path.startswith(HUB) or _may_be_on_the_hub(path):
+    elif hub_part(path) or _may_be_on_the_hub(path):
         yield from _on_the_hub(path, split, subset)
-    elif "://" in path:
-        for source in find_rows(path, key=_IN):
-            yield ConversionInput(source, _with_jsonl(PurePath(source.name).name))
+    elif is_remote(path):
+        for source in remote_files(path, _IN):
+            assert source.remote is not None
+            yield ConversionInput(source, _with_jsonl(source.remote.inside))
     else:
         files = row_files(path, _IN, choose=_with_rows)
         if os.path.isdir(path) and not apart:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llmtrain.atomic import replace, sync
 from llmtrain.errors import ConfigError
-from llmtrain.local_paths import reject_address
+from llmtrain.local_paths import LOCAL, checked_path
 
 SUFFIXES = (".jsonl", ".ndjson")
 _BOM = b"\xef\xbb\xbf"
@@ -18,7 +18,7 @@ _BOM = b"\xef\xbb\xbf"
 
 def is_folder(out: str) -> bool:
     """Return whether OUT is a folder, in which each input becomes a file. Raises ConfigError if it is no JSONL file."""
-    reject_address(out, key="OUT")
+    out = checked_path(out, LOCAL, key="OUT")
     path = Path(out).expanduser()
     if path.is_dir() or out.endswith(("/", os.sep)) or not path.suffix:
         return True

@@ -35,12 +35,12 @@ def read_whole(file: DataFile) -> bytes:
         return stream.read()
 
 
-def read_lines_at(path: str, start: int, *, block_bytes: int) -> tuple[bytes, bytes]:
-    """Read the block at `start`, and the bytes of the lines that begin in it.
+def read_lines_at(file: DataFile, start: int, *, block_bytes: int) -> tuple[bytes, bytes]:
+    """Read the block at `start` of a file that is not compressed, and the bytes of the lines that begin in it.
 
     These are without the end of a line that began before, and with the rest of the last one.
     """
-    with open(path, "rb") as stream:
+    with file.open_compressed() as stream:
         stream.seek(max(start - 1, 0))
         begins_line = start == 0 or stream.read(1) == b"\n"
         block = stream.read(block_bytes)

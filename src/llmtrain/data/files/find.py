@@ -1,6 +1,6 @@
 """Find what is at a path: files of known formats, and Hugging Face datasets.
 
-    "rows.jsonl"  "more/*.csv"  "folder"  "s3://bucket/x.parquet"   ─▶ DataFile, with its format and how to open it
+    "rows.jsonl"  "more/*.csv"  "folder"  "s3://bucket/folder"      ─▶ DataFile, with its format and how to open it
     "folder of save_to_disk"    "hf://owner/name@config:split"      ─▶ RowDataset
 
 The table of formats is here alone. A new format gets a line in it, and a reader in `read`.
@@ -19,6 +19,9 @@ from typing import IO, Any, Literal, cast
 
 from llmtrain.data.files.datasets import RowDataset, hub_part, is_saved_dataset, open_rows, saved_part
 from llmtrain.errors import ConfigError
+from llmtrain.storage.address import is_remote, local_path, shown
+from llmtrain.storage.failures import AccessDenied, NoObject, StorageError
+from llmtrain.storage.finding import StoredObject, find_objects, has_wildcard, is_one_object
 
 Format = Literal["jsonl", "json", "csv", "parquet", "arrow", "text"]
 Compression = Literal["gzip", "zstd"]
@@ -62,13 +65,17 @@ class DataFile:
     format: Format
     compression: Compression | None = None
     path: str | None = None
-    """Path inside `filesystem`, if it is not `name`."""
+    """Path inside `filesystem`."""
     filesystem: Any = None
-    """A file system of fsspec; None: this machine's."""
+    """An archive that holds the file, as a file system of fsspec."""
+    remote: StoredObject | None = None
+    """The object of a store that the file is."""
 
     @property
     def size(self) -> int | None:
-        """Bytes on this machine's disk, compressed; None of a file that is elsewhere, or cannot be had."""
+        """Bytes, compressed; None of a file in an archive, or one that cannot be had."""
+        if self.remote is not None:
+            return self.remote.entry.size
         try:
             return os.stat(self.name).st_size if self.filesystem is None else None
         except OSError:
@@ -76,6 +83,8 @@ class DataFile:
 
     def open_compressed(self) -> IO[bytes]:
         """Open the file as it is."""
+        if self.remote is not None:
+            return self.remote.open()
         if self.filesystem is None:
             return open(self.name, "rb")
         return cast(IO[bytes], self.filesystem.open(self.path or self.name, "rb"))
@@ -101,7 +110,7 @@ def find_rows(paths: str | Sequence[str], *, key: str, default_split: str = "tra
     """
     found: list[RowSource] = []
     for path in [paths] if isinstance(paths, str) else paths:
-        found += _rows_at(os.path.expanduser(path), key, default_split)
+        found += _rows_at(os.path.expanduser(local_path(path)), key, default_split)
     [(twice, count)] = Counter(source.name for source in found).most_common(1)
     if count > 1:
         raise ConfigError(f"{key}: {twice} is named twice; its rows would come twice in an epoch")
@@ -111,7 +120,7 @@ def find_rows(paths: str | Sequence[str], *, key: str, default_split: str = "tra
 def _rows_at(path: str, key: str, default_split: str) -> Sequence[RowSource]:
     if part := hub_part(path, default_split=default_split):
         return [open_rows(part, name=f"{part.path}:{part.split}", key=key)]
-    if "://" in path:
+    if is_remote(path):
         return remote_files(path, key)
     if os.path.isdir(path) and is_saved_dataset(path):
         part, name = saved_part(path, key=key, default_split=default_split)
@@ -162,25 +171,41 @@ def local_file(path: str, key: str) -> DataFile:
     return DataFile(path, _checked_format(path, key), compression_of(path))
 
 
-def remote_files(url: str, key: str) -> list[DataFile]:
-    """Return the files of rows at a URL or glob of a file system that fsspec knows. Raises ConfigError."""
-    import fsspec
+def remote_files(address: str, key: str) -> list[DataFile]:
+    """Return the files of rows at an address: an object, or those in a folder or of a glob.
 
+    Raises ConfigError where there are none, or the store denies access, and StorageError where it fails.
+    """
+    found = objects_at(address, key, otherwise=f"give {KINDS}")
+    if not is_one_object(address, found):
+        chosen = [one for one in found if format_of(one.path)]
+        if not chosen:
+            raise ConfigError(
+                f"{key}: there are no rows at {shown(address)}; it has {found[0].inside}, which is of no such kind: "
+                f"give {KINDS}"
+            )
+        if not has_wildcard(address):
+            reject_mixed_splits(shown(address), [one.name for one in chosen], key)
+        found = chosen
+    return [DataFile(one.name, _checked_format(one.path, key), compression_of(one.path), remote=one) for one in found]
+
+
+def objects_at(address: str, key: str, *, otherwise: str) -> list[StoredObject]:
+    """Return the objects at an address, as `find_objects`, with messages that begin with the config's `key`.
+
+    `otherwise` says what else could be given. Raises ConfigError where there are none, or the store denies access, and
+    StorageError where it fails.
+    """
     try:
-        filesystem, inner = fsspec.core.url_to_fs(url)
-        names = sorted(filesystem.glob(inner)) if glob.has_magic(inner) else [inner]
-        missing = not names or not filesystem.isfile(names[0])
-    except ImportError as error:
-        raise ConfigError(f"{key}: {url} needs a package that is not installed ({error})") from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{key}: {url} cannot be read ({error})") from error
-    if missing:
-        raise ConfigError(f"{key}: there are no rows at {url}: give {KINDS}")
-    shown = [filesystem.unstrip_protocol(name) for name in names]
-    return [
-        DataFile(url, _checked_format(url, key), compression_of(url), name, filesystem)
-        for url, name in zip(shown, names, strict=True)
-    ]
+        return find_objects(address)
+    except (NoObject, ConfigError) as error:
+        raise ConfigError(
+            f"{key}: {error}; {otherwise}" if isinstance(error, NoObject) else f"{key}: {error}"
+        ) from error
+    except AccessDenied as error:
+        raise ConfigError(f"{key}: {error}") from error
+    except StorageError as error:
+        raise StorageError(f"{key}: {error}") from error
 
 
 def split_suffix(name: str) -> tuple[str, str]:

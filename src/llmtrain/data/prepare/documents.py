@@ -130,7 +130,7 @@ class CorpusReader:
         else:
             return self._read_block_of_lines(unit)
         is_first = unit.start == 0 and file.dataset is None
-        return UnitContent(documents, piece.num_bytes, lines, (_hash_blocks(file.path) if is_first else (),))
+        return UnitContent(documents, piece.num_bytes, lines, (_hashes_of(file) if is_first else (),))
 
     def _pieces_of_rows(self, name: str, file: CorpusFile) -> Iterator[CorpusPiece]:
         source = file.open()
@@ -168,12 +168,17 @@ class CorpusReader:
 
     def _read_block_of_lines(self, unit: Unit) -> UnitContent:
         (file,) = unit.files
+        source = file.open()
+        assert isinstance(source, DataFile)
         try:
-            block, lines = read_lines_at(file.path, unit.start, block_bytes=BLOCK_BYTES)
+            block, lines = read_lines_at(source, unit.start, block_bytes=BLOCK_BYTES)
         except OSError as error:
             return UnitContent([CorpusDocument(file, 0, error=unreadable(error))], 0, 0, ((),))
         documents = list(self._documents(file, lines, unit.start))
+        by_etag = _hash_of_etag(source)
         hashes = (hashlib.sha256(block).digest(),) if block else ()
+        if by_etag:
+            hashes = by_etag if unit.start == 0 else ()
         return UnitContent(documents, len(block), num_lines(lines), (hashes,))
 
 
@@ -197,23 +202,34 @@ def file_hash(block_hashes: Sequence[bytes]) -> bytes:
 
 
 def hash_file(file: CorpusFile) -> bytes:
-    """Return `file_hash` of a file on disk; of nothing when it cannot be read, as `read` has it.
+    """Return `file_hash` of a file; of nothing when it cannot be read, as `read` has it. Of an object, by its etag.
 
     Of a dataset in a folder: over the names and hashes of the files there.
     """
     if file.dataset is None:
-        return file_hash(_hash_blocks(file.path))
+        return file_hash(_hashes_of(file))
     digest = hashlib.sha256()
     folder = file.dataset.folder
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
         name = path.relative_to(folder).as_posix()
-        digest.update(os.fsencode(name) + b"\0" + file_hash(_hash_blocks(str(path))))
+        digest.update(os.fsencode(name) + b"\0" + file_hash(_hash_blocks(DataFile(str(path), "text"))))
     return digest.digest()
 
 
-def _hash_blocks(path: str) -> tuple[bytes, ...]:
+def _hashes_of(file: CorpusFile) -> tuple[bytes, ...]:
+    assert isinstance(file.found, DataFile)
+    return _hash_of_etag(file.found) or _hash_blocks(file.found)
+
+
+def _hash_of_etag(file: DataFile) -> tuple[bytes, ...]:
+    """Return the hash of an object's etag, which stands for those of its blocks: it need not be read for that."""
+    etag = file.remote.entry.etag if file.remote is not None else None
+    return (hashlib.sha256(f"etag {etag}".encode()).digest(),) if etag else ()
+
+
+def _hash_blocks(file: DataFile) -> tuple[bytes, ...]:
     try:
-        with open(path, "rb") as stream:
+        with file.open_compressed() as stream:
             blocks = iter(lambda: stream.read(BLOCK_BYTES), b"")
             return tuple(hashlib.sha256(block).digest() for block in blocks)
     except OSError:
@@ -231,16 +247,16 @@ def _read_texts(unit: Unit) -> UnitContent:
             data = read_whole(source)
         except OSError as error:
             documents.append(CorpusDocument(file, 0, error=unreadable(error)))
-            hashes.append(_hash_blocks(file.path))
+            hashes.append(_hashes_of(file))
             continue
         documents.append(_decoded(file, data))
-        if source.compression is None:
+        if source.compression is None and not _hash_of_etag(source):
             view = memoryview(data)
             blocks = (view[start : start + BLOCK_BYTES] for start in range(0, len(data), BLOCK_BYTES))
             hashes.append(tuple(hashlib.sha256(block).digest() for block in blocks))
             num_bytes += len(data)
         else:
-            hashes.append(_hash_blocks(file.path))
+            hashes.append(_hashes_of(file))
             num_bytes += file.size
     return UnitContent(documents, num_bytes=num_bytes, num_lines=0, block_hashes=tuple(hashes))
 

@@ -10,7 +10,7 @@ import glob
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -26,8 +26,20 @@ from llmtrain.data.files.datasets import (
     open_dataset,
     saved_part,
 )
-from llmtrain.data.files.find import COMPRESSIONS, ROW_FORMATS, TEXT_SUFFIXES, DataFile, Format, RowSource, split_suffix
+from llmtrain.data.files.find import (
+    COMPRESSIONS,
+    ROW_FORMATS,
+    TEXT_SUFFIXES,
+    DataFile,
+    Format,
+    RowSource,
+    objects_at,
+    split_suffix,
+)
 from llmtrain.errors import ConfigError
+from llmtrain.storage.address import is_remote, local_path, parse_address, shown
+from llmtrain.storage.failures import StorageError
+from llmtrain.storage.finding import StoredObject, find_objects, has_wildcard, is_one_object
 
 logger = logging.getLogger("llmtrain.prepare")
 
@@ -48,8 +60,13 @@ class CorpusFile:
         return self.found if isinstance(self.found, DatasetPart) else None
 
     @property
+    def remote(self) -> StoredObject | None:
+        """The object of a store, if it is one."""
+        return self.found.remote if isinstance(self.found, DataFile) else None
+
+    @property
     def path(self) -> str:
-        """Path of the file, or of the dataset's folder."""
+        """Path or address of the file, or the path of the dataset's folder."""
         return self.found.name if isinstance(self.found, DataFile) else str(self.found.folder)
 
     @property
@@ -101,11 +118,11 @@ def find_inputs(options: PrepareConfig) -> list[CorpusInput]:
     for source, name in zip(given, names, strict=True):
         files = []
         for file in _files_of(source, options, output):
-            real = file.dataset or os.path.realpath(file.path)
+            real = file.dataset or file.remote or os.path.realpath(file.path)
             if real not in taken:
                 taken.add(real)
                 files.append(file)
-        path = source if isinstance(source, str) else _described(source)
+        path = shown(source) if isinstance(source, str) else _described(source)
         inputs.append(CorpusInput(name=name, path=path, files=tuple(files)))
     return inputs
 
@@ -113,7 +130,7 @@ def find_inputs(options: PrepareConfig) -> list[CorpusInput]:
 def named_inputs(options: PrepareConfig) -> list[str | DatasetInput]:
     """Return the entries of `input`, with a section for every dataset."""
     given = options.input if isinstance(options.input, list) else [options.input]
-    return [_with_section(source) if isinstance(source, str) else source for source in given]
+    return [_with_section(local_path(source)) if isinstance(source, str) else source for source in given]
 
 
 def _with_section(path: str) -> str | DatasetInput:
@@ -121,7 +138,7 @@ def _with_section(path: str) -> str | DatasetInput:
     if part is None and is_saved_dataset(os.path.expanduser(path)):
         part, _ = saved_part(path, key="prepare.input")
     if part is None:
-        return DatasetInput(path=path) if path.startswith(HUB) else path
+        return path
     return DatasetInput(path=part.path, configs=[part.config] if part.config else [], split=part.split)
 
 
@@ -144,9 +161,20 @@ def total_size(inputs: Sequence[CorpusInput]) -> int:
 
 
 def inputs_are_here(options: PrepareConfig) -> bool:
-    """Return whether every input names something on this machine."""
-    paths = [_path_of(source) for source in named_inputs(options)]
-    return all(path.startswith(HUB) or os.path.lexists(os.path.expanduser(path)) or _glob(path) for path in paths)
+    """Return whether every input names something on this machine, or in a store that shows it."""
+    return all(_is_here(_path_of(source)) for source in named_inputs(options))
+
+
+def _is_here(path: str) -> bool:
+    if hub_part(path):
+        return True
+    if not is_remote(path):
+        return os.path.lexists(os.path.expanduser(path)) or bool(_glob(path))
+    try:
+        return bool(find_objects(path))
+    except (StorageError, ConfigError) as error:
+        logger.info("the shards are not compared with their input: %s", error)
+        return False
 
 
 def _files_of(source: str | DatasetInput, options: PrepareConfig, output: str) -> list[CorpusFile]:
@@ -157,9 +185,12 @@ def _files_of(source: str | DatasetInput, options: PrepareConfig, output: str) -
                 f"for a dataset on the Hub write {HUB}{source.path}"
             )
         return [CorpusFile(part.config or "", part) for part in _parts_of(source)]
+    if is_remote(source):
+        return _files_at_address(source, options)
     path, expanded = source, os.path.expanduser(source)
     if os.path.isdir(expanded):
-        return _files_of_folder(path, Path(expanded), options, output)
+        inside = ((name, str(Path(expanded) / name), None) for name in _walk(Path(expanded), options, output))
+        return _files_of_folder(path, inside, options)
     if os.path.lexists(expanded):
         return [_corpus_file(expanded, os.path.basename(expanded))]
     if not glob.has_magic(expanded):
@@ -175,13 +206,28 @@ def _files_of(source: str | DatasetInput, options: PrepareConfig, output: str) -
     return sorted(files, key=lambda file: file.name)
 
 
-def _files_of_folder(path: str, folder: Path, options: PrepareConfig, output: str) -> list[CorpusFile]:
+def _files_at_address(address: str, options: PrepareConfig) -> list[CorpusFile]:
+    found = objects_at(address, "prepare.input", otherwise="name a file, a folder or a glob")
+    if is_one_object(address, found):
+        return [_corpus_file(found[0].name, found[0].inside, found[0])]
+    wanted = [one for one in found if _is_wanted(one.inside, options)]
+    if has_wildcard(address):
+        if not wanted:
+            raise ConfigError(f"prepare.input: {shown(address)}: the glob matches no object{_patterns_said(options)}")
+        return [_corpus_file(one.name, one.inside, one) for one in wanted]
+    return _files_of_folder(shown(address), ((one.inside, one.name, one) for one in wanted), options)
+
+
+def _files_of_folder(
+    path: str, inside: Iterable[tuple[str, str, StoredObject | None]], options: PrepareConfig
+) -> list[CorpusFile]:
+    """Choose the files of a folder by their suffixes; `inside`: name in the folder, path or address, object."""
     files: list[CorpusFile] = []
     left_out: Counter[str] = Counter()
-    for name in _walk(folder, options, output):
+    for name, where, remote in inside:
         suffix, packing = split_suffix(name)
         if options.include or suffix in TEXT_SUFFIXES or suffix in ROW_FORMATS:
-            files.append(_corpus_file(str(folder / name), name))
+            files.append(_corpus_file(where, name, remote))
         else:
             left_out[(suffix or "no suffix") + packing] += 1
     kinds = ", ".join(f"{suffix} ({count})" for suffix, count in left_out.most_common(5))
@@ -223,7 +269,7 @@ def _raise_unreadable(error: OSError) -> None:
     raise ConfigError(f"prepare.input: {error.filename}: the folder cannot be read ({error.strerror})") from error
 
 
-def _corpus_file(path: str, name: str) -> CorpusFile:
+def _corpus_file(path: str, name: str, remote: StoredObject | None = None) -> CorpusFile:
     suffix, packing = split_suffix(name)
     if suffix in _NOT_READ:
         raise ConfigError(
@@ -231,9 +277,8 @@ def _corpus_file(path: str, name: str) -> CorpusFile:
             "Arrow (also .gz or .zst), or leave them out with prepare.exclude"
         )
     is_text = suffix in TEXT_SUFFIXES  # tables of CSV are text here
-    return CorpusFile(
-        name, DataFile(path, "text" if is_text else ROW_FORMATS.get(suffix, "text"), COMPRESSIONS.get(packing))
-    )
+    kind = "text" if is_text else ROW_FORMATS.get(suffix, "text")
+    return CorpusFile(name, DataFile(path, kind, COMPRESSIONS.get(packing), remote=remote))
 
 
 def _is_wanted(name: str, options: PrepareConfig) -> bool:
@@ -258,8 +303,16 @@ def _base(path: str) -> str:
 
     A name on the Hub stands for itself.
     """
-    if path.startswith(HUB):
+    if hub_part(path):
         return path
+    if is_remote(path):
+        place = parse_address(shown(path))
+        key = place.key
+        while glob.has_magic(key):
+            key = key.rpartition("/")[0]
+        if key == place.key and split_suffix(key)[0] in {*TEXT_SUFFIXES, *ROW_FORMATS}:
+            key = key.rpartition("/")[0]
+        return f"{place.root}{key}".rstrip("/")
     expanded = os.path.expanduser(path)
     if os.path.isdir(expanded):
         return os.path.abspath(expanded)

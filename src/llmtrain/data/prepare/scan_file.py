@@ -20,6 +20,7 @@ from llmtrain._version import __version__
 from llmtrain.atomic import replacing
 from llmtrain.config.sections.data import PrepareConfig
 from llmtrain.data.files.datasets import open_dataset
+from llmtrain.data.files.find import DataFile
 from llmtrain.data.manifest import InputRecord
 from llmtrain.data.prepare.documents import CorpusReader, Unit
 from llmtrain.data.prepare.inputs import CorpusFile
@@ -114,6 +115,9 @@ def _key(reader: CorpusReader, options: PrepareConfig) -> Any:
 def _state(file: CorpusFile) -> list[Any]:
     if file.dataset is not None and file.dataset.is_remote:
         return [str(file.dataset), open_dataset(file.dataset)._fingerprint]
+    if isinstance(file.found, DataFile) and file.found.remote is not None:
+        entry = file.found.remote.entry
+        return [entry.size, entry.etag]
     paths = [Path(file.path)] if file.dataset is None else sorted(Path(file.path).rglob("*"))
     found: list[Any] = [str(file.dataset)]
     for path in paths:

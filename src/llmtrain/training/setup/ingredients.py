@@ -29,9 +29,13 @@ from llmtrain.config.sections.sources import Source
 from llmtrain.data.manifest import MANIFEST_NAME, Manifest, find_manifest, read_manifest
 from llmtrain.errors import ConfigError
 from llmtrain.models.companions import tokenizer_files
-from llmtrain.runs.lineage import LINEAGE_NAME, Ingredient, hashed_files, write_lineage
+from llmtrain.runs.lineage import LINEAGE_NAME, Ingredient, hashed_files, remote_sha256, write_lineage
+from llmtrain.storage.address import parse_address, shown
+from llmtrain.storage.local_copies import copied_from
+from llmtrain.storage.versions import commit_in
 
 if TYPE_CHECKING:
+    from llmtrain.storage.finding import StoredObject
     from llmtrain.training.setup.data import RunData
 
 log = logging.getLogger("llmtrain.run")
@@ -73,7 +77,14 @@ def ingredients(config: Config, data: RunData) -> Iterator[Ingredient]:
     facts = data.training.facts
     if facts.tokenizer is not None:
         files = hashed_files(facts.tokenizer, tokenizer_files(facts.tokenizer))
-        yield Ingredient(kind="tokenizer", name=str(facts.tokenizer), folder=_absolute(facts.tokenizer), files=files)
+        origin = copied_from(facts.tokenizer)
+        yield Ingredient(
+            kind="tokenizer",
+            name=origin or str(facts.tokenizer),
+            folder=_absolute(facts.tokenizer),
+            revision=commit_in(origin) if origin else None,
+            files=files,
+        )
     for kind, paths in (("training data", data.train_paths), ("validation data", data.val_paths)):
         for path in paths:
             yield from _rows(kind, path) if isinstance(config.data, ChatConfig) else _shards(kind, path)
@@ -93,7 +104,7 @@ def _model(name: str, folder: Path) -> Ingredient:
         kind="base model",
         name=name,
         folder=_absolute(folder),
-        revision=folder.name if is_snapshot else None,
+        revision=folder.name if is_snapshot else commit_in(name),
         files=hashed_files(folder, (*MODEL_FILES, *tokenizer_files(folder))),
     )
 
@@ -147,14 +158,27 @@ def _rows(kind: str, path: str) -> Iterator[Ingredient]:
 
     files: dict[str, str] = {}
     for source in find_rows(path, key="data.train"):
-        if isinstance(source, DataFile) and source.filesystem is None:
-            files[source.name] = file_sha256(Path(source.name))
+        if isinstance(source, DataFile) and source.remote is not None:
+            yield _object(kind, source.name, source.remote)
         elif isinstance(source, DataFile):
-            yield Ingredient(kind=kind, name=source.name)
+            files[source.name] = file_sha256(Path(source.name))
         else:
             yield Ingredient(kind=kind, name=source.name, revision=str(source.dataset._fingerprint))
     if files:
         yield Ingredient(kind=kind, name=path, folder=_absolute(Path()), files=files)
+
+
+def _object(kind: str, name: str, found: StoredObject) -> Ingredient:
+    """Return an object of a store with its etag, its commit in lakeFS, and the hash of its content, which is read."""
+    place = found.address
+    return Ingredient(
+        kind=kind,
+        name=name,
+        folder=shown(place.root),
+        revision=commit_in(str(place)),
+        files={parse_address(name).key: remote_sha256(str(place))},
+        facts={"etag": found.entry.etag, "bytes": found.entry.size},
+    )
 
 
 def paths_of(value: str | Sequence[str | Source] | None) -> list[str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llmtrain.config.commits import with_commits
 from llmtrain.config.loading.load import LoadedConfig, load_config
 from llmtrain.config.sections.running import OutputConfig
 from llmtrain.config.sections.schema import Config
@@ -48,6 +49,8 @@ class Start:
     """The run that goes on; None: a new one."""
     as_written: str | None
     """The text of the config's file; None where a run goes on with its own."""
+    commits: Mapping[str, str] = field(default_factory=dict)
+    """Commit of each branch of lakeFS that the config named, by `lakefs://repository/branch`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +120,16 @@ def open_engine(start: Start, *, choose_strategy: ChooseStrategy) -> Engine:
     check_agreement(engine, config_text=start.as_written)
     setup_logging(config.logging, run_folder=None, rank=engine.rank)
     return engine
+
+
+def at_commits(start: Start, engine: Engine) -> Start:
+    """Return `start` with commits in place of branches of lakeFS: those of the run that goes on, else those of now.
+
+    One rank asks, so that all read the same. Raises what `with_commits` does.
+    """
+    known = start.origin.commits if start.origin else {}
+    config, commits = engine.from_main(partial(with_commits, start.config, known))
+    return replace(start, config=config, commits=commits)
 
 
 def check_agreement(engine: Engine, *, config_text: str | None = None) -> None:

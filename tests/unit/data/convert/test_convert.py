@@ -406,7 +406,7 @@ def test_without_a_row_there_is_no_output_and_the_reasons_are_told(tmp_path: Pat
         ("in/b.json", "out.jsonl", "no such file"),
         ("in/rows", "out.jsonl", "there is no file or folder in/rows, so it was taken for a dataset of the Hub"),
         ("in/*.csv", "out.jsonl", "there are no rows at in/*.csv"),
-        ("memory://nowhere/rows", "out.jsonl", "there are no rows at memory://nowhere/rows"),
+        ("memory://nowhere/rows", "out.jsonl", "memory://nowhere/rows: there is no such object"),
         ("in/x.zip", "out.jsonl", "in/x.zip cannot be read"),
         ("in/a.json in/a.json", "out.jsonl", "in/a.json is named twice"),
         ("in/a.json --text-column a --prompt-column b", "out.jsonl", "a row has one shape"),
