@@ -38,7 +38,7 @@ class LocalS3:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._server.stop()
+        """Leave the server to the end of the process: to stop it waits for connections that clients keep open."""
 
     def make_bucket(self, name: str) -> str:
         """Make a bucket; one that exists is as good. Return its address."""

@@ -173,7 +173,6 @@ def test_every_path_of_the_command_line_rejects_addresses(parameter: Any) -> Non
         ["convert", "rows.jsonl", "s3://b/out.jsonl"],
         ["report", "--output", "s3://b/x.html"],
         ["runs", "--root-dir", "s3://b/x"],
-        ["inspect", "s3://b/shards"],
     ],
 )
 def test_no_folder_is_made(

@@ -187,7 +187,12 @@ def remote_files(address: str, key: str) -> list[DataFile]:
         if not has_wildcard(address):
             reject_mixed_splits(shown(address), [one.name for one in chosen], key)
         found = chosen
-    return [DataFile(one.name, _checked_format(one.path, key), compression_of(one.path), remote=one) for one in found]
+    return [remote_file(one, key) for one in found]
+
+
+def remote_file(found: StoredObject, key: str) -> DataFile:
+    """Return an object of rows as a file. Raises ConfigError where its name tells no format."""
+    return DataFile(found.name, _checked_format(found.path, key), compression_of(found.path), remote=found)
 
 
 def objects_at(address: str, key: str, *, otherwise: str) -> list[StoredObject]:

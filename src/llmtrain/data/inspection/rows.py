@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, Any
 from llmtrain.config.sections.schema import Config
 from llmtrain.data.chat.shapes import Chat, Example, PromptCompletion, example_of
 from llmtrain.data.chat.unused import Unused, add_unused
-from llmtrain.data.files.datasets import is_saved_dataset
-from llmtrain.data.files.find import DataFile, RowSource, find_rows, format_of
+from llmtrain.data.files.datasets import hub_part, is_saved_dataset
+from llmtrain.data.files.find import KINDS, DataFile, RowSource, find_rows, format_of, objects_at, remote_file
 from llmtrain.data.files.json_values import json_values
 from llmtrain.data.files.read import layout_of, rows_of
 from llmtrain.data.files.row_faults import RowError, RowFault
+from llmtrain.data.files.tables import schema_of
 from llmtrain.data.inspection.lengths import describe_lengths
 from llmtrain.data.manifest import MANIFEST_NAME
+from llmtrain.storage.address import is_remote
 
 if TYPE_CHECKING:
     from llmtrain.data.inspection.analysis_options import AnalysisOptions
@@ -85,9 +87,12 @@ def _analysis_of(sources: Sequence[RowSource], options: AnalysisOptions) -> tupl
 
 
 def holds_rows(path: str) -> bool:
-    """Return whether there are rows at `path`, not token shards or a config: by the ending or the content of files."""
-    if "://" in path:
-        return path.startswith("hf://") or format_of(path) in ("jsonl", "json", "csv", "arrow")
+    """Return whether there are rows at `path`, not token shards or a config: by the ending or the content of files.
+
+    Raises ConfigError for an address where there is nothing, and StorageError where the store fails.
+    """
+    if is_remote(path):
+        return hub_part(path) is not None or _are_remote_rows(path)
     path = os.path.expanduser(path)
     if os.path.isdir(path):
         if is_saved_dataset(path):
@@ -102,6 +107,19 @@ def holds_rows(path: str) -> bool:
     if format_of(file) == "json":
         return _is_json_of_rows(file)
     return format_of(file) == "parquet" and not _has_tokens(file)
+
+
+def _are_remote_rows(address: str) -> bool:
+    found = objects_at(address, KEY, otherwise=f"give {KINDS}")
+    first = next((one for one in found if format_of(one.path)), None)
+    if first is None or format_of(first.path) != "parquet":
+        return first is not None
+    from llmtrain.data.shards import TOKENS_COLUMNS
+
+    try:
+        return set(TOKENS_COLUMNS).isdisjoint(schema_of(remote_file(first, KEY)).names)
+    except OSError:
+        return True  # reading it will say why
 
 
 def _is_json_of_rows(file: str) -> bool:

@@ -175,9 +175,8 @@ class CorpusReader:
         except OSError as error:
             return UnitContent([CorpusDocument(file, 0, error=unreadable(error))], 0, 0, ((),))
         documents = list(self._documents(file, lines, unit.start))
-        by_etag = _hash_of_etag(source)
-        hashes = (hashlib.sha256(block).digest(),) if block else ()
-        if by_etag:
+        hashes: tuple[bytes, ...] = (hashlib.sha256(block).digest(),) if block else ()
+        if by_etag := _hash_of_etag(source):
             hashes = by_etag if unit.start == 0 else ()
         return UnitContent(documents, len(block), num_lines(lines), (hashes,))
 
