@@ -160,7 +160,8 @@ def test_a_checkpoint_that_a_run_has_not_is_answered_by_those_of_that_run(tmp_pa
 
 
 def test_runs_that_start_in_one_second_have_ids_of_their_own(tmp_path: Path) -> None:
-    started = [start_run(RunConfig(name="demo"), OutputConfig(root_dir=str(tmp_path)), decided={"resolved": {}}) for _ in range(3)]
+    output = OutputConfig(root_dir=str(tmp_path))
+    started = [start_run(RunConfig(name="demo"), output, decided={"resolved": {}}) for _ in range(3)]
     assert len(set(started)) == 3
     assert all(name_in(run.name) == "demo" for run in started)
     with pytest.raises(ConfigError, match="exists already: give another"):

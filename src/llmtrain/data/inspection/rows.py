@@ -26,7 +26,7 @@ from llmtrain.data.files.row_faults import RowError, RowFault
 from llmtrain.data.files.tables import schema_of
 from llmtrain.data.inspection.lengths import describe_lengths
 from llmtrain.data.manifest import MANIFEST_NAME
-from llmtrain.storage.address import is_remote
+from llmtrain.storage.address import is_remote, shown
 
 if TYPE_CHECKING:
     from llmtrain.data.inspection.analysis_options import AnalysisOptions
@@ -92,7 +92,8 @@ def holds_rows(path: str) -> bool:
     Raises ConfigError for an address where there is nothing, and StorageError where the store fails.
     """
     if is_remote(path):
-        return hub_part(path) is not None or _are_remote_rows(path)
+        told = format_of(shown(path).removesuffix("?***"))  # parquet may be token shards: only its columns tell
+        return hub_part(path) is not None or told not in (None, "parquet") or _are_remote_rows(path)
     path = os.path.expanduser(path)
     if os.path.isdir(path):
         if is_saved_dataset(path):
