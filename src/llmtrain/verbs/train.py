@@ -56,7 +56,7 @@ def train(
             start = find_start(loaded, resume=resume, overrides=overrides)
             engine = open_engine(start, choose_strategy=_choose_strategy)
             failures.engine = engine
-            job = set_up(start, engine)
+            job = set_up(at_commits(start, engine), engine)
             fix_number_of_steps(job, began=began, check=check_speed)
         if dry_run:
             return job.dry_run()
@@ -75,7 +75,6 @@ def train(
 
 def set_up(start: Start, engine: Engine) -> Job:
     """Build a job. What can be rejected is rejected here, before anything is written."""
-    start = at_commits(start, engine)
     folders = fetch_folders(start.config, engine)
     config = as_recorded(start.config, folders)
     data = open_data(config, engine, folders)
