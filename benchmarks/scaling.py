@@ -35,7 +35,7 @@ from llmtrain.distributed.engine import Engine
 from llmtrain.distributed.resolve import resolve
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.tracking.sinks import read_metrics
-from llmtrain.training.checkpoint import CheckpointStore, Snapshot
+from llmtrain.training.checkpoint import CheckpointStore, Snapshot, step_folder
 from llmtrain.training.optimizers import NamedOptimizer, build_optimizer
 from llmtrain.training.setup.trained import Trained, Vocabulary, train_decoder
 from llmtrain.training.step import agree, compute_gradients, gradient_norm, update
@@ -187,7 +187,13 @@ def saves(folder: Path, rounds: int) -> tuple[list[float], list[float]]:
     group = engine.save_group()
     assert group is not None
     store = CheckpointStore(
-        folder, keep_last=2, config_yaml="", write_model=trained.write, resumed_step=0, group=group, split=trained.split
+        folder,
+        keep_last=2,
+        config_yaml="",
+        write_model=trained.write,
+        resumed_from=step_folder(folder, 0),
+        group=group,
+        split=trained.split,
     )
     seconds: tuple[list[float], list[float]] = ([], [])
     for number in range(2 * (rounds + 1)):

@@ -25,7 +25,7 @@ from llmtrain.distributed.resolve import resolve
 from llmtrain.distributed.sharding import full_tensor, part_of
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.folder import read_model_folder, write_model_folder
-from llmtrain.training.checkpoint import CheckpointStore, Snapshot, load_optimizer, newest_good
+from llmtrain.training.checkpoint import CheckpointStore, Snapshot, load_optimizer, newest_good, step_folder
 from llmtrain.training.optimizers import build_optimizer
 from llmtrain.training.setup.trained import Trained, Vocabulary, train_decoder, train_huggingface
 from llmtrain.training.step import agree, compute_gradients, gradient_norm, update
@@ -131,7 +131,7 @@ def train(
             keep_last=3,
             config_yaml="",
             write_model=trained.write,
-            resumed_step=start,
+            resumed_from=step_folder(checkpoints, start),
             group=group,
             split=trained.split,
         )

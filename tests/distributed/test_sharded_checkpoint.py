@@ -30,6 +30,7 @@ from llmtrain.training.checkpoint import (
     load_optimizer,
     load_state,
     newest_good,
+    step_folder,
     verify,
 )
 from llmtrain.training.checkpoint.format import sealed
@@ -83,7 +84,7 @@ class Run:
             keep_last=2,
             config_yaml="run: {}\n",
             write_model=self.trained.write,
-            resumed_step=0,
+            resumed_from=step_folder(folder, 0),
             group=group,
             split=self.trained.split,
         )

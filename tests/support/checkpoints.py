@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llmtrain.training.checkpoint import CheckpointStore, Snapshot
+from llmtrain.training.checkpoint import CheckpointStore, Snapshot, step_folder
 from llmtrain.training.checkpoint.directory import work_path
 
 
@@ -26,8 +26,9 @@ def snapshot(step: int, value: float | None = None, *, numel: int = 64) -> Snaps
 
 def new_store(folder: Path, *, keep_last: int = 2, resumed_step: int | None = None) -> CheckpointStore:
     """Open a store, as a start of a run does."""
+    resumed_from = None if resumed_step is None else step_folder(folder, resumed_step)
     return CheckpointStore(
-        folder, keep_last=keep_last, config_yaml="run: {}\n", write_model=write_model, resumed_step=resumed_step
+        folder, keep_last=keep_last, config_yaml="run: {}\n", write_model=write_model, resumed_from=resumed_from
     )
 
 

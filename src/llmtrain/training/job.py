@@ -62,10 +62,13 @@ class Job:
     state: RunState = field(init=False)
     resumed_step: int | None = field(init=False)
     """The step that this process goes on from, if it does."""
+    resumed_from: Path | None = field(init=False)
+    """The checkpoint of that step, if there was one."""
 
     def __post_init__(self) -> None:
         self.state = self.position.state
         self.resumed_step = self.state.step if self.start.origin else None
+        self.resumed_from = self.position.checkpoint
 
     @property
     def engine(self) -> Engine:
@@ -134,7 +137,7 @@ class Job:
         leave_out(state, found)
         log.warning("%s. Back to step %d, to go on without these sequences", found, state.step)
         self.load_tensors(newest[0])
-        self.state, self.resumed_step = state, state.step
+        self.state, self.resumed_step, self.resumed_from = state, state.step, newest[0]
 
     def with_rows(self, error: NonFinite) -> RunError:
         """Return what to raise in place of `error`: where items are made of rows, it names these."""

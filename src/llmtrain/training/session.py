@@ -171,6 +171,8 @@ def _on_main(engine: Engine, function: Callable[[Path], object], path: Path) -> 
 
 def _open_store(job: Job, run: Path, *, saved: Callable[..., None]) -> CheckpointStore | None:
     group = job.engine.save_group()
+    if job.resumed_from is not None:
+        job.engine.gather(None)  # every rank has read the checkpoint, which may now change its name
     if group is None:
         return None
     return CheckpointStore(
@@ -179,7 +181,7 @@ def _open_store(job: Job, run: Path, *, saved: Callable[..., None]) -> Checkpoin
         config_yaml=to_yaml(job.config),
         write_model=job.trained.write,
         saved=saved,
-        resumed_step=job.resumed_step,
+        resumed_from=job.resumed_from,
         group=group,
         split=job.trained.split,
     )

@@ -4,10 +4,12 @@
       step_000500/  step_001000/  step_001500/
       latest → step_001500    best → step_001000    final → …     links with relative targets
       kept-step_000500                                            the best, of a course that the run went back from
+      left-step_000500                                            what the best had to give way to; deleted by a save
       .temp-… .aside-… .trash-… .link-…                           work of a process; gone when it is done
 
-"Newest" means the order of saving, which the manifests number, and not the step: a run that is resumed from an old
-checkpoint goes on from there, and what it saves next is newer than the higher steps that it left behind.
+"Newest" means the order of saving, which the manifests number, and not the step. A run that is resumed from an old
+checkpoint makes that one the newest at once, so the higher steps that it leaves behind are never taken for its own,
+even if it is killed before it saves again.
 
 Where folders cannot be renamed (a mounted object store) a checkpoint is written in its place. It does not count without
 its manifest, which is written last and deleted first.
@@ -29,7 +31,14 @@ import psutil
 
 from llmtrain.atomic import LACKING, follow, is_pointer, point, sync
 from llmtrain.faults import reach
-from llmtrain.training.checkpoint.format import MANIFEST, CheckpointError, CheckpointManifest, read_manifest, verify
+from llmtrain.training.checkpoint.format import (
+    MANIFEST,
+    CheckpointError,
+    CheckpointManifest,
+    read_manifest,
+    renumber,
+    verify,
+)
 
 log = logging.getLogger("llmtrain.checkpoint")
 
@@ -42,6 +51,8 @@ _ABANDONED_AFTER_SEC = 3600.0
 _RENAMES = "renaming of folders"
 _KEPT = "kept-"
 """Before the name of a checkpoint whose step was saved anew while `best` points to it."""
+_LEFT = "left-"
+"""Before the name of a checkpoint whose place was taken by a `kept-` one that the run went back to."""
 
 _Fingerprint = list[tuple[str, int, int]]
 """Path, size in bytes and time of change in ns of every file of a checkpoint."""
@@ -50,6 +61,11 @@ _Fingerprint = list[tuple[str, int, int]]
 def step_folder(checkpoints: Path, step: int) -> Path:
     """Return the folder of a step's checkpoint."""
     return checkpoints / f"step_{step:06d}"
+
+
+def step_of(folder: Path) -> int:
+    """Return the step of a checkpoint's folder."""
+    return int(folder.name.rpartition("step_")[2])
 
 
 def newest_good(checkpoints: Path) -> tuple[Path, list[str]] | None:
@@ -65,7 +81,7 @@ def newest_good(checkpoints: Path) -> tuple[Path, list[str]] | None:
         except CheckpointError as error:
             skipped.append(str(error))
             continue
-        newer = [why for other, why in unreadable if _step_of(other) > _step_of(folder)]
+        newer = [why for other, why in unreadable if step_of(other) > step_of(folder)]
         return folder, newer + skipped
     if skipped := [why for _, why in unreadable] + skipped:
         raise CheckpointError(f"no checkpoint in {checkpoints} is good:\n  " + "\n  ".join(skipped))
@@ -152,6 +168,21 @@ class CheckpointDirectory:
         readable, _ = _read_manifests(self.folder)
         return readable[0] if readable else None
 
+    def go_on_from(self, folder: Path) -> Path:
+        """Make the checkpoint that the run goes on from its newest, and return where it then is.
+
+        One that was `kept-` gets the name of its step again; what has it is of the course that the run leaves.
+        """
+        if folder.name.startswith((_KEPT, _LEFT)):
+            folder = self._take_back(folder)
+        newest = self.newest()
+        if newest is not None and newest[0] != folder and folder.is_dir():
+            reach("before-going-back")
+            renumber(folder, newest[1].sequence + 1, links=[LATEST])
+            reach("after-going-back")
+            self._link_to(LATEST, folder)
+        return folder
+
     def begin(self, step: int, *, is_best: bool) -> Path:
         """Make an empty folder in which the step's checkpoint is written, the best so far if `is_best`."""
         folder = step_folder(self.folder, step)
@@ -216,10 +247,10 @@ class CheckpointDirectory:
             elif self.is_good(folder):
                 kept.append(folder)
         if len(kept) == keep_last:
-            oldest_step = min(_step_of(folder) for folder in kept)
-            old += [folder for folder, _ in unreadable if _step_of(folder) < oldest_step]
+            oldest_step = min(step_of(folder) for folder in kept)
+            old += [folder for folder, _ in unreadable if step_of(folder) < oldest_step]
         linked = {self._target(name) for name in (LATEST, BEST, FINAL)}
-        old += self.folder.glob(f"{_KEPT}*")
+        old += [*self.folder.glob(f"{_KEPT}*"), *self.folder.glob(f"{_LEFT}*")]
         for folder in old:
             if folder not in linked:
                 self._delete(folder, step=step)
@@ -237,6 +268,28 @@ class CheckpointDirectory:
         else:
             shutil.copytree(folder, kept)
         self._link_to(BEST, kept)
+
+    def _take_back(self, kept: Path) -> Path:
+        """Give a `kept-` or `left-` checkpoint the name of its step again, and return where it then is."""
+        folder = step_folder(self.folder, step_of(kept))
+        if not self._renames:
+            _remove(folder)
+            shutil.copytree(kept, folder)
+        else:
+            aside = work_path(self.folder, "aside", folder.name)
+            if is_taken := folder.exists():
+                os.rename(folder, aside)
+            os.rename(kept, folder)
+            if is_taken:
+                left = folder.with_name(_LEFT + folder.name)
+                if left.exists():
+                    shutil.rmtree(left)
+                os.rename(aside, left)
+        if self._target(BEST) == kept:
+            self._link_to(BEST, folder)
+        if kept.exists():  # it was copied
+            _remove(kept)
+        return folder
 
     def _delete(self, folder: Path, *, step: int) -> None:
         """Remove the name or the manifest, then the files, so that no half of a checkpoint ever counts as one."""
@@ -274,8 +327,8 @@ class CheckpointDirectory:
             if newest is not None and name in due:
                 if target != newest:
                     self._link_to(name, newest)
-            elif target is not None and _is_complete(kept := target.with_name(_KEPT + target.name)):
-                self._link_to(name, kept)
+            elif target is not None and (other := _under_its_other_name(target)) is not None:
+                self._link_to(name, other)
             elif target is not None and not _is_complete(target):
                 log.warning(
                     "%s pointed to %s, which is not a complete checkpoint: the link was removed", name, target.name
@@ -296,17 +349,13 @@ def _read_manifests(checkpoints: Path) -> tuple[list[tuple[Path, CheckpointManif
         except CheckpointError as error:
             unreadable.append((folder, str(error)))
             continue
-        if manifest.step == _step_of(folder):
+        if manifest.step == step_of(folder):
             readable.append((folder, manifest))
         else:
             unreadable.append((folder, f"{folder} holds step {manifest.step}: it was renamed"))
     readable.sort(key=lambda found: (found[1].sequence, found[1].step), reverse=True)
-    unreadable.sort(key=lambda found: _step_of(found[0]), reverse=True)
+    unreadable.sort(key=lambda found: step_of(found[0]), reverse=True)
     return readable, unreadable
-
-
-def _step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step_"))
 
 
 def _is_complete(folder: Path) -> bool:
@@ -315,6 +364,15 @@ def _is_complete(folder: Path) -> bool:
     except CheckpointError:
         return False
     return True
+
+
+def _under_its_other_name(target: Path) -> Path | None:
+    """Return where the checkpoint that a link means is, if a kill came between its renaming and the link's."""
+    kept = target.with_name(_KEPT + target.name)
+    if _is_complete(kept):
+        return kept
+    plain = target.with_name(target.name.removeprefix(_KEPT))
+    return plain if not target.exists() and _is_complete(plain) else None
 
 
 def _fingerprint(folder: Path) -> _Fingerprint:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain._version import __version__
-from llmtrain.atomic import file_sha256, sync
+from llmtrain.atomic import file_sha256, sync, write_text
 from llmtrain.distributed.sharding import Part
 from llmtrain.errors import RunError
 from llmtrain.faults import reach
@@ -181,6 +181,17 @@ def write_manifest(folder: Path, *, step: int, sequence: int, links: Sequence[st
     sync(folder / MANIFEST)
     sync(folder)
     reach("manifest-synced", step=step)
+
+
+def renumber(folder: Path, sequence: int, *, links: Sequence[str]) -> None:
+    """Give a finished checkpoint another number in its run, in one step: its other files stay as they are.
+
+    Raises CheckpointError if its manifest cannot be read, and OSError.
+    """
+    read_manifest(folder)
+    body = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    write_text(folder / MANIFEST, sealed(body | {"sequence": sequence, "links": list(links)}))
+    sync(folder)
 
 
 def sealed(body: Mapping[str, Any]) -> str:

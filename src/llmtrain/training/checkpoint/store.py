@@ -32,7 +32,7 @@ from torch import Tensor
 
 from llmtrain.distributed.group import ALONE, RankGroup
 from llmtrain.faults import reach
-from llmtrain.training.checkpoint.directory import BEST, FINAL, LATEST, CheckpointDirectory, step_folder
+from llmtrain.training.checkpoint.directory import BEST, FINAL, LATEST, CheckpointDirectory, step_folder, step_of
 from llmtrain.training.checkpoint.format import (
     MODEL,
     CheckpointError,
@@ -127,9 +127,10 @@ class _Prepared:
 class CheckpointStore:
     """Writes the checkpoints of one run into `folder`, which it makes and cleans up.
 
-    `resumed_step` is the step that this process went on from. A checkpoint that exists at the step of a save is taken
-    to be this very state if this store wrote it or the run was resumed from it (if `resumed_step` is not given: if it
-    is the newest), and only gets its links. Any other was saved by an earlier course of the run, and is replaced.
+    `resumed_from` is the checkpoint that this process goes on from; it becomes the newest. A checkpoint that exists at
+    the step of a save is taken to be this very state if this store wrote it or the run was resumed from it (if
+    `resumed_from` is not given: if it is the newest), and only gets its links. Any other was saved by an earlier course
+    of the run, and is replaced.
 
     `group`: the ranks that save together. Each has a store, and calls the same methods with its parts of the tensors;
     an error on one of them is raised on all. Weights are written by rank 0 alone unless `split` says how to share that.
@@ -144,7 +145,7 @@ class CheckpointStore:
         keep_last: int,
         config_yaml: str,
         write_model: WriteModel,
-        resumed_step: int | None = None,
+        resumed_from: Path | None = None,
         group: RankGroup = ALONE,
         split: SplitModel | None = None,
         saved: NoteSaved | None = None,
@@ -157,7 +158,7 @@ class CheckpointStore:
         self._config_yaml = config_yaml
         self._write_model = write_model
         self._note_saved = saved
-        self._saved_steps = set() if resumed_step is None else {resumed_step}
+        self._saved_steps: set[int] = set() if resumed_from is None else {step_of(resumed_from)}
         self._staging = Staging()
         self._pending: Future[None] | None = None
         self._group = group
@@ -168,6 +169,8 @@ class CheckpointStore:
             if group.is_main:
                 folder.mkdir(parents=True, exist_ok=True)
                 self._directory.clean_up()
+                if resumed_from is not None:
+                    self._directory.go_on_from(resumed_from)
         except OSError as error:
             raise CheckpointError(_explain(error, f"checkpoints cannot be kept in {folder}")) from error
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint", initializer=_lower_priority)

@@ -11,14 +11,25 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmtrain.faults import FaultInjected
 from llmtrain.training.checkpoint import CheckpointError, CheckpointStore, newest_good, verify
 from llmtrain.training.checkpoint.directory import work_path
-from tests.support.checkpoints import flip_a_bit, host_in_names, new_store, save, snapshot, steps_in, weights
+from tests.support.checkpoints import (
+    flip_a_bit,
+    host_in_names,
+    new_store,
+    save,
+    snapshot,
+    steps_in,
+    weights,
+    write_model,
+)
 
 
 def test_the_newest_the_best_and_the_final_checkpoint_are_kept(folder: Path) -> None:
@@ -226,6 +237,74 @@ def test_a_run_that_was_sent_back_keeps_the_checkpoint_that_it_was_sent_back_to(
     save(store, 9)
     assert steps_in(folder) == [7, 9]
     store.close()
+
+
+def test_what_a_run_goes_back_to_is_its_newest_before_it_saves_anything(folder: Path) -> None:
+    store = new_store(folder, keep_last=4)
+    save(store, 2, 4, 6)
+    save(store, 8, best=True)
+    store.close()
+    for resumed_step in (4, 6, 4):  # back, then on to the course that was left, then back again
+        new_store(folder, resumed_step=resumed_step).close()  # killed before it saves
+        found = newest_good(folder)
+        assert found is not None
+        assert (found[0].name, found[1]) == (f"step_{resumed_step:06d}", [])
+        assert os.readlink(folder / "latest") == found[0].name
+        assert os.readlink(folder / "best") == "step_000008"
+        assert steps_in(folder) == [2, 4, 6, 8], "nothing is lost"
+    new_store(folder).close()
+    assert os.readlink(folder / "latest") == "step_000004", "the links are not taken back by a later start"
+
+
+@pytest.mark.parametrize("has_renames", [True, False])
+def test_a_run_goes_back_to_a_best_checkpoint_that_was_kept_under_another_name(
+    folder: Path, has_renames: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    if not has_renames:
+        monkeypatch.setattr(os, "rename", refuse)
+    store = new_store(folder, keep_last=3)
+    save(store, 2)
+    store.save(snapshot(4, 0.5), best=True)
+    store.close()
+    store = new_store(folder, keep_last=3, resumed_step=2)
+    store.save(snapshot(4, 0.9))
+    save(store, 6)
+    store.close()
+    kept, names = folder / "kept-step_000004", ["step_000002", "step_000004", "step_000005"]
+    assert weights(kept).eq(0.5).all()
+    options: dict[str, Any] = {"keep_last": 3, "config_yaml": "run: {}\n", "write_model": write_model}
+    CheckpointStore(folder, resumed_from=kept, **options).close()
+    found = newest_good(folder)
+    assert found is not None
+    assert found[0].name == os.readlink(folder / "best") == os.readlink(folder / "latest") == "step_000004"
+    assert weights(found[0]).eq(0.5).all()
+    if has_renames:
+        assert weights(folder / "left-step_000004").eq(0.9).all(), "what the run leaves is there until the next save"
+    store = new_store(folder, keep_last=3, resumed_step=4)
+    save(store, 5)
+    assert sorted(path.name for path in folder.iterdir()) == ["best", "latest", *names]
+    assert weights(folder / "best").eq(0.5).all()
+    store.close()
+
+
+@pytest.mark.parametrize("point", ["before-going-back", "after-going-back"])
+def test_a_kill_while_a_run_goes_back_leaves_all_checkpoints_good(
+    folder: Path, point: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = new_store(folder, keep_last=3)
+    save(store, 2, 4)
+    store.close()
+    monkeypatch.setenv("LLMTRAIN_FAULTS", f"raise@{point}")
+    with pytest.raises(FaultInjected):
+        new_store(folder, resumed_step=2)
+    monkeypatch.delenv("LLMTRAIN_FAULTS")
+    new_store(folder).close()
+    assert os.readlink(folder / "latest") == ("step_000002" if point.startswith("after") else "step_000004")
+    for step in (2, 4):
+        verify(folder / f"step_{step:06d}")
 
 
 @pytest.mark.parametrize("has_renames", [True, False])
