@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,18 +83,22 @@ def train(
         rendezvous = first_machine(loaded.config.distributed.rendezvous, option=rendezvous)
     group = worker_group_of(nproc, nnodes=nnodes, node_rank=node_rank, rendezvous=rendezvous, max_restarts=max_restarts)
     if group:
+        taken = None
         if max_restarts and resume is None and loaded is not None and not dry_run:
             # Processes that are started again continue the run of the first ones, so its name is made here.
-            resume, output = AUTO, loaded.config.output
-            if output.run_id is None:
-                values = [*values, f"output.run_id={_new_run_id(loaded.config)}"]
-            elif (Path(output.root_dir) / output.run_id).exists():
-                raise ConfigError(f"the run {output.run_id} exists already: continue it with --resume {AUTO}")
+            resume = AUTO
+            taken = _take_folder(loaded.config, nnodes=nnodes, node_rank=node_rank)
+            values = [*values, f"output.run_id={taken.name}"]
         options = [f"--resume={resume}"] if resume is not None else []
         options += ["--dry-run"] if dry_run else []
         if loaded is not None:
             _say(loaded.config, f"starting {group.nproc} processes")
-        return run_in(group, ["train", *([ref] if ref else []), *values, *options], as_json=json)
+        try:
+            return run_in(group, ["train", *([ref] if ref else []), *values, *options], as_json=json)
+        finally:
+            if taken is not None:
+                with suppress(OSError):  # it is not empty: the run began
+                    taken.rmdir()
     if loaded is not None:
         from llmtrain.cli.config import model_in_words
 
@@ -113,10 +118,19 @@ def _say(config: Config, message: str) -> None:
     logging.getLogger("llmtrain.train").info(message)
 
 
-def _new_run_id(config: Config) -> str:
-    from llmtrain.runs.folders import make_run_id
+def _take_folder(config: Config, *, nnodes: int, node_rank: int | None) -> Path:
+    """Return the folder of a new run; the first machine makes it, so that no other start takes its id.
 
-    return make_run_id(config.run, Path(config.output.root_dir))
+    Raises ConfigError if there is a run of that id, or if several machines would each make an id of their own.
+    """
+    from llmtrain.runs.folders import create_run, make_run
+
+    root, run_id = Path(config.output.root_dir), config.output.run_id
+    if run_id is None and nnodes > 1:
+        raise ConfigError("--max-restarts on several machines needs output.run_id: the run's name, the same on all")
+    if run_id is None:
+        return make_run(config.run, root)
+    return create_run(root, run_id) if node_rank in (None, 0) else root / run_id
 
 
 def _dry_run(result: Mapping[str, Any]) -> Lines:

@@ -13,6 +13,7 @@ import difflib
 import fcntl
 import logging
 import os
+import re
 import struct
 import sys
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ from llmtrain.atomic import LACKING, follow, point, write_json, write_text
 from llmtrain.config.loading.renamed import is_old_checkpoint
 from llmtrain.config.sections.running import OutputConfig, RunConfig
 from llmtrain.errors import ConfigError
+from llmtrain.faults import reach
 from llmtrain.models.fetch import fetch_model_or_adapter, is_model_folder
 from llmtrain.runs.metadata import code_git_state, name_in, new_run_id, run_metadata, slug
 from llmtrain.storage.address import is_remote, local_path
@@ -33,7 +35,10 @@ from llmtrain.tracking.redaction import redact_config
 log = logging.getLogger("llmtrain.run")
 
 MODELS = "A MODEL is a run, a checkpoint, the folder of a model or an adapter, or owner/name on the Hub"
+CONFIG = "config.yaml"
 AS_WRITTEN = "config.as-written.yaml"
+_UNFINISHED = re.compile(r"[\w.-]+\.\d+\.tmp")
+"""A file that `atomic` had not finished."""
 MAX_NAMED = 5
 """Checkpoints that a message names."""
 
@@ -48,46 +53,78 @@ def start_run(
     is kept, with secrets redacted; overrides are in meta.json's argv.
     """
     now, root = datetime.now(UTC), Path(output.root_dir)
-    run_id = output.run_id or make_run_id(about, root)
-    try:
-        run = create_run(root, run_id)
-    except ConfigError:
-        if output.run_id is None and (root / run_id).exists():  # another run took this id a moment ago
-            return start_run(about, output, decided=decided, as_written=as_written)
-        raise
-    meta = {"run_id": run_id, "notes": about.notes, "tags": about.tags, **decided}
+    run = create_run(root, output.run_id) if output.run_id else make_run(about, root)
+    reach("run-made")
+    meta = {"run_id": run.name, "notes": about.notes, "tags": about.tags, **decided}
     write_json(run / "meta.json", {**meta, **run_metadata(sys.argv, now=now)})
     if as_written is not None:
         write_text(run / AS_WRITTEN, redact_config(as_written))
+    reach("run-described")
     return run
 
 
-def make_run_id(about: RunConfig, root: Path | None = None) -> str:
-    """Return the id of a run that starts now, or a second later for each run in `root` that has taken that id."""
-    git, now = code_git_state(), datetime.now(UTC)
+def begin_run(run: Path, config_yaml: str) -> None:
+    """Write the config of a run that this process has locked. From then on it is a run; a new one is `latest`."""
+    is_new = not is_run(run)
+    write_text(run / CONFIG, config_yaml)
+    if is_new:
+        _point(run.parent / "latest", run.name)
+
+
+def make_run_id(about: RunConfig, *, now: datetime | None = None) -> str:
+    """Return the id of a run that starts now."""
+    git = code_git_state()
+    return new_run_id(about.name, now=now or datetime.now(UTC), git_sha=git.sha if git else None)
+
+
+def make_run(about: RunConfig, root: Path) -> Path:
+    """Make the folder of a run under an id that no other process has taken, and return it, absolute.
+
+    The id names this second, or a later one where other runs have taken those before it. Raises ConfigError.
+    """
+    now = datetime.now(UTC)
     while True:
-        run_id = new_run_id(about.name, now=now, git_sha=git.sha if git else None)
-        if root is None or not (root / run_id).exists():
-            return run_id
+        folder = root.absolute() / make_run_id(about, now=now)
+        if _make_folder(folder):
+            return folder
         now += timedelta(seconds=1)
 
 
 def create_run(root: Path, run_id: str) -> Path:
-    """Make `root/run_id`, absolute, and let `root/latest` point to it. Raises ConfigError if it is there already."""
+    """Make `root/run_id`, absolute, or take the one that a start left which was killed before it began the run.
+
+    Raises ConfigError if there is a run of this id, or anything else.
+    """
     folder = root.absolute() / run_id
+    if _make_folder(folder):
+        return folder
+    if never_began(folder) and not is_locked(folder):
+        if any(folder.iterdir()):
+            log.info("%s was left by a start that was stopped before the run began: it begins there", folder)
+        return folder
+    fix = f"go on with that run: llmtrain train --resume {run_id}" if is_run(folder) else "move it elsewhere"
+    raise ConfigError(f"{folder} exists already: give another output.run_id, or {fix}")
+
+
+def never_began(folder: Path) -> bool:
+    """Return whether a start made this folder, and was stopped before its run began: nothing is in it to be lost."""
+    if not folder.is_dir() or is_run(folder):
+        return False
+    made = {"meta.json", AS_WRITTEN, ".lock"}
+    return all(path.name in made or _UNFINISHED.fullmatch(path.name) for path in folder.iterdir())
+
+
+def _make_folder(folder: Path) -> bool:
+    """Make the folder of a run; False if there is something of that name. Raises ConfigError if it cannot be made."""
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
-        raise ConfigError(
-            f"{folder} exists already: give another output.run_id, or go on with that run: "
-            f"llmtrain train --resume {run_id}"
-        ) from None
+        return False
     except OSError as error:
         raise ConfigError(
             f"cannot make the run folder {folder}: {error.strerror}; choose another output.root_dir"
         ) from None
-    _point(root.absolute() / "latest", run_id)
-    return folder
+    return True
 
 
 def point_to_latest(root: Path) -> None:
@@ -109,6 +146,12 @@ def find_run(ref: str, root: Path) -> tuple[Path, Path | None]:
         return found
     if is_old_checkpoint(ref):
         raise ConfigError(f"{ref!r} is no checkpoint of a run: {_checkpoints_instead(ref, root)}")
+    for folder in (root / ref, Path(ref)):
+        if ref not in ("", ".", "latest") and never_began(folder) and any(folder.iterdir()):
+            raise ConfigError(
+                f"{folder} has nothing to resume: its start was stopped before the run began. Start it: llmtrain train "
+                f"CONFIG output.run_id={folder.name}"
+            )
     if Path(ref).is_dir() and ref != "latest":
         raise ConfigError(f"{ref} is no run and no checkpoint of one: a run has a config.yaml and a meta.json")
     runs = sorted(folder.name for folder in root.glob("*") if is_run(folder) and not folder.is_symlink())
@@ -171,8 +214,8 @@ def is_locked(run: Path) -> bool:
 
 
 def is_run(folder: Path) -> bool:
-    """Return whether `create_run` made `folder` and `train` began to fill it."""
-    return (folder / "config.yaml").is_file() and (folder / "meta.json").is_file()
+    """Return whether a start made `folder` and began its run."""
+    return (folder / CONFIG).is_file() and (folder / "meta.json").is_file()
 
 
 def find_model(ref: str, root: Path) -> Path:

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llmtrain.atomic import write_text
 from llmtrain.config.loading.load import LoadedConfig, to_yaml
 from llmtrain.config.sections.schema import Config
 from llmtrain.distributed.engine import Engine
@@ -20,7 +19,7 @@ from llmtrain.distributed.strategy import Choice
 from llmtrain.errors import Preempted
 from llmtrain.planning.out_of_memory import out_of_memory_explained
 from llmtrain.runs.attempts import count_restart, refuse_crash_loop
-from llmtrain.runs.folders import locked
+from llmtrain.runs.folders import begin_run, locked
 from llmtrain.tracking.logs import setup_logging
 from llmtrain.tracking.system import peak_memory_bytes
 from llmtrain.training.failures import Failures, before_first_step, removed_if_rejected
@@ -116,7 +115,7 @@ def _run(job: Job, stop: StopSignal) -> dict[str, Any]:
         if origin:
             refuse_crash_loop(engine.from_main(lambda: count_restart(run, checkpoint=job.position.checkpoint)))
         if engine.is_main:  # under the lock: a second process that would go on with this run changes nothing of it
-            write_text(run / "config.yaml", to_yaml(config))
+            begin_run(run, to_yaml(config))
         setup_logging(config.logging, run_folder=run, rank=engine.rank)
         describe(job, run)
         while True:

@@ -1,6 +1,8 @@
 """Run folders: made once, found by id, folder, checkpoint or `latest`."""
 
 import multiprocessing
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from llmtrain.config.sections.running import OutputConfig, RunConfig
 from llmtrain.errors import ConfigError
 from llmtrain.runs.folders import (
+    begin_run,
     config_to_read,
     create_run,
     find_model,
@@ -18,13 +21,14 @@ from llmtrain.runs.folders import (
     model_to_begin_from,
     start_run,
 )
+from llmtrain.runs.folders import make_run as make_new_run
 from llmtrain.runs.metadata import name_in
 
 
 def make_run(root: Path, run_id: str, *steps: int) -> Path:
     run = create_run(root, run_id)
-    (run / "config.yaml").write_text("schema_version: 1\n")
     (run / "meta.json").write_text("{}")
+    begin_run(run, "schema_version: 1\n")
     for step in steps:
         model = run / "checkpoints" / f"step_{step:06d}" / "model"
         model.mkdir(parents=True)
@@ -164,5 +168,53 @@ def test_runs_that_start_in_one_second_have_ids_of_their_own(tmp_path: Path) -> 
     started = [start_run(RunConfig(name="demo"), output, decided={"resolved": {}}) for _ in range(3)]
     assert len(set(started)) == 3
     assert all(name_in(run.name) == "demo" for run in started)
+    begin_run(started[0], "run: {}\n")
     with pytest.raises(ConfigError, match="exists already: give another"):
         start_run(RunConfig(), OutputConfig(root_dir=str(tmp_path), run_id=started[0].name), decided={"resolved": {}})
+
+
+def test_two_starts_at_one_moment_take_two_ids(tmp_path: Path) -> None:
+    ready = threading.Barrier(4)
+
+    def start() -> Path:
+        ready.wait()
+        return make_new_run(RunConfig(name="demo"), tmp_path)
+
+    with ThreadPoolExecutor(4) as pool:
+        folders = [future.result() for future in [pool.submit(start) for _ in range(4)]]
+    assert len({folder.name for folder in folders}) == 4
+    assert {path.name for path in tmp_path.iterdir()} == {folder.name for folder in folders}
+
+
+def test_latest_is_a_run_that_began(tmp_path: Path) -> None:
+    output = OutputConfig(root_dir=str(tmp_path), run_id="one")
+    begin_run(start_run(RunConfig(), output, decided={"resolved": {}}), "run: {}\n")
+    start_run(RunConfig(), OutputConfig(root_dir=str(tmp_path), run_id="two"), decided={"resolved": {}})
+    assert find_run("latest", tmp_path)[0].name == "one"
+    begin_run(tmp_path / "two", "run: {}\n")
+    assert find_run("latest", tmp_path)[0].name == "two"
+    begin_run(tmp_path / "one", "run: {name: again}\n")
+    assert find_run("latest", tmp_path)[0].name == "two", "a run that goes on is not the newest"
+
+
+@pytest.mark.parametrize(
+    "left", [[], ["meta.json"], ["meta.json", "config.as-written.yaml", ".lock"], ["meta.json.7.tmp"]]
+)
+def test_the_folder_of_a_start_that_was_killed_is_taken(tmp_path: Path, left: list[str]) -> None:
+    (tmp_path / "one").mkdir()
+    for name in left:
+        (tmp_path / "one" / name).write_text("{}")
+    if left:
+        with pytest.raises(ConfigError, match=r"one has nothing to resume: .*llmtrain train CONFIG output\.run_id=one"):
+            find_run("one", tmp_path)
+    assert start_run(RunConfig(), OutputConfig(root_dir=str(tmp_path), run_id="one"), decided={"resolved": {}}).name == "one"
+    with locked(tmp_path / "one"):
+        pass
+
+
+@pytest.mark.parametrize("left", ["notes.txt", "checkpoints/step_000002", "config.yaml", "metrics.jsonl"])
+def test_a_folder_that_holds_something_is_not_taken(tmp_path: Path, left: str) -> None:
+    (tmp_path / "one" / left).mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"one exists already: give another output\.run_id, or move it elsewhere"):
+        start_run(RunConfig(), OutputConfig(root_dir=str(tmp_path), run_id="one"), decided={"resolved": {}})
+    assert (tmp_path / "one" / left).is_dir()

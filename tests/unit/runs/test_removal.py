@@ -14,7 +14,7 @@ import pytest
 
 from llmtrain.cli.app import run
 from llmtrain.errors import ConfigError
-from llmtrain.runs.folders import create_run, locked
+from llmtrain.runs.folders import locked, point_to_latest
 from llmtrain.runs.listing import list_runs
 from llmtrain.runs.removal import remove_runs
 from tests.support.recorded_run import recorded_run
@@ -27,8 +27,8 @@ def yes(about: Sequence[Mapping[str, Any]]) -> bool:
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     for name in ("1", "2", "3"):
-        create_run(tmp_path, name).rmdir()
         recorded_run(tmp_path, name, num_steps=5)
+    point_to_latest(tmp_path)
     return tmp_path
 
 
