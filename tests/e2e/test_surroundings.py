@@ -22,7 +22,8 @@ from llmtrain.config.sections.training import OptimizerConfig
 from llmtrain.errors import ConfigError, Preempted
 from llmtrain.runs.summary import RunSummary
 from llmtrain.training import loop
-from llmtrain.training.checkpoint import CheckpointError
+from llmtrain.training.checkpoint import CheckpointError, load_state
+from llmtrain.training.job import Job
 from llmtrain.training.setup.start import find_start
 from llmtrain.verbs.train import train
 from tests.support.tiny_run import SYNTHETIC, write_config
@@ -44,6 +45,11 @@ def config(tmp_path: Path) -> Path:
 def summary_of(config: Path) -> dict[str, Any]:
     summary: dict[str, Any] = json.loads((config.parent / "runs" / "one" / "summary.json").read_text())
     return summary
+
+
+def events_of(config: Path) -> list[tuple[str, int]]:
+    lines = (config.parent / "runs" / "one" / "events.jsonl").read_text().splitlines()
+    return [(event["event"], event["step"]) for event in map(json.loads, lines)]
 
 
 def test_a_terminal_that_is_closed_saves_and_ends_with_75(
@@ -73,8 +79,84 @@ def test_why_a_run_failed_is_in_its_log(config: Path, monkeypatch: pytest.Monkey
     assert run(["train", str(config)]) == 1
     folder = config.parent / "runs" / "one"
     assert "No space left on device" in (folder / "logs" / "train.log").read_text()
+    assert (summary_of(config)["state"], summary_of(config)["steps"]) == ("failed", 3)
+    assert events_of(config) == [("not_saved", 1), ("not_saved", 2), ("not_saved", 3)]
+
+
+@pytest.mark.parametrize("point", ["temp-made", "model-written", "manifest-written", "before-rename", "before-latest"])
+def test_a_run_survives_a_disk_that_is_full_for_a_while(
+    config: Path, point: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LLMTRAIN_FAULTS", f"raise@{point}:ENOSPC:step=2")
+    assert run(["train", str(config)]) == 0
+    err = capsys.readouterr().err
+    assert err.count("No space left on device") == 1
+    assert "The earlier checkpoints are intact. The run goes on, and saves again when the next save is due" in " ".join(
+        err.split()
+    )
+    assert events_of(config) == [("saved", 1), ("not_saved", 2), ("saved", 3)]
+    checkpoints = config.parent / "runs" / "one" / "checkpoints"
+    there = [1, 3] if point != "before-latest" else [1, 2, 3]
+    assert sorted(path.name for path in checkpoints.iterdir() if path.name[0] == ".") == []
+    assert sorted(int(path.name[5:]) for path in checkpoints.glob("step_*")) == there
+    assert (os.readlink(checkpoints / "latest"), os.readlink(checkpoints / "final")) == ("step_000003", "step_000003")
+
+
+def test_the_last_save_is_tried_twice(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMTRAIN_FAULTS", "raise@model-written:EIO:3")
+    assert run(["train", str(config)]) == 0
+    assert events_of(config) == [("saved", 1), ("saved", 2), ("saved", 3)]
+
+
+def test_a_stop_whose_save_fails_does_not_say_that_it_is_saved(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LLMTRAIN_FAULTS", "term@stepped:step=2, raise@temp-made:EROFS:step=2")
+    assert run(["train", str(config)]) == 1
+    err = capsys.readouterr().err
+    assert "step 2 is saved" not in err
+    assert err.count("error: the checkpoint of step 2 could not be saved") == 1
+    assert events_of(config) == [("saved", 1), ("not_saved", 2), ("not_saved", 2)], "when it was due, and at the stop"
     assert summary_of(config)["state"] == "failed"
-    assert "saved" not in (folder / "events.jsonl").read_text() if (folder / "events.jsonl").exists() else True
+    monkeypatch.delenv("LLMTRAIN_FAULTS")
+    assert run(["train", str(config), "--resume", "auto"]) == 0
+
+
+def test_a_best_that_could_not_be_saved_is_not_the_best(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([5.0, 1.0, 4.0, 4.5])  # after steps 1 to 4: the one of step 2 cannot be saved
+    monkeypatch.setattr(Job, "evaluate", lambda *_: {"val/loss": next(losses)})
+    monkeypatch.setenv("LLMTRAIN_FAULTS", "raise@temp-made:ENOSPC:step=2")
+    keys = ["data.num_val_items=8", "trainer.eval_every_steps=1", "trainer.max_steps=4"]
+    assert run(["train", str(config), *keys]) == 0
+    checkpoints = config.parent / "runs" / "one" / "checkpoints"
+    assert os.readlink(checkpoints / "best") == "step_000003"
+    assert load_state(checkpoints / "final")["position"]["best"] == 4.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "faults", "code", "events"),
+    [
+        ("fsdp", "raise@model-written:ENOSPC:rank=1:step=2", 0, [("saved", 1), ("not_saved", 2), ("saved", 3)]),
+        ("ddp", "raise@temp-made:ENOSPC:step=3", 1, [("saved", 1), ("saved", 2), ("not_saved", 3)]),
+    ],
+)
+def test_two_processes_survive_a_full_disk_or_fail_together(
+    config: Path, strategy: str, faults: str, code: int, events: list[tuple[str, int]]
+) -> None:
+    keys = [f"distributed.strategy={strategy}", "trainer.micro_batch_size=2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "llmtrain", "train", str(config), "--nproc", "2", *keys],
+        env={**os.environ, "LLMTRAIN_FAULTS": faults},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert events_of(config) == events
+    assert "Traceback" not in done.stderr
+    told = "error: the checkpoint of step 3 could not be saved"
+    assert sum(line.startswith(told) for line in done.stderr.splitlines()) == code, "rank 0 says it once"
 
 
 def test_a_run_in_another_thread_trains_and_leaves_torch_as_it_was(config: Path) -> None:
@@ -153,7 +235,7 @@ def test_a_full_disk_hides_neither_the_reason_nor_the_file(config: Path, monkeyp
 
     monkeypatch.setenv("LLMTRAIN_FAULTS", "raise@temp-made:ENOSPC")
     monkeypatch.setattr(RunSummary, "write", refuse)
-    with pytest.raises(CheckpointError, match=r"the checkpoint of step 1 could not be saved .*No space left"):
+    with pytest.raises(CheckpointError, match=r"the checkpoint of step 3 could not be saved .*No space left"):
         train(load_config(str(config)))
 
 

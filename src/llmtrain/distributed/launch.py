@@ -82,7 +82,7 @@ def _torchrun(group: WorkerGroup) -> list[str]:
             f"--node-rank is {group.node_rank}, but --nnodes is {group.nnodes}: machines are numbered from 0"
         )
     options = {"nproc-per-node": group.nproc, "nnodes": group.nnodes, "max-restarts": group.max_restarts}
-    command = [sys.executable, "-m", "torch.distributed.run", *(f"--{name}={n}" for name, n in options.items())]
+    command = [sys.executable, "-m", "llmtrain.distributed.torchrun", *(f"--{name}={n}" for name, n in options.items())]
     if group.nnodes == 1:
         if group.rendezvous is not None:
             raise ConfigError(

@@ -20,8 +20,9 @@ log = logging.getLogger("llmtrain.tracking")
 
 EVENTS_NAME: Final = "events.jsonl"
 
-Event = Literal["resumed", "saved", "skipped", "stopped"]
-"""skipped: a step without an update. stopped: by a signal. resumed: after a stop, a kill or a roll-back."""
+Event = Literal["not_saved", "resumed", "saved", "skipped", "stopped"]
+"""not_saved: a full disk or the like, of which the log tells. skipped: a step without an update. stopped: by a signal.
+resumed: after a stop, a kill or a roll-back."""
 
 
 class EventLog:

@@ -131,7 +131,8 @@ class Job:
         Raises WillFailAgain if that was tried many times, CheckpointError if no checkpoint is good.
         """
         newest = self.engine.from_main(lambda: newest_good(run / "checkpoints"))
-        assert newest is not None, "with non_finite: rollback there is a checkpoint from the start on"
+        if newest is None:  # no save succeeded: the log says why
+            raise RunError(f"{found}. There is no checkpoint to go back to")
         state = RunState.from_dict(load_state(newest[0])["position"])
         state.left_out = self.state.left_out
         leave_out(state, found)

@@ -41,6 +41,7 @@ from llmtrain.training.checkpoint import CheckpointStore
 from llmtrain.training.job import Job
 from llmtrain.training.learning_rate import highest_scale, warmup_steps
 from llmtrain.training.report import BatchLog, Compute, Outputs, Reporter
+from llmtrain.training.saves import Saves
 from llmtrain.training.schedule import sequences_in_words
 from llmtrain.training.setup.ingredients import recorded_ingredients
 from llmtrain.training.slow_steps import SlowSteps
@@ -53,8 +54,7 @@ class Session:
 
     report: Reporter
     events: EventLog
-    store: CheckpointStore | None
-    """None on a rank that saves nothing."""
+    saves: Saves
     job: Job
     outcome: Literal["finished", "preempted", "failed"] = "failed"
 
@@ -63,9 +63,7 @@ class Session:
 
     def save(self, best: bool, final: bool) -> None:
         """Begin to save a checkpoint of this moment."""
-        if self.store is not None:
-            self.job.state.spent = self.report.spent_so_far()
-            self.store.save(self.job.snapshot(), best=best, final=final)
+        self.saves.begin(best=best, final=final, spent=self.report.spent_so_far())
 
     def save_beginning(self) -> None:
         """Save before the first step where a run may roll back, so that there is always something to go back to."""
@@ -74,9 +72,8 @@ class Session:
 
     def ended(self, run: Path, *, finished: bool) -> None:
         """Note how the loop ended, once the last checkpoint is on the disk."""
-        if self.store is not None:
-            with self.report.spent("saving"):
-                self.store.wait()
+        with self.report.spent("saving"):
+            self.saves.finish()
         self.outcome = "finished" if finished else "preempted"
         if not finished:
             self.events.add("stopped", step=self.job.state.step)
@@ -138,8 +135,7 @@ def open_session(run: Path, job: Job) -> Iterator[Session]:
         Progress(job.schedule.total_steps, start_step=job.state.step, quiet=not engine.is_main) as progress,
     ):
         report = _reporter(job, Outputs(sinks, events, progress), monitor)
-        store = _open_store(job, run, saved=report.saved)
-        session = Session(report, events, store, job)
+        session = Session(report, events, Saves(_open_store(job, run, saved=report.saved), job, events), job)
         try:
             yield session
         finally:
@@ -148,8 +144,7 @@ def open_session(run: Path, job: Job) -> Iterator[Session]:
                 ends.callback(_on_main(engine, report_at_end, run))
                 ends.callback(sinks.finish, summary.as_dict())  # it may store the model that the link leads to
                 ends.callback(_on_main(engine, link_model, run))
-                if store is not None:
-                    ends.callback(store.close)  # the save under way may be the one that moves the links
+                ends.callback(session.saves.close)  # the save under way may be the one that moves the links
                 ends.callback(_on_main(engine, partial(_write_summary, summary), run / "summary.json"))
 
 

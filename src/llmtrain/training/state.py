@@ -112,6 +112,20 @@ class RunState:
         if metric is not None and later.best is not None and _is_better(metric, later.best, self.best):
             self.best, self.best_step = later.best, None
 
+    def take_back_best(self, value: float | None, step: int | None, *, metric: str | None) -> bool:
+        """Go back to an earlier best, as the checkpoint of a later one is not there.
+
+        Return whether the evaluation at this very step is better than that one, and so the best now.
+        """
+        self.best, self.best_step = value, step
+        found = self.validation.get(metric or "", math.nan)
+        if metric is None or self.step not in (self.evaluated_step, self.asked_step):
+            return False
+        if not _is_better(metric, found, self.best):
+            return False
+        self.best, self.best_step = found, self.step
+        return True
+
     def record_evaluation(
         self,
         metrics: Mapping[str, float],

@@ -43,6 +43,7 @@ const KNOWN_CHARTS = [
 const SECTION_OF_PREFIX = { system: "machine", perf: "speed", eval: "evaluation", train: "learning", val: "learning" };
 const EVENT_LOOKS = {
   saved: { symbol: "triangle-up", sign: "▲", color: "muted" },
+  not_saved: { symbol: "triangle-down", sign: "▼", color: "bad" },
   resumed: { symbol: "circle", sign: "●", color: "good", line: "dash" },
   stopped: { symbol: "square", sign: "■", color: "muted", line: "dot" },
   skipped: { symbol: "x", sign: "✕", color: "bad", line: "solid" },

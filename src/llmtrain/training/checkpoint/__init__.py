@@ -14,7 +14,15 @@ A resumed run reads: `newest_good` ─▶ `load_state`, `load_optimizer`; the mo
 """
 
 from llmtrain.training.checkpoint.directory import newest_good, probe_folder, step_folder
-from llmtrain.training.checkpoint.format import MANIFEST, STATE, CheckpointError, load_optimizer, load_state, verify
+from llmtrain.training.checkpoint.format import (
+    MANIFEST,
+    STATE,
+    CheckpointError,
+    SaveFailed,
+    load_optimizer,
+    load_state,
+    verify,
+)
 from llmtrain.training.checkpoint.store import CheckpointStats, CheckpointStore, Snapshot, SplitModel
 
 __all__ = [
@@ -23,6 +31,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointStats",
     "CheckpointStore",
+    "SaveFailed",
     "Snapshot",
     "SplitModel",
     "load_optimizer",

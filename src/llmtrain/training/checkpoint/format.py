@@ -57,6 +57,10 @@ class CheckpointError(RunError):
     """A checkpoint cannot be written, or is not what was written. One message, meant for the user."""
 
 
+class SaveFailed(CheckpointError):
+    """The file system did not take a checkpoint: the run may go on, and save again."""
+
+
 @dataclass(frozen=True)
 class CheckpointManifest:
     """Content of MANIFEST.json."""

@@ -24,7 +24,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError
@@ -37,6 +37,7 @@ from llmtrain.training.checkpoint.format import (
     MODEL,
     CheckpointError,
     Records,
+    SaveFailed,
     begin_files,
     finish_files,
     finish_model_files,
@@ -53,12 +54,12 @@ T = TypeVar("T")
 
 _NICENESS = 10
 _ADVICE = {
-    errno.ENOSPC: "free some space, or lower trainer.keep_last",
-    errno.EDQUOT: "free some space, or lower trainer.keep_last",
-    errno.EFBIG: "allow larger files (ulimit -f)",
-    errno.EROFS: "make the file system writable",
-    errno.EACCES: "make the folder writable for this user",
-    errno.EPERM: "make the folder writable for this user",
+    errno.ENOSPC: "Free some space, or lower trainer.keep_last",
+    errno.EDQUOT: "Free some space, or lower trainer.keep_last",
+    errno.EFBIG: "Allow larger files (ulimit -f)",
+    errno.EROFS: "Make the file system writable",
+    errno.EACCES: "Make the folder writable for this user",
+    errno.EPERM: "Make the folder writable for this user",
 }
 
 NoteSaved = Callable[..., None]
@@ -124,6 +125,14 @@ class _Prepared:
     optimizer: Slices
 
 
+class _Fault(NamedTuple):
+    """What a rank tells the others of its error."""
+
+    message: str
+    can_go_on: bool
+    """The error is that of a file system: see SaveFailed."""
+
+
 class CheckpointStore:
     """Writes the checkpoints of one run into `folder`, which it makes and cleans up.
 
@@ -178,7 +187,8 @@ class CheckpointStore:
     def save(self, snapshot: Snapshot, *, best: bool = False, final: bool = False) -> None:
         """Save in the background; afterwards the snapshot's tensors may change. `best`, `final`: links to move as well.
 
-        Waits for the save before it, and raises CheckpointError if that one failed; this one is not begun then.
+        Waits for the save before it, and raises CheckpointError if that one failed (SaveFailed for reasons of the file
+        system); this one is not begun then.
         Raises TypeError or ValueError if the state is nothing that JSON can hold.
         """
         self.wait()
@@ -193,7 +203,7 @@ class CheckpointStore:
         self.stats.stalled_seconds += time.perf_counter() - began
 
     def wait(self) -> None:
-        """Return when the save under way is on the disk. Raises CheckpointError if it failed."""
+        """Return when the save under way is on the disk. Raises CheckpointError if it failed, as `save` does."""
         if self._pending is None:
             return
         began = time.perf_counter()
@@ -314,15 +324,20 @@ class CheckpointStore:
             result = work()
         except (OSError, SafetensorError) as cause:
             why = _explain(cause, failed, needed_bytes=save.copies.num_bytes)
-            error = CheckpointError(f"{why}. The earlier checkpoints are intact")
+            error = SaveFailed(f"{why}. The earlier checkpoints are intact")
             error.__cause__ = cause
         except Exception as cause:
             error = cause
-        outcomes = self._group.gather((result, None if error is None else str(error) or type(error).__name__))
+        fault = None if error is None else _Fault(str(error) or type(error).__name__, isinstance(error, SaveFailed))
+        outcomes = self._group.gather((result, fault))
+        faults = [(rank, fault) for rank, (_, fault) in enumerate(outcomes) if fault is not None]
+        if grave := [found for found in faults if not found[1].can_go_on]:  # then no rank may go on
+            faults, error = grave, None if isinstance(error, SaveFailed) else error
         if error is not None:
             raise error
-        if faults := [f"rank {rank}: {fault}" for rank, (_, fault) in enumerate(outcomes) if fault is not None]:
-            raise CheckpointError(faults[0])
+        if faults:
+            rank, first = faults[0]
+            raise (SaveFailed if first.can_go_on else CheckpointError)(f"rank {rank}: {first.message}")
         return [cast(T, value) for value, _ in outcomes]
 
     def _exists_already(self, step: int) -> bool:
@@ -349,7 +364,7 @@ def _explain(error: OSError | SafetensorError, what: str, *, needed_bytes: int |
     if number in (errno.ENOSPC, errno.EDQUOT) and needed_bytes is not None:
         message += f"; it needs {needed_bytes / 1e6:.1f} MB"
     if number in _ADVICE:
-        message += f". To go on, {_ADVICE[number]}"
+        message += f". {_ADVICE[number]}"
     return message
 
 

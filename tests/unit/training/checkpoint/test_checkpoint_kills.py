@@ -222,7 +222,7 @@ def test_a_file_that_cannot_be_written_is_reported_and_other_saves_work(deaths: 
     message = (deaths / "no-room" / "message").read_text()
     assert message == (
         f"the checkpoint of step 2 could not be saved in {checkpoints}: File too large. "
-        "To go on, allow larger files (ulimit -f). The earlier checkpoints are intact"
+        "Allow larger files (ulimit -f). The earlier checkpoints are intact"
     )
     assert sorted(path.name for path in checkpoints.iterdir()) == ["latest", "step_000003"]
     assert_holds(checkpoints / "latest", 3)
@@ -245,7 +245,7 @@ def test_a_full_disk_is_reported_and_the_older_checkpoint_stays(tmp_path: Path) 
             store.save(snapshot(3))
         assert str(caught.value) == (
             f"the checkpoint of step 2 could not be saved in {checkpoints}: No space left on device; it needs 0.3 MB. "
-            "To go on, free some space, or lower trainer.keep_last. The earlier checkpoints are intact"
+            "Free some space, or lower trainer.keep_last. The earlier checkpoints are intact"
         )
         assert sorted(path.name for path in checkpoints.iterdir()) == ["latest", "step_000001"]
         store.save(snapshot(3))

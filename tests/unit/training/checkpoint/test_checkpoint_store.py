@@ -261,8 +261,8 @@ def test_a_damaged_checkpoint_at_the_step_is_replaced(store: CheckpointStore, fo
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        ("EROFS", "Read-only file system. To go on, make the file system writable"),
-        ("ENOSPC", "No space left on device; it needs 0.0 MB. To go on, free some space, or lower trainer.keep_last"),
+        ("EROFS", "Read-only file system. Make the file system writable"),
+        ("ENOSPC", "No space left on device; it needs 0.0 MB. Free some space, or lower trainer.keep_last"),
         ("EIO", "Input/output error"),
     ],
 )
@@ -330,7 +330,7 @@ def test_a_folder_without_permission_is_reported_at_the_start(tmp_path: Path) ->
             folder.chmod(folder.stat().st_mode | 0o011)
         os.seteuid(NOBODY)
     try:
-        with pytest.raises(CheckpointError, match=r"Permission denied .* make the folder writable for this user"):
+        with pytest.raises(CheckpointError, match=r"Permission denied .* Make the folder writable for this user"):
             new_store(tmp_path / "checkpoints")
     finally:
         if is_root:
