@@ -10,6 +10,7 @@ from unittest import mock
 
 import pytest
 
+from llmtrain.config.loading.load import load_config
 from llmtrain.config.sections.chat import ChatConfig
 from llmtrain.config.sections.huggingface import HuggingFaceConfig
 from llmtrain.config.sections.running import RunConfig
@@ -57,6 +58,16 @@ def decide_differently() -> str:
     return ""
 
 
+def read_differently(key: str, values: list[Any]) -> str:
+    engine = make_engine()
+    keys = [f"{key}={values[engine.rank]}", f"run.device={['cpu', 'auto'][engine.rank]}"]
+    try:
+        check_agreement(engine, config=load_config("quickstart", keys).config)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
 def fail_on_main() -> None:
     engine = make_engine()
     with engine.main_first():
@@ -99,6 +110,29 @@ def test_four_ranks_fetch_a_model_once(four_ranks: RankPool, tmp_path: Path) -> 
 def test_when_the_first_rank_fails_the_others_do_not_wait_for_ever(two_ranks: RankPool) -> None:
     with pytest.raises(RankFailed, match="nothing could be made"):
         two_ranks.run(fail_on_main)
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "named"),
+    [
+        ("optimizer.lr", [0.001, 0.01], "optimizer.lr is 0.001 on rank 0 and 0.01 on rank 1"),
+        ("data.seq_len", [64, 128], "data.seq_len is 64 on rank 0 and 128 on rank 1"),
+        (
+            "tracking.mlflow.tracking_uri",
+            ["https://a:hunter2@x", "https://b:letmein@x"],
+            "tracking.mlflow.tracking_uri is",
+        ),
+        ("logging.level", ["INFO", "DEBUG"], ""),
+    ],
+)
+def test_ranks_that_read_different_configs_name_the_key(
+    two_ranks: RankPool, key: str, values: list[Any], named: str
+) -> None:
+    told = two_ranks.run(read_differently, key, values)
+    assert told[0] == told[1]
+    assert (f"the processes read different configs: {named}" in told[0]) == bool(named)
+    assert "hunter2" not in told[0]
+    assert "letmein" not in told[0]
 
 
 def test_machines_that_decide_differently_are_told_of_on_each(two_ranks: RankPool) -> None:

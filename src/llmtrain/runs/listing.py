@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llmtrain.atomic import follow
+from llmtrain.config.loading.flat import flat
 from llmtrain.config.loading.tree import parse_file
 from llmtrain.config.sections.running import OutputConfig
 from llmtrain.errors import ConfigError
@@ -203,21 +204,10 @@ def flat_config(folder: Path, *, problems: list[str]) -> dict[str, Any]:
     """Return the config's values by dotted key. They are not validated, since another version may have written them."""
     try:
         text = (folder / "config.yaml").read_text(encoding="utf-8")
-        return _flat(parse_file(text, label="config.yaml", is_json=False).values)
+        return flat(parse_file(text, label="config.yaml", is_json=False).values)
     except (OSError, ValueError) as error:
         problems.append(f"config.yaml cannot be read ({error})")
         return {}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return values by dotted key. Lists are values."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def side_by_side(columns: Sequence[Mapping[str, Any]], *, only_different: bool) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from llmtrain.config.loading.flat import flat
 from llmtrain.config.sections.running import MlflowConfig
 from llmtrain.contracts import Unreachable
 from llmtrain.tracking.redaction import redact
@@ -147,7 +148,7 @@ class MlflowSink:
     def _log_params(self, client: MlflowClient, config: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
 
-        params = [Param(key, str(value)[:MAX_PARAM_CHARS]) for key, value in flat(config)]
+        params = [Param(key, str(value)[:MAX_PARAM_CHARS]) for key, value in flat(config).items()]
         for first in range(0, len(params), MAX_PARAMS_A_CALL):
             client.log_batch(self._run_id, params=params[first : first + MAX_PARAMS_A_CALL])
 
@@ -189,15 +190,6 @@ def absolute_uri(uri: str) -> str:
     if "://" in uri or uri.startswith(("file:", "databricks")):
         return uri
     return Path(uri).expanduser().absolute().as_uri()
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield `("a.b", 1)` for `{"a": {"b": 1}}`; lists are values."""
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 @contextmanager

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from llmtrain.config.commits import with_commits
+from llmtrain.config.loading.flat import flat
 from llmtrain.config.loading.load import LoadedConfig, load_config
 from llmtrain.config.sections.running import OutputConfig
 from llmtrain.config.sections.schema import Config
@@ -17,7 +18,10 @@ from llmtrain.distributed.engine import Engine
 from llmtrain.distributed.resolve import resolve
 from llmtrain.distributed.strategy import Choice, reject_strategy
 from llmtrain.errors import ConfigError
+from llmtrain.runs.folders import MAX_NAMED
+from llmtrain.runs.listing import side_by_side
 from llmtrain.tracking.logs import setup_logging
+from llmtrain.tracking.redaction import redact
 from llmtrain.tracking.sink_group import check_own_sinks
 from llmtrain.training.checkpoint import load_state
 from llmtrain.training.resume import (
@@ -36,6 +40,9 @@ from llmtrain.training.state import LossScale, RunState
 AUTO = "auto"
 """Value of `resume` that goes on with output.run_id if that run was started already, and else starts it."""
 
+_OF_ONE_PROCESS: Final = {"run": {"device"}, "distributed": {"rendezvous"}, "logging": True}
+"""Keys that may differ between the processes of a run."""
+
 ChooseStrategy = Callable[..., Choice]
 """Chooses the strategy of a config: `(config, *, world_size, precision, memory_bytes)`, as `planning.strategy_for`."""
 
@@ -47,6 +54,8 @@ class Start:
     config: Config
     origin: Origin | None
     """The run that goes on; None: a new one."""
+    as_read: Config
+    """The config before paths in it were looked up on this machine: it is the same on all ranks."""
     as_written: str | None
     """The text of the config's file; None where a run goes on with its own."""
     commits: Mapping[str, str] = field(default_factory=dict)
@@ -69,7 +78,8 @@ class Position:
 def find_start(loaded: LoadedConfig | None, *, resume: str | None, overrides: Sequence[str] = ()) -> Start:
     """Find the config, and the run that `resume` names. Raises ConfigError if one of them cannot be had."""
     config, origin = _config_and_origin(loaded, resume=resume, overrides=overrides)
-    return Start(config=with_model_found(config), origin=origin, as_written=loaded.as_written if loaded else None)
+    as_written = loaded.as_written if loaded else None
+    return Start(config=with_model_found(config), origin=origin, as_read=config, as_written=as_written)
 
 
 def _config_and_origin(
@@ -117,7 +127,7 @@ def open_engine(start: Start, *, choose_strategy: ChooseStrategy) -> Engine:
     )
     reject_strategy(config, strategy=resolved.strategy, world_size=int(os.environ.get("WORLD_SIZE", "1")))
     engine = Engine(resolved, distributed=config.distributed, deterministic=config.run.deterministic)
-    check_agreement(engine, config_text=start.as_written)
+    check_agreement(engine, config=start.as_read)
     setup_logging(config.logging, run_folder=None, rank=engine.rank)
     return engine
 
@@ -132,17 +142,35 @@ def at_commits(start: Start, engine: Engine) -> Start:
     return replace(start, config=config, commits=commits)
 
 
-def check_agreement(engine: Engine, *, config_text: str | None = None) -> None:
+def check_agreement(engine: Engine, *, config: Config | None = None) -> None:
     """Raise ConfigError on every rank if they read different configs, or their machines decided `auto` differently."""
     resolved = engine.resolved
-    if len(set(engine.gather(config_text))) > 1:
-        raise ConfigError("the processes read different configs: the file changed while they started; start them again")
+    if config is not None:
+        _reject_different(engine.gather(flat(config.model_dump(mode="json", exclude=_OF_ONE_PROCESS))))
     ranks = engine.gather((resolved.precision, resolved.compile, resolved.strategy, resolved.bf16))
     if len(set(ranks)) > 1:
         told = "; ".join(f"rank {rank}: {values[0]}, compile {values[1]}" for rank, values in enumerate(ranks))
         raise ConfigError(
             f"the processes' machines differ in what auto takes ({told}): set trainer.precision and trainer.compile"
         )
+
+
+def _reject_different(configs: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ConfigError that names the keys in which the configs of two ranks differ."""
+    for rank, config in enumerate(configs):
+        rows = side_by_side([configs[0], config], only_different=True)
+        if not rows:
+            continue
+        changes = [f"{row['key']} is {_shown(row, 0)} on rank 0 and {_shown(row, 1)} on rank {rank}" for row in rows]
+        more = f", and {len(changes) - MAX_NAMED} more" if len(changes) > MAX_NAMED else ""
+        raise ConfigError(
+            f"the processes read different configs: {'; '.join(changes[:MAX_NAMED])}{more}. Give all the same file "
+            "and the same overrides; if it changed while they started, start them again"
+        )
+
+
+def _shown(row: Mapping[str, Any], column: int) -> Any:
+    return redact({row["key"].rpartition(".")[2]: row["values"][column]}).popitem()[1]
 
 
 def find_position(start: Start, identity: Identity, engine: Engine) -> Position:
