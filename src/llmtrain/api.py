@@ -90,12 +90,15 @@ def evaluate(
     )
 
 
-def load_model(model: AnyPath = "latest", *, device: str = "auto", root_dir: str = "runs") -> LanguageModel:
+def load_model(
+    model: AnyPath = "latest", *, device: str = "auto", root_dir: str = "runs", trust_remote_code: bool = False
+) -> LanguageModel:
     """The model and the tokenizer of a run, a checkpoint, a model or adapter folder, or of owner/name on the Hub.
 
-    `latest` is the newest run's. Raises ConfigError if there is none.
+    `latest` is the newest run's. `trust_remote_code`: run the Python code that comes with the model. Raises ConfigError
+    if there is none.
     """
-    return open_model(os.fspath(model), root_dir=root_dir, device=device)
+    return open_model(os.fspath(model), root_dir=root_dir, device=device, trust_remote_code=trust_remote_code)
 
 
 def load_decoder(

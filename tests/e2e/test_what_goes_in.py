@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, GenerationConfig
 
+from llmtrain.api import load_model
 from llmtrain.config.loading.load import load_config
+from llmtrain.errors import ConfigError
 from llmtrain.publishing.exported import Request
 from llmtrain.verbs.export import export
 from llmtrain.verbs.merge import merge
@@ -78,9 +80,10 @@ def assert_same(base: Path, folder: Path, *, ends: list[int] | None = None) -> N
         ("greedy", {"r": 2}, {"tied": True}),
         ("unsaid", None, {"tied": True, "template_files": False}),
         ("sampled", None, {"code": True}),
+        ("sampled", {"r": 2}, {"code": True}),
         ("greedy", {"r": 2, "target_modules": ["q_proj", "lm_head"]}, {"tied": True, "template_files": False}),
     ],
-    ids=["lora", "full", "code", "lora-on-a-tied-head"],
+    ids=["lora", "full", "code", "lora-and-code", "lora-on-a-tied-head"],
 )
 def test_all_files_of_the_base_go_along(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, lora: dict[str, Any] | None, base_has: dict[str, Any]
@@ -102,6 +105,12 @@ def test_all_files_of_the_base_go_along(
     declared = GENERATION[kind]["eos_token_id"]
     ends = sorted({turn_ends, 1, 2, *(declared if isinstance(declared, list) else [declared])})
     assert_same(base, tmp_path / "made", ends=ends)
+    if "code" in base_has:
+        with pytest.raises(ConfigError, match="--trust-remote-code"):
+            load_model("made", device="cpu")
+        assert load_model("made", device="cpu", trust_remote_code=True).generate("What?", max_new_tokens=2)
+        publish("made", given={"license": "mit", "to": "published-again"})
+        assert_same(base, tmp_path / "published-again", ends=ends)
     publish("one", given={"license": "mit", "to": "published", "tags": ["no", "chat"]})
     assert_same(base, tmp_path / "published", ends=ends)
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from llmtrain.cli.importing import large_imports
-from llmtrain.cli.options import Chat, Device, Json, Model, RootDir, local
+from llmtrain.cli.options import Chat, Device, Json, Model, RootDir, TrustRemoteCode, local
 from llmtrain.cli.output import Outcome, stdout_is_read
 from llmtrain.screen import visible
 
@@ -89,6 +89,7 @@ def generate(
     batch_size: BatchSize = 16,
     device: Device = "auto",
     root_dir: RootDir = "runs",
+    trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> Outcome:
     """Generate text with a model."""
@@ -108,6 +109,7 @@ def generate(
         "batch_size": batch_size,
         "device": device,
         "root_dir": root_dir,
+        "trust_remote_code": trust_remote_code,
     }
     if interactive:
         if prompt or prompts or output:

@@ -56,6 +56,9 @@ Model = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the Python code that comes with the model.")
+]
 RootDir = Annotated[str, typer.Option("--root-dir", metavar="DIR", callback=local, help="Folder of all runs.")]
 Chat = Annotated[
     bool | None,

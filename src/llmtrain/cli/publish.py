@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from llmtrain.cli.options import Device, Json, Model, RootDir, local
+from llmtrain.cli.options import Device, Json, Model, RootDir, TrustRemoteCode, local
 from llmtrain.cli.output import Outcome, named_values
 from llmtrain.reports.blocks import Values
 
@@ -16,6 +16,7 @@ ROWS = (
     ("compared on", "compared_on"),
     ("tokens compared", "tokens"),
     ("largest difference of logits", "max_logit_difference"),
+    ("written, against its rounding in memory", "max_difference_as_written"),
     ("tolerance", "tolerance"),
     ("KL divergence, nats a token", "mean_kl_nats"),
     ("greedy tokens", "greedy_tokens"),
@@ -98,6 +99,7 @@ def export(
     tolerance: Tolerance = None,
     device: Device = "auto",
     root_dir: RootDir = "runs",
+    trust_remote_code: TrustRemoteCode = False,
     force: Force = False,
     json: Json = False,
 ) -> Outcome:
@@ -117,6 +119,7 @@ def export(
             tolerance=tolerance,
             device=device,
             root_dir=root_dir,
+            trust_remote_code=trust_remote_code,
             force=force,
         ),
         format=format,
@@ -132,6 +135,7 @@ def merge(
     tolerance: Tolerance = None,
     device: Device = "auto",
     root_dir: RootDir = "runs",
+    trust_remote_code: TrustRemoteCode = False,
     force: Force = False,
     json: Json = False,
 ) -> Outcome:
@@ -151,6 +155,7 @@ def merge(
             tolerance=tolerance,
             device=device,
             root_dir=root_dir,
+            trust_remote_code=trust_remote_code,
             force=force,
         ),
     )
@@ -165,6 +170,7 @@ def publish(
     require_improvement: RequireImprovement = None,
     base_model: BaseModelId = None,
     root_dir: RootDir = "runs",
+    trust_remote_code: TrustRemoteCode = False,
     force: Force = False,
     json: Json = False,
 ) -> Outcome:
@@ -182,6 +188,6 @@ def publish(
         "base_model": base_model,
     }
     given = {key: value for key, value in named.items() if value is not None}
-    result = publish_model(model, given=given, root_dir=root_dir, force=force)
+    result = publish_model(model, given=given, root_dir=root_dir, force=force, trust_remote_code=trust_remote_code)
     files = ("files", ", ".join(result["files"]))
     return Outcome(result, [Values([*named_values(result, PUBLISHED).rows, files])])

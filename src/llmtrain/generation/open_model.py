@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -46,32 +47,38 @@ from llmtrain.runs.folders import find_model
 log = logging.getLogger("llmtrain.model")
 
 
-def open_model(ref: str, *, root_dir: str = "runs", device: str = "auto") -> LanguageModel:
+def open_model(
+    ref: str, *, root_dir: str = "runs", device: str = "auto", trust_remote_code: bool = False
+) -> LanguageModel:
     """The model that `ref` names: a run (`latest` is the newest), a checkpoint, a model or adapter folder, a Hub id.
 
+    `trust_remote_code`: run the Python code that comes with it; one on the Hub then needs a commit, `owner/name@SHA`.
     Raises ConfigError if there is none, or it cannot be used; RunError if the Hub does not answer.
     """
-    return load_language_model(locate_model(ref, root_dir=root_dir), device=device_named(device))
+    folder = locate_model(ref, root_dir=root_dir, trust_remote_code=trust_remote_code)
+    return load_language_model(folder, device=device_named(device), trust_remote_code=trust_remote_code)
 
 
-def locate_model(ref: str, *, root_dir: str = "runs") -> Path:
+def locate_model(ref: str, *, root_dir: str = "runs", trust_remote_code: bool = False) -> Path:
     """The folder of the model or adapter that `ref` names, fetched from the Hub if need be. Raises as `open_model`."""
     root = Path(root_dir)
     named = HUB_ID.fullmatch(ref)
     if named is not None and not is_old_checkpoint(ref):
         first = ref.partition("/")[0]
         if first != root.name and not any(path.exists() for path in (Path(ref), Path(first), root / ref, root / first)):
-            return _fetch(named["name"], named["revision"])
+            if trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", named["revision"] or ""):
+                raise ConfigError(f"--trust-remote-code runs code of others: name its commit, {named['name']}@COMMIT")
+            return _fetch(named["name"], named["revision"], code=trust_remote_code)
     return find_model(ref, root)
 
 
-def base_of(folder: Path) -> Path | None:
+def base_of(folder: Path, *, trust_remote_code: bool = False) -> Path | None:
     """The folder of the model that an adapter in `folder` belongs to, fetched if need be; None for a whole model."""
     if not is_adapter_folder(folder):
         return None
     path, revision = base_of_adapter(folder)
     try:
-        base = _fetch(path, revision, code=trusts_code(config_beside(folder)))
+        base = _fetch(path, revision, code=trust_remote_code or trusts_code(config_beside(folder)))
     except ConfigError as error:
         raise ConfigError(
             f"{folder} is an adapter, and its base is not to be had: {error}. Where it lies elsewhere now, correct "
@@ -98,7 +105,7 @@ def load_language_model(
     adapter is given the values that it has in so few bits. `trust_remote_code`: run the model's own code, as is done in
     any case where its run was told so.
     """
-    base = base_of(folder)
+    base = base_of(folder, trust_remote_code=trust_remote_code)
     config = config_beside(folder)
     trained = config.model if config is not None else None
     if base and quantized is None and isinstance(trained, HuggingFaceConfig) and trained.quantization != "none":

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from llmtrain._version import __version__
 from llmtrain.atomic import file_sha256, write_json
@@ -29,6 +30,7 @@ from llmtrain.errors import ConfigError, RunError
 from llmtrain.evaluation.held_out import evaluation_config, open_held_out
 from llmtrain.generation.language_model import LanguageModel
 from llmtrain.generation.open_model import config_beside, locate_model, trusts_code
+from llmtrain.models.companions import has_code
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.fetch import HUB_ID, base_of_adapter, is_adapter_folder
 from llmtrain.models.folder import declared_dtype
@@ -46,7 +48,7 @@ NUM_ROWS = 8
 ROW_TOKENS = 64
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
-"""Tolerances by stored dtype, as shares of the largest logit: two orders of sums, or weights that are rounded."""
+"""Tolerances by the dtype that a result is computed in, as shares of the largest logit: two orders of sums."""
 PROBES = (
     "The quick brown fox jumps over the lazy dog, and the dog does not mind.",
     "def add(first: int, second: int) -> int:\n    return first + second\n",
@@ -67,9 +69,12 @@ class Request:
     data: Sequence[str] = ()
     """Rows or shards to compare on; the run's validation data when not given."""
     tolerance: float | None = None
-    """Share of the largest logit by which the result may differ; by the dtype when not given."""
+    """Share of the largest logit by which the result may differ from its source. When not given, the rounding of its
+    weights may do what it does, and all else is judged without it."""
     device: str = "auto"
     root_dir: str = "runs"
+    trust_remote_code: bool = False
+    """Run the Python code that comes with the model."""
     force: bool = False
     """Replace what was made there before."""
 
@@ -84,11 +89,8 @@ class Source:
     """Name of results: the run's id, or the folder's or the model's name."""
     run: Path | None
     config: Config | None
-
-    @property
-    def trusts_code(self) -> bool:
-        """True if its run was told to run the Python code that comes with the model."""
-        return trusts_code(self.config)
+    trusts_code: bool = False
+    """Whether its run, or this command, was told to run the Python code that comes with the model."""
 
     @property
     def checkpoint(self) -> str | None:
@@ -96,9 +98,9 @@ class Source:
         return self.folder.parent.name if self.run is not None else None
 
 
-def find_source(ref: str, *, root_dir: str) -> Source:
+def find_source(ref: str, *, root_dir: str, trust_remote_code: bool = False) -> Source:
     """The model that `ref` names. Raises ConfigError if there is none."""
-    folder = locate_model(ref, root_dir=root_dir)
+    folder = locate_model(ref, root_dir=root_dir, trust_remote_code=trust_remote_code)
     run = folder.parent.parent.parent
     config = config_beside(folder)
     if config is not None and isinstance(config.model, OwnModelConfig):
@@ -106,11 +108,12 @@ def find_source(ref: str, *, root_dir: str) -> Source:
             f"{folder} is a model of {config.model.name}, your own class, which no other program can open: export, "
             "merge and publish are for the other models"
         )
+    trusted = trust_remote_code or trusts_code(config)
     if is_run(run):
-        return Source(folder=folder, name=run.name, run=run, config=config)
+        return Source(folder=folder, name=run.name, run=run, config=config, trusts_code=trusted)
     on_hub = None if Path(ref).exists() else HUB_ID.fullmatch(ref)
     name = on_hub["name"].rpartition("/")[2] if on_hub else folder.name
-    return Source(folder=folder, name=slug(name), run=None, config=config)
+    return Source(folder=folder, name=slug(name), run=None, config=config, trusts_code=trusted)
 
 
 def destination_of(source: Source, request: Request, *, kind: str) -> Path:
@@ -153,8 +156,38 @@ class Work:
         return self.model.model.device
 
     def tolerance(self, dtype: torch.dtype) -> float:
-        """Share of the largest logit by which a result of this dtype may differ."""
+        """Share of the largest logit by which a result that computes in this dtype may differ."""
         return TOLERANCES[dtype] if self.request.tolerance is None else self.request.tolerance
+
+
+@dataclass(frozen=True, kw_only=True)
+class InMemory:
+    """Result before it is written, in float32: what its file has to say, once its weights are rounded in memory too."""
+
+    network: nn.Module
+    logits: Logits
+    source_dtype: torch.dtype | None = None
+    """Dtype of weights that are the source's own, rounded once already; None: they are to say what the source says."""
+
+
+@torch.no_grad()
+def rounded_answers(work: Work, result: InMemory, *, dtype: torch.dtype) -> Answers:
+    """Round a result's weights, and return what it says then, as its file has to.
+
+    Raises RunError if it does not say what its source says while its weights are exact.
+    """
+    limit = work.model.model.max_seq_len
+    tolerance = TOLERANCES[result.source_dtype or torch.float32]
+    if result.network is not work.model.model:
+        exact = compare(work.answers, answer(result.logits, work.rows, limit=limit))
+        if (why := exact.why_not_within(tolerance)) is not None:
+            raise RunError(
+                f"the result does not agree with {work.source.folder}: {why}, before its weights are rounded"
+            )
+    for tensor in result.network.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.to(dtype))
+    return answer(result.logits, work.rows, limit=limit)
 
 
 def begin(source: Source, request: Request, model: LanguageModel, *, kind: str, base: Path | None = None) -> Work:
@@ -196,17 +229,23 @@ def make_and_check(
     dtype: torch.dtype,
     write: Callable[[Path], None],
     reopen: Callable[[Path], Logits],
+    result: InMemory | None = None,
     **about: Any,
 ) -> dict[str, Any]:
     """Write a result, load it again, compare it with what the source said; returns what stands in its export.json.
 
-    `about` goes into export.json. Raises RunError over the tolerance, and then nothing is at the destination.
+    `result`: what is written, where only its weights are rounded to `dtype`, and the comparison computes in float32. It
+    is rounded in memory first, and the file has to agree with that as two orders of sums do. `about` goes into
+    export.json. Raises RunError over the tolerance, and then nothing is at the destination.
     """
-    tolerance = work.tolerance(dtype)
+    judged_alone = result is not None and dtype != torch.float32
+    tolerance = work.tolerance(torch.float32 if judged_alone else dtype)
+    expected = rounded_answers(work, result, dtype=dtype) if result is not None and judged_alone else work.answers
     with new_folder(work.destination, force=work.request.force) as folder:
         write(folder)
         write_companions(folder, sources=work.sources, eos_ids=work.eos_ids)
-        agreement = compare(work.answers, answer(reopen(folder), work.rows, limit=work.model.model.max_seq_len))
+        answers = answer(reopen(folder), work.rows, limit=work.model.model.max_seq_len)
+        agreement, written = compare(work.answers, answers), compare(expected, answers)
         document = {
             "kind": work.kind,
             "source": described(work.source),
@@ -214,13 +253,18 @@ def make_and_check(
             **about,
             "compared_on": public(work.rows_from),
             **values(agreement),
+            "max_difference_as_written": written.max_difference,
             "tolerance": tolerance,
             **_check_companions(work, folder),
+            "has_code": has_code(folder),
             "files": files_in(folder),
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
             "version": __version__,
         }
-        if (why := agreement.why_not_within(tolerance)) is not None:
+        why = written.why_not_within(TOLERANCES[torch.float32] if judged_alone else tolerance)
+        if work.request.tolerance is not None:
+            why = why or agreement.why_not_within(tolerance)
+        if why is not None:
             raise RunError(
                 f"the result does not agree with {work.source.folder}: {why} ({agreement.rows} rows, "
                 f"{work.rows_from}). Nothing was written to {work.destination}{_ways_out(agreement, dtype)}"
@@ -230,12 +274,12 @@ def make_and_check(
 
 
 def _ways_out(agreement: ModelAgreement, dtype: torch.dtype) -> str:
-    """Return what to do where rounded weights alone may have changed what a small or random model says."""
+    """Return what to do where weights are rounded, or a graph computes in few bits, and the user allowed less."""
     needed = max(agreement.max_difference, agreement.largest_gap / 2)
     if dtype == torch.float32 or not math.isfinite(needed):
         return ""
     return (
-        f". Rounding the weights to {str(dtype).removeprefix('torch.')} may do this by itself: store them exactly with "
+        f". Rounding to {str(dtype).removeprefix('torch.')} may do this by itself: store the weights exactly with "
         f"--dtype float32, or accept the difference with --tolerance {math.ceil(needed * 100) / 100:g}"
     )
 

@@ -24,7 +24,7 @@ from llmtrain.config.loading.load import load_config, section_of
 from llmtrain.config.sections.publishing import HUB, HUB_PREFIX, PublishConfig
 from llmtrain.errors import ConfigError, RunError
 from llmtrain.evaluation.folder import PUBLISHED_NAME
-from llmtrain.generation.open_model import base_of, config_beside, load_language_model
+from llmtrain.generation.open_model import base_of, config_beside, load_language_model, trusts_code
 from llmtrain.models.fetch import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of_adapter, is_adapter_folder, missing_files
 from llmtrain.publishing.card import make_card
 from llmtrain.publishing.exported import Source, described, files_in
@@ -60,7 +60,7 @@ def origin_of(source: Source, root: Path) -> Source:
         return source
     folder = run / "checkpoints" / str(made_of.get("checkpoint")) / "model"
     config = config_beside(folder) or load_config(str(run / "config.yaml")).config
-    return Source(folder=folder, name=run.name, run=run, config=config)
+    return Source(folder=folder, name=run.name, run=run, config=config, trusts_code=trusts_code(config))
 
 
 # -- preflight ---------------------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def check_complete(source: Source, settings: PublishConfig) -> None:
         missing = missing_files(folder, weights=True)
     if missing:
         raise ConfigError(f"{folder} lacks {', '.join(missing)}")
-    base = base_of(folder)
+    base = base_of(folder, trust_remote_code=source.trusts_code)
     if base is not None:
         refuse_local_base(base_of_adapter(folder)[0], settings)
     if find_tokenizer([folder, *([base] if base else [])]) is None:
@@ -158,8 +158,10 @@ def fill_folder(
         described_adapter = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         described_adapter["base_model_name_or_path"] = settings.base_model
         (folder / ADAPTER_CONFIG).write_text(json.dumps(described_adapter, indent=2) + "\n", encoding="utf-8")
-    opened = load_language_model(source.folder, device=torch.device("cpu"))
-    base = base_of(source.folder)
+    # What was made of a run has the very code that this run was told to trust: its files have just been compared.
+    trusted = source.trusts_code or origin.trusts_code
+    opened = load_language_model(source.folder, device=torch.device("cpu"), trust_remote_code=trusted)
+    base = base_of(source.folder, trust_remote_code=trusted)
     sources = [source.folder, *([base] if base else [])]
     write_companions(folder, sources=sources, eos_ids=opened.stop_ids(chat=opened.chats))
     document = {

@@ -97,10 +97,14 @@ def open_network(folder: Path, *, device: torch.device, trust_remote_code: bool 
         raise RunError(f"the result cannot be loaded by transformers: {error}") from error
     if faults := sorted({*found["missing_keys"], *found["unexpected_keys"], *map(str, found["mismatched_keys"])}):
         raise RunError(f"the result does not fit its class in transformers: {', '.join(map(str, faults))}")
-    network = network.to(device).eval()
+    return logits_of(network.to(device).eval())
+
+
+def logits_of(network: Any) -> Logits:
+    """Return the logits of a model of transformers, computed on its device without a cache."""
 
     def logits(ids: Tensor) -> Tensor:
-        scores: Tensor = network(input_ids=ids.to(device), use_cache=False).logits
+        scores: Tensor = network(input_ids=ids.to(network.device), use_cache=False).logits
         return scores
 
     return logits

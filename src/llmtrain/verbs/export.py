@@ -25,6 +25,7 @@ from llmtrain.models.folder import read_model_folder
 from llmtrain.publishing import graph
 from llmtrain.publishing.agreement import Logits
 from llmtrain.publishing.exported import (
+    InMemory,
     Request,
     Source,
     begin,
@@ -49,12 +50,12 @@ def export(model: str, request: Request, *, format: str = "hf") -> dict[str, Any
         raise ConfigError(f"--format {format}: it should be one of {', '.join(FORMATS)}")
     if format == "onnx":
         graph.check_installed()
-    source = find_source(model, root_dir=request.root_dir)
+    source = find_source(model, root_dir=request.root_dir, trust_remote_code=request.trust_remote_code)
     if is_adapter_folder(source.folder):
         raise ConfigError(f"{source.folder} is an adapter: merge it into its base first, llmtrain merge {model}")
     destination_of(source, request, kind=format)
     device = device_named("cpu" if format in GRAPHS else request.device)  # a graph keeps the device that it was made on
-    opened = load_language_model(source.folder, device=device)
+    opened = load_language_model(source.folder, device=device, trust_remote_code=source.trusts_code)
     if isinstance(opened.model, Decoder) and format == "hf":
         check_has_layout(opened.model)
     dtype = _dtype(opened, request.dtype, format=format)
@@ -67,7 +68,11 @@ def export(model: str, request: Request, *, format: str = "hf") -> dict[str, Any
             graph.check_batches(logits, [list(row) for row in work.rows[:3]], tolerance=work.tolerance(dtype))
         return logits
 
-    return make_and_check(work, dtype=dtype, write=form.write, reopen=reopen)
+    network = opened.model
+    result = InMemory(network=network, logits=lambda ids: network.logits(ids.to(network.device)))
+    return make_and_check(
+        work, dtype=dtype, write=form.write, reopen=reopen, result=None if format in GRAPHS else result
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,7 @@ def generate(
     output: str | None = None,
     device: str = "auto",
     root_dir: str = "runs",
+    trust_remote_code: bool = False,
     **settings: Unpack[Settings],
 ) -> list[dict[str, Any]]:
     """`prompt`, `completion`, `tokens` and `ended_by` for each prompt, in their order, those of the file last; and
@@ -44,7 +45,8 @@ def generate(
     asked = [*prompts, *(read_prompts(Path(prompts_file)) if prompts_file is not None else [])]
     if output is not None and not Path(output).absolute().parent.is_dir():
         raise ConfigError(f"{output}: there is no folder {Path(output).absolute().parent}; make it first")
-    completions = open_model(model, root_dir=root_dir, device=device).generate(asked, **settings)
+    opened = open_model(model, root_dir=root_dir, device=device, trust_remote_code=trust_remote_code)
+    completions = opened.generate(asked, **settings)
     results = [_result(completion) for completion in completions]
     if output is not None:
         _write_lines(Path(output), results)
@@ -58,6 +60,7 @@ def converse(
     say: Callable[[str], None],
     device: str = "auto",
     root_dir: str = "runs",
+    trust_remote_code: bool = False,
     **settings: Unpack[Settings],
 ) -> list[dict[str, Any]]:
     """Complete each line as it comes, and `say` the text piece by piece; Ctrl-C ends a text, the end of `lines` all.
@@ -65,7 +68,7 @@ def converse(
     A line that comes again gets another text. Returns what `generate` would; a prompt that was refused has `error`, and
     a text that was broken off is `ended_by` interrupt.
     """
-    loaded = open_model(model, root_dir=root_dir, device=device)
+    loaded = open_model(model, root_dir=root_dir, device=device, trust_remote_code=trust_remote_code)
     loaded.generate([], **settings)  # what is wrong with the settings is wrong before the first line
     seed = settings.get("seed", DEFAULT_SEED)
     asked: Counter[str] = Counter()

@@ -25,6 +25,7 @@ from llmtrain.models.layouts import layout_for
 from llmtrain.models.lora import add_lora_to_decoder, merge_adapter, read_adapter
 from llmtrain.publishing.agreement import Logits
 from llmtrain.publishing.exported import (
+    InMemory,
     Request,
     Source,
     begin,
@@ -33,7 +34,7 @@ from llmtrain.publishing.exported import (
     make_and_check,
     stored_dtype,
 )
-from llmtrain.publishing.transformers_folder import open_network, write_decoder, write_network
+from llmtrain.publishing.transformers_folder import logits_of, open_network, write_decoder, write_network
 from llmtrain.runs.folders import find_model
 from llmtrain.runs.json_files import json_object
 from llmtrain.training.checkpoint import STATE
@@ -49,7 +50,7 @@ def merge(model: str, request: Request) -> dict[str, Any]:
     Raises ConfigError where there is no adapter, or its base is gone; RunError if the result, loaded again, does not
     say what base and adapter say.
     """
-    source = find_source(model, root_dir=request.root_dir)
+    source = find_source(model, root_dir=request.root_dir, trust_remote_code=request.trust_remote_code)
     destination_of(source, request, kind=KIND)
     if is_adapter_folder(source.folder):
         return _merge_network(source, request)
@@ -60,20 +61,23 @@ def merge(model: str, request: Request) -> dict[str, Any]:
 
 def _merge_network(source: Source, request: Request) -> dict[str, Any]:
     quantized = _quantized(source)
-    opened = load_language_model(source.folder, device=device_named(request.device), quantized=quantized)
+    opened = load_language_model(
+        source.folder,
+        device=device_named(request.device),
+        quantized=quantized,
+        trust_remote_code=source.trusts_code,
+    )
     network = opened.model
     assert isinstance(network, HuggingFaceModel)
     wide = quantized is None or request.dtype is not None
     dtype = stored_dtype(opened, request.dtype) if wide else torch.bfloat16
-    work = begin(source, request, opened, kind=KIND, base=base_of(source.folder))
-
-    def write(folder: Path) -> None:
-        write_network(folder, merge_adapter(network.network), dtype=dtype)
-
+    work = begin(source, request, opened, kind=KIND, base=base_of(source.folder, trust_remote_code=source.trusts_code))
+    merged = merge_adapter(network.network)
     return make_and_check(
         work,
         dtype=dtype,
-        write=write,
+        write=lambda folder: write_network(folder, merged, dtype=dtype),
+        result=InMemory(network=merged, logits=logits_of(merged)),
         reopen=lambda folder: open_network(folder, device=work.device, trust_remote_code=source.trusts_code),
         base_quantization="none" if quantized is None else quantized.kind,
     )
@@ -116,4 +120,6 @@ def _merge_decoder(source: Source, request: Request) -> dict[str, Any]:
         decoder = read_model_folder(folder, device=device)[0].float().eval()
         return lambda ids: decoder.logits(ids.to(device))
 
-    return make_and_check(work, dtype=dtype, write=write, reopen=reopen)
+    stored = stored_dtype(opened, None)
+    result = InMemory(network=merged.float(), logits=lambda ids: merged.logits(ids.to(device)), source_dtype=stored)
+    return make_and_check(work, dtype=dtype, write=write, reopen=reopen, result=result)

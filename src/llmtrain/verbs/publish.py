@@ -40,14 +40,21 @@ _OF_A_GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RA
 """Environment variables by which a process knows that it is one of several; and those of torchrun."""
 
 
-def publish(model: str, *, given: Mapping[str, Any], root_dir: str = "runs", force: bool = False) -> dict[str, Any]:
+def publish(
+    model: str,
+    *,
+    given: Mapping[str, Any],
+    root_dir: str = "runs",
+    force: bool = False,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
     """Publish what `model` names, to a folder or the Hub; returns what is in its publish.json, and where it is.
 
     `given` are keys of the `publish` section that win over those of the run's config. Raises ConfigError for what is
     missing or wrong, before anything is written; RunError where it is refused (no gain, a secret, a damaged file), or
     the Hub does not answer.
     """
-    source = find_source(model, root_dir=root_dir)
+    source = find_source(model, root_dir=root_dir, trust_remote_code=trust_remote_code)
     origin = origin_of(source, Path(root_dir))
     settings = settings_of(origin, given)
     evaluation = find_evaluation(

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmtrain.config.loading.load import load_config
@@ -21,6 +23,7 @@ from llmtrain.models.huggingface.folder import read_huggingface_folder
 from llmtrain.models.huggingface.load import build_huggingface, quantization_config
 from llmtrain.models.huggingface.quantization import Quantized, round_as_quantized
 from llmtrain.publishing.exported import Request
+from llmtrain.publishing.transformers_folder import write_network
 from llmtrain.verbs.merge import merge
 from llmtrain.verbs.train import train
 from tests.support.chat import CHATML
@@ -125,6 +128,38 @@ def test_an_adapter_that_meets_its_base_in_more_bits_says_so(tmp_path: Path, cap
     with caplog.at_level("INFO"):
         open_model(str(run), device="cpu")
     assert "was trained on its base in nf4, and meets it as it is stored" in caplog.text
+
+
+def test_rounding_alone_is_no_reason_to_refuse_and_hides_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = write_tiny_chat_folder(tmp_path / "base")
+    adapter = write_tiny_adapter(tmp_path / "adapter", base)
+    request = Request(to=str(tmp_path / "out"), device="cpu", dtype="bfloat16")
+    result = merge(str(adapter), request)
+    assert result["max_difference_as_written"] < 1e-5 < 1e-3 < result["max_logit_difference"]
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    exact = merge(str(adapter), replace(request, dtype="float32", to=str(tmp_path / "exact")))
+    assert exact["max_logit_difference"] < 1e-4
+    for name, tensor in load_file(tmp_path / "exact" / "model.safetensors").items():
+        assert torch.equal(stored[name], tensor.to(torch.bfloat16)), f"{name} is rounded once"
+
+    def spoil(folder: Path, network: nn.Module, *, dtype: torch.dtype) -> None:
+        next(iter(network.parameters())).data.mul_(1.004)  # no more than bfloat16 rounds
+        write_network(folder, network, dtype=dtype)
+
+    monkeypatch.setattr("llmtrain.verbs.merge.write_network", spoil)
+    with pytest.raises(RunError, match=r"logits differ by .* over the tolerance of 1e-04"):
+        merge(str(adapter), replace(request, to=str(tmp_path / "spoiled")))
+    assert not (tmp_path / "spoiled").exists()
+
+
+def test_a_merge_that_is_wrong_before_it_is_rounded_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = write_tiny_chat_folder(tmp_path / "base")
+    adapter = write_tiny_adapter(tmp_path / "adapter", base)
+    monkeypatch.setattr("llmtrain.verbs.merge.merge_adapter", lambda tuned: tuned.unload())  # without the adapter
+    with pytest.raises(RunError, match="before its weights are rounded"):
+        merge(str(adapter), Request(to=str(tmp_path / "out"), device="cpu", dtype="bfloat16"))
 
 
 def test_what_cannot_be_merged_is_said(tmp_path: Path) -> None:

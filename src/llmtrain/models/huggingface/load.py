@@ -253,7 +253,10 @@ def _cannot_build(config: HuggingFaceConfig, error: Exception) -> ConfigError:
     first = str(error).strip().partition("\n")[0]
     advice = ""
     if "trust_remote_code" in str(error):
-        advice = ". If you trust that code: model.trust_remote_code=true with a commit as model.revision"
+        advice = (
+            ". If you trust that code: model.trust_remote_code=true with a commit as model.revision, "
+            "or, for a command that takes MODEL, --trust-remote-code"
+        )
     return ConfigError(f"model.path {config.path} cannot be built: {first}{advice}")
 
 
