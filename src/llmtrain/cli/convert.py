@@ -94,6 +94,12 @@ def _blocks(result: Mapping[str, Any]) -> Iterator[Block]:
     if result["unused"]:
         found = [(name, f"{one['rows']:,}", one["first"]) for name, one in result["unused"].items()]
         yield Table("left out of rows", ("", "rows", "the first"), found)
+    for name, splits in result["other_splits"].items():
+        yield Lines(
+            f"{name} is one split; {', '.join(splits)} of the same dataset {'is' if len(splits) == 1 else 'are'} left "
+            "out: name a split with --split",
+            (),
+        )
     if result["joined"]:
         yield Lines(
             f"prompt and completion are joined unchanged; {result['joined']:,} pairs have no space or line break "

@@ -11,7 +11,7 @@ from typing import Any
 
 from llmtrain.data.convert.columns import Columns
 from llmtrain.data.convert.conversion import ConversionCounts, ConversionOptions, lines_of
-from llmtrain.data.convert.inputs import ConversionInput, find_inputs
+from llmtrain.data.convert.inputs import ConversionInput, find_inputs, splits_beside
 from llmtrain.data.convert.output import check_output, is_folder, put_in_place, write_lines
 from llmtrain.errors import RunError
 
@@ -55,6 +55,7 @@ def convert(
         "shapes": dict(counts.shapes),
         "left_out": dict(counts.left_out.most_common()),
         "unused": {name: unused._asdict() for name, unused in counts.unused.items()},
+        "other_splits": {one.source.name: list(splits) for one in inputs if (splits := splits_beside(one))},
         "outputs": outputs,
         "skips": [{"source": fault.source, "reason": fault.message} for fault in counts.skipped.kept],
     }

@@ -222,6 +222,7 @@ def test_generate_hands_over_its_options(monkeypatch: pytest.MonkeyPatch, capsys
             "batch_size": 16,
             "device": "auto",
             "root_dir": "runs",
+            "trust_remote_code": False,
         },
     )
     assert json.loads(printed(capsys, "generate", "run-1", "--prompt", "a", "--json")) == results

@@ -93,7 +93,15 @@ PLAN = {
     "assumed": ["the text has 4,915,200 tokens: its 17,203,112 bytes at the usual 3.5 bytes a token for English"],
 }
 CONVERTED = {
-    **{"output": "data/converted-rows.jsonl", "rows": 120, "copied": 0, "converted": 120, "skipped": 2, "joined": 11},
+    **{
+        "output": "data/converted-rows.jsonl",
+        "rows": 120,
+        "copied": 0,
+        "converted": 120,
+        "skipped": 2,
+        "joined": 11,
+        "other_splits": {},
+    },
     "outputs": [{"name": f"a-rather-long-name-of-a-file-{part}.jsonl", "rows": 40} for part in "abc"],
     "shapes": {"prompt and completion": 100, "conversation": 20},
     "unused": {"metadata.source": {"rows": 17, "first": "exports/2026/conversations.json:4"}},

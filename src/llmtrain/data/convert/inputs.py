@@ -76,6 +76,11 @@ def find_inputs(paths: Sequence[str], *, split: str | None, subset: str | None, 
     return whole
 
 
+def splits_beside(one: ConversionInput) -> tuple[str, ...]:
+    """Return the splits of its dataset that are left out, as none was named."""
+    return one.source.other_splits if isinstance(one.source, RowDataset) else ()
+
+
 def _repeated(names: Sequence[str]) -> str | None:
     [(name, count)] = Counter(names).most_common(1)
     return name if count > 1 else None
@@ -133,7 +138,8 @@ def _splits_of_folder(path: str, split: str | None, subset: str | None, apart: b
     for one in splits if apart and split is None and are_several else [split]:
         if one or subset:
             part = DatasetPart(path, subset, one or "train", None)
-            source: RowSource = open_rows(part, name=f"{path}:{part.split}", key=_IN)
+            default = split is None and not apart
+            source: RowSource = open_rows(part, name=f"{path}:{part.split}", key=_IN, is_default=default)
         else:
             [source] = find_rows(path, key=_IN)
         yield ConversionInput(source, f"{one or os.path.basename(os.path.abspath(path))}.jsonl")

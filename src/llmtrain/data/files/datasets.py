@@ -59,6 +59,8 @@ class RowDataset:
     """Name of the dataset in messages."""
     dataset: Any
     """A `datasets.Dataset`."""
+    other_splits: tuple[str, ...] = ()
+    """Splits that the dataset has too, where none was named and the default one was taken."""
 
     @property
     def num_bytes(self) -> int:
@@ -108,12 +110,25 @@ def saved_part(path: str, *, key: str, default_split: str = "train") -> tuple[Da
     return DatasetPart(path, None, splits[0], None), path
 
 
-def open_rows(part: DatasetPart, *, name: str, key: str) -> RowDataset:
-    """Open a part under the name that messages show. Raises ConfigError, beginning with the config's `key`."""
+def open_rows(part: DatasetPart, *, name: str, key: str, is_default: bool = False) -> RowDataset:
+    """Open a part under the name that messages show; `is_default`: nobody named its split.
+
+    Raises ConfigError, beginning with the config's `key`.
+    """
     try:
-        return RowDataset(name, open_dataset(part))
+        dataset = open_dataset(part)
+        return RowDataset(name, dataset, _splits_beside(part, dataset, key=key) if is_default else ())
     except ConfigError as error:
         raise ConfigError(f"{key}: {error}") from error
+
+
+def _splits_beside(part: DatasetPart, dataset: Any, *, key: str) -> tuple[str, ...]:
+    """Return the names of the other splits of the dataset that a part is of."""
+    if not part.is_remote and is_saved_dataset(part.folder):
+        splits, _ = saved_splits(part.path, key=key)
+    else:
+        splits = list(dataset.info.splits or ())
+    return tuple(name for name in splits if name != part.split)
 
 
 @lru_cache(maxsize=64)  # mapped into memory, so that many may be open

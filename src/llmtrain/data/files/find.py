@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import glob
 import io
+import logging
 import os
 import re
 from collections import Counter
@@ -25,6 +26,8 @@ from llmtrain.storage.finding import StoredObject, find_objects, has_wildcard, i
 
 Format = Literal["jsonl", "json", "csv", "parquet", "arrow", "text"]
 Compression = Literal["gzip", "zstd"]
+
+log = logging.getLogger("llmtrain.data")
 
 ROW_FORMATS: dict[str, Format] = {
     ".jsonl": "jsonl",
@@ -111,6 +114,11 @@ def find_rows(paths: str | Sequence[str], *, key: str, default_split: str = "tra
     found: list[RowSource] = []
     for path in [paths] if isinstance(paths, str) else paths:
         found += _rows_at(os.path.expanduser(local_path(path)), key, default_split)
+    for source in found:
+        if isinstance(source, RowDataset) and source.other_splits:
+            log.info(
+                "%s: this one split is read of %s: it has %s too", key, source.name, ", ".join(source.other_splits)
+            )
     [(twice, count)] = Counter(source.name for source in found).most_common(1)
     if count > 1:
         raise ConfigError(f"{key}: {twice} is named twice; its rows would come twice in an epoch")
@@ -119,12 +127,13 @@ def find_rows(paths: str | Sequence[str], *, key: str, default_split: str = "tra
 
 def _rows_at(path: str, key: str, default_split: str) -> Sequence[RowSource]:
     if part := hub_part(path, default_split=default_split):
-        return [open_rows(part, name=f"{part.path}:{part.split}", key=key)]
+        is_default = hub_part(path, default_split="") != part
+        return [open_rows(part, name=f"{part.path}:{part.split}", key=key, is_default=is_default)]
     if is_remote(path):
         return remote_files(path, key)
     if os.path.isdir(path) and is_saved_dataset(path):
         part, name = saved_part(path, key=key, default_split=default_split)
-        return [open_rows(part, name=name, key=key)]
+        return [open_rows(part, name=name, key=key, is_default=True)]
     files = row_files(path, key)
     if os.path.isdir(path):
         reject_mixed_splits(path, files, key)

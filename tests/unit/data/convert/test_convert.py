@@ -309,6 +309,29 @@ def test_datasets_on_disk_are_read_by_split(tmp_path: Path) -> None:
         convert([str(tmp_path / "a.jsonl")], str(tmp_path / "c.jsonl"), split="dev")
 
 
+def test_splits_that_are_left_out_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    splits = {name: datasets.Dataset.from_list([{"prompt": name, "completion": "b"}]) for name in ("train", "test")}
+    datasets.DatasetDict(splits).save_to_disk("both")
+    splits["test"].save_to_disk("one")
+    assert run(["convert", "both", "a.jsonl"]) == 0
+    said = capsys.readouterr().out
+    assert "both/train is one split; test of the same dataset is left out: name a split with --split" in " ".join(
+        said.split()
+    )
+    for arguments in (["both", "b.jsonl", "--split", "test"], ["both", "out"], ["one", "c.jsonl"]):
+        assert run(["convert", *arguments]) == 0
+        assert "left out" not in capsys.readouterr().out
+    splits["train"].info.splits = datasets.SplitDict.from_split_dict(
+        [datasets.SplitInfo(name, num_examples=1) for name in ("train", "validation")]
+    )
+    monkeypatch.setattr("llmtrain.data.files.datasets.open_dataset", lambda _: splits["train"])
+    assert convert(["hf://squad"], "d.jsonl")["other_splits"] == {"hf://squad:train": ["validation"]}
+    assert convert(["hf://squad:train"], "e.jsonl")["other_splits"] == {}
+
+
 def test_a_name_of_the_hub_is_asked_for_with_its_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = []
 
