@@ -21,11 +21,13 @@ from llmtrain.models.fetch import base_of_adapter, is_adapter_folder
 from llmtrain.models.folder import OWN_MODEL_TYPE
 from llmtrain.publishing.exported import Source
 from llmtrain.publishing.improvement import Evaluation
+from llmtrain.publishing.markdown import Code
 from llmtrain.publishing.model_card import Card
 from llmtrain.publishing.place import EXPORT_FILE
 from llmtrain.publishing.public_text import public
 from llmtrain.reports.document import run_document
 from llmtrain.runs.json_files import json_object
+from llmtrain.screen import visible
 from llmtrain.storage.address import is_remote
 from llmtrain.storage.versions import commit_in
 from llmtrain.tracking.redaction import redact, redact_config
@@ -70,11 +72,15 @@ def make_card(
         has_curves=any(name in curves for name in ("train/loss", "val/loss")),
         comparison=evaluation.comparison if evaluation is not None else {},
         comparison_about=public(_comparison_about(evaluation)),
-        making=public(dict([*_making(origin, told), *_made_into(source)])),
+        making={name: _published(value) for name, value in [*_making(origin, told), *_made_into(source)]},
         config=_config_text(origin),
         limits=[*([settings.limits] if settings.limits else []), *_contamination(evaluation), *_GENERAL_LIMITS],
     )
     return card, curves
+
+
+def _published(value: str) -> str:
+    return value if isinstance(value, Code) else public(value)
 
 
 def _base(source: Source, settings: PublishConfig) -> str | None:
@@ -108,8 +114,9 @@ def _loading(source: Source, base: str | None, settings: PublishConfig) -> tuple
             lines += f'base = AutoModelForCausalLM.from_pretrained("{base}"{trust})\n'
         else:
             lines += (
-                f"# {_public(base)}, the model that this adapter was trained on, is not published with it: put the\n"
-                f'# path or the Hub id of your copy here.\nbase = AutoModelForCausalLM.from_pretrained("BASE"{trust})\n'
+                f"# {visible(_public(base))}, the model that this adapter was trained on, is not published with it: "
+                "put\n# the path or the Hub id of your copy here.\n"
+                f'base = AutoModelForCausalLM.from_pretrained("BASE"{trust})\n'
             )
         lines += f'model = PeftModel.from_pretrained(base, "{place}")\n'
     else:
@@ -207,7 +214,7 @@ def _comparison_about(evaluation: Evaluation | None) -> str:
         return f"It was measured on {about}, and not compared with a baseline."
     return (
         f"Against {_public(str(document.get('baseline')))} on the same {about}. The interval is the 95 % of a paired "
-        "bootstrap; *better* and *worse* stand where it leaves 0 out."
+        "bootstrap; “better” and “worse” stand where it leaves 0 out."
     )
 
 
@@ -224,7 +231,7 @@ def _making(source: Source, told: Mapping[str, Any]) -> Iterator[tuple[str, str]
         yield "run", source.run.name
         yield "checkpoint", str(source.checkpoint)
     if start.get("command"):
-        yield "command", f"`{start['command']}`"
+        yield "command", Code(public(start["command"]))
     if (seed := told.get("config", {}).get("run.seed")) is not None:
         yield "seed", str(seed)
     for name, value in start.items():

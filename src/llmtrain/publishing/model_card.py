@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmtrain.config.loading.load import yaml_text
+from llmtrain.publishing.markdown import block, code, plain, table, without_html
 
 CARD_FILE = "README.md"
 CURVES_FILE = "curves.svg"
@@ -15,7 +16,7 @@ CONFIG_FILE = "config.yaml"
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """All that a card tells; texts are Markdown."""
+    """All that a card tells, as plain text."""
 
     name: str
     license: str
@@ -31,6 +32,7 @@ class Card:
     datasets: Sequence[str] = ()
     """Ids on the Hub."""
     description: str | None = None
+    """Markdown of whoever publishes the model, as `limits`; HTML in it is shown, and not obeyed."""
     data: Sequence[Mapping[str, str]] = ()
     """Rows of a table: what it was trained on."""
     results: Mapping[str, str] = field(default_factory=dict)
@@ -47,34 +49,33 @@ class Card:
 
 def render(card: Card) -> str:
     """README.md."""
-    parts = [front_matter(card), f"# {card.name}\n", f"{card.summary}\n"]
+    parts = [front_matter(card), f"# {plain(card.name)}\n", f"{plain(card.summary)}\n"]
     if card.description:
-        parts.append(f"{card.description}\n")
-    parts.append(f"## Loading it\n\n```python\n{card.loading.strip()}\n```\n")
+        parts.append(f"{without_html(card.description)}\n")
+    parts.append(f"## Loading it\n\n{block(card.loading, language='python')}")
     if card.results or card.has_curves:
         parts.append("## Results\n")
         if card.results:
-            parts.append(_table(("metric", "value"), card.results.items()))
+            parts.append(table(("metric", "value"), card.results.items()))
         if card.has_curves:
             parts.append(f"![The loss by step]({CURVES_FILE})\n")
     parts.append("## Against the baseline\n")
     if card.comparison_about:
-        parts.append(f"{card.comparison_about}\n")
+        parts.append(f"{plain(card.comparison_about)}\n")
     if card.comparison:
         parts.append(_comparison(card.comparison))
     if card.data:
         columns = list(dict.fromkeys(name for row in card.data for name in row))
         rows = [[row.get(name, "") for name in columns] for row in card.data]
-        parts += ["## What it was trained on\n", _table(columns, rows)]
+        parts += ["## What it was trained on\n", table(columns, rows)]
     if card.making:
-        parts += ["## How it was made\n", _table(("", ""), card.making.items())]
+        parts += ["## How it was made\n", table(("", ""), card.making.items())]
     if card.config:
-        parts.append(
-            f"<details><summary>The whole config</summary>\n\n```yaml\n{card.config.strip()}\n```\n\n</details>\n"
-        )
-    parts += ["## Limits\n", "\n".join(f"- {line}" for line in card.limits) + "\n"]
+        config = block(card.config, language="yaml")
+        parts.append(f"<details><summary>The whole config</summary>\n\n{config}\n</details>\n")
+    parts += ["## Limits\n", "\n".join(f"- {without_html(line)}" for line in card.limits) + "\n"]
     terms = "" if card.license != "other" else ": terms of its own, or none yet. Ask whoever made it."
-    parts.append(f"## Licence\n\n`{card.license}`{terms}\n")
+    parts.append(f"## Licence\n\n{code(card.license)}{terms}\n")
     return "\n".join(parts)
 
 
@@ -107,14 +108,4 @@ def _comparison(metrics: Mapping[str, Mapping[str, Any]]) -> str:
         for name, found in metrics.items()
         if all(isinstance(found.get(key), int | float) for key in ("tuned", "base", "difference", "low", "high"))
     ]
-    return _table(head, rows)
-
-
-def _table(head: Sequence[str], rows: Any) -> str:
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    lines += [f"| {' | '.join(_cell(value) for value in row)} |" for row in rows]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return table(head, rows)
