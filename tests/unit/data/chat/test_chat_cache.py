@@ -13,6 +13,7 @@ from datasets import Dataset, load_from_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmtrain.data.chat import key as key_module
 from llmtrain.data.chat.cache import Account, ensure_samples, open_samples, samples_folder
 from llmtrain.data.chat.key import samples_key
 from llmtrain.data.chat.sample import Sample
@@ -180,12 +181,34 @@ def test_the_key_names_what_has_changed(tmp_path: Path) -> None:
     template = ChatTemplate(tiny_chat_tokenizer(CHATML))
     before = key(template, seq_len=8)
     assert key(ChatTemplate(tiny_chat_tokenizer(CHATML)), seq_len=8) == before
-    assert before.keys() == {"rows", "tokenizer", "template", "options", "version of llmtrain"}
+    assert before.keys() == {"rows", "tokenizer", "template", "options", "code"}
     assert changed(key(template, seq_len=9)) == ["options"]
     assert changed(key(ChatTemplate(tiny_chat_tokenizer(QWEN3)), seq_len=8)) == ["template"]
     assert changed(key(ChatTemplate(tiny_chat_tokenizer(CHATML, adds_bos=True)), seq_len=8)) == ["tokenizer"]
     rows.write_text('{"text": "b"}\n')
     assert changed(key(template, seq_len=8)) == ["rows"]
+
+
+def test_the_key_changes_with_the_code_and_the_libraries_that_render(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a"}\n')
+    package = tmp_path / "package"
+    (package / "chat").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    monkeypatch.setattr(key_module.data, "__file__", str(package / "__init__.py"))
+    template = ChatTemplate(tiny_chat_tokenizer(CHATML))
+    codes = []
+    for source, release in (("a", "1"), ("a", "1"), ("b", "1"), ("b", "2")):
+        (package / "chat" / "encoding.py").write_text(source)
+        monkeypatch.setattr(key_module, "version", lambda name, release=release: release)
+        key_module._code.cache_clear()
+        found = find_rows(str(rows), key="data.train")
+        codes.append(samples_key(found, template=template, options={})["code"])
+    key_module._code.cache_clear()
+    assert codes[0] == codes[1]
+    assert len(set(codes)) == 3
 
 
 def test_the_key_of_a_dataset_changes_with_it(tmp_path: Path) -> None:
