@@ -25,6 +25,33 @@ def config(tmp_path: Path) -> Path:
     return write_config(tmp_path / "tiny.yaml", keys)
 
 
+def test_a_run_that_is_made_longer_keeps_the_rates_that_it_has_used(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def rates() -> list[float]:
+        lines = (config.parent / "runs" / "one" / "metrics.jsonl").read_text().splitlines()
+        return [line["train/lr"] for line in map(json.loads, lines) if "train/lr" in line]
+
+    keys = ["optimizer.lr=0.09", "scheduler.warmup_steps=40", "scheduler.name=constant"]
+    monkeypatch.setenv("LLMTRAIN_FAULTS", "term@stepped:step=2")
+    assert run(["train", str(config), *keys, "trainer.max_steps=16"]) == 75  # warm-up takes 4 of 16
+    monkeypatch.delenv("LLMTRAIN_FAULTS")
+    used = rates()
+    assert used == pytest.approx([0.018, 0.036])
+    capsys.readouterr()
+    assert run(["train", str(config), *keys, "trainer.max_steps=40", "--resume", "auto"]) == 0
+    assert "warm-up keeps the 4 steps that the run began with; a new run of this length takes 10" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert rates()[:6] == pytest.approx([*used, 0.054, 0.072, 0.09, 0.09])
+
+    assert run(["train", str(config), *keys, "output.run_id=two", "trainer.max_steps=4"]) == 0
+    asked = [*keys[::2], "output.run_id=two", "trainer.max_steps=8", "scheduler.warmup_steps=2"]
+    capsys.readouterr()
+    assert run(["train", str(config), *asked, "--resume", "auto"]) == 0
+    assert "warm-up 2" in capsys.readouterr().err, "what is asked for anew is done"
+
+
 @pytest.mark.parametrize("resume", [["--resume", "auto"], ["--resume", "one"]])
 def test_a_run_that_is_sent_back_and_killed_before_it_saves_goes_on_with_the_course_that_it_was_sent_to(
     config: Path, resume: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -20,7 +20,7 @@ from llmtrain.training.cadence import Due
 from llmtrain.training.checkpoint import Snapshot, load_optimizer, load_state, newest_good
 from llmtrain.training.non_finite import NonFinite, StepNumbers, leave_out
 from llmtrain.training.resume import Identity
-from llmtrain.training.schedule import Schedule
+from llmtrain.training.schedule import Schedule, warmup_asked
 from llmtrain.training.setup.data import RunData
 from llmtrain.training.setup.start import Position, Start
 from llmtrain.training.setup.trained import Trained
@@ -107,6 +107,8 @@ class Job:
     def snapshot(self) -> Snapshot:
         """Return what a checkpoint of this moment holds. Its tensors are the live ones."""
         optimizer, config = self.learner.optimizer, self.config
+        self.state.warmup_steps = self.schedule.warmup_steps
+        self.state.warmup_asked = warmup_asked(config.scheduler)
         saved = {
             "position": self.state.as_dict(),
             "identity": self.identity,

@@ -12,15 +12,15 @@ MAX_WARMUP_SHARE = 0.25
 """Share of a run that a warm-up given in steps takes at most, so that a short run does not end in it."""
 
 
-def learning_rate_scale(config: SchedulerConfig, *, step: int, total_steps: int) -> float:
+def learning_rate_scale(config: SchedulerConfig, *, step: int, total_steps: int, warmup: int | None = None) -> float:
     """The factor on the peak learning rate for the update numbered `step` (from 0) of `total_steps`.
 
-    The first update is never at 0, and the last one is at `min_lr_ratio` (except for `constant`). A run of one step
-    makes it at the peak.
+    `warmup`: the steps of warm-up that the run began with; those of a new run when not given. The first update is never
+    at 0, and the last one is at `min_lr_ratio` (except for `constant`). A run of one step makes it at the peak.
     """
     if total_steps == 1:
         return 1.0
-    warmup = warmup_steps(config, total_steps=total_steps)
+    warmup = warmup_steps(config, total_steps=total_steps) if warmup is None else warmup
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if config.name == "constant":
@@ -45,8 +45,8 @@ def warmup_steps(config: SchedulerConfig, *, total_steps: int) -> int:
     return min(wanted, int(MAX_WARMUP_SHARE * total_steps))
 
 
-def highest_scale(config: SchedulerConfig, *, total_steps: int) -> float:
+def highest_scale(config: SchedulerConfig, *, total_steps: int, warmup: int | None = None) -> float:
     """Return the highest factor of a run: that of the last step of warm-up, or of the step after it."""
-    warmup = warmup_steps(config, total_steps=total_steps)
-    around = {max(0, warmup - 1), min(warmup, total_steps - 1)}
-    return max(learning_rate_scale(config, step=step, total_steps=total_steps) for step in around)
+    warmup = warmup_steps(config, total_steps=total_steps) if warmup is None else warmup
+    around = {min(max(0, warmup - 1), total_steps - 1), min(warmup, total_steps - 1)}
+    return max(learning_rate_scale(config, step=step, total_steps=total_steps, warmup=warmup) for step in around)

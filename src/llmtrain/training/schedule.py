@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llmtrain.config.sections.chat import ChatConfig
 from llmtrain.config.sections.data import DataConfig
@@ -15,7 +15,7 @@ from llmtrain.distributed.strategy import global_batch_size
 from llmtrain.errors import ConfigError
 from llmtrain.tracking.metric_names import VAL_LOSS
 from llmtrain.training.cadence import Cadence, Due
-from llmtrain.training.learning_rate import learning_rate_scale
+from llmtrain.training.learning_rate import learning_rate_scale, warmup_steps
 from llmtrain.training.non_finite import Policy
 from llmtrain.training.state import RunState
 
@@ -65,6 +65,7 @@ class Schedule:
     non_finite: Policy
     max_grad_norm: float | None
     seed: int
+    warmup_steps: int
     learning_rate_scale: Callable[[int], float]
     """Step (from 0) → factor on the peak learning rate."""
 
@@ -131,6 +132,9 @@ def make_schedule(
         default = DEFAULT_MAX_STEPS if trainer.max_minutes is None else NO_LIMIT
         end_item = state.item + ((trainer.max_steps or default) - state.step) * batch_size
     total_steps = state.step + math.ceil(max(0, end_item - state.item) / batch_size)
+    warmup = warmup_steps(scheduler, total_steps=total_steps)
+    if state.warmup_steps is not None and state.warmup_asked == warmup_asked(scheduler):
+        warmup = state.warmup_steps  # a run that is made longer goes on with the rates that it has used
     return Schedule(
         total_steps=total_steps,
         end_item=end_item,
@@ -149,9 +153,15 @@ def make_schedule(
         non_finite=trainer.non_finite,
         max_grad_norm=trainer.max_grad_norm,
         seed=seed,
-        learning_rate_scale=partial(_scale, scheduler=scheduler, total_steps=total_steps),
+        warmup_steps=warmup,
+        learning_rate_scale=partial(_scale, scheduler=scheduler, total_steps=total_steps, warmup=warmup),
     )
 
 
-def _scale(step: int, *, scheduler: SchedulerConfig, total_steps: int) -> float:
-    return learning_rate_scale(scheduler, step=step, total_steps=total_steps)
+def _scale(step: int, *, scheduler: SchedulerConfig, total_steps: int, warmup: int) -> float:
+    return learning_rate_scale(scheduler, step=step, total_steps=total_steps, warmup=warmup)
+
+
+def warmup_asked(scheduler: SchedulerConfig) -> list[Any]:
+    """Return what of the config decides the steps of warm-up, besides the length of the run."""
+    return [scheduler.name == "wsd", scheduler.warmup_ratio, scheduler.warmup_steps]

@@ -42,7 +42,7 @@ from llmtrain.training.job import Job
 from llmtrain.training.learning_rate import highest_scale, warmup_steps
 from llmtrain.training.report import BatchLog, Compute, Outputs, Reporter
 from llmtrain.training.saves import Saves
-from llmtrain.training.schedule import sequences_in_words
+from llmtrain.training.schedule import Schedule, sequences_in_words
 from llmtrain.training.setup.ingredients import recorded_ingredients
 from llmtrain.training.slow_steps import SlowSteps
 from llmtrain.training.state import RunState
@@ -255,7 +255,7 @@ def describe(job: Job, run: Path) -> None:
     source = job.data.training.name
     logging.getLogger("llmtrain.data").debug("%d data workers, train from %s", config.data.num_workers, source)
     _log("model", "%s parameters, %s trainable", f"{size.total:,}", f"{size.trainable:,}")
-    _describe_schedule(config, schedule.total_steps, epochs=schedule.end_item / items_per_epoch)
+    _describe_schedule(config, schedule, epochs=schedule.end_item / items_per_epoch)
     for why in job.position.passed_over:
         logging.getLogger("llmtrain.resume").warning("passing over a damaged checkpoint: %s", why)
     if job.start.origin:
@@ -264,15 +264,17 @@ def describe(job: Job, run: Path) -> None:
             logging.getLogger("llmtrain.resume").warning("going on otherwise than before: %s", changes)
 
 
-def _describe_schedule(config: Config, total_steps: int, *, epochs: float) -> None:
+def _describe_schedule(config: Config, schedule: Schedule, *, epochs: float) -> None:
     """Log the learning rate and the length; warn where a run is too short for what the config says."""
-    scheduler, peak = config.scheduler, config.optimizer.lr
-    warmup, log = warmup_steps(scheduler, total_steps=total_steps), logging.getLogger("llmtrain.schedule")
-    reached = peak * highest_scale(scheduler, total_steps=total_steps)
+    scheduler, peak, log = config.scheduler, config.optimizer.lr, logging.getLogger("llmtrain.schedule")
+    total_steps, warmup = schedule.total_steps, schedule.warmup_steps
+    reached = peak * highest_scale(scheduler, total_steps=total_steps, warmup=warmup)
     shown = reached if (is_short := reached < 0.9 * peak) else peak
     _log("optimizer", "%s, peak learning rate %.4g", config.optimizer.name, shown)
     _log("schedule", "%s, %d steps (%.2f epochs), warm-up %d", scheduler.name, total_steps, epochs, warmup)
-    if scheduler.warmup_steps is not None and warmup < scheduler.warmup_steps:
+    if warmup != (anew := warmup_steps(scheduler, total_steps=total_steps)):
+        log.info("warm-up keeps the %d steps that the run began with; a new run of this length takes %d", warmup, anew)
+    elif scheduler.warmup_steps is not None and warmup < scheduler.warmup_steps:
         message = "scheduler.warmup_steps is %d, but the run has %d steps: warm-up takes %d, a quarter of them"
         log.warning(message, scheduler.warmup_steps, total_steps, warmup)
     if is_short:

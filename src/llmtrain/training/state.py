@@ -74,6 +74,10 @@ class RunState:
     skipped_in_a_row: int = 0
     left_out: list[tuple[int, int]] = field(default_factory=list)
     """First item, and the one after the last, of each step that the run leaves out after a rollback."""
+    warmup_steps: int | None = None
+    """Steps of warm-up that the run began with, whatever its length becomes."""
+    warmup_asked: list[Any] | None = None
+    """Keys of the config that these follow: with others, warm-up is worked out anew."""
     loss_scale: LossScale | None = None
     """Only with 16-mixed."""
     epoch_loss_sum: float = 0.0
