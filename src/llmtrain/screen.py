@@ -23,6 +23,16 @@ def visible(text: str) -> str:
     return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}" if ord(found[0]) < 256 else ascii(found[0])[1:-1], text)
 
 
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """Return a number with its noun: `counted(1, "row")` is "1 row", `counted(2000, "row")` "2,000 rows".
+
+    `many`: the plural, where `one` with an s (es after a hiss) is not; both may go on ("row is", "rows are").
+    """
+    if number == 1:
+        return f"1 {one}"
+    return f"{number:,} {many or one + ('es' if one.endswith(('s', 'x', 'ch', 'sh')) else 's')}"
+
+
 def columns_of(text: str) -> int:
     """Return how many columns of a terminal `text` takes."""
     if text.isascii():

@@ -11,6 +11,7 @@ from llmtrain._version import __version__
 from llmtrain.cli.options import ConfigOption, ConfigWord, Json, Overrides, read_config_or_run
 from llmtrain.cli.output import Outcome
 from llmtrain.reports.blocks import Lines, Values
+from llmtrain.screen import counted
 
 if TYPE_CHECKING:
     from llmtrain.config.sections.data import DataConfig
@@ -84,9 +85,9 @@ def summarise(config: Config) -> list[str]:
     if trainer.max_epochs is not None:
         length = f"{trainer.max_epochs:g} epochs"
     elif trainer.max_tokens is not None:
-        length = f"{trainer.max_tokens:,} tokens"
+        length = f"{counted(trainer.max_tokens, 'token')}"
     elif trainer.max_steps is not None or trainer.max_minutes is None:
-        length = f"{trainer.max_steps:,} steps" if trainer.max_steps else "10,000 steps"
+        length = f"{counted(trainer.max_steps, 'step')}" if trainer.max_steps else "10,000 steps"
     else:
         length = ""
     if trainer.max_minutes is not None:
@@ -98,7 +99,7 @@ def summarise(config: Config) -> list[str]:
     )
     return [
         f"model: {model_in_words(model)}",
-        f"training: {length} of {batch} × {data.seq_len} tokens from {_source_in_words(data)}, "
+        f"training: {length} of {batch} × {counted(data.seq_len, 'token')} from {_source_in_words(data)}, "
         f"{config.optimizer.name} at {config.optimizer.lr:g}, {config.scheduler.name} schedule",
     ]
 
@@ -111,7 +112,7 @@ def model_in_words(model: ModelConfig) -> str:
     if isinstance(model, OwnModelConfig):
         return f"{model.name}, your own"
     if isinstance(model, DecoderConfig):
-        return f"decoder, {model.num_layers} layers, {model.d_model} wide"
+        return f"decoder, {counted(model.num_layers, 'layer')}, {model.d_model} wide"
     return f"{model.name}, {model.path}, {f'LoRA of rank {model.lora.r}' if model.lora else 'all weights'}"
 
 

@@ -10,6 +10,7 @@ import typer
 from llmtrain.cli.options import Json
 from llmtrain.cli.output import Outcome, named_values
 from llmtrain.reports.blocks import Block, Lines, Table
+from llmtrain.screen import counted
 
 SHOWN_SKIPS = 20
 ROWS = (
@@ -102,7 +103,8 @@ def _blocks(result: Mapping[str, Any]) -> Iterator[Block]:
         )
     if result["joined"]:
         yield Lines(
-            f"prompt and completion are joined unchanged; {result['joined']:,} pairs have no space or line break "
+            f"prompt and completion are joined unchanged; {counted(result['joined'], 'pair has', 'pairs have')} no "
+            "space or line break "
             "between the two: --as-messages turns them into conversations, for the chat template",
             (),
         )

@@ -14,6 +14,7 @@ from llmtrain.cli.output import Outcome, named_values
 from llmtrain.cli.workers import NodeRank, NumNodes, NumProcesses, Rendezvous, run_in, worker_group_of
 from llmtrain.errors import ConfigError
 from llmtrain.reports.blocks import Block, Lines, Table, Values
+from llmtrain.screen import counted
 
 ROWS = (
     ("model", "model"),
@@ -247,13 +248,15 @@ def _got_worse(got_worse: Mapping[str, list[str]]) -> Iterator[Block]:
 def _notes(result: Mapping[str, Any]) -> Iterator[Block]:
     lines = []
     if result["prompts_too_long"]:
-        lines.append(f"{result['prompts_too_long']:,} prompts fill the context: their answers are empty")
+        lines.append(f"{counted(result['prompts_too_long'], 'prompt fills', 'prompts fill')} the context: no answer")
     if result["rows_without_loss"]:
-        lines.append(f"{result['rows_without_loss']:,} rows are longer than the context: they have no loss")
+        lines.append(f"{counted(result['rows_without_loss'], 'row is', 'rows are')} longer than the context: no loss")
     for name, rows in result["rows_not_defined"].items():
-        lines.append(f"{name} is not defined for {rows:,} rows: nothing in what was expected is a word")
+        lines.append(f"{name} is not defined for {counted(rows, 'row')}: nothing in what was expected is a word")
     if result["empty_predictions"]:
-        lines.append(f"{result['empty_predictions']:,} answers are empty; they count like any other")
+        lines.append(
+            f"{counted(result['empty_predictions'], 'answer is', 'answers are')} empty, and counted like any other"
+        )
     if lines:
         yield Lines("notes", lines, "warning")
     contamination = result["contamination"]

@@ -9,6 +9,7 @@ from llmtrain.cli.output import named_values
 from llmtrain.cli.step_blocks import quality_blocks
 from llmtrain.reports.analysis_pictures import length_label
 from llmtrain.reports.blocks import Bars, Block, Lines, Passage, Span, Table, Values
+from llmtrain.screen import counted
 
 _SHARD_VALUES = (
     ("data", "data"),
@@ -46,7 +47,7 @@ def blocks_of_shards(result: Mapping[str, Any]) -> Iterator[Block]:
     if result["windows"]:
         yield _windows(result["windows"])
     for number, document in enumerate(result["first_documents"]):
-        caption = f"document {number}: {document['source']}, {document['tokens']:,} tokens"
+        caption = f"document {number}: {document['source']}, {counted(document['tokens'], 'token')}"
         yield Passage(caption, [(None, [Span(document["text"])])])
     yield from map(_item, result["items"])
     yield from quality_blocks(result["quality"])
@@ -107,7 +108,7 @@ def blocks_of_chat(result: Mapping[str, Any], *, split: str) -> Iterator[Block]:
     if result["notes"]:
         yield Lines("notes", result["notes"])
     for row in part["first_rows"]:
-        caption = f"{row['source']}: {row['tokens']:,} tokens, {row['supervised_tokens']:,} learned"
+        caption = f"{row['source']}: {counted(row['tokens'], 'token')}, {row['supervised_tokens']:,} learned"
         yield Passage(caption, [(None, [Span(**piece) for piece in row["pieces"]])])
     if result["warnings"]:
         yield Lines("warnings", result["warnings"], "warning")
@@ -162,9 +163,11 @@ def _bars(lengths: Mapping[str, Any], unit: str, counted: str, *, before: str = 
 def _windows(windows: Mapping[str, Any]) -> Lines:
     apart = "cannot attend to each other" if windows["documents_apart"] else "can attend to each other"
     return Lines(
-        f"windows: {windows['items']:,} sequences of {windows['seq_len']:,} tokens; documents in one {apart}",
+        f"windows: {counted(windows['items'], 'sequence')} of {counted(windows['seq_len'], 'token')}; documents in "
+        f"one {apart}",
         [
-            f"{windows['documents_cut']:,} documents ({windows['share_cut']:.1%}) are cut by a window's end; no token "
+            f"{counted(windows['documents_cut'], 'document')} ({windows['share_cut']:.1%}) cut by a window's end; "
+            "no token "
             f"is left out, {windows['padding']:,} positions are padding"
         ],
     )
@@ -176,10 +179,10 @@ def _item(item: Mapping[str, Any]) -> Passage:
     for piece in item["documents"]:
         begins = "goes on" if piece["begins_before"] else "begins"
         ends = "ends" if piece["ends"] else "is cut"
-        sections.append((f"a document {begins} and {ends}, {piece['tokens']:,} tokens", [Span(piece["text"])]))
+        sections.append((f"a document {begins} and {ends}, {counted(piece['tokens'], 'token')}", [Span(piece["text"])]))
     return Passage(
         f"sequence {item['item']:,}: window {item['window']:,} of source {item['source']}, epoch {item['epoch']}, "
-        f"{item['supervised_tokens']:,} tokens to predict{padding}",
+        f"{counted(item['supervised_tokens'], 'token')} to predict{padding}",
         sections,
     )
 

@@ -12,6 +12,7 @@ from llmtrain.cli.options import ConfigOption, ConfigWord, Json, Overrides, read
 from llmtrain.cli.output import Outcome, gigabytes
 from llmtrain.cli.workers import MaxRestarts, NumProcesses, outcome_of
 from llmtrain.reports.blocks import Lines, Table, Values
+from llmtrain.screen import counted
 
 if TYPE_CHECKING:
     from llmtrain.config.loading.load import LoadedConfig
@@ -151,7 +152,7 @@ def push(
     about = _config(word)
     remote = _remote(about, host=host, dir=dir, env_file=env_file, ssh_config=ssh_config)
     done = verbs.push(remote, about, delete=delete)
-    sent = [(f"{one['host']}:{one['folder']}", f"{one['files']:,} files sent") for one in done]
+    sent = [(f"{one['host']}:{one['folder']}", f"{counted(one['files'], 'file')} sent") for one in done]
     return Outcome(done, [Values(sent)])
 
 

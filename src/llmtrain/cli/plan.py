@@ -10,6 +10,7 @@ import typer
 from llmtrain.cli.options import ConfigOption, ConfigWord, Json, Overrides, read_config_or_run
 from llmtrain.cli.output import Outcome, gigabytes
 from llmtrain.reports.blocks import Block, Lines, Table
+from llmtrain.screen import counted
 
 
 def add_to(app: typer.Typer) -> None:
@@ -69,8 +70,9 @@ def _blocks(document: Mapping[str, Any]) -> Iterator[Block]:
     yield Lines(f"{fits} the {gigabytes(memory['device_bytes'])} of {document['time']['device']}{share}", ())
     lines = [
         f"{layout['ranks']} {'process' if layout['ranks'] == 1 else 'processes'} ({layout['strategy']}) × "
-        f"{layout['grad_accum_steps']} micro-batches of {layout['micro_batch_size']} × {layout['seq_len']} tokens "
-        f"= {layout['batch_size']} sequences a step"
+        f"{counted(layout['grad_accum_steps'], 'micro-batch')} of {layout['micro_batch_size']} × "
+        f"{counted(layout['seq_len'], 'token')} "
+        f"= {counted(layout['batch_size'], 'sequence')} a step"
     ]
     if layout["because"] and layout["ranks"] > 1:
         lines.append(f"{layout['strategy']}: {layout['because']}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +17,7 @@ from llmtrain.cli.output import Outcome, named_values
 from llmtrain.cli.workers import MaxRestarts, NodeRank, NumNodes, NumProcesses, Rendezvous, run_in, worker_group_of
 from llmtrain.errors import ConfigError
 from llmtrain.reports.blocks import Lines
+from llmtrain.screen import counted
 
 if TYPE_CHECKING:
     from llmtrain.config.sections.schema import Config
@@ -86,19 +87,14 @@ def train(
         taken = None
         if max_restarts and resume is None and loaded is not None and not dry_run:
             # Processes that are started again continue the run of the first ones, so its name is made here.
-            resume = AUTO
-            taken = _take_folder(loaded.config, nnodes=nnodes, node_rank=node_rank)
+            resume, taken = AUTO, _take_folder(loaded.config, nnodes=nnodes, node_rank=node_rank)
             values = [*values, f"output.run_id={taken.name}"]
         options = [f"--resume={resume}"] if resume is not None else []
         options += ["--dry-run"] if dry_run else []
         if loaded is not None:
-            _say(loaded.config, f"starting {group.nproc} processes")
-        try:
+            _say(loaded.config, f"starting {counted(group.nproc, 'process')}")
+        with _removed_if_empty(taken):
             return run_in(group, ["train", *([ref] if ref else []), *values, *options], as_json=json)
-        finally:
-            if taken is not None:
-                with suppress(OSError):  # it is not empty: the run began
-                    taken.rmdir()
     if loaded is not None:
         from llmtrain.cli.config import model_in_words
 
@@ -116,6 +112,17 @@ def _say(config: Config, message: str) -> None:
 
     setup_logging(config.logging, run_folder=None, rank=int(os.environ.get("RANK", "0")))
     logging.getLogger("llmtrain.train").info(message)
+
+
+@contextmanager
+def _removed_if_empty(folder: Path | None) -> Iterator[None]:
+    """Remove a folder after the block if no run began in it."""
+    try:
+        yield
+    finally:
+        if folder is not None:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
 
 
 def _take_folder(config: Config, *, nnodes: int, node_rank: int | None) -> Path:
@@ -136,5 +143,7 @@ def _take_folder(config: Config, *, nnodes: int, node_rank: int | None) -> Path:
 def _dry_run(result: Mapping[str, Any]) -> Lines:
     losses = [f"{loss:.4g}" for loss in result["losses"]]
     planned = result["planned_steps"]
-    told = f"dry run: {len(losses)} forward steps, losses {', '.join(losses)}; a run would take {planned} steps"
+    told = (
+        f"dry run: {len(losses)} forward steps, losses {', '.join(losses)}; a run would take {counted(planned, 'step')}"
+    )
     return Lines(told, ())

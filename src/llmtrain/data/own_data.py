@@ -21,6 +21,7 @@ from llmtrain.data.batches import DataFacts
 from llmtrain.data.order import Ints, WindowOrder
 from llmtrain.errors import ConfigError
 from llmtrain.import_path import import_callable, what_failed
+from llmtrain.screen import counted
 
 KEY = "data.name"
 
@@ -93,7 +94,8 @@ def open_own(
     tokenizer = load_tokenizer(folder) if folder is not None else None
     if tokenizer is not None and tokenizer.vocab_size > vocab_size:
         raise ConfigError(
-            f"{KEY}: vocab_size of {name} is {vocab_size}, but its tokenizer has {tokenizer.vocab_size} tokens"
+            f"{KEY}: vocab_size of {name} is {vocab_size}, but its tokenizer has "
+            f"{counted(tokenizer.vocab_size, 'token')}"
         )
     windows = OwnWindows(
         name=name,

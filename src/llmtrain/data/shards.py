@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from llmtrain.data.order import Ints, WindowOrder
 from llmtrain.errors import ConfigError
+from llmtrain.screen import counted
 
 TOKENS_COLUMNS = ("tokens", "input_ids")
 """The column that holds the tokens: ours, or as other tools call it."""
@@ -88,7 +89,8 @@ class TokenStream:
             raise ConfigError(f"{path}: row group {row_group} cannot be read ({error}): {remedy}") from error
         if len(tokens) != expected:
             raise ConfigError(
-                f"{path}: row group {row_group} holds {len(tokens)} tokens, but {expected} are expected: {remedy}"
+                f"{path}: row group {row_group} holds {counted(len(tokens), 'token')}, but {expected} are expected: "
+                f"{remedy}"
             )
         return tokens
 

@@ -23,6 +23,7 @@ from llmtrain.data.prepare.output import resolve_cache_dir
 from llmtrain.data.shards import TokenStream
 from llmtrain.data.tokenizers import Tokenizer, load_hf_tokenizer, load_tokenizer
 from llmtrain.errors import ConfigError
+from llmtrain.screen import counted
 
 PREPARE = "`llmtrain prepare CONFIG`"
 
@@ -117,7 +118,9 @@ def open_source(paths: str | Sequence[str], *, key: str, given: GivenTokenizer |
         check_same_tokenizer(tokenizer, other, names=(first_path, path), key=key)
     stream = TokenStream.of([(file, [group.tokens for group in shard.row_groups]) for file, shard in found.items()])
     if stream.num_tokens < 2:
-        raise ConfigError(f"{key}: {name} holds {stream.num_tokens} tokens: there is nothing to predict; prepare more")
+        raise ConfigError(
+            f"{key}: {name} holds {counted(stream.num_tokens, 'token')}: there is nothing to predict; prepare more"
+        )
     return ShardSource(
         name=name,
         stream=stream,

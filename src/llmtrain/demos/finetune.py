@@ -19,7 +19,7 @@ from llmtrain.config.sections.data import PrepareConfig
 from llmtrain.demos.function_rows import OUTPUT, function_rows
 from llmtrain.distributed.native_bf16 import as_computed
 from llmtrain.errors import ConfigError, RunError
-from llmtrain.screen import known_width, visible, wrapped
+from llmtrain.screen import counted, known_width, visible, wrapped
 from llmtrain.verbs.evaluate import evaluate
 from llmtrain.verbs.publish import publish
 from llmtrain.verbs.train import train
@@ -54,7 +54,7 @@ def demo_finetune(
     options = load_config("quickstart", corpus).config.prepare
     assert isinstance(options, PrepareConfig)
     counts = function_rows(options, OUTPUT)
-    print("\n".join(f"{OUTPUT / split}.jsonl  {count:,} rows" for split, count in counts.items()))
+    print("\n".join(f"{OUTPUT / split}.jsonl  {counted(count, 'row')}" for split, count in counts.items()))
     run = train(load_config("finetune-local", overrides))
     asked = {"data": [str(OUTPUT / "test.jsonl")], "max_new_tokens": MAX_NEW_TOKENS, "max_samples": num_test}
     found = evaluate(run["run"], settings=asked)

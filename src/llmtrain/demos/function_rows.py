@@ -31,6 +31,7 @@ from llmtrain.data.prepare.inputs import find_inputs
 from llmtrain.data.prepare.parallel import resolve_num_workers
 from llmtrain.data.prepare.selection import Fate, scan, select
 from llmtrain.errors import ConfigError, RunError
+from llmtrain.screen import counted
 
 OUTPUT = Path("data/functions")
 SPLITS = ("test", "dev", "train")
@@ -72,7 +73,7 @@ def main() -> int:
     except (ConfigError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print("\n".join(f"{OUTPUT / split}.jsonl  {count:,} rows" for split, count in counts.items()))
+    print("\n".join(f"{OUTPUT / split}.jsonl  {counted(count, 'row')}" for split, count in counts.items()))
     return 0
 
 

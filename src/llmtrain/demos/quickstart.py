@@ -28,7 +28,7 @@ from llmtrain.data.manifest import find_manifest
 from llmtrain.data.prepare.texts import iter_split_texts
 from llmtrain.errors import ConfigError, RunError
 from llmtrain.planning.target import SHARE_OF_CPU, precision_of_cpu, products_per_second
-from llmtrain.screen import known_width, visible, wrapped
+from llmtrain.screen import counted, known_width, visible, wrapped
 from llmtrain.verbs.evaluate import evaluate
 from llmtrain.verbs.generate import generate
 from llmtrain.verbs.train import train
@@ -109,7 +109,7 @@ def main() -> int:
     xz_bits = 8 * len(lzma.compress(text, preset=9)) / len(text)
     print(f"\nA model of {run['parameters']['total']:,} parameters wrote this after {PROMPT!r}:\n")
     print("\n".join(f"    {line}" for line in visible(PROMPT + sample["completion"]).splitlines()))
-    print(f"\nHeld-out text: {len(text):,} bytes of files that it never saw\n")
+    print(f"\nHeld-out text: {counted(len(text), 'byte')} of files that it never saw\n")
     print(f"    loss        {scores['loss']:.4f} nats a token")
     print(f"    perplexity  {scores['perplexity']:.2f}")
     for name, bits in (("the model", scores["bits_per_byte"]), ("gzip -9", gzip_bits), ("xz -9", xz_bits)):

@@ -22,6 +22,7 @@ from llmtrain.config.sections.schema import Config
 from llmtrain.config.sections.training import TrainerConfig
 from llmtrain.distributed.rendezvous import reject_identity
 from llmtrain.errors import ConfigError
+from llmtrain.screen import counted
 
 SHARDING = frozenset({"fsdp", "fsdp_tp"})
 """Strategies under which each rank holds a shard of the parameters."""
@@ -48,7 +49,7 @@ def choose_strategy(*, world_size: int, state_bytes: int, memory_bytes: int) -> 
     state = f"weights, gradients and optimizer state take {_size(state_bytes)}"
     if state_bytes <= SHARE_FOR_STATE * memory_bytes:
         return Choice("ddp", f"{state}, which fit into the {_size(memory_bytes)} of each process")
-    shard = f"each of {world_size} processes holds {_size(state_bytes // world_size)}"
+    shard = f"each of {counted(world_size, 'process')} holds {_size(state_bytes // world_size)}"
     return Choice("fsdp", f"{state}, over {SHARE_FOR_STATE:.0%} of the {_size(memory_bytes)} of a process: {shard}")
 
 
@@ -101,7 +102,8 @@ def _reject_tensor_parallel(config: Config, *, size: int, world_size: int) -> No
     key, model = "distributed.strategy is fsdp_tp", config.model
     if world_size % size:
         raise ConfigError(
-            f"distributed.tensor_parallel {size} does not divide the {world_size} processes: start a multiple of {size}"
+            f"distributed.tensor_parallel {size} does not divide the {counted(world_size, 'process')}: start a "
+            f"multiple of {size}"
         )
     if isinstance(model, OwnModelConfig):
         raise ConfigError(f"{key}, which splits matrices in a way that {model.name} does not say: take fsdp")

@@ -39,6 +39,7 @@ from llmtrain.generation.open_model import (
     trusts_code,
     tuned_from,
 )
+from llmtrain.screen import counted
 from llmtrain.tracking.progress import Progress
 
 log = logging.getLogger("llmtrain.eval")
@@ -114,7 +115,7 @@ def _answers(
     engine: Engine,
     folder: Path,
 ) -> list[Answer]:
-    log.info("%s questions to the %s, %s", f"{len(asked):,}", name, language_model.folder)
+    log.info("%s to the %s, %s", counted(len(asked), "question"), name, language_model.folder)
     share = len(asked[engine.rank :: engine.world_size])
     with Progress(quiet=not engine.is_main) as progress:
         return answer_all(

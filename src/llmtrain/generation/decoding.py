@@ -23,6 +23,7 @@ from torch import Tensor
 from llmtrain.distributed.sharding import without_gradients
 from llmtrain.errors import ConfigError
 from llmtrain.generation.sampling import Decoding, choose_token, generators_for
+from llmtrain.screen import counted
 
 
 class DecodingCache(Protocol):
@@ -245,6 +246,7 @@ def _check_prompts(prompts: Sequence[Sequence[int]], *, limit: int) -> None:
             raise ConfigError(f"prompt {index + 1} is empty")
         if len(prompt) >= limit:
             raise ConfigError(
-                f"prompt {index + 1} has {len(prompt)} tokens, but the model's context is {limit} tokens, which must "
+                f"prompt {index + 1} has {counted(len(prompt), 'token')}, but the model's context is "
+                f"{counted(limit, 'token')}, which must "
                 "hold the prompt and at least one token after it: shorten the prompt"
             )

@@ -20,6 +20,7 @@ from llmtrain.errors import ConfigError
 from llmtrain.generation.completion import Completion, OnText, TokenizedPrompt, complete
 from llmtrain.generation.sampling import Decoding, Sampling
 from llmtrain.models.decoder.decoder import Decoder
+from llmtrain.screen import counted
 
 if TYPE_CHECKING:
     from llmtrain.models.huggingface.model import HuggingFaceModel
@@ -174,7 +175,7 @@ class LanguageModel:
         rows = self.model.vocab_size
         if vocab_size > rows and self.tokenizer is not None:
             raise ConfigError(
-                f"{of} has tokens for which the embedding in {self.folder}, of {rows} rows, has none: "
+                f"{of} has tokens for which the embedding in {self.folder}, of {counted(rows, 'row')}, has none: "
                 f"{self.tokenizer.tokens_from(rows)}. Take a tokenizer without them, or train the model with "
                 "model.resize_embeddings=true"
             )
@@ -195,7 +196,7 @@ def _token_id(tokenizer: Tokenizer, token: str | int) -> int:
     if isinstance(token, int):
         if 0 <= token < tokenizer.vocab_size:
             return token
-        raise ConfigError(f"stop token {token} is not in the vocabulary of {tokenizer.vocab_size} tokens")
+        raise ConfigError(f"stop token {token} is not in the vocabulary of {counted(tokenizer.vocab_size, 'token')}")
     named = tokenizer.token_id(token)
     ids = tokenizer.encode(token) if named is None else [named]
     if len(ids) != 1:

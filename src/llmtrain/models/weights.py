@@ -14,6 +14,7 @@ from llmtrain.errors import ConfigError
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.folder import check_tensors, clean_state_dict, decoder_with
 from llmtrain.models.layouts import layout_for
+from llmtrain.screen import counted
 
 EMBEDDING = "token_embedding.weight"
 OUTPUT = "output.weight"
@@ -46,7 +47,9 @@ def read_decoder(config: DecoderConfig, file: Path, *, device: str | torch.devic
         table = tensors.get(EMBEDDING)
         vocab_size = len(table) if table is not None and table.ndim else config.vocab_size or 1
         if config.vocab_size not in (None, vocab_size):
-            raise ValueError(f"{EMBEDDING} has {vocab_size} rows, but the config's vocab_size is {config.vocab_size}")
+            raise ValueError(
+                f"{EMBEDDING} has {counted(vocab_size, 'row')}, but the config's vocab_size is {config.vocab_size}"
+            )
         check_tensors(tensors, config, vocab_size, where=str(file))
     except ValueError as error:
         raise ConfigError(str(error) if str(file) in str(error) else f"{file}: {error}") from error

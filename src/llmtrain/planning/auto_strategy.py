@@ -12,6 +12,7 @@ from llmtrain.distributed.strategy import Choice, choose_strategy, reject_strate
 from llmtrain.errors import ConfigError
 from llmtrain.planning.planned_data import planned_data, unread_data
 from llmtrain.planning.planned_model import planned_model
+from llmtrain.screen import counted
 
 
 def strategy_for(config: Config, *, world_size: int, precision: str, memory_bytes: int) -> Choice:
@@ -31,7 +32,8 @@ def strategy_for_model(
     wanted = config.distributed.strategy
     if wanted == "single" and world_size > 1:
         raise ConfigError(
-            f"distributed.strategy is single, but the plan is for {world_size} processes: set it to ddp or auto"
+            f"distributed.strategy is single, but the plan is for {counted(world_size, 'process')}: set it to ddp "
+            "or auto"
         )
     reject_strategy(config, strategy=wanted, world_size=world_size)
     if wanted != "auto":

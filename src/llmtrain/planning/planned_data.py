@@ -23,6 +23,7 @@ from llmtrain.data.tokens import open_training_data
 from llmtrain.distributed.engine import Engine
 from llmtrain.distributed.resolve import resolve
 from llmtrain.errors import ConfigError
+from llmtrain.screen import counted
 from llmtrain.storage.address import is_remote
 
 MANY_BYTES = 64_000_000
@@ -84,7 +85,9 @@ def _documents_apart(config: Config) -> bool:
 def _planned_rows(config: Config, data: ChatConfig, assumed: list[str]) -> PlannedData:
     rows, why_not = _open_rows(config, data)
     if rows is None:
-        assumed.append(f"{why_not}, so rows and tokens are not counted: every row as if it had {data.seq_len} tokens")
+        assumed.append(
+            f"{why_not}, so rows and tokens are not counted: every row as if it had {counted(data.seq_len, 'token')}"
+        )
         return unread_data(config)
     assert isinstance(rows.items, RowItems)
     supervised = sum(store.manifest.supervised_tokens for store in rows.items.stores)

@@ -27,7 +27,7 @@ from llmtrain.publishing.place import EXPORT_FILE
 from llmtrain.publishing.public_text import public
 from llmtrain.reports.document import run_document
 from llmtrain.runs.json_files import json_object
-from llmtrain.screen import visible
+from llmtrain.screen import counted, visible
 from llmtrain.storage.address import is_remote
 from llmtrain.storage.versions import commit_in
 from llmtrain.tracking.redaction import redact, redact_config
@@ -209,7 +209,7 @@ def _comparison_about(evaluation: Evaluation | None) -> str:
     if evaluation is None:
         return "It was not compared with a baseline."
     document = evaluation.document
-    about = f"{document.get('rows', 0):,} rows of {document.get('data')}, on {str(document.get('time'))[:10]}"
+    about = f"{counted(document.get('rows', 0), 'row')} of {document.get('data')}, on {str(document.get('time'))[:10]}"
     if not evaluation.comparison:
         return f"It was measured on {about}, and not compared with a baseline."
     return (

@@ -41,6 +41,7 @@ from llmtrain.publishing.public_text import public
 from llmtrain.publishing.transformers_folder import check_companions, find_tokenizer, write_companions
 from llmtrain.runs.folders import is_run
 from llmtrain.runs.metadata import slug
+from llmtrain.screen import counted
 
 log = logging.getLogger("llmtrain.export")
 
@@ -90,7 +91,7 @@ class Source:
     run: Path | None
     config: Config | None
     trusts_code: bool = False
-    """Whether its run, or this command, was told to run the Python code that comes with the model."""
+    """True if its run, or this command, was told to run the Python code that comes with the model."""
 
     @property
     def checkpoint(self) -> str | None:
@@ -266,7 +267,7 @@ def make_and_check(
             why = why or agreement.why_not_within(tolerance)
         if why is not None:
             raise RunError(
-                f"the result does not agree with {work.source.folder}: {why} ({agreement.rows} rows, "
+                f"the result does not agree with {work.source.folder}: {why} ({counted(agreement.rows, 'row')}, "
                 f"{work.rows_from}). Nothing was written to {work.destination}{_ways_out(agreement, dtype)}"
             )
         write_json(folder / EXPORT_FILE, document)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from llmtrain.screen import visible
 
 _MARKUP = re.compile(r"[\\`*<>&\[\]~|]|(?<!\w)_|_(?!\w)")
-"""What begins markup within a line. An underscore between letters begins none."""
+"""Characters that begin markup within a line. An underscore between letters begins none."""
 
 
 class Code(str):

@@ -13,6 +13,7 @@ from llmtrain.config.sections.data import DataConfig
 from llmtrain.config.sections.training import SchedulerConfig, TrainerConfig
 from llmtrain.distributed.strategy import global_batch_size
 from llmtrain.errors import ConfigError
+from llmtrain.screen import counted
 from llmtrain.tracking.metric_names import VAL_LOSS
 from llmtrain.training.cadence import Cadence, Due
 from llmtrain.training.learning_rate import learning_rate_scale, warmup_steps
@@ -95,11 +96,6 @@ class Schedule:
         )
 
 
-def sequences_in_words(count: int) -> str:
-    """Return "1 sequence", "4,096 sequences"."""
-    return f"{count:,} {'sequence' if count == 1 else 'sequences'}"
-
-
 def make_schedule(
     trainer: TrainerConfig,
     scheduler: SchedulerConfig,
@@ -121,7 +117,8 @@ def make_schedule(
         batch_size = min(batch_size, items_per_epoch)
     if items_per_epoch < batch_size:
         raise ConfigError(
-            f"the training data has {sequences_in_words(items_per_epoch)} of {seq_len} tokens, fewer than one batch of "
+            f"the training data has {counted(items_per_epoch, 'sequence')} of {counted(seq_len, 'token')}, fewer "
+            "than one batch of "
             f"{batch_size}: lower trainer.micro_batch_size, trainer.grad_accum_steps or data.seq_len, or add data"
         )
     if trainer.max_epochs is not None:

@@ -30,6 +30,7 @@ from llmtrain.runs.folders import link_model
 from llmtrain.runs.heartbeat import HEARTBEAT_NAME, Heartbeat
 from llmtrain.runs.json_files import json_object
 from llmtrain.runs.summary import ParameterCount, RunSummary
+from llmtrain.screen import counted
 from llmtrain.tracking.gpus import device_peak_flops
 from llmtrain.tracking.machine_monitor import MachineMonitor, metrics_of_all_ranks
 from llmtrain.tracking.progress import Progress
@@ -42,7 +43,7 @@ from llmtrain.training.job import Job
 from llmtrain.training.learning_rate import highest_scale, warmup_steps
 from llmtrain.training.report import BatchLog, Compute, Outputs, Reporter
 from llmtrain.training.saves import Saves
-from llmtrain.training.schedule import Schedule, sequences_in_words
+from llmtrain.training.schedule import Schedule
 from llmtrain.training.setup.ingredients import recorded_ingredients
 from llmtrain.training.slow_steps import SlowSteps
 from llmtrain.training.state import RunState
@@ -233,14 +234,14 @@ def describe(job: Job, run: Path) -> None:
     """Log what the run is made of."""
     config, resolved, schedule, engine = job.config, job.engine.resolved, job.schedule, job.engine
     size, items_per_epoch = ParameterCount.of(job.trained.module), job.data.training.items_per_epoch
-    processes = f"{engine.world_size} processes ({resolved.strategy})" if engine.world_size > 1 else "1 process"
+    processes = counted(engine.world_size, "process") + (f" ({resolved.strategy})" if engine.world_size > 1 else "")
     if resolved.because and engine.world_size > 1:
         _log("device", "%s: %s", resolved.strategy, resolved.because)
     compiled = "compiled (the first step takes a minute)" if resolved.compile else "not compiled"
     _log("run", "%s", run)
     _log("device", "%s, %s, %s, %s", engine.device, resolved.precision, compiled, processes)
-    _log("data", "%s of %d tokens an epoch", sequences_in_words(items_per_epoch), config.data.seq_len)
-    batch, micro = sequences_in_words(schedule.batch_size), config.trainer.micro_batch_size
+    _log("data", "%s of %d tokens an epoch", counted(items_per_epoch, "sequence"), config.data.seq_len)
+    batch, micro = counted(schedule.batch_size, "sequence"), config.trainer.micro_batch_size
     _log("data", "%s a batch, micro-batches of %d", batch, micro)
     asked = global_batch_size(config.trainer, world_size=engine.data_parallel_size)
     if schedule.batch_size < asked:
@@ -271,15 +272,15 @@ def _describe_schedule(config: Config, schedule: Schedule, *, epochs: float) -> 
     reached = peak * highest_scale(scheduler, total_steps=total_steps, warmup=warmup)
     shown = reached if (is_short := reached < 0.9 * peak) else peak
     _log("optimizer", "%s, peak learning rate %.4g", config.optimizer.name, shown)
-    _log("schedule", "%s, %d steps (%.2f epochs), warm-up %d", scheduler.name, total_steps, epochs, warmup)
+    _log("schedule", "%s, %s (%.2f epochs), warm-up %d", scheduler.name, counted(total_steps, "step"), epochs, warmup)
     if warmup != (anew := warmup_steps(scheduler, total_steps=total_steps)):
         log.info("warm-up keeps the %d steps that the run began with; a new run of this length takes %d", warmup, anew)
     elif scheduler.warmup_steps is not None and warmup < scheduler.warmup_steps:
-        message = "scheduler.warmup_steps is %d, but the run has %d steps: warm-up takes %d, a quarter of them"
-        log.warning(message, scheduler.warmup_steps, total_steps, warmup)
+        message = "scheduler.warmup_steps is %d, but the run has %s: warm-up takes %d, a quarter of them"
+        log.warning(message, scheduler.warmup_steps, counted(total_steps, "step"), warmup)
     if is_short:
-        message = "a run of %d steps never reaches optimizer.lr, %g: its highest learning rate is %.3g"
-        log.warning(message, total_steps, peak, reached)
+        message = "a run of %s never reaches optimizer.lr, %g: its highest learning rate is %.3g"
+        log.warning(message, counted(total_steps, "step"), peak, reached)
 
 
 def _changes(before: Mapping[str, float], now: Mapping[str, float]) -> str:

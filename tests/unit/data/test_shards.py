@@ -230,7 +230,7 @@ def test_different_tokenizers_are_rejected(tmp_path: Path) -> None:
 
 def test_too_few_tokens_to_predict_one_are_rejected(tmp_path: Path) -> None:
     write_token_shards(tmp_path, {"train": [[[[0]]]]})
-    assert "holds 1 tokens" in rejection(tmp_path / "train")
+    assert "holds 1 token" in rejection(tmp_path / "train")
 
 
 def test_damage_inside_a_shard_is_named_when_it_is_read(tmp_path: Path) -> None:

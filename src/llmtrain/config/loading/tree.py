@@ -22,6 +22,7 @@ from ruamel.yaml.reader import ReaderError
 
 from llmtrain.config.loading.walk import Path, child, dotted
 from llmtrain.errors import ConfigError
+from llmtrain.screen import counted
 
 CONSTRUCTED_TAGS = frozenset(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float"))
 # YAML's timestamps and merge keys are read as the text that they are: the schema has neither.
@@ -48,7 +49,9 @@ def config_error(faults: list[ConfigFault]) -> ConfigError:
     lines = [
         ": ".join(part for part in (fault.place.label, fault.key, fault.text) if part) for fault in sorted(set(faults))
     ]
-    return ConfigError(lines[0] if len(lines) == 1 else "\n".join([f"{len(lines)} faults in the config", *lines]))
+    return ConfigError(
+        lines[0] if len(lines) == 1 else "\n".join([f"{counted(len(lines), 'fault')} in the config", *lines])
+    )
 
 
 @dataclass(kw_only=True)

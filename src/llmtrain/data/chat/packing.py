@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmtrain.data.order import Ints
+from llmtrain.screen import counted
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def pack(lengths: Ints, seq_len: int) -> Packs:
     """
     if lengths.min() < 1 or lengths.max() > seq_len:
         wrong = int(np.flatnonzero((lengths < 1) | (lengths > seq_len))[0])
-        raise ValueError(f"row {wrong} has {lengths[wrong]} tokens, which is not from 1 to {seq_len}")
+        raise ValueError(f"row {wrong} has {counted(lengths[wrong], 'token')}, which is not from 1 to {seq_len}")
     counts = np.bincount(lengths)
     packs_by_room: dict[int, list[int]] = {}
     rooms: list[int] = []  # the keys of packs_by_room, sorted

@@ -25,6 +25,7 @@ from llmtrain.data.files.find import DataFile, RowSource, find_rows
 from llmtrain.data.files.read import Row, rows_of
 from llmtrain.data.files.row_faults import RowError
 from llmtrain.errors import ConfigError
+from llmtrain.screen import counted
 
 _MANY_BYTES = 1 << 24
 _MANY_ROWS = 50_000
@@ -126,7 +127,8 @@ def _not_divided(sources: Sequence[RowSource], config: ChatConfig) -> str | None
     side = "all" if num_rows[True] else "none"
     why = "have one prompt" if same_prompt else "are few"
     return (
-        f"data.val_fraction: {config.val_fraction} holds out {side} of {sum(num_rows.values()):,} rows, which {why}: "
+        f"data.val_fraction: {config.val_fraction} holds out {side} of {counted(sum(num_rows.values()), 'row')}, "
+        f"which {why}: "
         "the run trains on all of them, without validation; name other rows in data.val to have one"
     )
 

@@ -30,6 +30,7 @@ from llmtrain.data.files.read import Row, rows_of
 from llmtrain.data.files.row_faults import RowError, RowFaults
 from llmtrain.data.prepare.output import resolve_cache_dir
 from llmtrain.errors import ConfigError
+from llmtrain.screen import counted
 
 log = logging.getLogger("llmtrain.data")
 
@@ -88,7 +89,7 @@ class PreparedRows:
         made_from = samples_key(part.sources, template=self._template, options={**options, "part": self._named(part)})
         folder = samples_folder(resolve_cache_dir(self._config.cache_dir), made_from)
         store = ensure_samples(folder, key=made_from, make=make, about=part.about, account=account)
-        log.info("%s: %s samples %s", part.key, f"{len(store):,}", "made" if made else f"found in {folder}")
+        log.info("%s: %s %s", part.key, counted(len(store), "sample"), "made" if made else f"found in {folder}")
         for note in store.manifest.account.notes:
             log.info("%s: %s", part.key, note)
         for warning in store.manifest.account.warnings:
@@ -120,7 +121,7 @@ class PreparedRows:
 
 def _account_of(tally: Tally, faults: RowFaults, *, config: ChatConfig, warnings: tuple[str, ...]) -> Account:
     lines = tally.lines(seq_len=config.seq_len, truncation=config.truncation)
-    left_out = f"{faults.count:,} rows are left out (data.on_error: skip):"
+    left_out = f"{counted(faults.count, 'row is', 'rows are')} left out (data.on_error: skip):"
     of_faults = ("\n  ".join([left_out, *faults.lines()]),) if faults.count else ()
     return Account(rows=tally.rows, notes=tuple(lines), warnings=(*of_faults, *warnings), unused=tally.unused)
 

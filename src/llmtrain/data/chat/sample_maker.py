@@ -33,6 +33,7 @@ from llmtrain.data.files.read import Row
 from llmtrain.data.files.row_faults import RowError, RowFault, RowFaults
 from llmtrain.data.loader import read_ahead
 from llmtrain.errors import ConfigError
+from llmtrain.screen import counted
 
 _BATCH_ROWS = 256
 """Rows that are tokenised in one call; processes take turns at batches of this size."""
@@ -178,7 +179,7 @@ def conclude(tally: Tally, faults: RowFaults, *, key: str, config: ChatConfig) -
         what = (
             "train on" if key == "data.train" else "validate on: set data.val_fraction to 0, or name others in data.val"
         )
-        raise ConfigError(f"{key}: of {tally.rows:,} rows none is left to {what}")
+        raise ConfigError(f"{key}: of {counted(tally.rows, 'row')} none is left to {what}")
 
 
 def _batches(open_: Callable[[], Callable[[int], Made | None]], *, num_workers: int) -> Generator[Made, None, None]:
@@ -259,7 +260,7 @@ def _check(text: Encoded, encoder: ChatEncoder, config: ChatConfig) -> None:
         raise RowError("begins with two BOS tokens: take the one out of the row, or out of the chat template")
     if config.truncation == "error" and len(text.input_ids) > config.seq_len:
         raise RowError(
-            f"has {len(text.input_ids):,} tokens, more than data.seq_len {config.seq_len:,}: raise it, or let "
+            f"has {counted(len(text.input_ids), 'token')}, more than data.seq_len {config.seq_len:,}: raise it, or let "
             "data.truncation be right, left or drop"
         )
 

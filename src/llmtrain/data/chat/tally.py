@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from llmtrain.data.chat.sample import Sample
 from llmtrain.data.chat.unused import Unused, add_unused
+from llmtrain.screen import counted
 
 
 class ControlToken(NamedTuple):
@@ -113,37 +114,45 @@ class Tally:
         shapes = ", ".join(f"{shape} {count:,}" for shape, count in self.shapes.most_common())
         share = self.supervised_tokens / max(1, self.tokens)
         lines = [
-            f"{self.rows:,} rows ({shapes}) are {self.samples:,} samples of {self.tokens:,} tokens, "
+            f"{counted(self.rows, 'row')} ({shapes}): {counted(self.samples, 'sample')} of "
+            f"{counted(self.tokens, 'token')}, "
             f"{share:.1%} of them supervised"
         ]
         if self.rows_cut:
-            side = "beginnings" if truncation == "left" else "ends"
+            side = "the beginning is" if truncation == "left" else "the end is"
             lines.append(
-                f"{self.rows_cut:,} rows have more than {seq_len:,} tokens: their {side} are cut off "
-                f"({self.tokens_cut:,} tokens, {self.supervised_tokens_cut:,} of them supervised; the first is "
+                f"{counted(self.rows_cut, 'row has', 'rows have')} more than {counted(seq_len, 'token')}: {side} "
+                "cut off "
+                f"({counted(self.tokens_cut, 'token')}, {self.supervised_tokens_cut:,} of them supervised; the "
+                "first is "
                 f"{self.first_cut}); raise data.seq_len to keep them, or change data.truncation"
             )
         if self.turns_left_out:
-            lines.append(f"{self.turns_left_out:,} answers lie beyond {seq_len:,} tokens and are left out")
+            answers = counted(self.turns_left_out, "answer beyond", "answers beyond")
+            lines.append(f"{answers} {counted(seq_len, 'token')} left out")
         if self.rows_dropped:
             lines.append(
-                f"{self.rows_dropped:,} rows have more than {seq_len:,} tokens and are left out (data.truncation: "
-                f"drop; the first is {self.first_dropped}); raise data.seq_len to keep them"
+                f"{counted(self.rows_dropped, 'row has', 'rows have')} more than {counted(seq_len, 'token')}, and "
+                "left out "
+                f"(data.truncation: drop; the first is {self.first_dropped}); raise data.seq_len to keep them"
             )
         if self.rows_by_turn:
             lines.append(
-                f"the chat template shows turns differently once others follow: {self.rows_by_turn:,} rows become "
-                f"{self.samples_by_turn:,} samples, one for each answer (the first is {self.first_by_turn})"
+                f"the chat template shows turns differently once others follow: "
+                f"{counted(self.rows_by_turn, 'row becomes', 'rows become')} "
+                f"{counted(self.samples_by_turn, 'sample')}, one for each answer (the first is {self.first_by_turn})"
             )
         if self.rows_with_split_tokens:
             lines.append(
-                f"{self.rows_with_split_tokens:,} rows have answers whose first token begins in the template's header, "
-                f"and is not learned (the first is {self.first_split_token}): let the header not end in a blank"
+                f"{counted(self.rows_with_split_tokens, 'row has', 'rows have')} answers whose first token begins "
+                "in the template's "
+                f"header, and is not learned (the first is {self.first_split_token}): let the header not end in a blank"
             )
         if self.first_control_token is not None:
             source, token = self.first_control_token
             lines.append(
-                f"{self.rows_with_control_tokens:,} rows hold control tokens in their text, which are read as such "
+                f"{counted(self.rows_with_control_tokens, 'row holds', 'rows hold')} control tokens in text, which "
+                "are read as such "
                 f"(the first is {source}, {token!r})"
             )
         return lines

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from llmtrain.screen import counted
+
 
 class Unused(NamedTuple):
     """Rows that hold something which is not used."""
@@ -26,5 +28,5 @@ def unused_line(counts: Mapping[str, Unused]) -> str | None:
     if not counts:
         return None
     by_count = sorted(counts.items(), key=lambda item: -item[1].rows)
-    named = ", ".join(f"{name} ({count.rows:,} rows, the first is {count.first})" for name, count in by_count)
+    named = ", ".join(f"{name} ({counted(count.rows, 'row')}, the first is {count.first})" for name, count in by_count)
     return f"rows hold what is neither shown to the model nor used otherwise: {named}"

@@ -25,6 +25,7 @@ from llmtrain.data.files.json_rows import ParsedRow, error_at, is_lines, is_turn
 from llmtrain.data.files.json_values import JsonDecoder
 from llmtrain.data.files.row_faults import RowFault
 from llmtrain.data.files.tables import BATCH_ROWS, TABLE_FORMATS, rows_of_table, tables_of
+from llmtrain.screen import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -244,7 +245,10 @@ def _csv_rows(file: DataFile) -> Iterator[ParsedRow]:
                 if len(fields) == len(header):
                     yield begin, _with_json(dict(zip(header, fields, strict=True))), None, ""
                 elif fields:
-                    wrong = f"has {len(fields)} fields, but the first line names {len(header)} columns"
+                    wrong = (
+                        f"has {counted(len(fields), 'field')}, but the first line names "
+                        f"{counted(len(header), 'column')}"
+                    )
                     yield error_at(begin, wrong)
     except csv.Error as error:
         yield error_at(line, f"is no CSV ({error}){_NOT_READ}")

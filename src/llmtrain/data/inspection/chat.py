@@ -32,6 +32,7 @@ from llmtrain.data.inspection.document_batches import SampleBatches
 from llmtrain.data.inspection.lengths import describe_lengths
 from llmtrain.data.inspection.pieces import pieces_of
 from llmtrain.data.inspection.units import TokenVocabulary
+from llmtrain.screen import counted
 
 Split = Literal["train", "val"]
 
@@ -130,7 +131,7 @@ def _read(
     found.notes = [f"{part.key}: {line}" for line in lines[1:]]  # the first one repeats the counts
     found.warnings = [f"{part.key}: {warning}" for warning in prepared.warnings(part)]
     if not found.kept:
-        found.warnings.append(f"{part.key}: of {found.tally.rows:,} rows none is left to train on")
+        found.warnings.append(f"{part.key}: of {counted(found.tally.rows, 'row')} none is left to train on")
     return found
 
 

@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from llmtrain.data.chat.sample import Sample
+from llmtrain.screen import counted
 
 SHOWN_TOKENS = 400
 """Tokens that are shown of a longer sample, from its beginning and its end."""
@@ -38,7 +39,7 @@ def pieces_of(sample: Sample, tokenizer: Any) -> list[SamplePiece]:
     head, tail = SHOWN_TOKENS * 3 // 4, len(ids) - SHOWN_TOKENS // 4
     return [
         *_pieces(ids[:head], supervised[:head], control, decode),
-        SamplePiece(f"\n[… {tail - head:,} tokens …]\n", supervised=False, control=False),
+        SamplePiece(f"\n[… {counted(tail - head, 'token')} …]\n", supervised=False, control=False),
         *_pieces(ids[tail:], supervised[tail:], control, decode),
     ]
 

@@ -45,6 +45,7 @@ from llmtrain.data.tokenizers import Tokenizer, load_tokenizer
 from llmtrain.data.tokens import open_training_data, open_validation_data
 from llmtrain.data.windows import WindowItems
 from llmtrain.errors import ConfigError
+from llmtrain.screen import counted
 
 Split = Literal["train", "val"]
 
@@ -262,7 +263,10 @@ def _windows(data: TokensConfig, items: WindowItems, found: Survey) -> dict[str,
 def _faults(found: Survey, facts: DataFacts) -> list[str]:
     faults = []
     if found.num_without_end:
-        faults.append(f"{found.num_without_end:,} documents have no end token ({facts.eos_id}) at their end")
+        faults.append(
+            f"{counted(found.num_without_end, 'document has', 'documents have')} no end token ({facts.eos_id}) at "
+            "their end"
+        )
     if found.foreign_ids:
         some = ", ".join(map(str, sorted(found.foreign_ids)[:8]))
         faults.append(f"tokens that the vocabulary of {facts.vocab_size:,} does not have: {some}")
@@ -307,4 +311,4 @@ def _excerpt(tokens: Sequence[int], tokenizer: Tokenizer) -> str:
         return tokenizer.decode(tokens)
     left_out = len(tokens) - SHOWN_TOKENS
     head, tail = tokens[: SHOWN_TOKENS * 3 // 4], tokens[-SHOWN_TOKENS // 4 :]
-    return f"{tokenizer.decode(head)}\n[… {left_out:,} tokens …]\n{tokenizer.decode(tail)}"
+    return f"{tokenizer.decode(head)}\n[… {counted(left_out, 'token')} …]\n{tokenizer.decode(tail)}"

@@ -37,6 +37,7 @@ from llmtrain.data.files.find import (
     split_suffix,
 )
 from llmtrain.errors import ConfigError
+from llmtrain.screen import counted
 from llmtrain.storage.address import is_remote, local_path, parse_address, shown
 from llmtrain.storage.failures import StorageError
 from llmtrain.storage.finding import StoredObject, find_objects, has_wildcard, is_one_object
@@ -237,7 +238,7 @@ def _files_of_folder(
             f"prepare.input: {path}: no files of text or rows in this folder{_patterns_said(options)}{others}"
         )
     if kinds:
-        logger.info("%s: left out %d files of other kinds: %s", path, left_out.total(), kinds)
+        logger.info("%s: left out %s of other kinds: %s", path, counted(left_out.total(), "file"), kinds)
     return sorted(files, key=lambda file: file.name)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from llmtrain.data.manifest import Shard, TokenizerRecord
 from llmtrain.faults import reach
+from llmtrain.screen import counted
 
 logger = logging.getLogger("llmtrain.prepare")
 
@@ -87,7 +88,7 @@ def open_journal(folder: Path, *, key: object, keep: str) -> Journal:
     tokenizers = {entry["tokenizer"]["path"] for entry in entries if "tokenizer" in entry}
     _clear(folder, keep={_NAME, keep, *shards, *tokenizers})
     (folder / _NAME).write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
-    logger.info("%s: going on where a preparation was cut off, with %d shards done", folder, len(shards))
+    logger.info("%s: going on where a preparation was cut off, with %s done", folder, counted(len(shards), "shard"))
     return Journal(folder, entries)
 
 

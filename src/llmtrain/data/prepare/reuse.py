@@ -21,6 +21,7 @@ from llmtrain.data.prepare.selection import Corpus, fingerprint
 from llmtrain.data.prepare.vocabulary import vocabulary_options
 from llmtrain.data.tokenizers import folder_fingerprint, load_tokenizer
 from llmtrain.errors import ConfigError
+from llmtrain.screen import counted
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,8 @@ def _changed_inputs(
                 found.append(f"prepare.input was {old.path}, and is {source.path}")
         elif old.sha256 != new.sha256:
             found.append(
-                f"the files of the input {new.path} have changed: {old.files} files of {old.bytes:,} bytes then, "
+                f"the files of the input {new.path} have changed: {counted(old.files, 'file')} of "
+                f"{counted(old.bytes, 'byte')} then, "
                 f"{new.files} of {new.bytes:,} now"
             )
         elif old.name != new.name:

@@ -42,6 +42,7 @@ from llmtrain.data.prepare.quality.records import step_records
 from llmtrain.data.prepare.quality.step import StepError
 from llmtrain.data.prepare.quality.workers import Steps
 from llmtrain.errors import ConfigError, RunError
+from llmtrain.screen import counted
 
 _SAMPLE_BYTES = (1 << 20, 1 << 24)
 """Least and most that is kept of the texts, for whoever wants to try something out on them."""
@@ -329,12 +330,13 @@ def select(corpus: Corpus, options: PrepareConfig) -> Corpus:
         )
     if options.val_fraction > 0 and not counts.val:
         raise ConfigError(
-            f"prepare.val_fraction: {options.val_fraction} of {counts.train} documents held out none: these are too "
+            f"prepare.val_fraction: {options.val_fraction} of {counted(counts.train, 'document')} held out none: "
+            "these are too "
             "few documents; raise val_fraction, split the text into more documents, or set it to 0 and remove data.val"
         )
     if not counts.train:
         raise ConfigError(
-            f"prepare.val_fraction: {options.val_fraction} of {counts.val} documents held out all of them: "
+            f"prepare.val_fraction: {options.val_fraction} of {counted(counts.val, 'document')} held out all of them: "
             "lower it, or split the text into more documents"
         )
     return chosen

@@ -48,6 +48,7 @@ from llmtrain.data.prepare.selection import Corpus, scan, select
 from llmtrain.data.prepare.vocabulary import TOKENIZER_FOLDER, make_tokenizer
 from llmtrain.errors import ConfigError
 from llmtrain.faults import reach
+from llmtrain.screen import counted
 from llmtrain.tracking.logs import setup_logging
 from llmtrain.tracking.progress import Progress
 
@@ -162,7 +163,7 @@ def _make(options: PrepareConfig, output: Path, *, progress: ProgressCall | None
                 advance=encoding.advance,
             )
         num_tokens = sum(split.tokens for split in splits.values())
-        encoding.log(f"{num_tokens:,} tokens")
+        encoding.log(f"{counted(num_tokens, 'token')}")
 
         write_dropped(folder, corpus)
         assert counts.train + counts.val == sum(split.documents for split in splits.values())

@@ -23,6 +23,7 @@ from llmtrain.data.tokenizers import (
     train_characters,
 )
 from llmtrain.faults import reach
+from llmtrain.screen import counted
 
 logger = logging.getLogger("llmtrain.prepare")
 
@@ -85,7 +86,7 @@ def _make(
         with Stage("tokenizer", total=trained_bytes, report=report) as stage, library_threads(num_workers > 1):
             texts = texts_of(corpus, sample, num_workers=num_workers, advance=stage.advance)
             train(texts, **vocabulary_options(options)).save(target)
-        stage.log(f"trained on {trained_documents:,} documents")
+        stage.log(f"trained on {counted(trained_documents, 'document')}")
     tokenizer = load_tokenizer(target)
     if options.kind == "bpe" and tokenizer.vocab_size < (options.vocab_size or DEFAULT_VOCAB_SIZE):
         logger.warning("tokenizer: the text has pairs for a vocabulary of %d tokens only", tokenizer.vocab_size)

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 from llmtrain.distributed.launch import SHUTDOWN_SECONDS, SHUTDOWN_TIMEOUT
 from llmtrain.launching.kubernetes.launch import LABEL, MAX_LABEL, Document, host_name
 from llmtrain.launching.kubernetes.pod_security import violations
+from llmtrain.screen import counted
 from llmtrain.tracking.redaction import is_secret_name
 
 MAX_CONFIG_MAP: Final = 1 << 20
@@ -103,7 +104,7 @@ def _document(document: Document) -> Iterator[ManifestFault]:
         size = sum(len(text.encode()) for text in document.get("data", {}).values())
         if size > MAX_CONFIG_MAP:
             fix = "move lists out of the config into files on a volume"
-            yield ManifestFault(where, f"{size:,} bytes, but a ConfigMap holds {MAX_CONFIG_MAP:,}", fix)
+            yield ManifestFault(where, f"{counted(size, 'byte')}, but a ConfigMap holds {MAX_CONFIG_MAP:,}", fix)
 
 
 def _failure_policy(workload: Workload, _: Sequence[Document]) -> Iterator[ManifestFault]:

@@ -27,6 +27,7 @@ from llmtrain.models.decoder.position import restarting_positions
 from llmtrain.models.huggingface.attention import BLOCKED, choose_blocked
 from llmtrain.models.huggingface.cache import HuggingFaceCache
 from llmtrain.models.huggingface.head import Head
+from llmtrain.screen import counted
 
 Packing = Literal["positions", "flat", "mask"]
 """Ways to keep documents that share a row apart.
@@ -122,7 +123,8 @@ class HuggingFaceModel(nn.Module):
         """Raise ConfigError if rows of `seq_len` tokens are longer than the model at `path` was made for."""
         if self.max_seq_len is not None and seq_len > self.max_seq_len:
             raise ConfigError(
-                f"data.seq_len is {seq_len}, but the model in {path} is made for {self.max_seq_len} tokens: lower "
+                f"data.seq_len is {seq_len}, but the model in {path} is made for "
+                f"{counted(self.max_seq_len, 'token')}: lower "
                 "data.seq_len"
             )
 

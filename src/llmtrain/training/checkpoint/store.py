@@ -126,7 +126,7 @@ class _Prepared:
 
 
 class _Fault(NamedTuple):
-    """What a rank tells the others of its error."""
+    """Error of a rank, as the others are told of it."""
 
     message: str
     can_go_on: bool

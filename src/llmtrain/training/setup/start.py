@@ -40,7 +40,7 @@ from llmtrain.training.state import LossScale, RunState
 AUTO = "auto"
 """Value of `resume` that goes on with output.run_id if that run was started already, and else starts it."""
 
-_OF_ONE_PROCESS: Final = {"run": {"device"}, "distributed": {"rendezvous"}, "logging": True}
+_OF_ONE_PROCESS: Final[Mapping[str, Any]] = {"run": {"device"}, "distributed": {"rendezvous"}, "logging": True}
 """Keys that may differ between the processes of a run."""
 
 ChooseStrategy = Callable[..., Choice]
@@ -146,7 +146,7 @@ def check_agreement(engine: Engine, *, config: Config | None = None) -> None:
     """Raise ConfigError on every rank if they read different configs, or their machines decided `auto` differently."""
     resolved = engine.resolved
     if config is not None:
-        _reject_different(engine.gather(flat(config.model_dump(mode="json", exclude=_OF_ONE_PROCESS))))
+        _reject_different(engine.gather(flat(config.model_dump(mode="json", exclude=dict(_OF_ONE_PROCESS)))))
     ranks = engine.gather((resolved.precision, resolved.compile, resolved.strategy, resolved.bf16))
     if len(set(ranks)) > 1:
         told = "; ".join(f"rank {rank}: {values[0]}, compile {values[1]}" for rank, values in enumerate(ranks))

@@ -31,6 +31,7 @@ from llmtrain.models.companions import (
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.folder import read_state_dict, unit_of, write_description, write_model_folder, write_weights
 from llmtrain.models.own_model import OwnModel, build_own_model, load_own_weights, write_own_folder
+from llmtrain.screen import counted
 from llmtrain.training.checkpoint import SplitModel
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def train_decoder(config: DecoderConfig, vocabulary: Vocabulary, *, sharded: boo
     if config.vocab_size is not None and config.vocab_size < vocabulary.size:
         own = f"remove the key, or make it {vocabulary.size} or more"
         raise ConfigError(
-            f"model.vocab_size is {config.vocab_size}, but the tokenizer has {vocabulary.size} tokens: "
+            f"model.vocab_size is {config.vocab_size}, but the tokenizer has {counted(vocabulary.size, 'token')}: "
             + (own if config.init_from is None else "name the tokenizer that the model in model.init_from has")
         )
     with torch.device("meta"):
@@ -265,7 +266,7 @@ def _tokens_without_rows(config: HuggingFaceConfig, vocabulary: Vocabulary, *, k
         )
     return ConfigError(
         f"the tokenizer in {vocabulary.tokenizer_folder} has tokens for which the embedding of {config.path}, of "
-        f"{known} rows, has none: {names}. If they are wanted, "
+        f"{counted(known, 'row')}, has none: {names}. If they are wanted, "
         f"{advice}; else name a tokenizer without them in model.tokenizer"
     )
 

@@ -197,7 +197,7 @@ def test_the_key_changes_with_the_code_and_the_libraries_that_render(
     package = tmp_path / "package"
     (package / "chat").mkdir(parents=True)
     (package / "__init__.py").touch()
-    monkeypatch.setattr(key_module.data, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr("llmtrain.data.__file__", str(package / "__init__.py"))
     template = ChatTemplate(tiny_chat_tokenizer(CHATML))
     codes = []
     for source, release in (("a", "1"), ("a", "1"), ("b", "1"), ("b", "2")):

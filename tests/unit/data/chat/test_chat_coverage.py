@@ -207,7 +207,7 @@ def test_counts_of_batches_are_added_and_told_in_one_line() -> None:
     assert tally.unused == {"id": Unused(3, "a:1"), "turn.name": Unused(1, "a:2")}
     assert unused_line(tally.unused) == (
         "rows hold what is neither shown to the model nor used otherwise: id (3 rows, the first is a:1), turn.name "
-        "(1 rows, the first is a:2)"
+        "(1 row, the first is a:2)"
     )
     assert unused_line({}) is None
 

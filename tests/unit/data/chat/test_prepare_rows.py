@@ -80,7 +80,7 @@ def test_train_finds_what_prepare_made_and_repeats_what_was_cut_off(config: Path
         f"data.val_fraction: {prepared['parts'][0]['samples']} samples found in {folders[0]}",
         f"data.train: {prepared['parts'][1]['samples']} samples found in {folders[1]}",
     ]
-    (cut,) = [line for line in told if line.startswith("data.train: ") and "their ends are cut off" in line]
+    (cut,) = [line for line in told if line.startswith("data.train: ") and "the end is cut off" in line]
     assert f"the first is {config.parent}/rows.jsonl:" in cut
     assert "raise data.seq_len" in cut
 

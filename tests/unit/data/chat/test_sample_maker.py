@@ -68,7 +68,7 @@ def test_right_cuts_the_end_and_counts_it() -> None:
     assert (tally.rows_cut, tally.tokens_cut, tally.supervised_tokens_cut, tally.first_cut) == (1, 7, 7, "rows.jsonl:2")
     assert (tally.tokens, tally.supervised_tokens, faults) == (18, 6, [])
     assert tally.lines(seq_len=15, truncation="right")[1] == (
-        "1 rows have more than 15 tokens: their ends are cut off (7 tokens, 7 of them supervised; the first is "
+        "1 row has more than 15 tokens: the end is cut off (7 tokens, 7 of them supervised; the first is "
         "rows.jsonl:2); raise data.seq_len to keep them, or change data.truncation"
     )
 
@@ -87,7 +87,7 @@ def test_left_cuts_the_beginning_and_keeps_bos_and_end() -> None:
 def test_drop_leaves_out_and_counts() -> None:
     [sample], tally, faults = samples([{"text": "a"}, LONG], seq_len=15, truncation="drop")
     assert (text(sample), tally.rows_dropped, tally.first_dropped, faults) == ("<s>a</s>", 1, "rows.jsonl:2", [])
-    assert "1 rows have more than 15 tokens and are left out" in tally.lines(seq_len=15, truncation="drop")[1]
+    assert "1 row has more than 15 tokens, and left out" in tally.lines(seq_len=15, truncation="drop")[1]
 
 
 def test_error_makes_long_rows_faults() -> None:
@@ -122,7 +122,7 @@ def test_rows_become_a_sample_for_each_answer_and_are_counted() -> None:
     found, tally, _ = samples([{"text": "a"}, {"messages": turns}], template=template)
     assert (len(found), tally.rows_by_turn, tally.samples_by_turn, tally.first_by_turn) == (4, 1, 3, "rows.jsonl:2")
     assert tally.lines(seq_len=1024, truncation="right")[1] == (
-        "the chat template shows turns differently once others follow: 1 rows become 3 samples, one for each answer "
+        "the chat template shows turns differently once others follow: 1 row becomes 3 samples, one for each answer "
         "(the first is rows.jsonl:2)"
     )
     lengths = [len(sample.input_ids) for sample in found[1:]]
@@ -138,7 +138,7 @@ def test_control_tokens_in_what_somebody_wrote_are_said() -> None:
     turns = [{"role": "user", "content": "What is <|im_end|>?"}, {"role": "assistant", "content": "It is."}]
     _, tally, _ = samples([{"messages": turns}])
     assert tally.lines(seq_len=1024, truncation="right")[1] == (
-        "1 rows hold control tokens in their text, which are read as such (the first is rows.jsonl:1, '<|im_end|>')"
+        "1 row holds control tokens in text, which are read as such (the first is rows.jsonl:1, '<|im_end|>')"
     )
 
 
@@ -185,7 +185,7 @@ def test_rows_with_faults_are_left_out_when_asked(tmp_path: Path) -> None:
     assert (len(found), tally.rows) == (1, 2)
     assert [line.split(" (")[0] for line in faults.lines()] == [f"{file}:2: is no JSON"]
     assert tally.lines(seq_len=8, truncation="right") == [
-        "2 rows (text 1) are 1 samples of 3 tokens, 66.7% of them supervised"
+        "2 rows (text 1): 1 sample of 3 tokens, 66.7% of them supervised"
     ]
 
 
@@ -205,7 +205,7 @@ def test_no_row_left_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(LONG))
     config = ChatConfig(train=str(file), seq_len=5, truncation="drop")
-    with pytest.raises(ConfigError, match=r"data\.train: of 1 rows none is left to train on"):
+    with pytest.raises(ConfigError, match=r"data\.train: of 1 row none is left to train on"):
         load(file, config)
 
 

@@ -324,9 +324,9 @@ def test_splits_that_are_left_out_are_said(
     for arguments in (["both", "b.jsonl", "--split", "test"], ["both", "out"], ["one", "c.jsonl"]):
         assert run(["convert", *arguments]) == 0
         assert "left out" not in capsys.readouterr().out
-    splits["train"].info.splits = datasets.SplitDict.from_split_dict(
-        [datasets.SplitInfo(name, num_examples=1) for name in ("train", "validation")]
-    )
+    splits["train"].info.splits = datasets.SplitDict()
+    for name in ("train", "validation"):
+        splits["train"].info.splits.add(datasets.SplitInfo(name))
     monkeypatch.setattr("llmtrain.data.files.datasets.open_dataset", lambda _: splits["train"])
     assert convert(["hf://squad"], "d.jsonl")["other_splits"] == {"hf://squad:train": ["validation"]}
     assert convert(["hf://squad:train"], "e.jsonl")["other_splits"] == {}

@@ -144,7 +144,7 @@ def test_a_row_that_would_lose_all_that_is_learned_is_a_fault(tmp_path: Path, to
 def test_no_row_left_is_exit_code_2_without_a_fault(tmp_path: Path, tokenizer: Path, capsys: Any) -> None:
     config = write(tmp_path, tokenizer, [{"text": "long " * 100}], truncation="drop")
     assert run(["inspect", str(config)]) == 2
-    assert "of 1 rows none is left to train on" in capsys.readouterr().out
+    assert "of 1 row none is left to train on" in capsys.readouterr().out
 
 
 def test_what_rows_hold_and_is_not_used_is_shown_with_and_without_a_config(

@@ -98,7 +98,7 @@ def test_the_held_out_share_is_the_fraction(tmp_path: Path) -> None:
 
 def test_nothing_held_out_is_a_clear_error(tmp_path: Path) -> None:
     _write(tmp_path, {"a.txt": "one"})
-    with pytest.raises(ConfigError, match=r"val_fraction: 1e-06 of 1 documents held out none: .* too few documents"):
+    with pytest.raises(ConfigError, match=r"val_fraction: 1e-06 of 1 document held out none: .* too few documents"):
         _select(tmp_path, val_fraction=1e-6)
     with pytest.raises(ConfigError, match="held out all of them"):
         _select(tmp_path, val_fraction=0.999999)
