@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from llmtrain import screen
 from llmtrain.reports.analysis_pictures import length_label, ratio_label
 from llmtrain.reports.bigram_picture import shown_token
 from llmtrain.reports.blocks import Bars, Block, Passage, Picture, Span, Table, Values
@@ -196,7 +197,7 @@ def _passage(caption: str, rows: Sequence[tuple[str, str]]) -> Passage:
 
 
 def _documents(number: int) -> str:
-    return "1 document" if number == 1 else f"{number:,} documents"
+    return screen.counted(number, "document")
 
 
 def _label(token: str) -> str:

@@ -194,7 +194,9 @@ def test_long_names_that_differ_at_their_end_stay_different() -> None:
     assert name_of(one, kind="job", nodes=2) != name_of(two, kind="job", nodes=2)
 
 
-@pytest.mark.parametrize("character", [*map(chr, range(32)), "\x7f", "\x85", "\u2028", "\ufeff", "\ufffe", "\U0001f600"])
+@pytest.mark.parametrize(
+    "character", [*map(chr, range(32)), "\x7f", "\x85", "\u2028", "\ufeff", "\ufffe", "\U0001f600"]
+)
 def test_any_character_is_kept_at_every_place_of_a_line(character: str) -> None:
     for text in (f"{character}ab\n", f"a{character}b\n", f"ab{character}\n", f"ab{character}", f"a\n{character}\nb\n"):
         assert yaml.safe_load(to_yaml([{"text": text}])) == {"text": text}
