@@ -207,7 +207,10 @@ def test_the_folder_of_a_start_that_was_killed_is_taken(tmp_path: Path, left: li
     if left:
         with pytest.raises(ConfigError, match=r"one has nothing to resume: .*llmtrain train CONFIG output\.run_id=one"):
             find_run("one", tmp_path)
-    assert start_run(RunConfig(), OutputConfig(root_dir=str(tmp_path), run_id="one"), decided={"resolved": {}}).name == "one"
+    assert (
+        start_run(RunConfig(), OutputConfig(root_dir=str(tmp_path), run_id="one"), decided={"resolved": {}}).name
+        == "one"
+    )
     with locked(tmp_path / "one"):
         pass
 
