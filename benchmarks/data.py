@@ -2,8 +2,10 @@
 
     python -m benchmarks.data [--rounds 5]
 
-The loader reads shards with row groups of 1M tokens, in the shuffled order of a run, into micro-batches of tensors. The
-place is looked for at many points of 10 billion simulated tokens, without files: from nothing to the windows of a step.
+The loader reads shards as `prepare` writes them, in the shuffled order of a run, into micro-batches of tensors. Its
+first batch is timed at many points of the order, in a loader of its own each time. The place is looked for at many
+points of 10 billion simulated tokens, without files: from nothing to the windows of a step. Opening reads a manifest of
+as many tokens and looks at the sizes of their files, which are sparse.
 """
 
 from __future__ import annotations
@@ -19,14 +21,16 @@ import numpy as np
 
 from benchmarks.machine import print_machine
 from llmtrain.config.sections.data import TokensConfig
-from llmtrain.data.manifest import Counts, Manifest, TokenizerRecord, write_manifest
+from llmtrain.data.manifest import Counts, Manifest, RowGroups, Shard, Split, TokenizerRecord, write_manifest
 from llmtrain.data.order import ItemOrder, WindowOrder
-from llmtrain.data.prepare.shard_writer import ShardWriter
+from llmtrain.data.prepare.shard_writer import ROW_GROUP_TOKENS, ShardWriter
 from llmtrain.data.shards import ShardWindows, TokenStream
+from llmtrain.data.sources import open_source
 from llmtrain.data.tokens import open_training_data
 
 NUM_TOKENS = 40_000_000
 SIMULATED_TOKENS = 10_000_000_000
+SHARD_TOKENS = 3_000_000
 WANTED_SPEED = 2e6
 WANTED_SEEK_SEC = 0.3
 
@@ -34,17 +38,21 @@ WANTED_SEEK_SEC = 0.3
 def write_shards(folder: Path) -> None:
     """Documents of random tokens; more than are kept in memory as a whole."""
     rng = np.random.default_rng(0)
-    writer = ShardWriter(folder, name="train", dtype=np.dtype(np.uint16), shard_size=10_000_000, keep_text=False)
+    writer = ShardWriter(folder, name="train", dtype=np.dtype(np.uint16), shard_size=SHARD_TOKENS, keep_text=False)
     written = 0
     while written < NUM_TOKENS:
         tokens = rng.integers(1, 50_000, int(rng.integers(200, 3000)), dtype=np.uint16)
         tokens[-1] = 0
         writer.add("random", tokens=tokens, num_bytes=len(tokens), text="")
         written += len(tokens)
-    split = writer.close()
+    write_manifest(folder, manifest_of(writer.close()))
+
+
+def manifest_of(split: Split) -> Manifest:
+    """Return a manifest of the split alone."""
     counts = Counts(read=split.documents, train=split.documents, val=0, dropped=0, empty=0, errors=0)
     tokenizer = TokenizerRecord(kind="bpe", path="tokenizer", sha256="0" * 64, vocab_size=50_000, eos_id=0)
-    manifest = Manifest(
+    return Manifest(
         tool_version="benchmark",
         options={},
         inputs=(),
@@ -53,7 +61,42 @@ def write_shards(folder: Path) -> None:
         counts=counts,
         splits={"train": split},
     )
-    write_manifest(folder, manifest)
+
+
+def write_sparse_shards(folder: Path) -> None:
+    """Write a manifest of SIMULATED_TOKENS tokens, and files that have the sizes and nothing else."""
+    (folder / "train").mkdir()
+    num_groups = SHARD_TOKENS // ROW_GROUP_TOKENS
+    tokens = tuple(ROW_GROUP_TOKENS - 37 * index % 500 for index in range(num_groups))
+    row_groups = RowGroups(documents=(60,) * num_groups, tokens=tokens, bytes=tuple(4 * count for count in tokens))
+    shards = []
+    for number in range(SIMULATED_TOKENS // sum(tokens)):
+        path = f"train/shard_{number:05}.parquet"
+        with (folder / path).open("wb") as file:
+            file.truncate(SHARD_TOKENS)
+        shards.append(
+            Shard(
+                path=path,
+                size=SHARD_TOKENS,
+                sha256=f"{number:064x}",
+                rows=60 * num_groups,
+                tokens=sum(tokens),
+                bytes=4 * sum(tokens),
+                row_groups=row_groups,
+            )
+        )
+    num_tokens = sum(shard.tokens for shard in shards)
+    split = Split(
+        documents=60 * num_groups * len(shards), tokens=num_tokens, bytes=4 * num_tokens, shards=tuple(shards)
+    )
+    write_manifest(folder, manifest_of(split))
+
+
+def opening(folder: Path) -> float:
+    """Seconds to open the sparse shards."""
+    began = time.perf_counter()
+    open_source(str(folder / "train"), key="data.train")
+    return time.perf_counter() - began
 
 
 def loader_speed(folder: Path, seq_len: int) -> float:
@@ -68,9 +111,21 @@ def loader_speed(folder: Path, seq_len: int) -> float:
     return num_steps * 16 * seq_len / (time.perf_counter() - began)
 
 
+def longest_access(folder: Path, seq_len: int) -> float:
+    """Seconds to the first batch of 16 windows of a new loader; the longest at ten points of the epoch."""
+    data = open_training_data(TokensConfig(train=str(folder / "train"), seq_len=seq_len), seed=1)
+    longest = 0.0
+    for item in np.linspace(0, data.items_per_epoch - 16, 10).astype(int).tolist():
+        began = time.perf_counter()
+        with closing(data.batches(start_item=item, batch_size=16, end_item=item + 16, micro_batch_size=16)) as batches:
+            next(batches)
+        longest = max(longest, time.perf_counter() - began)
+    return longest
+
+
 def longest_seek(seq_len: int) -> float:
     """Seconds to the windows of a step of 512 items; the longest at ten points in three epochs."""
-    per_file = [1_000_000] * 50
+    per_file = [ROW_GROUP_TOKENS] * (SHARD_TOKENS // ROW_GROUP_TOKENS)
     stream = TokenStream.of([(Path(f"shard_{index}"), per_file) for index in range(SIMULATED_TOKENS // sum(per_file))])
     windows = ShardWindows(stream, seq_len)
     longest = 0.0
@@ -89,16 +144,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = range(parser.parse_args().rounds)
-    print(f"{'tokens a window':<16} {'M tokens/s':>11} {'lowest':>7} {'highest':>8} {'longest seek':>13}")
+    columns = f"{'M tokens/s':>11} {'lowest':>7} {'highest':>8} {'longest seek':>13} {'first batch':>12}"
+    print(f"{'tokens a window':<16} {columns}")
     with tempfile.TemporaryDirectory() as temporary:
         write_shards(Path(temporary))
         for seq_len in (256, 1024):
             speeds = [loader_speed(Path(temporary), seq_len) / 1e6 for _ in rounds]
+            access = statistics.median(longest_access(Path(temporary), seq_len) for _ in rounds)
             seek = statistics.median(longest_seek(seq_len) for _ in rounds)
             print(
                 f"{seq_len:<16} {statistics.median(speeds):11.1f} {min(speeds):7.1f} {max(speeds):8.1f} "
-                f"{1000 * seek:10.0f} ms"
+                f"{1000 * seek:10.0f} ms {1000 * access:9.0f} ms"
             )
+    with tempfile.TemporaryDirectory() as temporary:
+        write_sparse_shards(Path(temporary))
+        opened = statistics.median(opening(Path(temporary)) for _ in rounds)
+    print(f"\nopening 10 billion tokens takes {1000 * opened:.0f} ms")
     print(f"\nwanted: {WANTED_SPEED / 1e6:g} M tokens/s, {1000 * WANTED_SEEK_SEC:g} ms")
     print_machine()
 

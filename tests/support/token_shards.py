@@ -12,7 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmtrain.data.manifest import Counts, Manifest, RowGroup, Shard, Split, TokenizerRecord, write_manifest
+from llmtrain.data.manifest import Counts, Manifest, RowGroups, Shard, Split, TokenizerRecord, write_manifest
+from llmtrain.storage.store import locate
 
 Document = Sequence[int]
 Cut = Sequence[Sequence[Sequence[Document]]]
@@ -80,17 +81,17 @@ def _shard(folder: Path, path: str, groups: Sequence[Sequence[Document]]) -> Sha
             ]
             writer.write_table(pa.table(columns, schema=schema), row_group_size=max(1, len(documents)))
     content = file.read_bytes()
-    row_groups = tuple(
-        RowGroup(documents=len(documents), tokens=sum(map(len, documents)), bytes=3 * sum(map(len, documents)))
-        for documents in groups
+    tokens = tuple(sum(map(len, documents)) for documents in groups)
+    row_groups = RowGroups(
+        documents=tuple(map(len, groups)), tokens=tokens, bytes=tuple(3 * of_group for of_group in tokens)
     )
     return Shard(
         path=path,
         size=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
-        rows=sum(group.documents for group in row_groups),
-        tokens=sum(group.tokens for group in row_groups),
-        bytes=sum(group.bytes for group in row_groups),
+        rows=sum(row_groups.documents),
+        tokens=sum(row_groups.tokens),
+        bytes=sum(row_groups.bytes),
         row_groups=row_groups,
     )
 
@@ -102,3 +103,12 @@ def _split(shards: Sequence[Shard]) -> Split:
         bytes=sum(shard.bytes for shard in shards),
         shards=tuple(shards),
     )
+
+
+def copy_to_store(folder: Path, address: str) -> None:
+    """Copy a folder of shards, with its manifest, to an address, and files of a tokenizer, which nobody can load."""
+    store, prefix = locate(address)
+    store.write(f"{prefix}/tokenizer/tokenizer_config.json", b"{}")
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            store.write(f"{prefix}/{file.relative_to(folder).as_posix()}", file.read_bytes())

@@ -118,8 +118,10 @@ def test_every_path_of_the_config_rejects_addresses(key: Key, as_list: bool) -> 
 
 def test_the_message_names_place_key_address_and_what_to_do(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text("data: {name: tokens, train: [{path: 's3://b/x', weight: 1}]}\n")
-    with pytest.raises(ConfigError, match=rf"{file}:1: data\.train: s3://b/x is an address, .* name a file or folder"):
+    file.write_text("data: {name: tokens, train: x, cache_dir: 's3://b/x'}\n")
+    with pytest.raises(
+        ConfigError, match=rf"{file}:1: data\.cache_dir: s3://b/x is an address, .* name a file or folder"
+    ):
         load_config(str(file))
     with pytest.raises(ConfigError, match=r"override .*: output\.root_dir: gs://b/x is an address"):
         plain_config(["output.root_dir=gs://b/x"])

@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import NotRequired, Protocol, TypedDict
+from typing import Final, NotRequired, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,11 @@ from numpy.typing import NDArray
 from llmtrain.contracts import Batch
 from llmtrain.data.loader import read_ahead
 from llmtrain.data.order import Ints, Places
+
+_STEPS_AHEAD: Final = 256
+"""Steps that a reader of a store knows in advance, at most; mostly it has enough to fetch before."""
+_MORE_STEPS: Final = 8
+"""Steps by which it looks further with every step, so that the first does not wait until all are found."""
 
 
 class BatchArrays(TypedDict):
@@ -43,6 +48,10 @@ class ItemReader(Protocol):
 
     def share(self, places: Places, *, rank: int, world_size: int) -> Ints:
         """Return which of the places a rank computes, in its order. Shares differ by at most one item."""
+        ...
+
+    def expect(self, places: Places) -> bool:
+        """Begin to fetch what reading these places later will need; return whether more of them would be fetched."""
         ...
 
     def read(self, places: Places, *, num_batches: int, batch_size: int) -> list[BatchArrays]:
@@ -67,8 +76,8 @@ class Items(Protocol):
         """Hash that changes when an item number would mean another item; the seed and seq_len do not count."""
         ...
 
-    def open(self, *, shuffled: bool) -> ItemReader:
-        """Return a reader in the order of training, or of the one source in its own order."""
+    def open(self, *, shuffled: bool, world_size: int = 1) -> ItemReader:
+        """Return a reader, for one of `world_size` ranks, in the order of training, or of the one source in its own."""
         ...
 
 
@@ -130,9 +139,8 @@ class TrainingSet:
         `micro_batch_size` sequences, and all ranks have the same number of them: sequences without an item have only
         ignored labels. It reads ahead: close the generator (contextlib.closing) where it may not be used up.
         """
-        open_ = partial(
-            _open_steps,
-            self.items,
+        steps = Steps(
+            items=self.items,
             start_item=start_item,
             end_item=end_item,
             batch_size=batch_size,
@@ -140,9 +148,8 @@ class TrainingSet:
             rank=self.rank,
             world_size=self.world_size,
         )
-        num_steps = max(0, -(-(end_item - start_item) // batch_size))
-        with closing(read_ahead(open_, num_steps=num_steps, num_workers=self.num_workers)) as steps:
-            for micro_batches in steps:
+        with closing(read_ahead(steps.open, num_steps=len(steps), num_workers=self.num_workers)) as made:
+            for micro_batches in made:
                 yield [_to_tensors(arrays) for arrays in micro_batches]
 
     def own_items(self, items: range) -> list[int]:
@@ -161,28 +168,67 @@ class TrainingSet:
         return self.items.open(shuffled=True)
 
 
-def _open_steps(
-    items: Items,
-    *,
-    start_item: int,
-    end_item: int,
-    batch_size: int,
-    micro_batch_size: int,
-    rank: int,
-    world_size: int,
-) -> Callable[[int], list[BatchArrays]]:
-    """Return the function from a step (0 is the one that begins at `start_item`) to its micro-batches."""
-    reader = items.open(shuffled=True)
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """The steps of a run, and a rank's part in them. Opened where they are read: in a thread or a worker process."""
 
-    def micro_batches_of_step(step: int) -> list[BatchArrays]:
-        first = start_item + step * batch_size
-        numbers = np.arange(first, min(first + batch_size, end_item))
-        places = reader.locate(numbers)
-        own = places.take(reader.share(places, rank=rank, world_size=world_size))
-        num_batches = _num_batches(len(numbers), micro_batch_size, world_size)
-        return reader.read(own, num_batches=num_batches, batch_size=micro_batch_size)
+    items: Items
+    start_item: int
+    """The item at which step 0 begins."""
+    end_item: int
+    batch_size: int
+    micro_batch_size: int
+    rank: int
+    world_size: int
 
-    return micro_batches_of_step
+    def __len__(self) -> int:
+        return max(0, -(-(self.end_item - self.start_item) // self.batch_size))
+
+    def numbers(self, step: int) -> Ints:
+        """Return the items of a step, over all ranks."""
+        first = self.start_item + step * self.batch_size
+        return np.arange(first, min(first + self.batch_size, self.end_item))
+
+    def open(self) -> Callable[[int], list[BatchArrays]]:
+        """Return the function from a step to its micro-batches."""
+        return _StepReader(self, self.items.open(shuffled=True, world_size=self.world_size)).read
+
+
+class _StepReader:
+    """Reads the micro-batches of steps, and has the reader fetch what later ones need."""
+
+    def __init__(self, steps: Steps, reader: ItemReader) -> None:
+        self._steps = steps
+        self._reader = reader
+        self._places: dict[int, Places] = {}
+        """Places of this rank's items, of the steps that were looked at and not read yet."""
+        self._expected = 0
+        """All steps before this one were announced to the reader, which is fetching what they need."""
+
+    def read(self, step: int) -> list[BatchArrays]:
+        self._look_ahead(step)
+        own = self._places[step] if step in self._places else self._own_places(step)
+        for passed in [other for other in self._places if other <= step]:  # with workers, others read some of them
+            del self._places[passed]
+        steps = self._steps
+        num_batches = _num_batches(len(steps.numbers(step)), steps.micro_batch_size, steps.world_size)
+        return self._reader.read(own, num_batches=num_batches, batch_size=steps.micro_batch_size)
+
+    def _look_ahead(self, step: int) -> None:
+        """Announce steps until the reader has enough to fetch; a few more with every step, as the first should not
+        wait until all are found."""
+        self._expected = max(self._expected, step)
+        for later in range(self._expected, min(self._expected + _MORE_STEPS, step + _STEPS_AHEAD, len(self._steps))):
+            if later not in self._places:
+                self._places[later] = self._own_places(later)
+            if not self._reader.expect(self._places[later]):
+                return
+            self._expected = later + 1
+
+    def _own_places(self, step: int) -> Places:
+        places = self._reader.locate(self._steps.numbers(step))
+        share = self._reader.share(places, rank=self._steps.rank, world_size=self._steps.world_size)
+        return places.take(share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,11 +279,12 @@ def _open_evaluation(
     items: Items, *, num_taken: int, batch_size: int, rank: int, world_size: int
 ) -> Callable[[int], BatchArrays]:
     """Return the function from a batch's index to its arrays."""
-    reader = items.open(shuffled=False)
+    reader = items.open(shuffled=False, world_size=world_size)
     places = reader.locate(np.arange(num_taken) * items.num_items // num_taken)
     own = places.take(reader.share(places, rank=rank, world_size=world_size))
 
     def batch(index: int) -> BatchArrays:
+        reader.expect(own.take(slice(index * batch_size, (index + _MORE_STEPS) * batch_size)))
         places = own.take(slice(index * batch_size, (index + 1) * batch_size))
         return reader.read(places, num_batches=1, batch_size=batch_size)[0]
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from llmtrain.atomic import write_text
-from llmtrain.data.manifest import RowGroup, Shard
+from llmtrain.data.manifest import RowGroups, Shard
 from llmtrain.data.prepare.parallel import ordered_map, resolve_num_workers
 from llmtrain.data.shards import TOKENS_COLUMNS
 from llmtrain.errors import ConfigError
@@ -87,7 +87,7 @@ def _read_footer(file: Path, *, key: str) -> tuple[Shard, int | None]:
             is_list = pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
             if not is_list or not pa.types.is_integer(type_.value_type):
                 raise ConfigError(f"{key}: {file}: the column {column} is {type_}, not a list of integers")
-            groups, largest = [], []
+            tokens_of, largest = [], []
             for number in range(metadata.num_row_groups):
                 group = metadata.row_group(number)
                 chunk = next(
@@ -100,7 +100,7 @@ def _read_footer(file: Path, *, key: str) -> tuple[Shard, int | None]:
                     tokens = chunk.num_values - statistics.null_count  # an empty list counts as a value that is null
                 else:
                     tokens = len(parquet.read_row_group(number, columns=[column]).column(0).combine_chunks().flatten())
-                groups.append(RowGroup(documents=group.num_rows, tokens=tokens, bytes=0))
+                tokens_of.append(tokens)
                 if statistics is not None and statistics.has_min_max:
                     largest.append(int(statistics.max))
     except (OSError, pa.ArrowException) as error:
@@ -110,9 +110,13 @@ def _read_footer(file: Path, *, key: str) -> tuple[Shard, int | None]:
         size=file.stat().st_size,
         sha256=_footer_hash(file),
         rows=metadata.num_rows,
-        tokens=sum(group.tokens for group in groups),
+        tokens=sum(tokens_of),
         bytes=0,
-        row_groups=tuple(groups),
+        row_groups=RowGroups(
+            documents=tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)),
+            tokens=tuple(tokens_of),
+            bytes=(0,) * len(tokens_of),
+        ),
     )
     return shard, max(largest, default=None)
 

@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from llmtrain.atomic import write_text
 from llmtrain.errors import ConfigError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 SPLITS = ("train", "val")
+_REMEDY = "make the shards again with `llmtrain prepare CONFIG`"
 
 TokenDtype = Literal["uint8", "uint16", "uint32"]
 """The narrowest unsigned integer that holds the vocabulary."""
@@ -33,14 +35,23 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class RowGroup(_Record):
-    """A row group of a shard; a row is a document."""
+class RowGroups(_Record):
+    """Counts of a shard's row groups, one entry for each, in file order; a row is a document.
 
-    documents: int
-    tokens: int
+    Columns, since 10 billion tokens have 150,000 row groups: as one object each they took 20 times as long to read.
+    """
+
+    documents: tuple[int, ...]
+    tokens: tuple[int, ...]
     """End tokens counted."""
-    bytes: int
+    bytes: tuple[int, ...]
     """UTF-8 bytes of the documents' text, which bits per byte are counted over."""
+
+    @model_validator(mode="after")
+    def _same_length(self) -> RowGroups:
+        if not len(self.documents) == len(self.tokens) == len(self.bytes):
+            raise ValueError("documents, tokens and bytes are of different lengths")
+        return self
 
 
 class Shard(_Record):
@@ -54,7 +65,15 @@ class Shard(_Record):
     rows: int
     tokens: int
     bytes: int
-    row_groups: tuple[RowGroup, ...]
+    row_groups: RowGroups
+
+    @field_validator("row_groups", mode="before")
+    @classmethod
+    def _from_version_1(cls, value: object) -> object:
+        """Turn the list of objects of format version 1 into columns."""
+        if not isinstance(value, list) or not all(isinstance(group, dict) for group in value):
+            return value
+        return {name: [group.get(name) for group in value] for name in RowGroups.model_fields}
 
 
 class Split(_Record):
@@ -162,7 +181,7 @@ class Counts(_Record):
 class Manifest(_Record):
     """All that is known of a folder of token shards."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 2
     tool_version: str
     options: dict[str, Any]
     """The `prepare` section with its defaults, without input, output and num_workers."""
@@ -182,27 +201,38 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     Raises ConfigError when it is missing, broken or of another format version.
     """
     path = Path(folder) / MANIFEST_NAME
-    remedy = "make the shards again with `llmtrain prepare CONFIG`"
     try:
-        document = json.loads(path.read_bytes())
+        content = path.read_bytes()
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file, so there are no complete token shards here; {remedy}") from None
+        raise ConfigError(f"{path}: no such file, so there are no complete token shards here; {_REMEDY}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    return parse_manifest(content, name=str(path))
+
+
+def parse_manifest(content: bytes, *, name: str) -> Manifest:
+    """Return the manifest in a file's content; `name` is the file's, for messages.
+
+    Raises ConfigError when it is broken or of another format version.
+    """
+    with suppress(ValidationError):  # twice as fast, where 10 billion tokens take half a second; says less of faults
+        return Manifest.model_validate_json(content)
+    try:
+        document = json.loads(content)
     except ValueError as error:
-        raise ConfigError(f"{path}: is no JSON ({error}); {remedy}") from error
+        raise ConfigError(f"{name}: is no JSON ({error}); {_REMEDY}") from error
     version = document.get("format_version") if isinstance(document, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise ConfigError(
-            f"{path}: format_version is {version}, but this version of llmtrain reads {FORMAT_VERSION}: "
-            f"update llmtrain, or {remedy}"
+            f"{name}: format_version is {version}, but this version of llmtrain reads {FORMAT_VERSION}: "
+            f"update llmtrain, or {_REMEDY}"
         )
     try:
         return Manifest.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the document"
-        raise ConfigError(f"{path}: {where}: {first['msg']}; {remedy}") from error
+        raise ConfigError(f"{name}: {where}: {first['msg']}; {_REMEDY}") from error
 
 
 def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> Path:

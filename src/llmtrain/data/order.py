@@ -267,14 +267,27 @@ def block_quotas(weights: Sequence[float]) -> list[int]:
 
 
 def rank_share(places: Places, *, rank: int, world_size: int) -> Ints:
-    """Return which of a batch's items this rank computes: indices into the batch.
+    """Return which of a batch's items this rank computes: indices into the batch, ordered by source and chunk slot.
 
-    Items are ordered by source and chunk slot, and divided into contiguous shares that differ by at most one item. So a
-    rank keeps to its own chunks where there are at least as many chunks as ranks.
+    Shares differ by at most one item. Chunk slot s belongs to rank s modulo `world_size`: a batch takes its windows
+    from the slots in turn, so where the slots are a multiple of the ranks every rank gets its share from its own
+    chunks, whatever the batch size, and reads no other. Where ranks have too many items, as with more ranks than
+    slots, the rest is divided among the others, slot by slot.
     """
-    by_chunk = np.lexsort((places.slot, places.source))
-    size = len(by_chunk)
-    return by_chunk[rank * size // world_size : (rank + 1) * size // world_size]
+    owner = places.slot % world_size
+    counts = np.bincount(owner, minlength=world_size)
+    share, larger = divmod(len(owner), world_size)
+    shares = np.full(world_size, share)
+    shares[np.argsort(-counts, kind="stable")[:larger]] += 1
+    by_owner = np.lexsort((places.slot, places.source, owner))
+    number = np.arange(len(owner)) - (np.cumsum(counts) - counts)[owner[by_owner]]
+    is_kept = number < shares[owner[by_owner]]
+    kept, rest = by_owner[is_kept], by_owner[~is_kept]
+    rest = rest[np.lexsort((places.slot[rest], places.source[rest]))]
+    ends = np.cumsum(np.maximum(shares - counts, 0))
+    begin = ends[rank] - max(int(shares[rank] - counts[rank]), 0)
+    own = np.concatenate([kept[owner[kept] == rank], rest[begin : ends[rank]]])
+    return own[np.lexsort((places.slot[own], places.source[own]))]
 
 
 def distinct(values: Ints) -> list[int]:

@@ -44,12 +44,21 @@ class OwnWindows:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "sequences": None}
 
-    def open(self, order: WindowOrder | None) -> OwnWindows:
+    def open(self, order: WindowOrder | None, *, world_size: int = 1) -> OwnWindows:
         """Return windows that can be read in this process."""
         if self.sequences is not None:
             return self
         made = _make(self.name, json.loads(self.options), split=self.split, seq_len=self.seq_len)
         return replace(self, sequences=made)
+
+    @property
+    def fetches(self) -> bool:
+        """Return False: how the user's object reads is its own affair."""
+        return False
+
+    def expect(self, windows: Ints) -> bool:
+        """Return True: there is nothing to hold."""
+        return True
 
     def read(self, windows: Ints, out: Ints) -> Ints:
         """Fill the first tokens of each row of `out` [n, seq_len + 1]; return their numbers. Raises ConfigError."""

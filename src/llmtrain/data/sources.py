@@ -12,7 +12,7 @@ import glob
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -20,10 +20,14 @@ from pathlib import Path
 from llmtrain.data.footers import read_footers
 from llmtrain.data.manifest import SPLITS, Manifest, Shard, TokenizerRecord, find_manifest, read_manifest
 from llmtrain.data.prepare.output import resolve_cache_dir
+from llmtrain.data.range_cache import RangeCache
+from llmtrain.data.remote_shards import RemoteShard
+from llmtrain.data.remote_sources import check_one_split, fetch_tokenizer_folder, find_remote_manifest, remote_shards
 from llmtrain.data.shards import TokenStream
 from llmtrain.data.tokenizers import Tokenizer, load_hf_tokenizer, load_tokenizer
 from llmtrain.errors import ConfigError
 from llmtrain.screen import counted
+from llmtrain.storage.address import is_remote
 
 PREPARE = "`llmtrain prepare CONFIG`"
 
@@ -91,24 +95,25 @@ def _keep(tokenizer: Tokenizer, cache: Path) -> Path:
     return folder
 
 
-def open_source(paths: str | Sequence[str], *, key: str, given: GivenTokenizer | None = None) -> ShardSource:
-    """Open the shards at `paths`: folders (recursive), files or globs. `key` is the config's, for messages.
+def open_source(
+    paths: str | Sequence[str], *, key: str, given: GivenTokenizer | None = None, cache: RangeCache | None = None
+) -> ShardSource:
+    """Open the shards at `paths`: folders (recursive), files or globs here, folders or files at addresses.
 
-    Shards without a manifest were made by the `given` tokenizer. Raises ConfigError when there are no shards, when they
-    are not those that a manifest describes, when they were made with different tokenizers, or when they hold fewer than
-    two tokens.
+    `key` is the config's, for messages. Shards without a manifest were made by the `given` tokenizer. `cache` keeps
+    what is read of stores. Raises ConfigError when there are no shards, when they are not those that a manifest
+    describes, when they were made with different tokenizers, or when they hold fewer than two tokens; StorageError when
+    a store fails.
     """
     paths = [os.path.expanduser(path) for path in ([paths] if isinstance(paths, str) else paths)]
-    found: dict[Path, Shard] = {}
+    found: dict[Path | RemoteShard, Shard] = {}
     tokenizers: list[tuple[str, TokenizerRecord, Path]] = []
     for path in paths:
-        for folder, tokenizer, shards in _shards_at(path, key=key, given=given):
-            tokenizers.append((path, tokenizer, folder / tokenizer.path))
-            for shard in shards:
-                file = folder / shard.path
+        for tokenizer, folder, shards in _found_at(path, key=key, given=given, cache=cache):
+            tokenizers.append((path, tokenizer, folder))
+            for file, shard in shards.items():
                 if file in found:
                     raise ConfigError(f"{key}: {file} is named twice; its tokens would come twice in an epoch")
-                _check_size(file, shard)
                 found[file] = shard
     name = ", ".join(paths)
     first_path, tokenizer, tokenizer_folder = tokenizers[0]
@@ -116,7 +121,7 @@ def open_source(paths: str | Sequence[str], *, key: str, given: GivenTokenizer |
         check_same_tokenizer(tokenizer, given.record, names=(first_path, f"data.tokenizer ({given.folder})"), key=key)
     for path, other, _ in tokenizers[1:]:
         check_same_tokenizer(tokenizer, other, names=(first_path, path), key=key)
-    stream = TokenStream.of([(file, [group.tokens for group in shard.row_groups]) for file, shard in found.items()])
+    stream = TokenStream.of([(file, shard.row_groups.tokens) for file, shard in found.items()])
     if stream.num_tokens < 2:
         raise ConfigError(
             f"{key}: {name} holds {counted(stream.num_tokens, 'token')}: there is nothing to predict; prepare more"
@@ -140,6 +145,23 @@ def check_same_tokenizer(one: TokenizerRecord, other: TokenizerRecord, *, names:
             f"{key}: {names[0]} and {names[1]} were made with different tokenizers (vocabularies of {one.vocab_size} "
             f"and {other.vocab_size}): prepare one of them again with the tokenizer of the other"
         )
+
+
+def _found_at(
+    path: str, *, key: str, given: GivenTokenizer | None, cache: RangeCache | None
+) -> Iterator[tuple[TokenizerRecord, Path, Mapping[Path, Shard] | Mapping[RemoteShard, Shard]]]:
+    """Yield for each manifest that covers `path`: its tokenizer, the tokenizer's folder, and the shards by file."""
+    if is_remote(path):
+        assert cache is not None, "a store's shards need a cache"
+        manifest = find_remote_manifest(path, cache, key=key)
+        shards = remote_shards(manifest, path, cache, key=key)
+        yield manifest.manifest.tokenizer, fetch_tokenizer_folder(manifest), shards
+        return
+    for folder, tokenizer, named in _shards_at(path, key=key, given=given):
+        files = {folder / shard.path: shard for shard in named}
+        for file, shard in files.items():
+            _check_size(file, shard)
+        yield tokenizer, folder / tokenizer.path, files
 
 
 def _shards_at(
@@ -189,11 +211,7 @@ def _chosen_shards(
             if file in files or any(folder in file.parents for folder in folders):
                 chosen.append(shard)
                 splits.add(name)
-    if len(splits) > 1:
-        raise ConfigError(
-            f"{key}: {path} holds the splits {' and '.join(sorted(splits))}, which must not be mixed: "
-            f"name one of them, such as {os.path.join(path, key.rsplit('.', 1)[-1])}"
-        )
+    check_one_split(splits, path=path, key=key)
     return chosen
 
 
@@ -202,10 +220,7 @@ def _check_one_split(path: str, folders: list[Path], files: list[Path], *, key: 
     for folder in folders:
         below = {file.relative_to(folder).parts[0] for file in files if folder in file.parents}
         if below >= set(SPLITS):
-            raise ConfigError(
-                f"{key}: {path} holds the splits train and val, which must not be mixed: "
-                f"name one of them, such as {os.path.join(path, key.rsplit('.', 1)[-1])}"
-            )
+            check_one_split(SPLITS, path=path, key=key)
 
 
 def _check_strangers(owner: Path, manifest: Manifest, files: list[Path]) -> None:

@@ -24,9 +24,18 @@ class SyntheticWindows:
     seed: int
     split: Literal["train", "val"]
 
-    def open(self, order: WindowOrder | None) -> SyntheticWindows:
+    def open(self, order: WindowOrder | None, *, world_size: int = 1) -> SyntheticWindows:
         """Return itself: there is nothing to keep."""
         return self
+
+    @property
+    def fetches(self) -> bool:
+        """Return False: nothing is fetched."""
+        return False
+
+    def expect(self, windows: Ints) -> bool:
+        """Return True: there is nothing to hold."""
+        return True
 
     def read(self, windows: Ints, out: Ints) -> Ints:
         """Fill `out` [n, seq_len + 1] with complete windows; return the number of tokens of each, [n]."""

@@ -15,6 +15,8 @@ from llmtrain.config.sections.sources import WeightedSource
 from llmtrain.data.batches import DataFacts, TrainingSet, ValidationSet
 from llmtrain.data.order import block_quotas
 from llmtrain.data.own_data import open_own
+from llmtrain.data.prepare.output import resolve_cache_dir
+from llmtrain.data.range_cache import RangeCache
 from llmtrain.data.shards import ShardWindows
 from llmtrain.data.sources import (
     GivenTokenizer,
@@ -42,6 +44,23 @@ def open_training_data(config: ReadyData, *, seed: int, rank: int = 0, world_siz
     return TrainingSet(facts=facts, items=items, rank=rank, world_size=world_size, num_workers=config.num_workers)
 
 
+def reading_advice(config: ReadyData, training: TrainingSet) -> str | None:
+    """Return what to set where each process reads much more of the shards than it uses; None where it does not.
+
+    A source that is kept in memory as a whole is read by every process as a whole.
+    """
+    if not isinstance(config, TokensConfig) or not isinstance(training.items, WindowItems):
+        return None
+    world_size, num_chunks = training.world_size, config.shuffle_chunks
+    if num_chunks % world_size == 0 or all(order.is_small for order in training.items.order().sources):
+        return None
+    return (
+        f"data.shuffle_chunks is {num_chunks}, and {world_size} processes read: they share chunks, so that each reads "
+        f"about {max(2, round(world_size / num_chunks))} times its part of the shards. For a new run set "
+        f"data.shuffle_chunks to {world_size * -(-num_chunks // world_size)}, a multiple of them: it is another order"
+    )
+
+
 def open_validation_data(config: ReadyData, *, seed: int, training: TrainingSet | None = None) -> ValidationSet | None:
     """Open the validation data of `config`; None where it names none.
 
@@ -58,7 +77,7 @@ def open_validation_data(config: ReadyData, *, seed: int, training: TrainingSet 
     else:
         if config.val is None:
             return None
-        source = open_source(config.val, key="data.val", given=_given_tokenizer(config))
+        source = open_source(config.val, key="data.val", given=_given_tokenizer(config), cache=shard_cache(config))
         facts, items = _shards(config, [source], weights=None, seed=seed)
     made_with = (facts.tokenizer_sha256, facts.vocab_size)
     if training is not None and (training.facts.tokenizer_sha256, training.facts.vocab_size) != made_with:
@@ -72,17 +91,23 @@ def open_validation_data(config: ReadyData, *, seed: int, training: TrainingSet 
 def _training_shards(config: TokensConfig) -> tuple[list[ShardSource], list[float] | None]:
     """Return the sources of a mixture with their weights, or all that is named as one source."""
     paths = [config.train] if isinstance(config.train, str) else config.train
-    given = _given_tokenizer(config)
+    given, cache = _given_tokenizer(config), shard_cache(config)
     weighted = [source for source in paths if isinstance(source, WeightedSource)]
     if not weighted:
-        return [open_source([path for path in paths if isinstance(path, str)], key="data.train", given=given)], None
+        named = [path for path in paths if isinstance(path, str)]
+        return [open_source(named, key="data.train", given=given, cache=cache)], None
     weights = [source.weight for source in weighted]
     block_quotas(weights)  # raises for a weight that is too small
-    sources = [open_source(source.path, key="data.train", given=given) for source in weighted]
+    sources = [open_source(source.path, key="data.train", given=given, cache=cache) for source in weighted]
     first = sources[0]
     for other in sources[1:]:
         check_same_tokenizer(first.tokenizer, other.tokenizer, names=(first.name, other.name), key="data.train")
     return sources, weights
+
+
+def shard_cache(config: TokensConfig) -> RangeCache:
+    """Return the cache of what is read of stores, for all runs of this machine. Raises ConfigError without a home."""
+    return RangeCache(resolve_cache_dir(config.cache_dir) / "remote-shards", max_bytes=int(config.cache_gb * 1e9))
 
 
 def _given_tokenizer(config: TokensConfig) -> GivenTokenizer | None:

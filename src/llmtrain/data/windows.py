@@ -24,11 +24,20 @@ from llmtrain.data.order import Ints, ItemOrder, Places, WindowOrder, in_order, 
 class WindowReader(Protocol):
     """Reads windows of one source. Not to be shared between threads."""
 
+    @property
+    def fetches(self) -> bool:
+        """True if windows come from a store, so that `expect` saves time."""
+        ...
+
     def read(self, windows: Ints, out: Ints) -> Ints:
         """Fill the first tokens of each row of `out` [n, seq_len + 1] with a window; return their numbers, [n].
 
         Only the last window of a source is shorter than its row.
         """
+        ...
+
+    def expect(self, windows: Ints) -> bool:
+        """Begin to fetch what reading these windows later will need; return False once that is all it can hold."""
         ...
 
 
@@ -40,8 +49,8 @@ class WindowSource(Protocol):
         """Windows in one epoch; every token but the first is predicted in exactly one of them."""
         ...
 
-    def open(self, order: WindowOrder | None) -> WindowReader:
-        """Return a reader that keeps what reading in this order needs again; None: one window after the other."""
+    def open(self, order: WindowOrder | None, *, world_size: int = 1) -> WindowReader:
+        """Return a reader that keeps what one of `world_size` ranks needs again in this order; None: one by one."""
         ...
 
 
@@ -86,26 +95,37 @@ class WindowItems:
         ]
         return ItemOrder(orders, weights=self.weights, seed=self.seed)
 
-    def open(self, *, shuffled: bool) -> WindowItemReader:
+    def open(self, *, shuffled: bool, world_size: int = 1) -> WindowItemReader:
         """Return a reader in the order of training, or of the one source in its own order."""
-        return WindowItemReader(self, self.order() if shuffled else None)
+        return WindowItemReader(self, self.order() if shuffled else None, world_size=world_size)
 
 
 class WindowItemReader:
     """Finds windows and makes batches of them. An ItemReader."""
 
-    def __init__(self, items: WindowItems, order: ItemOrder[WindowOrder] | None) -> None:
+    def __init__(self, items: WindowItems, order: ItemOrder[WindowOrder] | None, *, world_size: int) -> None:
         assert order or len(items.sources) == 1
         self._items = items
         self._order = order
         orders = order.sources if order else [None]
-        self._readers = [source.open(one) for source, one in zip(items.sources, orders, strict=True)]
+        self._readers = [
+            source.open(one, world_size=world_size) for source, one in zip(items.sources, orders, strict=True)
+        ]
 
     def locate(self, items: Ints) -> Places:
         return self._order.locate(items) if self._order else in_order(items)
 
     def share(self, places: Places, *, rank: int, world_size: int) -> Ints:
         return rank_share(places, rank=rank, world_size=world_size)
+
+    def expect(self, places: Places) -> bool:
+        """Begin to fetch the windows at these places; return False if nothing is fetched, or no room is left."""
+        has_room = [
+            reader.expect(places.sequence[places.source == source])
+            for source, reader in enumerate(self._readers)
+            if reader.fetches
+        ]
+        return bool(has_room) and all(has_room)
 
     def read(self, places: Places, *, num_batches: int, batch_size: int) -> list[BatchArrays]:
         """Read all windows into one array: the batches are views of it."""

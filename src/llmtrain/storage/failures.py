@@ -24,6 +24,10 @@ class NoObject(StorageError, FileNotFoundError):
     """There is no such object, bucket or repository."""
 
 
+class RangeOutside(StorageError):
+    """The object is shorter than it should be."""
+
+
 class AccessDenied(StorageError, PermissionError):
     """The store does not know who asks, or does not let them."""
 
@@ -69,10 +73,10 @@ def not_answering(address: str, where: str, reason: str) -> StorageError:
     )
 
 
-def not_inside(address: str, ranges: Sequence[tuple[int, int]]) -> StorageError:
+def not_inside(address: str, ranges: Sequence[tuple[int, int]]) -> RangeOutside:
     """Return the error of ranges, each (start, length), that do not lie in an object: it is shorter than it was."""
     end = max(start + length for start, length in ranges)
-    return StorageError(f"{shown(address)}: the object ends before byte {end:,}: it was replaced while it was read")
+    return RangeOutside(f"{shown(address)}: the object ends before byte {end:,}: it was replaced while it was read")
 
 
 def missing_extra(address: str, extra: str) -> ConfigError:

@@ -218,7 +218,7 @@ def test_a_rank_keeps_to_its_own_chunks_where_there_are_enough() -> None:
         places = order.locate(span(start, start + 16))
         for rank in range(4):
             seen[rank] |= set(places.slot[rank_share(places, rank=rank, world_size=4)].tolist())
-    assert seen == [{0, 1}, {2, 3}, {4, 5}, {6, 7}]
+    assert seen == [{0, 4}, {1, 5}, {2, 6}, {3, 7}]
 
 
 def test_seeking_in_ten_billion_tokens_takes_less_than_a_third_of_a_second() -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections import Counter
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmtrain.config.sections.data import TokensConfig
-from llmtrain.data.order import SMALL_TOKENS, ItemOrder, WindowOrder
+from llmtrain.config.sections.data import PrepareConfig, TokensConfig
+from llmtrain.data.manifest import read_manifest
+from llmtrain.data.order import SMALL_TOKENS, ItemOrder, WindowOrder, rank_share
+from llmtrain.data.prepare.shard_writer import ROW_GROUP_TOKENS, ShardWriter
 from llmtrain.data.shards import ShardWindows, TokenStream
 from llmtrain.data.sources import open_source
-from llmtrain.data.tokens import open_training_data, open_validation_data
+from llmtrain.data.tokens import open_training_data, open_validation_data, reading_advice
 from llmtrain.errors import ConfigError
 from tests.support.token_shards import cut_stream, write_token_shards
 
@@ -160,7 +166,7 @@ def rejection(*paths: str | Path, key: str = "data.train") -> str:
 
 
 def test_no_shards_names_the_path_and_the_command(tmp_path: Path) -> None:
-    for path in (tmp_path / "nothing", tmp_path, tmp_path / "*.parquet", tmp_path / "shard.parquet", "s3://bucket/x"):
+    for path in (tmp_path / "nothing", tmp_path, tmp_path / "*.parquet", tmp_path / "shard.parquet"):
         message = rejection(path)
         assert message.startswith(f"data.train: there are no token shards at {path}:")
         assert "llmtrain prepare" in message
@@ -245,6 +251,100 @@ def test_damage_inside_a_shard_is_named_when_it_is_read(tmp_path: Path) -> None:
     counts = [stream.token_start[1] - 1, *np.diff(stream.token_start)[1:3]]
     with pytest.raises(ConfigError, match=r"row group 0 holds \d+ tokens, but \d+ are expected"):
         TokenStream.of([(tmp_path / "val/shard_00000.parquet", counts)]).decode(0)
+
+
+def test_each_of_64_ranks_reads_no_more_than_a_tenth_over_its_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counts bytes of row groups and footers, by those of a shard that is written; 64 ranks and 64 open chunks."""
+    config = PrepareConfig(input="x", output="y")
+    rng = np.random.default_rng(0)
+    writer = ShardWriter(
+        tmp_path, name="train", dtype=np.dtype("uint16"), shard_size=config.shard_size, keep_text=False
+    )
+    frequent = np.minimum(rng.zipf(1.2, 2_000_000), 8191).astype(np.uint16)
+    for number, tokens in enumerate(np.split(frequent, 2000)):
+        writer.add(f"text/{number // 100:04}.jsonl:{number}", tokens=tokens, num_bytes=4000, text="")
+    (shard,) = writer.close().shards
+    footer = pq.read_metadata(tmp_path / shard.path)
+    footer_bytes = footer.serialized_size / footer.num_row_groups * config.shard_size / ROW_GROUP_TOKENS
+    token_bytes = (shard.size - footer.serialized_size) / shard.tokens
+    sizes = (ROW_GROUP_TOKENS - rng.integers(0, 2000, config.shard_size // ROW_GROUP_TOKENS)).tolist()
+    stream = TokenStream.of([(Path(f"shard_{index}"), sizes) for index in range(180)])
+    source = ShardWindows(stream, 4096)
+    order = order_of(source, shuffle_chunks=64)
+    assert order.sources[0].num_chunks == 512
+
+    touched: list[Counter[int]] = [Counter() for _ in range(64)]
+    decoded_by = 0
+
+    def decode(stream: TokenStream, index: int, fetched: bytes | None = None) -> np.ndarray[Any, Any]:
+        touched[decoded_by][index] += 1
+        return np.broadcast_to(np.uint8(0), stream.token_start[index + 1] - stream.token_start[index])
+
+    monkeypatch.setattr(TokenStream, "decode", decode)
+    readers = [source.open(order.sources[0], world_size=64) for _ in range(64)]
+    shares = np.zeros(64)
+    out = np.empty((8, 4097), dtype=np.int64)
+    for begin in range(0, source.num_windows - 512, 512):
+        places = order.locate(np.arange(begin, begin + 512))
+        for rank, reader in enumerate(readers):
+            decoded_by = rank
+            windows = places.sequence[rank_share(places, rank=rank, world_size=64)]
+            reader.read(windows, out)
+            shares[rank] += len(windows) * 4096
+    fetched = np.array(
+        [
+            sum(times * int(np.diff(stream.token_start[index : index + 2])[0]) for index, times in of_rank.items())
+            + len({int(stream.shard[index]) for index in of_rank}) * footer_bytes / token_bytes
+            for of_rank in touched
+        ]
+    )
+    assert shares.min() > 8_000_000
+    assert (fetched / shares).max() <= 1.1
+    assert max(reader.max_row_groups for reader in readers) < 75  # 2.5M tokens
+
+
+def test_processes_that_share_chunks_are_told_to_open_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_shards(tmp_path)
+
+    def advice(**keys: int) -> str | None:
+        config = TokensConfig(train=str(tmp_path / "train"), seq_len=10, shuffle_chunks=keys["chunks"])
+        return reading_advice(config, open_training_data(config, seed=1, world_size=keys["world_size"]))
+
+    assert advice(chunks=8, world_size=64) is None  # kept in memory as a whole
+    monkeypatch.setattr("llmtrain.data.order.SMALL_TOKENS", 0)
+    said = advice(chunks=8, world_size=64)
+    assert said is not None
+    assert said.startswith("data.shuffle_chunks is 8, and 64 processes read")
+    assert "about 8 times its part" in said
+    assert "data.shuffle_chunks to 64, a multiple" in said
+    assert "data.shuffle_chunks to 96" in str(advice(chunks=64, world_size=48))
+    assert [advice(chunks=8, world_size=size) for size in (1, 2, 4, 8)] == [None] * 4
+
+
+def test_a_manifest_of_the_first_version_is_read(tmp_path: Path) -> None:
+    make_shards(tmp_path)
+    expected = read_manifest(tmp_path)
+    document = json.loads((tmp_path / "manifest.json").read_text())
+    document["format_version"] = 1
+    for split in document["splits"].values():
+        for shard in split["shards"]:
+            columns = shard["row_groups"]
+            shard["row_groups"] = [
+                dict(zip(columns, group, strict=True)) for group in zip(*columns.values(), strict=True)
+            ]
+    assert document["splits"]["train"]["shards"][0]["row_groups"][0].keys() == {"documents", "tokens", "bytes"}
+    (tmp_path / "manifest.json").write_text(json.dumps(document))
+    assert read_manifest(tmp_path).splits == expected.splits
+    document["splits"]["train"]["shards"][0]["row_groups"] = {"documents": [1], "tokens": [1, 2], "bytes": [1]}
+    (tmp_path / "manifest.json").write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match=r"splits\.train\.shards\.0\.row_groups: .*of different lengths"):
+        read_manifest(tmp_path)
+    document["splits"]["train"]["shards"][0]["row_groups"] = [{"documents": 1}]
+    (tmp_path / "manifest.json").write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match=r"splits\.train\.shards\.0\.row_groups"):
+        read_manifest(tmp_path)
 
 
 def test_a_stream_of_ten_billion_tokens_is_searched_at_once() -> None:

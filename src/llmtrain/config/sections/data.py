@@ -49,14 +49,21 @@ class TokensConfig(Section):
 
     name: Literal["tokens"] = opt("tokens", "Token shards (Parquet).")
     train: str | list[Source] = key(
-        "Training shards: a folder, file, glob, or a list of them, with weights or without.", json_schema_extra=LOCAL
+        "Training shards: a folder, file or glob, or the address of a folder or file in a store; or a list of them, "
+        "with weights or without.",
+        json_schema_extra=ADDRESS,
     )
-    val: str | list[str] | None = opt(None, "Validation shards.", json_schema_extra=LOCAL)
+    val: str | list[str] | None = opt(None, "Validation shards.", json_schema_extra=ADDRESS)
     tokenizer: str | None = opt(
         None, "Folder or Hub id of the tokenizer, for shards that have no manifest.", json_schema_extra=LOCAL
     )
     cache_dir: str = opt(
-        "~/.cache/llmtrain", "Folder for the counts of shards without a manifest.", json_schema_extra=LOCAL
+        "~/.cache/llmtrain",
+        "Folder for the counts of shards without a manifest, and for what is read of shards in a store.",
+        json_schema_extra=LOCAL,
+    )
+    cache_gb: float = opt(
+        20.0, "GB of shards in stores that are kept in cache_dir, the ones read last; 0 keeps none.", ge=0
     )
     seq_len: int = opt(1024, "Length of a sequence, in tokens that the model predicts.", ge=1)
     mask_documents: bool = opt(True, "Documents in one sequence cannot attend to each other.")
@@ -188,7 +195,7 @@ class PrepareConfig(Section):
     tokenizer: TokenizerConfig = TokenizerConfig()
     output: str = key("Folder for the shards.", json_schema_extra=LOCAL)
     val_fraction: float = opt(0.01, "Share of the documents that is held out, chosen by their hash.", ge=0, lt=1)
-    shard_size: int = opt(50_000_000, "Tokens in one shard.", ge=1)
+    shard_size: int = opt(3_000_000, "Tokens in one shard.", ge=1)
     steps: list[QualityStep] = opt(
         [ExactDuplicatesStep()],
         "What documents pass before they become tokens, in this order: steps that leave some out or change their text.",

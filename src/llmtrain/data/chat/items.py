@@ -75,7 +75,7 @@ class RowItems:
         ]
         return ItemOrder(orders, weights=self.weights, seed=self.seed)
 
-    def open(self, *, shuffled: bool) -> RowItemReader:
+    def open(self, *, shuffled: bool, world_size: int = 1) -> RowItemReader:
         """Return a reader in the order of training, or of the one source in its own order."""
         return RowItemReader(self, shuffled=shuffled)
 
@@ -96,6 +96,10 @@ class RowItemReader:
         """Deal the items in turn, the longest first: every rank has as much to compute, in micro-batches of about the
         same widths."""
         return np.argsort(-self._lengths(places), kind="stable")[rank::world_size]
+
+    def expect(self, places: Places) -> bool:
+        """Return False: the rows are files of this machine."""
+        return False
 
     def read(self, places: Places, *, num_batches: int, batch_size: int) -> list[BatchArrays]:
         rows, lengths = self._rows(places), self._lengths(places)

@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from llmtrain.data.order import Ints
-from llmtrain.data.shards import TOKENS_COLUMNS, TokenStream
+from llmtrain.data.remote_shards import RemoteShard
+from llmtrain.data.shards import TOKENS_COLUMNS, TokenStream, open_shard
 from llmtrain.errors import ConfigError
 
-MAX_ROW_GROUPS = 64
+MAX_ROW_GROUPS = 512
 """Row groups that a survey reads, of about a million tokens each: seconds, whatever the size of the data."""
 SOURCE_COLUMN = "source"
 UNKNOWN_SOURCE = "(not recorded)"
@@ -122,11 +122,15 @@ def _zeros(size: int) -> Ints:
 
 
 def count_documents(stream: TokenStream) -> int:
-    """Return the number of documents, from the files' footers. Raises ConfigError when a file cannot be read."""
+    """Return the number of documents, from the footers of files here. Raises ConfigError when a file cannot be read."""
     total = 0
     for path in stream.paths:
+        if isinstance(path, RemoteShard):
+            total += path.rows
+            continue
         try:
-            total += pq.read_metadata(path).num_rows
+            with open_shard(path) as file:
+                total += file.metadata.num_rows
         except (OSError, pa.ArrowException) as error:
             raise ConfigError(f"{path} cannot be read ({error})") from error
     return total
@@ -146,7 +150,7 @@ def _read(stream: TokenStream, index: int) -> tuple[list[str], NDArray[Any], Int
     """Return of a row group: each document's source, all tokens one after the other, and where each document ends."""
     tokens = stream.decode(index).astype(np.int64)  # which checks that they are as many as they should be
     path, row_group = stream.paths[stream.shard[index]], int(stream.row_group[index])
-    with pq.ParquetFile(path) as file:
+    with open_shard(path) as file:
         present = file.schema_arrow.names
         column = next(name for name in TOKENS_COLUMNS if name in present)
         names = [name for name in (SOURCE_COLUMN, column) if name in present]

@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -115,8 +116,9 @@ def inspect_tokens(
 
 
 def _quality(streams: Sequence[TokenStream]) -> list[dict[str, Any]]:
-    """Return what the quality steps did that made the shards, and examples of what they left out, by folder."""
-    folders = {find_manifest(path) for stream in streams for path in stream.paths[:1]}
+    """Return what the quality steps did that made the shards here, and examples of what they left out, by folder."""
+    first_paths = [path for stream in streams for path in stream.paths[:1]]
+    folders = {find_manifest(path) for path in first_paths if isinstance(path, Path)}
     return [
         {
             "folder": str(folder),

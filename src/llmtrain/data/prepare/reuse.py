@@ -22,6 +22,7 @@ from llmtrain.data.prepare.vocabulary import vocabulary_options
 from llmtrain.data.tokenizers import folder_fingerprint, load_tokenizer
 from llmtrain.errors import ConfigError
 from llmtrain.screen import counted
+from llmtrain.storage.address import is_remote
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,19 @@ class NamedSource:
         return f"{self.key}: {self.path}"
 
     def is_missing(self) -> bool:
-        """No manifest covers it, and there are no shards of another tool either (the reader judges those)."""
+        """Return whether no manifest covers it, and there are no shards of another tool either.
+
+        The reader judges those, and addresses.
+        """
+        if is_remote(self.path):
+            return False
         if find_manifest(self.path) is not None or (self.path.endswith(".parquet") and os.path.isfile(self.path)):
             return False
         return next(Path(self.path).rglob("*.parquet"), None) is None
 
     def is_inside(self, folder: Path) -> bool:
         """Return whether `prepare`, writing into `folder`, would make this file."""
-        return Path(os.path.realpath(self.path)).is_relative_to(folder)
+        return not is_remote(self.path) and Path(os.path.realpath(self.path)).is_relative_to(folder)
 
 
 def named_sources(data: TokensConfig) -> list[NamedSource]:
@@ -52,7 +58,7 @@ def named_sources(data: TokensConfig) -> list[NamedSource]:
     for key, value in (("data.train", data.train), ("data.val", data.val)):
         for source in [value] if isinstance(value, str) else value or []:
             path = os.path.expanduser(source if isinstance(source, str) else source.path)
-            while glob.has_magic(path) and not os.path.exists(path):
+            while not is_remote(path) and glob.has_magic(path) and not os.path.exists(path):
                 path = os.path.dirname(path)
             sources.append(NamedSource(key, path))
     return sources
@@ -111,7 +117,8 @@ def differences(manifest: Manifest, *, folder: Path, options: PrepareConfig, num
     found = [
         f"prepare.{name} was {was}, and is {now_is}"
         for name, was, now_is in _changed(options_as_today(manifest.options), now)
-        if name != "on_error" or manifest.counts.errors
+        if name != "shard_size"  # says where files end, not what is read
+        and (name != "on_error" or manifest.counts.errors)
     ]
     if not any(difference.startswith("prepare.steps ") for difference in found):
         found += _changed_steps(manifest.steps, identities(options.steps))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,11 +16,13 @@ from llmtrain.config.sections.schema import Config, ModelConfig
 from llmtrain.config.sections.training import RendezvousConfig
 from llmtrain.data.batches import TrainingSet, ValidationSet
 from llmtrain.data.prepare.token_shards import ensure_shards
-from llmtrain.data.tokens import open_training_data, open_validation_data
+from llmtrain.data.tokens import open_training_data, open_validation_data, reading_advice
 from llmtrain.distributed.engine import Engine
 from llmtrain.errors import ConfigError
 from llmtrain.tracking.redaction import redact
 from llmtrain.training.setup.ingredients import paths_of
+
+log = logging.getLogger("llmtrain.data")
 
 
 class Folders(NamedTuple):
@@ -122,6 +125,8 @@ def open_data(config: Config, engine: Engine, folders: Folders) -> RunData:
     training = open_training_data(
         ready, seed=seed, rank=engine.data_parallel_rank, world_size=engine.data_parallel_size
     )
+    if engine.is_main and (advice := reading_advice(ready, training)):
+        log.warning(advice)
     validation = open_validation_data(ready, seed=seed, training=training)
     train_paths, val_paths = (paths_of(getattr(ready, name, None)) for name in ("train", "val"))
     return RunData(

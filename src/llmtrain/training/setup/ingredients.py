@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -21,16 +21,20 @@ from typing import TYPE_CHECKING, Any
 
 from llmtrain.atomic import file_sha256
 from llmtrain.config.sections.chat import ChatConfig
+from llmtrain.config.sections.data import DataConfig, TokensConfig
 from llmtrain.config.sections.huggingface import HuggingFaceConfig
 from llmtrain.config.sections.model import DecoderConfig
 from llmtrain.config.sections.own import OwnDataConfig, OwnModelConfig
 from llmtrain.config.sections.schema import Config
 from llmtrain.config.sections.sources import Source
-from llmtrain.data.manifest import MANIFEST_NAME, Manifest, find_manifest, read_manifest
+from llmtrain.data.manifest import MANIFEST_NAME, Manifest, Shard, find_manifest, read_manifest
+from llmtrain.data.remote_shards import RemoteShard
+from llmtrain.data.remote_sources import RemoteManifest, find_remote_manifest, remote_shards
+from llmtrain.data.tokens import shard_cache
 from llmtrain.errors import ConfigError
 from llmtrain.models.companions import tokenizer_files
 from llmtrain.runs.lineage import LINEAGE_NAME, Ingredient, hashed_files, remote_sha256, write_lineage
-from llmtrain.storage.address import parse_address, shown
+from llmtrain.storage.address import is_remote, parse_address, shown
 from llmtrain.storage.local_copies import copied_from
 from llmtrain.storage.versions import commit_in
 
@@ -87,7 +91,7 @@ def ingredients(config: Config, data: RunData) -> Iterator[Ingredient]:
         )
     for kind, paths in (("training data", data.train_paths), ("validation data", data.val_paths)):
         for path in paths:
-            yield from _rows(kind, path) if isinstance(config.data, ChatConfig) else _shards(kind, path)
+            yield from _rows(kind, path) if isinstance(config.data, ChatConfig) else _shards(kind, path, config.data)
 
 
 def _code(name: str) -> Ingredient:
@@ -109,8 +113,13 @@ def _model(name: str, folder: Path) -> Ingredient:
     )
 
 
-def _shards(kind: str, path: str) -> Iterator[Ingredient]:
+def _shards(kind: str, path: str, config: DataConfig) -> Iterator[Ingredient]:
     """Yield the shards at a path: a folder, a file, or a glob of them, whose shards stand together by folder."""
+    if is_remote(path):
+        assert isinstance(config, TokensConfig)
+        found = find_remote_manifest(path, shard_cache(config))
+        yield _remote(kind, path, found, remote_shards(found, path, shard_cache(config), key="data"))
+        return
     named = os.path.expanduser(path)
     places = [Path(_absolute(Path(found))) for found in sorted(glob.glob(named, recursive=True)) or [named]]
     for folder, inside in groupby(places, key=lambda place: find_manifest(place)):
@@ -137,6 +146,17 @@ def _prepared(kind: str, path: str, folder: Path, places: Sequence[Path]) -> Ing
         folder=_absolute(folder),
         files={MANIFEST_NAME: file_sha256(folder / MANIFEST_NAME), **shards},
         facts=_facts(manifest),
+    )
+
+
+def _remote(kind: str, path: str, found: RemoteManifest, shards: Mapping[RemoteShard, Shard]) -> Ingredient:
+    """Return the shards at an address, with the hash of the manifest and those that it records."""
+    return Ingredient(
+        kind=kind,
+        name=shown(path),
+        folder=found.folder.shown,
+        files={MANIFEST_NAME: found.sha256, **{shard.path: shard.sha256 for shard in shards.values()}},
+        facts=_facts(found.manifest),
     )
 
 

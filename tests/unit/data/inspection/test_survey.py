@@ -102,7 +102,9 @@ def test_shards_without_sources_are_read_all_the_same(tmp_path: Path) -> None:
 
 def test_a_shard_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     stream = stream_of(tmp_path)
-    stream.paths[1].write_bytes(b"PAR1")
+    path = stream.paths[1]
+    assert isinstance(path, Path)
+    path.write_bytes(b"PAR1")
     with pytest.raises(ConfigError, match=r"shard_00001\.parquet"):
         count_documents(stream)
     with pytest.raises(ConfigError, match=r"shard_00001\.parquet"):

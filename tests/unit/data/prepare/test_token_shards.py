@@ -312,7 +312,7 @@ def test_a_broken_manifest_is_a_clear_error(tmp_path: Path) -> None:
     for content, message in (
         (whole[: len(whole) // 2], "is no JSON"),
         ("[]", "Input should be"),
-        (whole.replace('"format_version": 1', '"format_version": 2'), "format_version is 2.*update llmtrain"),
+        (whole.replace('"format_version": 2', '"format_version": 3'), "format_version is 3.*update llmtrain"),
         (whole.replace('"eos_id": 0', '"eos_id": null'), r"tokenizer\.eos_id"),
     ):
         path.write_text(content)
