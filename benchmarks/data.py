@@ -22,7 +22,8 @@ import numpy as np
 from benchmarks.machine import print_machine
 from llmtrain.config.sections.data import TokensConfig
 from llmtrain.data.manifest import Counts, Manifest, RowGroups, Shard, Split, TokenizerRecord, write_manifest
-from llmtrain.data.order import ItemOrder, WindowOrder
+from llmtrain.data.mixture import ItemOrder
+from llmtrain.data.order import WindowOrder
 from llmtrain.data.prepare.shard_writer import ROW_GROUP_TOKENS, ShardWriter
 from llmtrain.data.shards import ShardWindows, TokenStream
 from llmtrain.data.sources import open_source
@@ -133,7 +134,7 @@ def longest_seek(seq_len: int) -> float:
         began = time.perf_counter()
         order = WindowOrder(windows.num_windows, seq_len=seq_len, shuffle_chunks=8, seed=1, source=0)
         windows.open(order)
-        places = ItemOrder([order], weights=None, seed=1).locate(np.arange(item, item + 512))
+        places = ItemOrder([order], None, seed=1).locate(np.arange(item, item + 512))
         stream.find(places.sequence * seq_len)
         longest = max(longest, time.perf_counter() - began)
     return longest

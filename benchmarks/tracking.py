@@ -25,8 +25,10 @@ import torch
 
 from benchmarks.machine import print_machine
 from llmtrain.config.loading.load import plain_config
+from llmtrain.config.sections.data import SyntheticConfig
 from llmtrain.config.sections.schema import Config
 from llmtrain.contracts import Batch
+from llmtrain.data.tokens import open_training_data
 from llmtrain.distributed.watchdog import Watchdog
 from llmtrain.runs.events import EVENTS_NAME, EventLog
 from llmtrain.tracking.logs import reset_logging, setup_logging
@@ -96,7 +98,7 @@ def watched(config: Config, folder: Path, *, seconds: float) -> Cost:
             Outputs(sinks, EventLog(run / EVENTS_NAME), progress),
             compute=Compute(num_devices=1, flops_per_token=1e8, peak_flops=None, compiles=False, spent=Spent()),
             batches=BatchLog(config.logging.log_batches, own_items=list, total_steps=total),
-            items_per_epoch=10**9,
+            data=open_training_data(SyntheticConfig(num_items=10**9), seed=1),
             machine=monitor.take,
             advice={},
             watchdog=Watchdog(rank=0, world_size=1, timeout_sec=600),

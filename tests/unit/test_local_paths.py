@@ -15,7 +15,7 @@ from llmtrain.config.loading.walk import Key, leaf_types, walk
 from llmtrain.config.sections.chat import ChatConfig
 from llmtrain.config.sections.data import HuggingFaceDataConfig
 from llmtrain.config.sections.schema import Config
-from llmtrain.config.sections.sources import WeightedSource
+from llmtrain.config.sections.sources import MixedSource
 from llmtrain.errors import ConfigError
 from llmtrain.local_paths import ADDRESS, LOCAL, LOCAL_OR_HUB, checked_path
 
@@ -98,7 +98,7 @@ def test_a_file_address_is_a_path_everywhere(key: Key) -> None:
 def test_the_config_has_the_path_of_a_file_address() -> None:
     weighted = {"path": "file:///rows.jsonl", "weight": 1}
     chat = ChatConfig.model_validate({"train": [weighted], "val": ["s3://b/x", "file:///v"], "cache_dir": "file:///c"})
-    assert chat.train == [WeightedSource(path="/rows.jsonl", weight=1)]
+    assert chat.train == [MixedSource(path="/rows.jsonl", weight=1)]
     assert (chat.val, chat.cache_dir) == (["s3://b/x", "/v"], "/c")
 
 

@@ -35,15 +35,7 @@ def blocks_of_shards(result: Mapping[str, Any]) -> Iterator[Block]:
     yield _bars(result["lengths"], "tokens", "documents")
     rows = [(row["source"], f"{row['documents']:,}", f"{row['tokens']:,}", row["share"]) for row in result["sources"]]
     yield Table("sources", ("", "documents", "tokens", "share"), [(*row[:3], f"{row[3]:.1%}") for row in rows])
-    if result["mixture"]:
-        yield Table(
-            "mixture",
-            ("", "tokens", "share of sequences", "passes an epoch"),
-            [
-                (row["path"], f"{row['tokens']:,}", f"{row['share']:.2%}", f"{row['passes_an_epoch']:.3g}")
-                for row in result["mixture"]
-            ],
-        )
+    yield from _mixture(result)
     if result["windows"]:
         yield _windows(result["windows"])
     for number, document in enumerate(result["first_documents"]):
@@ -99,6 +91,7 @@ def blocks_of_chat(result: Mapping[str, Any], *, split: str) -> Iterator[Block]:
         ("", *(name for name, _ in shown)),
         [(label, *(one.get(label, "") for one in values)) for label in values[0]],
     )
+    yield from _mixture(result)
     part = result[split]
     yield _layouts(list(zip(part["paths"], part["layouts"], strict=True)))
     yield from _shapes(part["shapes"])
@@ -171,6 +164,53 @@ def _windows(windows: Mapping[str, Any]) -> Lines:
             f"is left out, {windows['padding']:,} positions are padding"
         ],
     )
+
+
+def _mixture(result: Mapping[str, Any]) -> Iterator[Block]:
+    if result["mixture"]:
+        yield Table(
+            "mixture",
+            ("", "tokens", "share of sequences", "passes an epoch"),
+            [
+                (row["path"], f"{row['tokens']:,}", f"{row['share']:.2%}", f"{row['passes_an_epoch']:.3g}")
+                for row in result["mixture"]
+            ],
+        )
+        yield mixture_table(
+            "the first epoch of the mixture",
+            [{**row["first_epoch"], "source": row["path"]} for row in result["mixture"]],
+        )
+    if result["stages"]:
+        yield Lines("later stages of the mixture, by sequences", [_stage(stage) for stage in result["stages"]])
+    if result["changes"]:
+        yield changes_lines(result["changes"])
+
+
+def _stage(stage: Mapping[str, Any]) -> str:
+    return f"from {stage['begins']}: " + ", ".join(f"{name} {share:.2%}" for name, share in stage["shares"].items())
+
+
+def mixture_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return what the sources of a mixture come to (`data.mixture_report.source_rows`)."""
+    return Table(
+        title,
+        ("", f"share of {rows[0]['by']}", "asked", "sequences", "epochs"),
+        [
+            (
+                row["source"],
+                f"{row['share']:.2%}",
+                f"{row['asked']:.2%}",
+                f"{row['sequences']:,}",
+                f"{row['epochs']:.3g}",
+            )
+            for row in rows
+        ],
+    )
+
+
+def changes_lines(changes: Sequence[Mapping[str, Any]]) -> Lines:
+    """Return where the shares of a mixture change."""
+    return Lines("the mixture changes", [f"sequence {change['sequence']:,}: {change['what']}" for change in changes])
 
 
 def _item(item: Mapping[str, Any]) -> Passage:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from llmtrain.cli.inspect_blocks import changes_lines, mixture_table
 from llmtrain.cli.options import ConfigOption, ConfigWord, Json, Overrides, read_config_or_run
 from llmtrain.cli.output import Outcome, gigabytes
 from llmtrain.reports.blocks import Block, Lines, Table
@@ -62,6 +63,10 @@ def _blocks(document: Mapping[str, Any]) -> Iterator[Block]:
         ("FLOPs", "not known" if document["flops"] is None else f"{document['flops']:.4g}"),
     ]
     yield Table("run", ["", ""], about_run)
+    if mixture := document["mixture"]:
+        yield mixture_table("the mixture of the run", mixture["sources"])
+        if mixture["changes"]:
+            yield changes_lines(mixture["changes"])
     rows = [[_words(part), gigabytes(size)] for part, size in memory["parts"].items() if size]
     of_each = "each process" if layout["ranks"] > 1 else "the process"
     yield Table(f"peak memory of {of_each}", ["", ""], [*rows, ["all", gigabytes(memory["peak_bytes"])]])

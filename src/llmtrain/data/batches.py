@@ -10,18 +10,19 @@ Workers import this module; torch is imported for the first tensor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Final, NotRequired, Protocol, TypedDict
+from typing import Any, Final, NotRequired, Protocol, Self, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmtrain.contracts import Batch
 from llmtrain.data.loader import read_ahead
+from llmtrain.data.mixture import ItemOrder, Mixture, MixtureSpec
 from llmtrain.data.order import Ints, Places
 
 _STEPS_AHEAD: Final = 256
@@ -76,6 +77,19 @@ class Items(Protocol):
         """Hash that changes when an item number would mean another item; the seed and seq_len do not count."""
         ...
 
+    @property
+    def mixture(self) -> MixtureSpec | None:
+        """Mixture of the sources; None if there is one source, without a limit."""
+        ...
+
+    def with_mixture(self, mixture: MixtureSpec) -> Self:
+        """Return the same sources, mixed otherwise."""
+        ...
+
+    def order(self) -> ItemOrder[Any]:
+        """Return the order of training. Raises ConfigError for a weight that is too small."""
+        ...
+
     def open(self, *, shuffled: bool, world_size: int = 1) -> ItemReader:
         """Return a reader, for one of `world_size` ranks, in the order of training, or of the one source in its own."""
         ...
@@ -124,6 +138,22 @@ class TrainingSet:
     def items_per_epoch(self) -> int:
         """Items of all sources together; in a mixture each source goes through its own epochs, by its weight."""
         return self.items.num_items
+
+    @property
+    def end_item(self) -> int | None:
+        """The item after the last one; None: there is no end, or it is not known yet where all stages begin."""
+        return self.mixture.end if self.mixture and self.mixture.is_settled else None
+
+    @cached_property
+    def mixture(self) -> Mixture | None:
+        """The mixture that the items come from; None if there is one source, without a limit."""
+        return self.items.order().mixture if self.items.mixture else None
+
+    def with_stages_at(self, items: Sequence[int]) -> TrainingSet:
+        """Return the same data with the later stages of the mixture beginning at these items."""
+        assert self.items.mixture
+        mixture = replace(self.items.mixture, stage_items=tuple(items))
+        return replace(self, items=self.items.with_mixture(mixture))
 
     @property
     def fingerprint(self) -> str:

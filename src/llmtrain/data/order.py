@@ -1,16 +1,14 @@
-"""The order of the data: item number -> source, epoch, chunk slot, sequence. A pure function of counts and seed.
+"""The order of one source: number in the source -> epoch, chunk slot, sequence. A pure function of counts and seed.
 
-    items     0 1 2 3 4 5 …                     one endless order over all sources
-    mixture   block of 10,000 items, exact quotas, permuted by (seed, block)     (only with weights)
     source    epoch e = number // sequences; each source has its own order in it (`SourceOrder`)
 
     windows of tokens (`WindowOrder`)
     epoch     the chunks are permuted by (seed, source, e) and opened K at a time
     group     K open chunks (slots) give one window each in turn; windows are permuted by (seed, source, e, chunk)
 
-The order of rows for fine-tuning is `chat.row_order`. What the sequences hold, and who reads them, is elsewhere. There
-is no torch, no file and no state here: a position in the data is an item number, and finding it costs the same
-anywhere.
+Which source an item comes from is decided in mixture.py; the order of rows for fine-tuning is in `chat.row_order`. What
+the sequences hold, and who reads them, is elsewhere. There is no torch, no file and no state here: a position in the
+data is an item number, and finding it costs the same anywhere.
 
 Randomness is numpy's Philox through `random_raw`: the streams of bit generators are kept between numpy versions, those
 of `Generator.permutation` are not (NEP 19).
@@ -18,15 +16,11 @@ of `Generator.permutation` are not (NEP 19).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from fractions import Fraction
 from hashlib import sha256
-from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-from llmtrain.errors import ConfigError
 
 Ints = NDArray[np.int64]
 
@@ -38,8 +32,6 @@ SMALL_TOKENS: Final = 2**25
 """A source of no more tokens is kept in memory (64 MiB of uint16), so it can be shuffled as a whole."""
 SMALL_CHUNKS: Final = 2**16
 """Chunks of a small source: enough that a chunk is a window or two, few enough that an epoch's table takes no time."""
-BLOCK_ITEMS: Final = 10_000
-"""Items of a mixture over which the quotas are exact."""
 
 
 def random_bits(size: int, /, *key: int | str) -> NDArray[np.uint64]:
@@ -80,9 +72,6 @@ class SourceOrder(Protocol):
     def locate(self, epoch: int, positions: Ints) -> tuple[Ints, Ints]:
         """Return the chunk slot and the sequence at each position of an epoch, counted from 0."""
         ...
-
-
-AnyOrder = TypeVar("AnyOrder", bound=SourceOrder)
 
 
 class _Epoch(NamedTuple):
@@ -172,98 +161,10 @@ class WindowOrder:
         return self._windows[epoch, chunk]
 
 
-class Mixture:
-    """Source of each item of the endless sequence, and the number of items of that source before it."""
-
-    def __init__(self, num_sources: int, *, weights: Sequence[float] | None, seed: int) -> None:
-        """Raise ConfigError when a weight is so small that its source would have no item in a block."""
-        assert num_sources == (1 if weights is None else len(weights))
-        self.num_sources = num_sources
-        self.quotas = np.array([BLOCK_ITEMS] if weights is None else block_quotas(weights))
-        self._seed = seed
-        self._blocks: dict[int, tuple[Ints, Ints]] = {}
-
-    def locate(self, items: Ints) -> tuple[Ints, Ints]:
-        """Return the source of each item, and its number among the items of that source."""
-        if self.num_sources == 1:
-            return np.zeros_like(items), items
-        blocks, places = np.divmod(items, BLOCK_ITEMS)
-        sources, numbers = np.empty_like(items), np.empty_like(items)
-        for block in distinct(blocks):
-            here = np.flatnonzero(blocks == block)
-            block_sources, ordinals = self._block(block)
-            sources[here] = block_sources[places[here]]
-            numbers[here] = block * self.quotas[sources[here]] + ordinals[places[here]]
-        return sources, numbers
-
-    def _block(self, block: int) -> tuple[Ints, Ints]:
-        """Return each item's source, and the number of items of that source that come before it in the block."""
-        if block not in self._blocks:
-            order = permutation(BLOCK_ITEMS, "block", self._seed, block)
-            sources = np.repeat(np.arange(len(self.quotas)), self.quotas)[order]
-            ordinals = np.empty(BLOCK_ITEMS, dtype=np.int64)
-            for source, quota in enumerate(self.quotas):
-                ordinals[sources == source] = np.arange(quota)
-            make_room(self._blocks, 2)
-            self._blocks[block] = sources, ordinals
-        return self._blocks[block]
-
-
-class ItemOrder(Generic[AnyOrder]):
-    """The endless order of items over one source, or over several by their weights."""
-
-    def __init__(self, sources: Sequence[AnyOrder], *, weights: Sequence[float] | None, seed: int) -> None:
-        """`weights`: one for each source; None where there is only one.
-
-        Raises ConfigError when a weight is so small that its source would have no item in a block.
-        """
-        assert sources
-        self.sources = sources
-        self.mixture = Mixture(len(sources), weights=weights, seed=seed)
-
-    @property
-    def items_per_epoch(self) -> int:
-        """Items of all sources together. The epoch of a source in a mixture may be shorter or longer, by its weight."""
-        return sum(source.num_sequences for source in self.sources)
-
-    def locate(self, items: Ints) -> Places:
-        """Return where the items lie. One call costs about the same for a batch anywhere in the order."""
-        sources, numbers = self.mixture.locate(items)
-        epochs, slots, sequences = np.empty_like(items), np.empty_like(items), np.empty_like(items)
-        for source in distinct(sources):
-            order, here = self.sources[source], np.flatnonzero(sources == source)
-            epochs[here], positions = np.divmod(numbers[here], order.num_sequences)
-            for epoch in distinct(epochs[here]):
-                of_epoch = epochs[here] == epoch
-                there = here[of_epoch]
-                slots[there], sequences[there] = order.locate(epoch, positions[of_epoch])
-        return Places(sources, epochs, slots, sequences)
-
-
 def in_order(items: Ints) -> Places:
     """Return where the items of one source lie that is not shuffled."""
     zeros = np.zeros_like(items)
     return Places(zeros, zeros, zeros, items)
-
-
-def block_quotas(weights: Sequence[float]) -> list[int]:
-    """Return the items of each source in a block: by the weights, rounded by largest remainder, BLOCK_ITEMS in all.
-
-    Raises ConfigError when one of them is 0.
-    """
-    total = sum(map(Fraction, weights))
-    shares = [BLOCK_ITEMS * Fraction(weight) / total for weight in weights]
-    quotas = [int(share) for share in shares]
-    by_remainder = sorted(range(len(shares)), key=lambda source: quotas[source] - shares[source])
-    for source in by_remainder[: BLOCK_ITEMS - sum(quotas)]:
-        quotas[source] += 1
-    for weight, quota in zip(weights, quotas, strict=True):
-        if quota == 0:
-            raise ConfigError(
-                f"data.train: weight {weight:g} is {float(weight / total):.2g} of the sum of all weights, less than "
-                f"one item in {BLOCK_ITEMS}: give the source a larger weight or remove it"
-            )
-    return quotas
 
 
 def rank_share(places: Places, *, rank: int, world_size: int) -> Ints:

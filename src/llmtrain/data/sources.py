@@ -39,6 +39,7 @@ class ShardSource:
     name: str
     """Name in messages: the paths as they were given."""
     stream: TokenStream
+    num_documents: int
     num_bytes: int | None
     """UTF-8 bytes of the text that the tokens were made from; None where they are not known."""
     tokenizer: TokenizerRecord
@@ -129,6 +130,7 @@ def open_source(
     return ShardSource(
         name=name,
         stream=stream,
+        num_documents=sum(shard.rows for shard in found.values()),
         num_bytes=None
         if any(shard.tokens and not shard.bytes for shard in found.values())
         else sum(shard.bytes for shard in found.values()),

@@ -11,9 +11,9 @@ from typing import Literal
 
 from llmtrain.config.sections.data import ReadyData, SyntheticConfig, TokensConfig
 from llmtrain.config.sections.own import OwnDataConfig
-from llmtrain.config.sections.sources import WeightedSource
 from llmtrain.data.batches import DataFacts, TrainingSet, ValidationSet
-from llmtrain.data.order import block_quotas
+from llmtrain.data.config_mixture import source_groups
+from llmtrain.data.mixture import Amount, MixtureSpec
 from llmtrain.data.own_data import open_own
 from llmtrain.data.prepare.output import resolve_cache_dir
 from llmtrain.data.range_cache import RangeCache
@@ -39,8 +39,8 @@ def open_training_data(config: ReadyData, *, seed: int, rank: int = 0, world_siz
         if items.num_items == 0:
             raise ConfigError(f"data.name: {config.name} has no sequences in the split train: its length is 0")
     else:
-        sources, weights = _training_shards(config)
-        facts, items = _shards(config, sources, weights=weights, seed=seed)
+        sources, mixture = _training_shards(config)
+        facts, items = _shards(config, sources, mixture=mixture, seed=seed)
     return TrainingSet(facts=facts, items=items, rank=rank, world_size=world_size, num_workers=config.num_workers)
 
 
@@ -78,7 +78,7 @@ def open_validation_data(config: ReadyData, *, seed: int, training: TrainingSet 
         if config.val is None:
             return None
         source = open_source(config.val, key="data.val", given=_given_tokenizer(config), cache=shard_cache(config))
-        facts, items = _shards(config, [source], weights=None, seed=seed)
+        facts, items = _shards(config, [source], mixture=None, seed=seed)
     made_with = (facts.tokenizer_sha256, facts.vocab_size)
     if training is not None and (training.facts.tokenizer_sha256, training.facts.vocab_size) != made_with:
         raise ConfigError(
@@ -88,21 +88,14 @@ def open_validation_data(config: ReadyData, *, seed: int, training: TrainingSet 
     return ValidationSet(facts=facts, items=items)
 
 
-def _training_shards(config: TokensConfig) -> tuple[list[ShardSource], list[float] | None]:
-    """Return the sources of a mixture with their weights, or all that is named as one source."""
-    paths = [config.train] if isinstance(config.train, str) else config.train
-    given, cache = _given_tokenizer(config), shard_cache(config)
-    weighted = [source for source in paths if isinstance(source, WeightedSource)]
-    if not weighted:
-        named = [path for path in paths if isinstance(path, str)]
-        return [open_source(named, key="data.train", given=given, cache=cache)], None
-    weights = [source.weight for source in weighted]
-    block_quotas(weights)  # raises for a weight that is too small
-    sources = [open_source(source.path, key="data.train", given=given, cache=cache) for source in weighted]
+def _training_shards(config: TokensConfig) -> tuple[list[ShardSource], MixtureSpec | None]:
+    """Return the sources of a mixture and how they are mixed, or all that is named as one source."""
+    found, given, cache = source_groups(config), _given_tokenizer(config), shard_cache(config)
+    sources = [open_source(group, key="data.train", given=given, cache=cache) for group in found.groups]
     first = sources[0]
     for other in sources[1:]:
         check_same_tokenizer(first.tokenizer, other.tokenizer, names=(first.name, other.name), key="data.train")
-    return sources, weights
+    return sources, found.mixture
 
 
 def shard_cache(config: TokensConfig) -> RangeCache:
@@ -115,7 +108,7 @@ def _given_tokenizer(config: TokensConfig) -> GivenTokenizer | None:
 
 
 def _shards(
-    config: TokensConfig, sources: Sequence[ShardSource], *, weights: Sequence[float] | None, seed: int
+    config: TokensConfig, sources: Sequence[ShardSource], *, mixture: MixtureSpec | None, seed: int
 ) -> tuple[DataFacts, WindowItems]:
     first = sources[0]
     num_bytes = [source.num_bytes for source in sources]
@@ -130,7 +123,8 @@ def _shards(
     )
     items = WindowItems(
         sources=[ShardWindows(source.stream, config.seq_len) for source in sources],
-        weights=weights,
+        mixture=mixture,
+        amounts=[Amount(source.stream.num_tokens - 1, source.num_documents) for source in sources],
         shuffle_chunks=config.shuffle_chunks,
         seed=seed,
         seq_len=config.seq_len,
@@ -158,7 +152,7 @@ def _synthetic(
     )
     items = WindowItems(
         sources=[windows],
-        weights=None,
+        mixture=None,
         shuffle_chunks=1,
         seed=seed,
         seq_len=config.seq_len,
@@ -173,7 +167,7 @@ def _own(config: OwnDataConfig, split: Literal["train", "val"], *, seed: int) ->
     facts, windows, content_sha256 = open_own(config.name, config.options, split=split, seq_len=config.seq_len)
     items = WindowItems(
         sources=[windows],
-        weights=None,
+        mixture=None,
         shuffle_chunks=1,
         seed=seed,
         seq_len=config.seq_len,

@@ -9,7 +9,7 @@ order.py's. Workers import this module, so it imports no torch and no config.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Protocol
 
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from llmtrain.contracts import IGNORE_INDEX
 from llmtrain.data.batches import BatchArrays
-from llmtrain.data.order import Ints, ItemOrder, Places, WindowOrder, in_order, rank_share
+from llmtrain.data.mixture import Amount, ItemOrder, MixtureSpec
+from llmtrain.data.order import Ints, Places, WindowOrder, in_order, rank_share
 
 
 class WindowReader(Protocol):
@@ -59,8 +60,10 @@ class WindowItems:
     """The windows of one or more sources. Meets Items."""
 
     sources: Sequence[WindowSource]
-    weights: Sequence[float] | None
-    """Weights of the sources; None if there is one source."""
+    mixture: MixtureSpec | None
+    """Mixture of the sources; None if there is one source, without a limit."""
+    amounts: Sequence[Amount] = ()
+    """Tokens and documents of each source; needed where these are what weights count."""
     shuffle_chunks: int
     seed: int
     seq_len: int
@@ -79,7 +82,12 @@ class WindowItems:
     @property
     def fingerprint(self) -> str:
         """Hash that changes when an item number would mean another window; the seed and seq_len do not count."""
-        return sha256(f"{self.content_sha256} {self.weights} {self.shuffle_chunks}".encode()).hexdigest()
+        identity = self.mixture.identity if self.mixture else None
+        return sha256(f"{self.content_sha256} {identity} {self.shuffle_chunks}".encode()).hexdigest()
+
+    def with_mixture(self, mixture: MixtureSpec) -> WindowItems:
+        """Return the same sources, mixed otherwise."""
+        return replace(self, mixture=mixture)
 
     def order(self) -> ItemOrder[WindowOrder]:
         """Return the order of training. Raises ConfigError for a weight that is too small."""
@@ -93,7 +101,7 @@ class WindowItems:
             )
             for number, source in enumerate(self.sources)
         ]
-        return ItemOrder(orders, weights=self.weights, seed=self.seed)
+        return ItemOrder(orders, self.mixture, seed=self.seed, amounts=self.amounts)
 
     def open(self, *, shuffled: bool, world_size: int = 1) -> WindowItemReader:
         """Return a reader in the order of training, or of the one source in its own order."""

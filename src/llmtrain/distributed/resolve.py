@@ -49,6 +49,8 @@ class Resolved:
     """True if the device gains by bfloat16; Muon multiplies in it then."""
     max_steps: int | None = None
     """Steps that fitted into trainer.max_minutes, where the config limits the time."""
+    stage_items: tuple[int, ...] | None = None
+    """Position in the data at which each later stage of data.mixture begins, where there are some."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the values for state.json and meta.json."""
@@ -90,6 +92,7 @@ def resolve(
         because=choice.because,
         bf16=previous["bf16"] and has_native_bf16(device) if "bf16" in previous else computes_bf16(device),
         max_steps=previous.get("max_steps"),
+        stage_items=tuple(previous["stage_items"]) if "stage_items" in previous else None,
     )
 
 

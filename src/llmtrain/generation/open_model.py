@@ -28,7 +28,7 @@ from llmtrain.config.sections.huggingface import HuggingFaceConfig
 from llmtrain.config.sections.own import OwnModelConfig
 from llmtrain.config.sections.running import RunConfig
 from llmtrain.config.sections.schema import Config
-from llmtrain.config.sections.sources import WeightedSource
+from llmtrain.config.sections.sources import used_paths
 from llmtrain.config.sections.training import DistributedConfig, TrainerConfig
 from llmtrain.data.tokenizers import load_tokenizer, wrap_tokenizer
 from llmtrain.distributed.engine import Engine
@@ -232,8 +232,7 @@ def learned_turns(config: Config | None, *, otherwise: bool) -> bool:
 
     assert config is not None
     assert isinstance(config.data, ChatConfig)
-    train = config.data.train if isinstance(config.data.train, list) else [config.data.train]
-    paths = [source.path if isinstance(source, WeightedSource) else source for source in train]
+    paths = used_paths(config.data.train, config.data.mixture)
     with suppress(ValueError):  # a ConfigError or a RowError: the files are not there any more
         row = next(read_rows(paths[:1], key="data.train"), None)
         if isinstance(row, Row):

@@ -14,6 +14,7 @@ from llmtrain.config.sections.huggingface import HuggingFaceConfig
 from llmtrain.config.sections.own import OwnDataConfig
 from llmtrain.config.sections.running import RunConfig
 from llmtrain.config.sections.schema import Config
+from llmtrain.config.sections.sources import used_paths
 from llmtrain.config.sections.training import DistributedConfig, TrainerConfig
 from llmtrain.data.batches import TrainingSet
 from llmtrain.data.chat.items import RowItems
@@ -44,6 +45,8 @@ class PlannedData:
     """Vocabulary size of the tokenizer; None if it is not known."""
     supervised_share: float | None = None
     """The share of the rows' tokens that is supervised; None where data are not rows."""
+    training: TrainingSet | None = None
+    """The data themselves; None where they were not read."""
 
 
 def planned_data(config: Config, assumed: list[str]) -> PlannedData:
@@ -65,6 +68,7 @@ def planned_data(config: Config, assumed: list[str]) -> PlannedData:
         tokens_per_item=data.seq_len,
         documents_apart=_documents_apart(config),
         vocab_size=found.facts.vocab_size,
+        training=found,
     )
 
 
@@ -96,6 +100,7 @@ def _planned_rows(config: Config, data: ChatConfig, assumed: list[str]) -> Plann
         tokens_per_item=rows.facts.num_tokens / rows.items_per_epoch,
         documents_apart=_documents_apart(config),
         vocab_size=rows.facts.vocab_size,
+        training=rows,
         supervised_share=supervised / rows.facts.num_tokens,
     )
 
@@ -106,8 +111,7 @@ def _open_rows(config: Config, data: ChatConfig) -> tuple[TrainingSet | None, st
     from llmtrain.data.chat.parts import find_parts
     from llmtrain.data.chat.tokenizer import tokenizer_folder_of
 
-    listed = [data.train] if isinstance(data.train, str) else data.train
-    paths = [source if isinstance(source, str) else source.path for source in listed]
+    paths = used_paths(data.train, data.mixture)
     for path in paths:
         if is_remote(path):
             return None, f"{path} is {'a dataset of the Hub' if path.startswith('hf://') else 'not on this machine'}"

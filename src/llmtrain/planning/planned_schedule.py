@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from functools import partial
 
 from llmtrain.config.sections.schema import Config
+from llmtrain.data.mixture import Mixture
 from llmtrain.planning.planned_data import PlannedData
-from llmtrain.training.schedule import NO_LIMIT, Epoch, Schedule, make_schedule
+from llmtrain.training.schedule import NO_LIMIT, Epoch, Schedule, make_schedule, stage_items
 from llmtrain.training.state import RunState
 from llmtrain.training.time_limit import with_steps
 
@@ -23,15 +26,19 @@ class PlannedSchedule:
     tokens: int | None
     epochs: float | None
     tokens_per_step: int
+    mixture: Mixture | None = None
+    """The mixture that the data are, whose stages begin where this schedule says; None without one, or if unread."""
 
 
 def planned_schedule(
     config: Config, data: PlannedData, *, data_parallel_size: int, tokens_per_sec: float | None, assumed: list[str]
 ) -> PlannedSchedule:
     """Return the schedule of `config` on so many data-parallel ranks; add to `assumed` what is not known."""
-    schedule = _schedule(
-        config, data, data_parallel_size=data_parallel_size, tokens_per_sec=tokens_per_sec, assumed=assumed
-    )
+    scheduled = partial(_schedule, config, data_parallel_size=data_parallel_size, tokens_per_sec=tokens_per_sec)
+    schedule, training = scheduled(data, assumed=assumed), data.training
+    if training is not None and training.mixture is not None and not training.mixture.is_settled:
+        training = training.with_stages_at(stage_items(training.mixture.spec.stages, schedule))
+        schedule = scheduled(dataclasses.replace(data, training=training), assumed=[])
     endless = schedule.total_steps >= min(NO_LIMIT, ENDLESS // schedule.batch_size // 2)
     return PlannedSchedule(
         schedule=schedule,
@@ -39,6 +46,7 @@ def planned_schedule(
         tokens=None if endless else round(schedule.end_item * data.tokens_per_item),
         epochs=None if endless or data.items_per_epoch is None else schedule.end_item / data.items_per_epoch,
         tokens_per_step=round(schedule.batch_size * data.tokens_per_item),
+        mixture=training.mixture if training else None,
     )
 
 
@@ -70,7 +78,11 @@ def _without_time_limit(config: Config, data: PlannedData, *, data_parallel_size
         config.trainer,
         config.scheduler,
         seed=config.run.seed,
-        epoch=Epoch.of(config.data, data.items_per_epoch or ENDLESS),
+        epoch=Epoch.of(
+            config.data,
+            data.items_per_epoch or ENDLESS,
+            end_item=data.training.end_item if data.training else None,
+        ),
         state=RunState(),
         world_size=data_parallel_size,
     )

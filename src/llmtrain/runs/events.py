@@ -20,9 +20,9 @@ log = logging.getLogger("llmtrain.tracking")
 
 EVENTS_NAME: Final = "events.jsonl"
 
-Event = Literal["not_saved", "resumed", "saved", "skipped", "stopped"]
-"""not_saved: a full disk or the like, of which the log tells. skipped: a step without an update. stopped: by a signal.
-resumed: after a stop, a kill or a roll-back."""
+Event = Literal["mixture", "not_saved", "resumed", "saved", "skipped", "stopped"]
+"""mixture: the shares of the data's sources changed. not_saved: a full disk or the like, as the log tells. skipped:
+a step without an update. stopped: by a signal. resumed: after a stop, a kill or a roll-back."""
 
 
 class EventLog:

@@ -55,6 +55,8 @@ class RunSummary:
     """Share of `seconds` that was spent in training steps."""
     time_spent: dict[str, float] = field(default_factory=dict)
     """`seconds` by activity."""
+    mixture: list[dict[str, Any]] | None = None
+    """Each source of a mixture with its share, the share that was asked for, and its epochs; None without a mixture."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON: a loss that is not finite is null and listed under `non_finite`."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmtrain.contracts import Batch, MetricSink
+from llmtrain.data.batches import TrainingSet
+from llmtrain.data.mixture_report import change_in_words, source_rows
 from llmtrain.distributed.watchdog import Watchdog
 from llmtrain.runs.events import EventLog
 from llmtrain.runs.summary import ParameterCount, RunSummary
@@ -61,7 +63,7 @@ class Reporter:
         *,
         compute: Compute,
         batches: BatchLog,
-        items_per_epoch: int,
+        data: TrainingSet,
         machine: Callable[[], Mapping[str, float]],
         advice: Mapping[Activity, str],
         watchdog: Watchdog,
@@ -73,7 +75,8 @@ class Reporter:
         self._throughput = Throughput(self._times, before=compute.spent)
         self._waiting = Waiting(self._times, advice=advice)
         self._machine = machine
-        self._items_per_epoch = items_per_epoch
+        self._items_per_epoch = data.items_per_epoch
+        self._mixture = data.mixture
         self._compute = compute
         self._batches = batches
         self._window = _LossSum()
@@ -121,6 +124,7 @@ class Reporter:
             self._sinks.log(state.step, metrics)
             self._window = _LossSum()
         self._progress.update(state.step, metrics)
+        self._tell_changes(state.step, items)
         if items.stop // self._items_per_epoch > items.start // self._items_per_epoch:
             self._end_epoch(items.stop // self._items_per_epoch, state)
 
@@ -169,6 +173,7 @@ class Reporter:
             peak_memory_bytes=peak_memory_bytes,
             goodput=spent.goodput,
             time_spent=spent.seconds,
+            mixture=source_rows(self._mixture, state.item) if self._mixture else None,
         )
 
     def _metrics(self, state: RunState, *, grad_norm: float, lr: float) -> dict[str, float]:
@@ -196,6 +201,16 @@ class Reporter:
             if mfu is not None:
                 metrics[names.TRAIN_MFU] = mfu
         return metrics
+
+    def _tell_changes(self, step: int, items: range) -> None:
+        """Say where the shares of the data's sources changed in a step, or right after it at the end of the data."""
+        if self._mixture is None:
+            return
+        for change in self._mixture.changes:
+            if change.item in items or items.stop == change.item == self._mixture.end:
+                what = change_in_words(change, self._mixture)
+                log.info("sequence %s: %s", f"{change.item:,}", what)
+                self._events.add("mixture", step=step, sequence=change.item, what=what)
 
     def _end_epoch(self, epoch: int, state: RunState) -> None:
         mean = state.epoch_loss_sum / state.epoch_tokens if state.epoch_tokens else math.nan

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from llmtrain.config.sections.chat import ChatConfig
 from llmtrain.config.sections.data import DataConfig
 from llmtrain.config.sections.training import SchedulerConfig, TrainerConfig
+from llmtrain.data.mixture import MixtureStage
 from llmtrain.distributed.strategy import global_batch_size
 from llmtrain.errors import ConfigError
 from llmtrain.screen import counted
@@ -34,11 +35,13 @@ class Epoch(NamedTuple):
     may_be_few: bool = False
     """Items that a person wrote, row by row: a batch is no larger than an epoch of them. Fewer windows of a text than
     a batch are a mistake in the config or in the data."""
+    end_item: int | None = None
+    """The item at which the data end, since every source is used up; None: they go on from epoch to epoch."""
 
     @classmethod
-    def of(cls, data: DataConfig, num_items: int) -> Epoch:
+    def of(cls, data: DataConfig, num_items: int, *, end_item: int | None = None) -> Epoch:
         """Return an epoch of so many items of these data."""
-        return cls(num_items, data.seq_len, may_be_few=isinstance(data, ChatConfig))
+        return cls(num_items, data.seq_len, may_be_few=isinstance(data, ChatConfig), end_item=end_item)
 
 
 @dataclass(frozen=True)
@@ -112,8 +115,8 @@ def make_schedule(
     `validates`: whether there are validation data. `ask_every`: steps between two times that the model is asked.
     """
     batch_size = global_batch_size(trainer, world_size=world_size)
-    items_per_epoch, seq_len, may_be_few = epoch
-    if may_be_few:
+    items_per_epoch, seq_len = epoch.num_items, epoch.seq_len
+    if epoch.may_be_few:
         batch_size = min(batch_size, items_per_epoch)
     if items_per_epoch < batch_size:
         raise ConfigError(
@@ -121,13 +124,7 @@ def make_schedule(
             "than one batch of "
             f"{batch_size}: lower trainer.micro_batch_size, trainer.grad_accum_steps or data.seq_len, or add data"
         )
-    if trainer.max_epochs is not None:
-        end_item = math.ceil(trainer.max_epochs * items_per_epoch)
-    elif trainer.max_tokens is not None:
-        end_item = math.ceil(trainer.max_tokens / seq_len / batch_size) * batch_size
-    else:
-        default = DEFAULT_MAX_STEPS if trainer.max_minutes is None else NO_LIMIT
-        end_item = state.item + ((trainer.max_steps or default) - state.step) * batch_size
+    end_item = _end_item(trainer, epoch, state, batch_size=batch_size)
     total_steps = state.step + math.ceil(max(0, end_item - state.item) / batch_size)
     warmup = warmup_steps(scheduler, total_steps=total_steps)
     if state.warmup_steps is not None and state.warmup_asked == warmup_asked(scheduler):
@@ -153,6 +150,36 @@ def make_schedule(
         warmup_steps=warmup,
         learning_rate_scale=partial(_scale, scheduler=scheduler, total_steps=total_steps, warmup=warmup),
     )
+
+
+def _end_item(trainer: TrainerConfig, epoch: Epoch, state: RunState, *, batch_size: int) -> int:
+    """Return the item after the last one of a run: where its limit is reached, or where the data end before that."""
+    if trainer.max_epochs is not None:
+        end_item = math.ceil(trainer.max_epochs * epoch.num_items)
+    elif trainer.max_tokens is not None:
+        end_item = math.ceil(trainer.max_tokens / epoch.seq_len / batch_size) * batch_size
+    else:
+        is_limited = trainer.max_minutes is not None or epoch.end_item is not None
+        steps = trainer.max_steps or (NO_LIMIT if is_limited else DEFAULT_MAX_STEPS)
+        end_item = state.item + (steps - state.step) * batch_size
+    return end_item if epoch.end_item is None else min(end_item, epoch.end_item)
+
+
+def stage_items(stages: Sequence[MixtureStage], schedule: Schedule) -> tuple[int, ...]:
+    """Return the items at which stages begin in a run of this schedule.
+
+    Raises ConfigError if they do not follow each other.
+    """
+    steps = [0]
+    for number, stage in enumerate(stages):
+        begins = stage.from_step or max(1, round((stage.from_fraction or 0.0) * schedule.total_steps))
+        if begins <= steps[-1]:
+            raise ConfigError(
+                f"data.mixture.stages[{number}] begins at step {begins:,}, but the stage before it at step "
+                f"{steps[-1]:,}: let each stage begin after the one before it"
+            )
+        steps.append(begins)
+    return tuple(step * schedule.batch_size for step in steps[1:])
 
 
 def _scale(step: int, *, scheduler: SchedulerConfig, total_steps: int, warmup: int) -> float:

@@ -19,7 +19,10 @@ import torch
 
 from llmtrain.config.loading.load import to_yaml
 from llmtrain.config.sections.chat import ChatConfig
+from llmtrain.config.sections.data import TokensConfig
 from llmtrain.config.sections.schema import Config
+from llmtrain.config.sections.sources import left_out_paths
+from llmtrain.data.mixture_report import change_in_words, lines_of
 from llmtrain.distributed.engine import Engine
 from llmtrain.distributed.limits import allowed_cores
 from llmtrain.distributed.strategy import global_batch_size
@@ -76,6 +79,8 @@ class Session:
         with self.report.spent("saving"):
             self.saves.finish()
         self.outcome = "finished" if finished else "preempted"
+        for line in lines_of(self.summarize().mixture or []):
+            _log("data", "%s", line)
         if not finished:
             self.events.add("stopped", step=self.job.state.step)
         if self.job.engine.is_main:
@@ -200,7 +205,7 @@ def _reporter(job: Job, outputs: Outputs, monitor: MachineMonitor) -> Reporter:
             spent=job.state.spent,
         ),
         batches=BatchLog(config.logging.log_batches, own_items=data.own_items, total_steps=job.schedule.total_steps),
-        items_per_epoch=data.items_per_epoch,
+        data=data,
         machine=machine,
         advice=_advice(config),
         watchdog=engine.watchdog,
@@ -241,6 +246,7 @@ def describe(job: Job, run: Path) -> None:
     _log("run", "%s", run)
     _log("device", "%s, %s, %s, %s", engine.device, resolved.precision, compiled, processes)
     _log("data", "%s of %d tokens an epoch", counted(items_per_epoch, "sequence"), config.data.seq_len)
+    _describe_mixture(job)
     batch, micro = counted(schedule.batch_size, "sequence"), config.trainer.micro_batch_size
     _log("data", "%s a batch, micro-batches of %d", batch, micro)
     asked = global_batch_size(config.trainer, world_size=engine.data_parallel_size)
@@ -263,6 +269,30 @@ def describe(job: Job, run: Path) -> None:
         _log("resume", "going on from step %d, sequence %d of the data order", job.state.step, job.state.item)
         if changes := _changes(job.position.saved.get("planned", {}), job.planned()):
             logging.getLogger("llmtrain.resume").warning("going on otherwise than before: %s", changes)
+
+
+def _describe_mixture(job: Job) -> None:
+    """Log the sources of a mixture, and where its shares change during the run."""
+    data, mixture, schedule = job.config.data, job.data.training.mixture, job.schedule
+    if isinstance(data, TokensConfig | ChatConfig):
+        for path in left_out_paths(data.train, data.mixture):
+            _log("data", "%s is left out: its weight is 0", path)
+    if mixture is None:
+        return
+    for name, share in zip(mixture.spec.names, mixture.stage_shares(0), strict=True):
+        _log("data", "%s: %s of the sequences", name, f"{share:.2%}")
+    for change in mixture.changes:
+        where = f"sequence {change.item:,}" + (
+            "" if change.item < schedule.end_item else ", at the end of the run or later"
+        )
+        _log("data", "%s: %s", where, change_in_words(change, mixture))
+    if mixture.spec.weights is None and mixture.end is not None and schedule.end_item < mixture.end:
+        logging.getLogger("llmtrain.data").warning(
+            "the run ends after %s sequences, before each source was used as often as its epochs say (%s sequences): "
+            "raise the limit in trainer, or remove it",
+            f"{schedule.end_item:,}",
+            f"{mixture.end:,}",
+        )
 
 
 def _describe_schedule(config: Config, schedule: Schedule, *, epochs: float) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmtrain.config.sections.schema import Config
+from llmtrain.data.mixture_report import changes_of, source_rows
 from llmtrain.distributed.strategy import SHARDING, Choice
 from llmtrain.planning.auto_strategy import strategy_for_model
 from llmtrain.planning.memory import CUDA_CONTEXT_BYTES, planned_memory
@@ -66,6 +67,7 @@ def plan(config: Config, *, device: str | None = None, num_ranks: int | None = N
             "items_per_epoch": data.items_per_epoch,
             "epochs": run.epochs,
         },
+        "mixture": _mixture(run),
         "layout": _layout(config, target, run, choice, world_size=world_size, data_parallel_size=data_parallel_size),
         "memory": _memory(parts, target, available=available),
         "time": {
@@ -88,6 +90,15 @@ def _parameters(model: PlannedModel) -> Mapping[str, int]:
         "trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         "non_embedding": total - parts["embedding"],
     }
+
+
+def _mixture(run: PlannedSchedule) -> Mapping[str, Any] | None:
+    """Describe the sources over the whole run, and where their shares change; None where there is no mixture."""
+    if run.mixture is None:
+        return None
+    end = run.schedule.end_item if run.steps is not None else 0
+    changes = [change for change in changes_of(run.mixture) if run.steps is None or change["sequence"] <= end]
+    return {"sources": source_rows(run.mixture, end), "changes": changes}
 
 
 def _layout(

@@ -32,6 +32,7 @@ from llmtrain.training.setup.data import as_recorded, fetch_folders, open_data
 from llmtrain.training.setup.observers import open_interview, open_samples
 from llmtrain.training.setup.start import Start, at_commits, find_position, find_start, open_engine
 from llmtrain.training.signals import StopSignal
+from llmtrain.training.stages import fix_stages
 from llmtrain.training.time_limit import SpeedCheck, fix_number_of_steps
 
 
@@ -57,6 +58,7 @@ def train(
             failures.engine = engine
             job = set_up(at_commits(start, engine), engine)
             fix_number_of_steps(job, began=began, check=check_speed)
+            fix_stages(job)
         if dry_run:
             return job.dry_run()
         if job.config.publish is not None:
@@ -79,21 +81,18 @@ def set_up(start: Start, engine: Engine) -> Job:
     data = open_data(config, engine, folders)
     process_bytes = peak_memory_bytes()
     trained = build_model(config, engine, data, folders)
-    interview = open_interview(config, engine, trained, folders, data)
     identity = identity_of_run(config, data, trained)
     position = find_position(start, identity, engine)
-    schedule = schedule_of(config, data, position.state, engine)
-    learner = build_learner(config, engine, trained)
     job = Job(
         config=config,
         start=start,
         data=data,
         trained=trained,
-        learner=learner,
+        learner=build_learner(config, engine, trained),
         identity=identity,
-        schedule=schedule,
+        schedule=schedule_of(config, data, position.state, engine),
         position=position,
-        interview=interview,
+        interview=open_interview(config, engine, trained, folders, data),
         process_bytes=process_bytes,
     )
     job.load_or_initialize()

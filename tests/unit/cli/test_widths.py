@@ -83,6 +83,20 @@ PLAN = {
         **{"steps": 450, "tokens": 1_843_200, "supervised_share": None},
         **{"tokens_per_step": 4096, "items_per_epoch": 12_000, "epochs": 0.61},
     },
+    "mixture": {
+        "sources": [
+            {
+                "source": f"data/{name}/train",
+                "by": "tokens",
+                "sequences": 9_000,
+                "share": 0.5,
+                "asked": 0.5,
+                "epochs": 1,
+            }
+            for name in ("web-pages-of-2026", "code")
+        ],
+        "changes": [{"sequence": 9_000, "what": "stage 1 begins; sequences from now on: data/code/train 100.00%"}],
+    },
     "layout": {
         **{"ranks": 2, "strategy": "ddp", "tensor_parallel": 1, "micro_batch_size": 16, "grad_accum_steps": 1},
         **{"batch_size": 16, "seq_len": 256, "precision": "bf16-mixed", "compile": True},

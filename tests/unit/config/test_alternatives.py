@@ -42,6 +42,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "HuggingFaceDataConfig data": {"name": "huggingface", "path": "a"},
     "OwnDataConfig data": {"name": "a:B"},
     "HuggingFaceConfig model": {"name": "huggingface", "path": "a"},
+    "MixtureConfig data": {"name": "tokens", "train": [{"path": "a", "weight": 1}]},
     "LoraConfig model": {"name": "huggingface", "path": "a"},
     "OwnModelConfig model": {"name": "a:B"},
     "RopeScalingConfig model": {"positional": {"rope_scaling": {"rope_type": "linear", "factor": 2}}},
@@ -70,7 +71,15 @@ def pairs() -> Iterator[Pair]:
                 yield Pair(key.owner, key.path[:-1], key.path[-1], other, group.may_agree)
 
 
-PAIRS = sorted(set(pairs()), key=str)
+IN_LISTS = {
+    "MixedSource",
+    "StageConfig",
+    "DatasetInput",
+    "SinkConfig",
+    *(step.__name__ for step in get_args(get_args(QualityStep)[0])),
+}
+"""Sections that are entries of a list: an override takes the place of the list."""
+PAIRS = sorted({pair for pair in pairs() if pair.owner.__name__ not in IN_LISTS}, key=str)
 
 
 def values_for(owner: type[Section], section: tuple[str, ...], **keys: Any) -> dict[str, Any]:
@@ -148,12 +157,6 @@ def test_of_several_processes_the_first_alone_says_it(
         assert len(caplog.messages) == said
 
 
-IN_LISTS = {
-    "WeightedSource",
-    "DatasetInput",
-    "SinkConfig",
-    *(step.__name__ for step in get_args(get_args(QualityStep)[0])),
-}
 OPTIONAL = [
     key
     for key in walk(Config)

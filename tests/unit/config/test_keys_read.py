@@ -156,6 +156,6 @@ def build(attention: AttentionConfig, job):
     tree = ast.parse(source)
     reads.visit(tree)
     reads.visit(tree)
-    assert {("AttentionConfig", "dropout"), ("TrainerConfig", "max_steps"), ("WeightedSource", "weight")} <= reads.found
+    assert {("AttentionConfig", "dropout"), ("TrainerConfig", "max_steps"), ("MixedSource", "weight")} <= reads.found
     assert ("DecoderConfig", "dropout") not in reads.found
     assert keys_through_properties(SECTIONS["AttentionConfig"], "kv_heads") == {"num_kv_heads", "num_heads", "variant"}

@@ -43,11 +43,9 @@ loging: {level: INFO}
 
 def test_all_faults_are_listed_in_the_order_of_the_file(tmp_path: Path) -> None:
     assert message_of(tmp_path, BROKEN).splitlines() == [
-        "14 faults in the config",
+        "13 faults in the config",
         'c.yaml:2: run.device: expected text: auto, cpu, cuda, cuda:N or mps (got "gpu")',
         'c.yaml:3: run.name: expected text that is not empty (got "")',
-        "c.yaml:7: data.train[0].weight: missing: Share of the sequences that come from here, relative to the other "
-        "weights.",
         "c.yaml:8: data.train[0].wieght: unknown key; did you mean data.train[0].weight?",
         "c.yaml:9: data.seq_len: expected a number ≥ 1 (got 0)",
         "c.yaml:11: model.attention: num_heads 6 is not divisible by num_kv_heads 4",
@@ -117,6 +115,45 @@ def test_a_fault_says_what_was_expected(text: str, expected: str, tmp_path: Path
         ("data:\n  name: tokens\n", "c.yaml:1: data.train: missing: Training shards"),
         ("data: {name: tokens, train: []}\n", "data: train is an empty list"),
         ("data: {name: tokens, train: [a, {path: b, weight: 1}]}\n", "data: some of train's sources have a weight"),
+        (
+            "data: {name: tokens, train: [{path: a}]}\n",
+            "data.train[0]: give weight, the share of the source, or epochs",
+        ),
+        (
+            "data: {name: tokens, train: [{path: a, weight: 1}, {path: b, epochs: 2}]}\n",
+            "data: some of train's sources have a weight and some have epochs: give all of them weights",
+        ),
+        ("data: {name: tokens, train: [{path: a, weight: 0}]}\n", "data: the weights of train: all are 0"),
+        ("data: {name: tokens, train: [{path: a, weight: -1}]}\n", "data.train[0].weight: expected a number ≥ 0"),
+        (
+            "data: {name: tokens, train: [{path: a, epochs: 2}], mixture: {max_epochs: 3}}\n",
+            "data: mixture is for sources with weights, and those of train have epochs, which leave nothing to it",
+        ),
+        (
+            "data: {name: tokens, train: a, mixture: {by: tokens}}\n",
+            "and those of train have no weights: remove mixture",
+        ),
+        (
+            "data: {name: tokens, train: [{path: a, weight: 1}], mixture: {stages: [{from_step: 3, weights: [1, 2]}]}}",
+            "data: a stage of mixture has 2 weights, but train has 1 sources: give one for each, in their order",
+        ),
+        (
+            "data: {name: tokens, train: [{path: a, weight: 1}], mixture: {stages: [{weights: [1]}]}}\n",
+            "data.mixture.stages[0]: give from_step or from_fraction: where the stage begins",
+        ),
+        (
+            "data: {name: tokens, train: [{path: a, weight: 1}], mixture: {stages: [{from_step: 2, weights: [0]}]}}",
+            "data.mixture.stages[0]: weights: all are 0, so nothing would be read",
+        ),
+        (
+            "data: {name: tokens, train: [{path: a, weight: 1}], "
+            "mixture: {stages: [{from_fraction: 0.5, weights: [1]}]}}\n",
+            "a share of the run's steps, but trainer does not limit these: give trainer.max_steps",
+        ),
+        (
+            "data: {name: corpus, train: a, mixture: {by: tokens}}\n",
+            "data.mixture: a key of data.name: tokens or chat, but data.name is corpus",
+        ),
         ("data: {name: tokens, train: [[a]]}\n", "data.train[0]: expected text or a section"),
         ("data: {name: tokens, train: 1.5e}\ntrain: x", "c.yaml:2: train: unknown key"),
     ],
@@ -164,6 +201,7 @@ def test_a_slip_of_one_letter_finds_its_key_again(key: str, data: st.DataObject)
     *section, name = key.split(".")
     lists = (
         ["data", "train"],
+        ["data", "mixture"],
         ["data", "tokenizer"],
         ["prepare", "input"],
         ["prepare", "steps"],

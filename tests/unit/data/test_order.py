@@ -11,13 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmtrain.data.mixture import BLOCK_ITEMS, ItemOrder, MixtureSpec, block_quotas
 from llmtrain.data.order import (
-    BLOCK_ITEMS,
     Ints,
-    ItemOrder,
     Places,
     WindowOrder,
-    block_quotas,
     permutation,
     rank_share,
 )
@@ -32,7 +30,7 @@ def make_source(num_windows: int, *, seq_len: int = 256, shuffle_chunks: int = 8
 
 def locate(order: WindowOrder, items: Ints) -> Places:
     """Where the items of the one source lie."""
-    return ItemOrder([order], weights=None, seed=1).locate(items)
+    return ItemOrder([order], None, seed=1).locate(items)
 
 
 def make_items(
@@ -42,7 +40,7 @@ def make_items(
         WindowOrder(count, seq_len=256, shuffle_chunks=chunks, seed=seed, source=source)
         for source, count in enumerate(num_windows)
     ]
-    return ItemOrder(orders, weights=weights, seed=seed)
+    return ItemOrder(orders, MixtureSpec(weights=tuple(weights)) if weights else None, seed=seed)
 
 
 def span(start: int, stop: int) -> Ints:

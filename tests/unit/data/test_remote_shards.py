@@ -299,7 +299,7 @@ def test_training_waits_less_than_a_hundredth_of_its_time_for_a_store_of_50_ms(
     monkeypatch.setattr("llmtrain.data.shards.Fetcher", lambda fetch: fetcher)
     items = WindowItems(
         sources=[ShardWindows(stream, 1024 if batch_size > 16 else 256)],
-        weights=None,
+        mixture=None,
         shuffle_chunks=8,
         seed=1,
         seq_len=1024 if batch_size > 16 else 256,

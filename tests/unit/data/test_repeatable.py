@@ -112,7 +112,7 @@ parts = find_parts(chat)
 prepared = PreparedRows(chat, ChatTemplate(load_fast_tokenizer(folder / "tokenizer")), parts, num_workers=0)
 stores = [prepared.ensure(part)[0] for part in parts.all]
 found["samples"] = [[[ids.tolist(), learned.tolist()] for ids, learned in map(s.tokens, range(len(s)))] for s in stores]
-options = dict(weights=None, seed=3, seq_len=24, packing=True, mask_documents=True, pad_id=0)
+options = dict(mixture=None, seed=3, seq_len=24, packing=True, mask_documents=True, pad_id=0)
 items = RowItems(stores=stores[1:], **options)
 places = items.open(shuffled=True).locate(np.arange(items.num_items))
 found["order"] = [np.asarray(part).tolist() for part in places]

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from llmtrain.config.sections.data import PrepareConfig, TokensConfig
 from llmtrain.data.manifest import read_manifest
-from llmtrain.data.order import SMALL_TOKENS, ItemOrder, WindowOrder, rank_share
+from llmtrain.data.mixture import ItemOrder
+from llmtrain.data.order import SMALL_TOKENS, WindowOrder, rank_share
 from llmtrain.data.prepare.shard_writer import ROW_GROUP_TOKENS, ShardWriter
 from llmtrain.data.shards import ShardWindows, TokenStream
 from llmtrain.data.sources import open_source
@@ -48,7 +49,7 @@ def windows_of(folder: Path, seq_len: int) -> tuple[ShardWindows, np.ndarray[tup
 
 def order_of(source: ShardWindows, *, shuffle_chunks: int) -> ItemOrder[WindowOrder]:
     order = WindowOrder(source.num_windows, seq_len=source.seq_len, shuffle_chunks=shuffle_chunks, seed=1, source=0)
-    return ItemOrder([order], weights=None, seed=1)
+    return ItemOrder([order], None, seed=1)
 
 
 @given(data=st.data(), seq_len=st.integers(1, 70))

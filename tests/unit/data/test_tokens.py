@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from llmtrain.config.sections.data import SyntheticConfig, TokensConfig
 from llmtrain.config.sections.sources import Source
 from llmtrain.contracts import IGNORE_INDEX, Batch, TrainingData
 from llmtrain.data.batches import TrainingSet, ValidationSet
+from llmtrain.data.mixture import MixtureSpec
 from llmtrain.data.tokens import open_training_data, open_validation_data
 from llmtrain.data.windows import WindowItems, document_ids
 from tests.support.token_shards import cut_stream, write_token_shards
@@ -133,14 +135,23 @@ def test_beginning_at_an_item_equals_going_on_to_it(shards: Path, start: int, st
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-@pytest.mark.parametrize("weighted", [False, True])
-def test_the_ranks_together_compute_the_batch(shards: Path, world_size: int, weighted: bool) -> None:
+@pytest.mark.parametrize("kind", ["one pool", "weights", "epochs", "stages"])
+def test_the_ranks_together_compute_the_batch(shards: Path, world_size: int, kind: str) -> None:
     train: list[object] = [str(shards / "train"), str(shards / "other/train")]
-    if weighted:
-        train = [{"path": path, "weight": 2 - index} for index, path in enumerate(train)]
-    whole = take(open_data(shards, train=train), 10, 10 + 7 * 12 + 2, batch=12, micro=3)
+    if kind != "one pool":
+        key = "epochs" if kind == "epochs" else "weight"
+        train = [{"path": path, key: 2 - index} for index, path in enumerate(train)]
+    keys: dict[str, Any] = {"train": train}
+    if kind == "stages":
+        keys["mixture"] = {"by": "documents", "max_epochs": 3, "stages": [{"from_step": 4, "weights": [0, 1]}]}
+
+    def opened(**rank: int) -> TrainingSet:
+        data = open_data(shards, **keys, **rank)
+        return data.with_stages_at([57]) if kind == "stages" else data
+
+    whole = take(opened(), 10, 10 + 7 * 12 + 2, batch=12, micro=3)
     ranks = [
-        take(open_data(shards, train=train, rank=rank, world_size=world_size), 10, 10 + 7 * 12 + 2, batch=12, micro=3)
+        take(opened(rank=rank, world_size=world_size), 10, 10 + 7 * 12 + 2, batch=12, micro=3)
         for rank in range(world_size)
     ]
     assert [len(steps) for steps in ranks] == [len(whole)] * world_size == [8] * world_size
@@ -295,7 +306,9 @@ def test_fingerprints_are_those_that_older_runs_recorded() -> None:
     synthetic = open_training_data(SyntheticConfig(seq_len=16, vocab_size=100, num_items=50), seed=1)
     assert synthetic.fingerprint == "edff1f46bc32ab11e95fcb6f7649d184a3fdb3108184b705b0eee101cae7143e"
     assert isinstance(synthetic.items, WindowItems)
-    mixture = replace(synthetic.items, weights=[3.0, 1.0], shuffle_chunks=8, content_sha256="0" * 64)
+    mixture = replace(
+        synthetic.items, mixture=MixtureSpec(weights=(3.0, 1.0)), shuffle_chunks=8, content_sha256="0" * 64
+    )
     assert mixture.fingerprint == "415c943956fb225e08aeacbb249ef48497d4f2e534ffe41a483531e2b8a4fc60"
 
 
@@ -347,7 +360,7 @@ def test_sources_without_weights_are_one_pool_in_proportion_to_their_tokens(tmp_
     paths: list[Source] = [str(tmp_path / name / "train") for name in sizes]
     data = open_training_data(TokensConfig(train=paths, seq_len=10), seed=3)
     assert isinstance(data.items, WindowItems)
-    assert (data.items.weights, data.facts.num_tokens) == (None, 40_000)
+    assert (data.items.mixture, data.facts.num_tokens) == (None, 40_000)
     assert data.items_per_epoch == 4000
     seen = [
         int(batch["input_ids"][row, 4])

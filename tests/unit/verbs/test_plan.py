@@ -18,6 +18,7 @@ from llmtrain.models.folder import write_model_folder
 from llmtrain.planning import target as plan_target
 from llmtrain.verbs.plan import plan
 from tests.support.tiny_run import SYNTHETIC, write_config
+from tests.support.token_shards import cut_stream, write_token_shards
 
 
 @pytest.fixture
@@ -146,7 +147,19 @@ def test_the_command_prints_one_document_or_a_page(tiny: str, capfd: pytest.Capt
     assert run(["plan", tiny, "--json", "--device", "l4", "trainer.max_steps=5"]) == 0
     document = json.loads(capfd.readouterr().out)
     assert set(document) == {
-        *("config", "model", "parameters", "flops_per_token", "flops", "run", "layout", "memory", "time", "assumed"),
+        *(
+            "config",
+            "model",
+            "parameters",
+            "flops_per_token",
+            "flops",
+            "run",
+            "layout",
+            "memory",
+            "time",
+            "assumed",
+            "mixture",
+        ),
     }
     assert document["time"]["device"] == "L4"
     assert run(["plan", tiny, "trainer.max_steps=5"]) == 0
@@ -181,3 +194,21 @@ def test_a_decoder_that_begins_from_another_is_planned_as_that_one_with_its_adap
     assert found["parameters"]["adapters"] == found["parameters"]["trainable"] == adapters
     assert found["parameters"]["total"] == base.num_parameters() + adapters
     assert found["memory"]["parts"]["optimizer_state"] == 8 * adapters + 4 * 2 * len(layers)
+
+
+def test_steps_end_where_the_sources_are_used_up_and_stages_begin_at_steps(tmp_path: Path) -> None:
+    for name, sequences in (("web", 300), ("code", 100)):
+        write_token_shards(tmp_path / name, {"train": cut_stream([1] * (32 * sequences) + [0])}, vocab_size=300)
+    train = [{"path": str(tmp_path / name / "train"), "weight": 1, "max_epochs": 1} for name in ("web", "code")]
+    data = {"name": "tokens", "train": train, "seq_len": 32, "mixture": {"by": "tokens"}}
+    file = str(write_config(tmp_path / "c.yaml", {**SYNTHETIC, "data": data}))
+    found = planned(file)
+    assert (found["run"]["steps"], found["run"]["items_per_epoch"], found["run"]["epochs"]) == (100, 400, 1)
+    assert [row["epochs"] for row in found["mixture"]["sources"]] == [1, 1]
+    assert planned(file, "trainer.max_epochs=0.25")["run"]["steps"] == 25
+    assert planned(file, "trainer.max_epochs=3")["run"]["steps"] == 100
+    stages = "data.mixture.stages=[{from_fraction: 0.5, weights: [1, 0]}]"
+    staged = planned(file, stages, "trainer.max_steps=40")
+    assert [change["sequence"] for change in staged["mixture"]["changes"]] == [80]
+    assert [row["sequences"] for row in staged["mixture"]["sources"]] == [120, 40]
+    assert planned(file, "data.mixture.at_limit=stop")["run"]["steps"] == 50

@@ -146,6 +146,7 @@ class _Spot(NamedTuple):
 
 
 def _faults_at(spot: _Spot, found: Sequence[ErrorDetails]) -> list[ConfigFault]:
+    found = [item for item in found if item["type"] == "value_error"] or found  # a section was meant, where one may be
     error = found[0]
     match error["type"]:
         case "extra_forbidden":
@@ -241,7 +242,7 @@ def _answer(spot: _Spot) -> str | None:
     everywhere: dict[str, list[str]] = {}
     for key in walk(Config):
         everywhere.setdefault(key.path[-1], []).append(key.dotted)
-    elsewhere = list(dict.fromkeys(everywhere.get(name, [])))
+    elsewhere = sorted(dict.fromkeys(everywhere.get(name, [])), key=lambda dotted: dotted.count("."))
     if here and (not elsewhere or _similarity(name, here) >= 0.8):
         return f"unknown key; did you mean {spot.beside(here)}?"
     if elsewhere:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from llmtrain.config.sections.base import Alternatives, Section, key, opt
-from llmtrain.config.sections.sources import Source, check_sources
+from llmtrain.config.sections.sources import MixtureConfig, Source, check_sources
 from llmtrain.local_paths import ADDRESS, LOCAL
 
 
@@ -22,6 +22,7 @@ class ChatConfig(Section):
         "Hugging Face dataset (a folder, or hf://owner/name:split), or a list of these, with weights or without.",
         json_schema_extra=ADDRESS,
     )
+    mixture: MixtureConfig | None = opt(None, "Unit, limits and stages of the weights in train.")
     val: str | list[str] | None = opt(None, "Validation rows.", json_schema_extra=ADDRESS)
     val_fraction: float = opt(
         0.0, "Share of the training rows that is held out instead, by the hash of their prompts.", ge=0, lt=1
@@ -52,6 +53,6 @@ class ChatConfig(Section):
     num_workers: int = opt(0, "Processes that read ahead; with 0 the training process reads.", ge=0)
 
     @model_validator(mode="after")
-    def _all_weighted_or_none(self) -> ChatConfig:
-        check_sources(self.train)
+    def _sources_fit_each_other(self) -> ChatConfig:
+        check_sources(self.train, self.mixture)
         return self

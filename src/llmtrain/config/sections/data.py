@@ -10,7 +10,7 @@ from llmtrain.config.sections.base import IMPORT_PATH, Alternatives, Section, ke
 from llmtrain.config.sections.chat import ChatConfig
 from llmtrain.config.sections.own import OwnDataConfig
 from llmtrain.config.sections.quality import MAX_STEPS, ExactDuplicatesStep, QualityStep
-from llmtrain.config.sections.sources import Source, check_sources
+from llmtrain.config.sections.sources import MixtureConfig, Source, check_sources
 from llmtrain.local_paths import ADDRESS, LOCAL, LOCAL_OR_HUB
 
 
@@ -53,6 +53,7 @@ class TokensConfig(Section):
         "with weights or without.",
         json_schema_extra=ADDRESS,
     )
+    mixture: MixtureConfig | None = opt(None, "Unit, limits and stages of the weights in train.")
     val: str | list[str] | None = opt(None, "Validation shards.", json_schema_extra=ADDRESS)
     tokenizer: str | None = opt(
         None, "Folder or Hub id of the tokenizer, for shards that have no manifest.", json_schema_extra=LOCAL
@@ -71,8 +72,8 @@ class TokensConfig(Section):
     num_workers: int = opt(0, "Processes that read ahead; with 0 the training process reads.", ge=0)
 
     @model_validator(mode="after")
-    def _all_weighted_or_none(self) -> TokensConfig:
-        check_sources(self.train)
+    def _sources_fit_each_other(self) -> TokensConfig:
+        check_sources(self.train, self.mixture)
         return self
 
 

@@ -73,7 +73,17 @@ class Config(Section):
                 f"publish needs a model that others can open, but model.name is {model.name}: remove publish"
             )
         _check_metrics(self.trainer, self.evaluation)
+        self._reject_fraction_of_no_length()
         return self
+
+    def _reject_fraction_of_no_length(self) -> None:
+        trainer, mixture = self.trainer, getattr(self.data, "mixture", None)
+        limits = (trainer.max_steps, trainer.max_epochs, trainer.max_tokens, trainer.max_minutes)
+        if mixture and any(stage.from_fraction for stage in mixture.stages) and not any(limits):
+            raise ValueError(
+                "data.mixture.stages has from_fraction, a share of the run's steps, but trainer does not limit these: "
+                "give trainer.max_steps, max_epochs, max_tokens or max_minutes"
+            )
 
     def _reject_questions_to_split_model(self) -> None:
         asking: dict[str, tuple[object, str]] = {

@@ -21,8 +21,12 @@ class TrainerConfig(Section):
         Alternatives(("grad_accum_steps", "global_batch_size"), may_agree=True),
     )
 
-    max_steps: int | None = opt(None, "Optimizer steps; 10000 when no limit is given.", ge=1)
-    max_epochs: float | None = opt(None, "Passes over the training data; the last batch may be short.", gt=0)
+    max_steps: int | None = opt(None, "Optimizer steps; 10000 when no limit is given and the data do not end.", ge=1)
+    max_epochs: float | None = opt(
+        None,
+        "Passes over the training data, all sources together; the last batch may be short.",
+        gt=0,
+    )
     max_tokens: int | None = opt(None, "Stop after the step that reaches this many tokens.", ge=1)
     max_minutes: float | None = opt(
         None,

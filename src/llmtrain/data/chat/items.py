@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from typing import Final
@@ -23,7 +23,8 @@ from llmtrain.data.batches import BatchArrays
 from llmtrain.data.chat.cache import SampleStore
 from llmtrain.data.chat.packing import Packs, pack
 from llmtrain.data.chat.row_order import ORDER_VERSION, GroupedOrder, PackedOrder, RowOrder
-from llmtrain.data.order import Ints, ItemOrder, Places, distinct, in_order
+from llmtrain.data.mixture import Amount, ItemOrder, MixtureSpec
+from llmtrain.data.order import Ints, Places, distinct, in_order
 
 TOKENS_MULTIPLE: Final = 8
 """Micro-batches that are as wide as their longest row hold a multiple of this number of tokens: matrix units work on
@@ -36,8 +37,8 @@ class RowItems:
 
     stores: Sequence[SampleStore]
     """One for each source."""
-    weights: Sequence[float] | None
-    """Weights of the sources; None if there is one source."""
+    mixture: MixtureSpec | None
+    """Mixture of the sources; None if there is one source, without a limit."""
     seed: int
     seq_len: int
     """The longest row; the length of every pack."""
@@ -58,12 +59,20 @@ class RowItems:
     def fingerprint(self) -> str:
         """Hash that changes when an item number would mean other rows; the seed and seq_len do not count."""
         contents = " ".join(store.content_sha256 for store in self.stores)
-        return sha256(f"{ORDER_VERSION} {contents} {self.weights} {self.packing}".encode()).hexdigest()
+        identity = self.mixture.identity if self.mixture else None
+        return sha256(f"{ORDER_VERSION} {contents} {identity} {self.packing}".encode()).hexdigest()
 
     @cached_property
     def packs(self) -> list[Packs]:
         """The packs of each source. They are made once, and are sent to worker processes with the rest."""
         return [pack(store.lengths, self.seq_len) for store in self.stores]
+
+    def with_mixture(self, mixture: MixtureSpec) -> RowItems:
+        """Return the same sources, mixed otherwise."""
+        mixed = replace(self, mixture=mixture)
+        if "packs" in vars(self):
+            vars(mixed)["packs"] = self.packs
+        return mixed
 
     def order(self) -> ItemOrder[RowOrder]:
         """Return the order of training. Raises ConfigError for a weight that is too small."""
@@ -73,7 +82,8 @@ class RowItems:
             else GroupedOrder(store.lengths, seed=self.seed, source=source)
             for source, store in enumerate(self.stores)
         ]
-        return ItemOrder(orders, weights=self.weights, seed=self.seed)
+        amounts = [Amount(store.manifest.tokens, len(store)) for store in self.stores]
+        return ItemOrder(orders, self.mixture, seed=self.seed, amounts=amounts)
 
     def open(self, *, shuffled: bool, world_size: int = 1) -> RowItemReader:
         """Return a reader in the order of training, or of the one source in its own order."""

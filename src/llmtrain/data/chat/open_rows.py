@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llmtrain.config.sections.chat import ChatConfig
+from llmtrain.config.sections.sources import used_paths
 from llmtrain.data.batches import DataFacts, TrainingSet, ValidationSet
 from llmtrain.data.chat.cache import SampleStore
 from llmtrain.data.chat.items import RowItems
@@ -18,6 +18,7 @@ from llmtrain.data.chat.parts import find_parts
 from llmtrain.data.chat.prepare_rows import PreparedRows, warn_of
 from llmtrain.data.chat.templates import ChatTemplate
 from llmtrain.data.chat.tokenizer import load_fast_tokenizer
+from llmtrain.data.mixture import MixtureSpec
 from llmtrain.data.tokenizers import folder_fingerprint
 from llmtrain.distributed.engine import Engine
 
@@ -45,8 +46,8 @@ def open_rows(config: ChatConfig, *, tokenizer_folder: Path, seed: int, engine: 
         stores = [prepared.ensure(part)[0] for part in parts.training]
         warn_of(parts, [*([held_out] if held_out else []), *stores])
     training = TrainingSet(
-        facts=_facts(config.train, stores, template, tokenizer_folder),
-        items=_items(config, stores, template, weights=parts.weights, seed=seed),
+        facts=_facts(used_paths(config.train, config.mixture), stores, template, tokenizer_folder),
+        items=_items(config, stores, template, mixture=parts.mixture, seed=seed),
         rank=engine.data_parallel_rank,
         world_size=engine.data_parallel_size,
         num_workers=config.num_workers,
@@ -74,8 +75,8 @@ def open_validation_rows(
 
 
 def _validation(config: ChatConfig, store: SampleStore, template: ChatTemplate, folder: Path) -> ValidationSet:
-    facts = _facts(config.val or config.train, [store], template, folder)
-    return ValidationSet(facts=facts, items=_items(config, [store], template, weights=None, seed=0))
+    facts = _facts(config.val or used_paths(config.train, config.mixture), [store], template, folder)
+    return ValidationSet(facts=facts, items=_items(config, [store], template, mixture=None, seed=0))
 
 
 def _items(
@@ -83,13 +84,13 @@ def _items(
     stores: Sequence[SampleStore],
     template: ChatTemplate,
     *,
-    weights: Sequence[float] | None,
+    mixture: MixtureSpec | None,
     seed: int,
 ) -> RowItems:
     ids = (template.tokenizer.pad_token_id, template.tokenizer.eos_token_id)
     return RowItems(
         stores=stores,
-        weights=weights,
+        mixture=mixture,
         seed=seed,
         seq_len=config.seq_len,
         packing=config.packing,
@@ -98,10 +99,12 @@ def _items(
     )
 
 
-def _facts(paths: Any, stores: Sequence[SampleStore], template: ChatTemplate, folder: Path) -> DataFacts:
+def _facts(
+    paths: str | Sequence[str], stores: Sequence[SampleStore], template: ChatTemplate, folder: Path
+) -> DataFacts:
     listed = [paths] if isinstance(paths, str) else paths
     return DataFacts(
-        name=", ".join(path if isinstance(path, str) else path.path for path in listed),
+        name=", ".join(listed),
         vocab_size=len(template.tokenizer),
         eos_id=template.tokenizer.eos_token_id,
         num_tokens=sum(store.manifest.tokens for store in stores),

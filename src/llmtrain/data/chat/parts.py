@@ -1,4 +1,4 @@
-"""The rows that a config names, in parts: one for each weighted source, and one that validates.
+"""The rows that a config names, in parts: one for each source of a mixture, and one that validates.
 
 data.train ─ find_rows ─▶ training parts ┬─▶ prepare_rows.py: each becomes a store of samples
 data.val, data.val_fraction ─▶ validation part ┘
@@ -16,14 +16,15 @@ from functools import partial
 
 from llmtrain.config.sections.chat import ChatConfig
 from llmtrain.config.sections.schema import Config
-from llmtrain.config.sections.sources import WeightedSource
 from llmtrain.data.chat.holdout import is_held_out, is_kept, prompt_of
 from llmtrain.data.chat.sample_maker import Select
 from llmtrain.data.chat.shapes import Example, example_of
+from llmtrain.data.config_mixture import source_groups
 from llmtrain.data.files.datasets import RowDataset
 from llmtrain.data.files.find import DataFile, RowSource, find_rows
 from llmtrain.data.files.read import Row, rows_of
 from llmtrain.data.files.row_faults import RowError
+from llmtrain.data.mixture import MixtureSpec
 from llmtrain.errors import ConfigError
 from llmtrain.screen import counted
 
@@ -69,10 +70,10 @@ class RowParts:
     """All rows of a config."""
 
     training: Sequence[RowPart]
-    """One of all paths without weights; with weights, one of each."""
+    """One of all paths where these are not mixed; in a mixture, one of each source."""
     validation: RowPart | None
-    weights: Sequence[float] | None
-    """Weights of the training parts."""
+    mixture: MixtureSpec | None
+    """Mixture of the training parts; None if there is one, without a limit."""
     not_divided: str | None = None
     """Why no rows are held out, where data.val_fraction asks for some; for a warning."""
 
@@ -84,21 +85,19 @@ class RowParts:
 
 def find_parts(config: ChatConfig) -> RowParts:
     """Find what there is at the paths of `config`. Raises ConfigError where there is nothing to read."""
-    listed = [config.train] if isinstance(config.train, str) else config.train
-    weights = [source.weight for source in listed if isinstance(source, WeightedSource)]
-    paths = [source.path if isinstance(source, WeightedSource) else source for source in listed]
-    groups = [[path] for path in paths] if weights else [paths]
+    found = source_groups(config)
+    paths = [path for group in found.groups for path in group]
     not_divided = _not_divided(find_rows(paths, key="data.train"), config) if config.val_fraction else None
     divides = config.val_fraction > 0 and not_divided is None
     select = partial(is_kept, fraction=config.val_fraction) if divides else None
     training = [
         RowPart(key="data.train", sources=find_rows(group, key="data.train"), select=select, chosen="kept")
-        for group in groups
+        for group in found.groups
     ]
     validation = None
     if config.val is not None:
-        found = find_rows(config.val, key="data.val", default_split="validation")
-        validation = RowPart(key="data.val", sources=found, select=None, chosen="all")
+        held_out = find_rows(config.val, key="data.val", default_split="validation")
+        validation = RowPart(key="data.val", sources=held_out, select=None, chosen="all")
     elif divides:
         validation = RowPart(
             key="data.val_fraction",
@@ -106,7 +105,7 @@ def find_parts(config: ChatConfig) -> RowParts:
             select=partial(is_held_out, fraction=config.val_fraction),
             chosen="held out",
         )
-    return RowParts(training, validation, weights or None, not_divided)
+    return RowParts(training, validation, found.mixture, not_divided)
 
 
 def _not_divided(sources: Sequence[RowSource], config: ChatConfig) -> str | None:

@@ -3,7 +3,7 @@
     packed      an item is a pack; in every epoch the packs come in a new order, and the rows of a length change places
     grouped     an item is a row; rows of like length come together, so that a micro-batch needs little padding
 
-Several sources are mixed by `data.order.ItemOrder`, whose random streams are used here as well. An epoch's table is
+Several sources are mixed by `data.mixture.ItemOrder`; the random streams are those of `data.order`. An epoch's table is
 made once an epoch (about a second for a million rows); finding an item in it costs the same anywhere.
 """
 

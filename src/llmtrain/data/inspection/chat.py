@@ -16,8 +16,8 @@ import numpy as np
 
 from llmtrain.config.loading.load import LoadedConfig
 from llmtrain.config.sections.chat import ChatConfig
-from llmtrain.data.chat.packing import pack
-from llmtrain.data.chat.parts import RowPart, find_parts
+from llmtrain.data.chat.packing import Packs, pack
+from llmtrain.data.chat.parts import RowPart, RowParts, find_parts
 from llmtrain.data.chat.prepare_rows import PreparedRows
 from llmtrain.data.chat.sample import Sample
 from llmtrain.data.chat.tally import Tally
@@ -30,8 +30,10 @@ from llmtrain.data.inspection.analysis_options import AnalysisOptions
 from llmtrain.data.inspection.block_sample import BlockSample
 from llmtrain.data.inspection.document_batches import SampleBatches
 from llmtrain.data.inspection.lengths import describe_lengths
+from llmtrain.data.inspection.mixture import describe_mixture
 from llmtrain.data.inspection.pieces import pieces_of
 from llmtrain.data.inspection.units import TokenVocabulary
+from llmtrain.data.mixture import Amount, Mixture
 from llmtrain.screen import counted
 
 Split = Literal["train", "val"]
@@ -79,6 +81,9 @@ def inspect_chat(
         "packing": config.packing,
         "train": _described(training, config, num_rows=num_rows),
         "val": _described(validation, config, num_rows=num_rows) if validation else None,
+        **describe_mixture(
+            _mixture(training, parts, config, seed=loaded.config.run.seed), [one.tokens for one in training]
+        ),
         "notes": _distinct(note for one in everything for note in one.notes),
         "warnings": _distinct(filter(None, warnings)),
         "faults": [{"source": source, "message": message} for source, message in faults],
@@ -109,6 +114,11 @@ class _Part:
         self.first_rows: list[dict[str, Any]] = []
         self.notes: list[str] = []
         self.warnings: list[str] = []
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all samples."""
+        return sum(length * count for length, count in self.kept.items())
 
 
 def _read(
@@ -172,18 +182,31 @@ def _described(parts: list[_Part], config: ChatConfig, *, num_rows: int) -> dict
     }
 
 
+def _mixture(training: list[_Part], parts: RowParts, config: ChatConfig, *, seed: int) -> Mixture | None:
+    """Return the mixture of the training rows; None where there is none, or a source of it has no row."""
+    if parts.mixture is None or not all(one.kept for one in training):
+        return None
+    samples = [one.kept.total() for one in training]
+    amounts = [Amount(one.tokens, count) for one, count in zip(training, samples, strict=True)]
+    sequences = [len(_packed(one, config).num_tokens) for one in training] if config.packing else samples
+    return Mixture(parts.mixture, sequences, seed=seed, amounts=amounts)
+
+
+def _packed(part: _Part, config: ChatConfig) -> Packs:
+    return pack(np.repeat(list(part.kept), list(part.kept.values())), config.seq_len)
+
+
 def _packs(parts: list[_Part], config: ChatConfig) -> dict[str, Any] | None:
     """Describe the packs of an epoch; each source's rows are packed by themselves. None without packing."""
     if not config.packing:
         return None
-    lengths = [np.repeat(list(one.kept), list(one.kept.values())) for one in parts if one.kept]
-    packs = [pack(one, config.seq_len) for one in lengths]
+    packs = [_packed(one, config) for one in parts if one.kept]
     num_packs = sum(len(one.num_tokens) for one in packs)
     num_tokens = sum(int(one.num_tokens.sum()) for one in packs)
     return {
         "packs": num_packs,
         "efficiency": num_tokens / (num_packs * config.seq_len) if num_packs else None,
-        "rows_a_pack": sum(map(len, lengths)) / num_packs if num_packs else None,
+        "rows_a_pack": sum(one.kept.total() for one in parts) / num_packs if num_packs else None,
     }
 
 

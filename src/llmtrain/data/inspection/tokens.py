@@ -20,7 +20,6 @@ from llmtrain.config.loading.load import LoadedConfig, section_of
 from llmtrain.config.sections.data import SyntheticConfig, TokensConfig
 from llmtrain.config.sections.own import OwnDataConfig
 from llmtrain.config.sections.schema import Config
-from llmtrain.config.sections.sources import WeightedSource
 from llmtrain.contracts import IGNORE_INDEX
 from llmtrain.data.batches import DataFacts, ItemReader
 from llmtrain.data.inspection.analysis import Analysis
@@ -28,6 +27,7 @@ from llmtrain.data.inspection.analysis_options import AnalysisOptions
 from llmtrain.data.inspection.block_sample import BlockSample
 from llmtrain.data.inspection.document_batches import row_group_batch
 from llmtrain.data.inspection.lengths import describe_lengths
+from llmtrain.data.inspection.mixture import describe_mixture
 from llmtrain.data.inspection.survey import (
     RowGroupContent,
     Survey,
@@ -102,7 +102,7 @@ def inspect_tokens(
         "lengths": _lengths(found),
         "sources": _sources(found),
         "quality": _quality(streams),
-        "mixture": _mixture(data, items) if items.weights else None,
+        **describe_mixture(items.order().mixture if items.mixture else None, [stream.num_tokens for stream in streams]),
         "tokens_that_occur": int((found.token_counts > 0).sum()),
         "windows": None if isinstance(wanted, str) else _windows(data, items, found),
         "faults": _faults(found, facts),
@@ -110,7 +110,7 @@ def inspect_tokens(
             {"source": one.source, "tokens": len(one.tokens), "text": _excerpt(one.tokens.tolist(), tokenizer)}
             for one in islice(chain.from_iterable(map(iter_documents, streams)), num_documents)
         ],
-        "items": [_item(number, reader, streams, tokenizer) for number in range(min(num_items, items.num_items))],
+        "items": [_item(number, reader, streams, tokenizer) for number in range(min(num_items, _first_epoch(items)))],
         **({"analysis": analysis.report(bytes_per_unit=bytes_per_token)} if analysis else {}),
     }
 
@@ -234,20 +234,10 @@ def _sources(found: Survey) -> list[dict[str, Any]]:
     ]
 
 
-def _mixture(data: TokensConfig, items: WindowItems) -> list[dict[str, Any]]:
-    """Describe each weighted source: its share of the items, and how often an epoch of the run reads it."""
-    sources = [source for source in data.train if isinstance(source, WeightedSource)]
-    quotas, streams = items.order().mixture.quotas.tolist(), _streams(items)
-    total = sum(stream.num_tokens for stream in streams)
-    return [
-        {
-            "path": source.path,
-            "tokens": stream.num_tokens,
-            "share": quota / sum(quotas),
-            "passes_an_epoch": quota / sum(quotas) * total / stream.num_tokens,
-        }
-        for source, stream, quota in zip(sources, streams, quotas, strict=True)
-    ]
+def _first_epoch(items: WindowItems) -> int:
+    """Return the sequences of the run's first epoch: fewer than those of all sources where the data end before."""
+    end = items.order().mixture.end
+    return items.num_items if end is None else min(end, items.num_items)
 
 
 def _windows(data: TokensConfig, items: WindowItems, found: Survey) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from llmtrain._version import __version__
 from llmtrain.config.sections.data import PrepareConfig, TokensConfig
 from llmtrain.config.sections.quality import ExactDuplicatesStep, LengthStep, QualityStep
+from llmtrain.config.sections.sources import used_paths
 from llmtrain.data.manifest import InputRecord, Manifest, StepRecord, find_manifest
 from llmtrain.data.prepare.adapters import load_adapter
 from llmtrain.data.prepare.inputs import CorpusInput, find_inputs, inputs_are_here
@@ -53,11 +54,11 @@ class NamedSource:
 
 
 def named_sources(data: TokensConfig) -> list[NamedSource]:
-    """Every source of the data section."""
+    """Every source of the data section that is used."""
     sources = []
-    for key, value in (("data.train", data.train), ("data.val", data.val)):
-        for source in [value] if isinstance(value, str) else value or []:
-            path = os.path.expanduser(source if isinstance(source, str) else source.path)
+    val = [data.val] if isinstance(data.val, str) else data.val or []
+    for key, paths in (("data.train", used_paths(data.train, data.mixture)), ("data.val", val)):
+        for path in map(os.path.expanduser, paths):
             while not is_remote(path) and glob.has_magic(path) and not os.path.exists(path):
                 path = os.path.dirname(path)
             sources.append(NamedSource(key, path))

@@ -58,7 +58,7 @@ def schedule_of(config: Config, data: RunData, state: RunState, engine: Engine) 
         config.trainer,
         config.scheduler,
         seed=config.run.seed,
-        epoch=Epoch.of(config.data, data.training.items_per_epoch),
+        epoch=Epoch.of(config.data, data.training.items_per_epoch, end_item=data.training.end_item),
         state=state,
         world_size=engine.data_parallel_size,
         validates=data.validation is not None,

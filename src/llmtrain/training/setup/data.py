@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 from llmtrain.config.sections.base import Section
 from llmtrain.config.sections.chat import ChatConfig
+from llmtrain.config.sections.data import TokensConfig
 from llmtrain.config.sections.huggingface import HuggingFaceConfig
 from llmtrain.config.sections.schema import Config, ModelConfig
+from llmtrain.config.sections.sources import used_paths
 from llmtrain.config.sections.training import RendezvousConfig
 from llmtrain.data.batches import TrainingSet, ValidationSet
 from llmtrain.data.prepare.token_shards import ensure_shards
@@ -117,7 +119,7 @@ def open_data(config: Config, engine: Engine, folders: Folders) -> RunData:
             validation=rows.validation,
             chat_template=rows.template.replacement,
             folders=folders,
-            train_paths=paths_of(config.data.train),
+            train_paths=used_paths(config.data.train, config.data.mixture),
             val_paths=paths_of(config.data.val),
         )
     with engine.main_first():
@@ -128,12 +130,11 @@ def open_data(config: Config, engine: Engine, folders: Folders) -> RunData:
     if engine.is_main and (advice := reading_advice(ready, training)):
         log.warning(advice)
     validation = open_validation_data(ready, seed=seed, training=training)
-    train_paths, val_paths = (paths_of(getattr(ready, name, None)) for name in ("train", "val"))
     return RunData(
         training=training,
         validation=validation,
         chat_template=None,
         folders=folders,
-        train_paths=train_paths,
-        val_paths=val_paths,
+        train_paths=used_paths(ready.train, ready.mixture) if isinstance(ready, TokensConfig) else [],
+        val_paths=paths_of(ready.val) if isinstance(ready, TokensConfig) else [],
     )

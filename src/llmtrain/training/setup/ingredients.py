@@ -26,7 +26,6 @@ from llmtrain.config.sections.huggingface import HuggingFaceConfig
 from llmtrain.config.sections.model import DecoderConfig
 from llmtrain.config.sections.own import OwnDataConfig, OwnModelConfig
 from llmtrain.config.sections.schema import Config
-from llmtrain.config.sections.sources import Source
 from llmtrain.data.manifest import MANIFEST_NAME, Manifest, Shard, find_manifest, read_manifest
 from llmtrain.data.remote_shards import RemoteShard
 from llmtrain.data.remote_sources import RemoteManifest, find_remote_manifest, remote_shards
@@ -201,10 +200,9 @@ def _object(kind: str, name: str, found: StoredObject) -> Ingredient:
     )
 
 
-def paths_of(value: str | Sequence[str | Source] | None) -> list[str]:
-    """Return the paths under `data.train` or `data.val`."""
-    entries = [value] if isinstance(value, str) else list(value or [])
-    return [entry if isinstance(entry, str) else entry.path for entry in entries]
+def paths_of(value: str | Sequence[str] | None) -> list[str]:
+    """Return the paths under `data.val`."""
+    return [value] if isinstance(value, str) else list(value or [])
 
 
 def _absolute(path: Path) -> str:

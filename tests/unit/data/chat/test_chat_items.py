@@ -26,6 +26,7 @@ from llmtrain.data.batches import DataFacts, TrainingSet, ValidationSet
 from llmtrain.data.chat.cache import SampleStore, ensure_samples
 from llmtrain.data.chat.items import RowItems
 from llmtrain.data.chat.sample import Sample
+from llmtrain.data.mixture import MixtureSpec
 from llmtrain.distributed.engine import Engine
 from llmtrain.distributed.resolve import resolve
 from llmtrain.training.step import agree, compute_gradients
@@ -56,7 +57,7 @@ def make_samples(num_rows: int, *, name: str = "rows", seed: int = 0) -> list[Sa
 
 
 def make_items(*stores: SampleStore, **keys: Any) -> RowItems:
-    settings: dict[str, Any] = {"weights": None, "seed": 1, "packing": True, "mask_documents": True}
+    settings: dict[str, Any] = {"mixture": None, "seed": 1, "packing": True, "mask_documents": True}
     return RowItems(stores=stores, seq_len=SEQ_LEN, pad_id=PAD, **(settings | keys))
 
 
@@ -256,7 +257,7 @@ def test_an_epoch_goes_on_into_the_next(store: SampleStore) -> None:
 
 def test_weighted_lists_are_mixed_and_named(store: SampleStore, tmp_path: Path) -> None:
     other = ensure_samples(tmp_path / "other", key={}, make=lambda: make_samples(40, name="other", seed=1))
-    data = make_data(store, other, weights=[1.0, 3.0], packing=False)
+    data = make_data(store, other, mixture=MixtureSpec(weights=(1.0, 3.0)), packing=False)
     assert data.items_per_epoch == NUM_ROWS + 40
     names = Counter(data.rows_of(item)[0].split(".")[0] for item in range(2000))
     assert names["other"] == pytest.approx(1500, abs=60)
@@ -271,7 +272,11 @@ def test_the_fingerprint_says_whether_an_item_is_still_the_same(store: SampleSto
     other = ensure_samples(tmp_path / "other", key={}, make=lambda: make_samples(NUM_ROWS, seed=1))
     moved = ensure_samples(tmp_path / "moved", key={}, make=lambda: make_samples(NUM_ROWS, name="elsewhere/rows"))
     assert data.fingerprint == make_data(moved).fingerprint == make_data(store, rank=1, world_size=2).fingerprint
-    changed = [make_data(other), make_data(store, packing=False), make_data(store, other, weights=[1.0, 1.0])]
+    changed = [
+        make_data(other),
+        make_data(store, packing=False),
+        make_data(store, other, mixture=MixtureSpec(weights=(1.0, 1.0))),
+    ]
     assert len({data.fingerprint, *(each.fingerprint for each in changed)}) == 4
 
 
@@ -292,7 +297,7 @@ def test_the_fingerprint_is_the_one_that_older_runs_recorded(packing: bool, gold
         ]
 
     stores = [ensure_samples(tmp_path / str(first), key={}, make=lambda f=first: samples(f)) for first in (1, 7)]  # type: ignore[misc]
-    assert make_data(*stores, weights=[1.0, 2.5], packing=packing).fingerprint == golden
+    assert make_data(*stores, mixture=MixtureSpec(weights=(1.0, 2.5)), packing=packing).fingerprint == golden
 
 
 def test_packs_are_made_once_for_all_readers(store: SampleStore) -> None:

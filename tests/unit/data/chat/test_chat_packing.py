@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from llmtrain.data.chat.packing import pack
 from llmtrain.data.chat.row_order import RUN_ROWS, STRIP_RUNS, GroupedOrder, PackedOrder, RowOrder
-from llmtrain.data.order import BLOCK_ITEMS, Ints, ItemOrder
+from llmtrain.data.mixture import BLOCK_ITEMS, ItemOrder, MixtureSpec
+from llmtrain.data.order import Ints
 from llmtrain.errors import ConfigError
 
 SEQ_LEN = 64
@@ -35,7 +36,7 @@ def grouped(lengths: Ints, *, seed: int = 1) -> GroupedOrder:
 
 def rows_of(order: RowOrder, begin: int, end: int) -> list[list[int]]:
     """The rows of these items of the one source."""
-    places = ItemOrder([order], weights=None, seed=1).locate(np.arange(begin, end))
+    places = ItemOrder([order], None, seed=1).locate(np.arange(begin, end))
     both = zip(places.sequence.tolist(), places.epoch.tolist(), strict=True)
     return [order.rows(sequence, epoch=epoch).tolist() for sequence, epoch in both]
 
@@ -173,7 +174,7 @@ GOLDEN_GROUPED = "57ffbeac518ff987db6ab6c399515977ed7a9d05e0ca9d6d3d91da4dc1d76d
 def test_a_mixture_has_exact_quotas_of_items() -> None:
     lengths = [np.full(30, 10), np.full(500, 64)]
     orders = [packed(each, source=index) for index, each in enumerate(lengths)]
-    order = ItemOrder(orders, weights=[3, 1], seed=1)
+    order = ItemOrder(orders, MixtureSpec(weights=(3, 1)), seed=1)
     assert order.items_per_epoch == 5 + 500
     places = order.locate(np.arange(BLOCK_ITEMS))
     of_first = places.take(np.flatnonzero(places.source == 0))
@@ -181,7 +182,7 @@ def test_a_mixture_has_exact_quotas_of_items() -> None:
     both = zip(of_first.sequence.tolist(), of_first.epoch.tolist(), strict=True)
     assert [orders[0].rows(pack, epoch=epoch).tolist() for pack, epoch in both] == rows_of(orders[0], 0, 7500)
     with pytest.raises(ConfigError, match=r"data\.train: weight 1e-05"):
-        ItemOrder(orders, weights=[1, 1e-5], seed=1)
+        ItemOrder(orders, MixtureSpec(weights=(1, 1e-5)), seed=1)
 
 
 @pytest.mark.parametrize("make", [packed, grouped])

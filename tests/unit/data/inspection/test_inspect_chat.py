@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from llmtrain.cli.app import run
 from llmtrain.config.loading.load import LoadedConfig, load_config
 from llmtrain.config.sections.chat import ChatConfig
 from llmtrain.data.chat import parts as parts_of_rows
+from llmtrain.data.chat.items import RowItems
 from llmtrain.data.chat.packing import pack
 from llmtrain.data.chat.parts import find_parts
 from llmtrain.data.chat.prepare_rows import PreparedRows
@@ -239,3 +242,34 @@ def test_processes_find_the_same(tmp_path: Path, tokenizer: Path, monkeypatch: p
     assert inspect_chat(config, num_workers=2) == alone
     assert [fault["source"][-5:] for fault in alone["faults"]] == [":1501", ":1502"]
     assert alone["train"]["samples"] == 1509
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_rows_are_mixed_as_shards_are(tmp_path: Path, tokenizer: Path, packing: bool) -> None:
+    config = write(tmp_path, tokenizer, [conversation(n) for n in range(40)], packing=packing)
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(conversation(n)) + "\n" for n in range(10)))
+    train = f"[{{path: {tmp_path}/rows.jsonl, weight: 1}}, {{path: {tmp_path}/few.jsonl, weight: 1}}]"
+    overrides = [f"data.train={train}", "data.mixture={by: documents, max_epochs: 2}"]
+    mixed = load_config(str(config), overrides)
+    found = inspect_chat(mixed)
+    assert [row["first_epoch"]["by"] for row in found["mixture"]] == ["documents"] * 2
+    assert [row["max_epochs"] for row in found["mixture"]] == [2, 2]
+    used_up = found["changes"][0]
+    assert "few.jsonl is used up" in used_up["what"]
+    assert found["changes"][-1]["what"].endswith("the data end")
+
+    data = mixed.config.data
+    assert isinstance(data, ChatConfig)
+    parts = find_parts(data)
+    prepared = PreparedRows(data, ChatTemplate(load_fast_tokenizer(tokenizer)), parts, num_workers=0)
+    stores = [prepared.ensure(part)[0] for part in parts.training]
+    items = RowItems(
+        stores=stores, mixture=parts.mixture, seed=1337, seq_len=64, packing=packing, mask_documents=True, pad_id=0
+    )
+    mixture = items.order().mixture
+    assert [change.item for change in mixture.changes] == [change["sequence"] for change in found["changes"]]
+    assert mixture.end is not None
+    reader = items.open(shuffled=True)
+    names = Counter(reader.names(reader.locate(np.arange(mixture.end))))
+    assert set(names.values()) == {2}
+    assert len(names) == sum(map(len, stores))

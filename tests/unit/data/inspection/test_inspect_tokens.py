@@ -171,3 +171,31 @@ def test_a_path_with_nothing_there_is_one_message(capsys: pytest.CaptureFixture[
     assert "there are no token shards at nowhere" in capsys.readouterr().err
     assert run(["inspect", "nowhere", "data.seq_len=4"]) == 2
     assert "give a config for that" in capsys.readouterr().err
+
+
+def test_a_mixture_shows_its_limits_its_stages_and_what_they_come_to(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = f"[{{path: {tmp_path}/one/train, weight: 1}}, {{path: {tmp_path}/two/train, weight: 1, max_epochs: 1}}]"
+    mixture = "{by: tokens, stages: [{from_step: 500, weights: [0, 1]}]}"
+    overrides = [f"data.train={train}", f"data.mixture={mixture}"]
+    result = inspect_tokens(load_config(str(config_file), overrides))
+    one, two = result["mixture"]
+    assert two["first_epoch"]["epochs"] == 1
+    assert one["first_epoch"]["share"] > 0.5 > two["first_epoch"]["share"]
+    assert one["first_epoch"]["asked"] == two["first_epoch"]["asked"] == pytest.approx(0.5, abs=0.01)
+    assert one["first_epoch"]["sequences"] + two["first_epoch"]["sequences"] == result["windows"]["items"]
+    assert result["stages"][0]["begins"] == "step 500"
+    assert list(result["stages"][0]["shares"].values()) == [0, 1]
+    (change,) = result["changes"]
+    assert change["sequence"] == pytest.approx(2 * two["first_epoch"]["sequences"], abs=2)
+    text = printed(capsys, str(config_file), *overrides)
+    assert "share of tokens" in text
+    assert "from step 500: " in text
+    assert f"sequence {change['sequence']}: {tmp_path}/two/train is used up" in " ".join(text.split())
+
+
+def test_no_more_items_are_shown_than_there_are(config_file: Path, tmp_path: Path) -> None:
+    train = f"data.train=[{{path: {tmp_path}/two/train, epochs: 0.1}}]"
+    result = inspect_tokens(load_config(str(config_file), [train]), num_items=9)
+    assert len(result["items"]) == result["mixture"][0]["first_epoch"]["sequences"] < 9
