@@ -28,7 +28,7 @@ NO_PATHS = {
     *("run_id", "adapter", "text_column", "include", "exclude", "prompts", "options", "file_name", "device", "configs"),
     *("experiment", "run_name", "project", "entity", "tracking_uri", "metrics", "init_method", "master_addr", "split"),
     *("base_model", "require_improvement", "target_modules", "modules_to_save", "attn_implementation"),
-    "target_parameters",
+    *("target_parameters", "keep", "function", "email", "ip"),
 }
 ELSEWHERE = ("kubernetes", "remote")
 """Sections whose texts are about other machines; their paths of this one are marked all the same."""

@@ -46,7 +46,7 @@ COMMAND_LINES_BEFORE = {
     "validate configs/presets/example.yaml": "example of older systems is quickstart now",
     "validate train": "finetune-llama3-8b",
     "validate train_llama3b": "finetune-llama3.2-3b",
-    "validate train_lakefs": "lakeFS is not part of this version",
+    "validate train_lakefs": "finetune-lakefs",
     "validate eval_baseline": "eval-baseline",
     "validate configs/experiment_complex_attn.yaml": "complex-attention",
 }

@@ -144,7 +144,7 @@ def test_csv_rows_carry_the_line_on_which_they_begin(tmp_path: Path) -> None:
     assert read(file) == [
         ("rows.csv:2", ROWS[0]),
         ("rows.csv:4", ROWS[1]),
-        ("rows.csv:5", "has 1 fields, but the first line names 2 columns"),
+        ("rows.csv:5", "has 1 field, but the first line names 2 columns"),
     ]
 
 
