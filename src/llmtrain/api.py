@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from llmtrain.config.loading.load import load_config
 from llmtrain.config.sections.model import DecoderConfig
 from llmtrain.data.tokenizers import load_tokenizer
-from llmtrain.distributed.native_bf16 import as_computed
+from llmtrain.distributed.native_bf16 import with_computing_dtype
 from llmtrain.errors import ConfigError
 from llmtrain.generation.language_model import LanguageModel
 from llmtrain.generation.open_model import device_named, open_model
@@ -121,7 +121,7 @@ def load_decoder(
             be read.
     """
     place = device_named(device)
-    decoder = as_computed(read_decoder(_decoder_config(config), Path(weights), device=place), place)
+    decoder = with_computing_dtype(read_decoder(_decoder_config(config), Path(weights), device=place), place)
     found = load_tokenizer(tokenizer) if tokenizer is not None else None
     return LanguageModel(
         model=decoder.eval(),

@@ -150,7 +150,7 @@ def test_a_detached_training_is_followed_stopped_resumed_on_two_hosts_and_evalua
     assert stopped["state"] == "preempted"
     both = ["--dir", "~/detached", *server.options("one", "two"), *PYTHON]
     assert launch("train", "--resume", "slow", "--rendezvous", "127.0.0.1:0", *both) == 2
-    assert "no HOST:PORT" in capsys.readouterr().err
+    assert "not HOST:PORT" in capsys.readouterr().err
     process = start("train", "--resume", "slow", "trainer.micro_batch_size=2", "--json", *both)
     wait_for(lambda: len(read_metrics(metrics)) > stopped["steps"] + 2)
     process.send_signal(signal.SIGINT)

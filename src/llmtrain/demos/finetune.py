@@ -17,7 +17,7 @@ from typing import Any
 from llmtrain.config.loading.load import load_config
 from llmtrain.config.sections.data import PrepareConfig
 from llmtrain.demos.function_rows import OUTPUT, function_rows
-from llmtrain.distributed.native_bf16 import as_computed
+from llmtrain.distributed.native_bf16 import with_computing_dtype
 from llmtrain.errors import ConfigError, RunError
 from llmtrain.screen import counted, known_width, visible, wrapped
 from llmtrain.verbs.evaluate import evaluate
@@ -111,7 +111,7 @@ def _same_in_transformers(folder: Path, predictions: list[dict[str, Any]]) -> in
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = as_computed(AutoModelForCausalLM.from_pretrained(folder), torch.device("cpu")).eval()
+    model = with_computing_dtype(AutoModelForCausalLM.from_pretrained(folder), torch.device("cpu")).eval()
     same = 0
     for row in predictions:
         ids = tokenizer(row["prompt"], return_tensors="pt", add_special_tokens=False)["input_ids"]

@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 
-import llmtrain.distributed.engine  # noqa: F401  # so that a package that training lacks is named
+import llmtrain.distributed.engine  # noqa: F401  # fails here, with its name, if a package that training needs is missing
 from llmtrain.distributed.limits import memory_bytes, usable_cores
 from llmtrain.distributed.native_bf16 import computes_bf16
 from llmtrain.distributed.nccl import infiniband_adapters, network_faults, network_interfaces
@@ -29,7 +29,7 @@ LOW_MEMORY_BYTES = 4_000_000_000
 
 @dataclass(frozen=True)
 class Finding:
-    """Something in the way, and what to do about it."""
+    """A problem of this machine, and its fix."""
 
     severity: Literal["fatal", "warning"]
     """fatal: nothing can be trained here; warning: something is slower, smaller or missing."""
@@ -59,7 +59,7 @@ class CudaDevice:
 
 @dataclass(frozen=True, kw_only=True)
 class MachineFacts:
-    """Cores, memory, devices and network of the machine, as far as this process may use them."""
+    """Cores, memory, devices and network of the machine that this process may use."""
 
     system: str
     """Name of the operating system, from platform.system(): Linux, Darwin, Windows."""
@@ -73,7 +73,7 @@ class MachineFacts:
     cuda_built: bool
     nvidia_driver: bool
     bf16_on_cpu: bool
-    """True if the CPU gains by bfloat16: it multiplies it natively, and faster than float32."""
+    """True if the CPU multiplies bfloat16 natively, and faster than float32."""
     missing_for_compile: str | None
     interfaces: list[str]
     adapters: list[str]
@@ -81,7 +81,7 @@ class MachineFacts:
 
 
 def look_at_machine() -> MachineFacts:
-    """Ask the machine."""
+    """Measure the machine, and limit torch's threads to the cores that this process may use."""
     keep_to_usable_cores()
     return MachineFacts(
         system=platform.system(),
@@ -110,13 +110,13 @@ def _cuda_devices() -> list[CudaDevice]:
 
 
 def system_findings(facts: MachineFacts, environ: Mapping[str, str]) -> list[Finding]:
-    """Return what is in the way in the system, its memory and its threads."""
+    """Return the problems of the operating system, the memory and the number of threads."""
     found = []
     if facts.system not in ("Linux", "Darwin"):
-        fix = "on Windows install WSL2 (`wsl --install`) and work in there"
+        fix = "on Windows, install WSL2 (`wsl --install`) and work inside it"
         found.append(fatal(f"{facts.system} is not supported", fix))
     if facts.memory_bytes < LOW_MEMORY_BYTES:
-        fix = "train small models, and ask `llmtrain plan CONFIG` beforehand"
+        fix = "train small models, and check their memory with `llmtrain plan CONFIG` first"
         found.append(warning(f"{facts.memory_bytes / 1e9:.1f} GB of memory", fix))
     threads = environ.get("OMP_NUM_THREADS")
     if threads is not None and not facts.gpus and facts.threads < facts.cores:
@@ -126,13 +126,13 @@ def system_findings(facts: MachineFacts, environ: Mapping[str, str]) -> list[Fin
 
 
 def device_findings(facts: MachineFacts) -> list[Finding]:
-    """Return what is in the way in GPUs, the CPU's bfloat16 and torch.compile."""
+    """Return the problems of the GPUs, the CPU's bfloat16 and torch.compile."""
     found = []
     if facts.nvidia_driver and not facts.gpus:
         fix = "compare `nvidia-smi` with CUDA_VISIBLE_DEVICES, and the driver's version with torch's CUDA version"
         if not facts.cuda_built:
             fix = "install a build of torch for CUDA (pytorch.org/get-started)"
-        found.append(warning("there is an NVIDIA driver, but torch sees no GPU: runs go to the CPU", fix))
+        found.append(warning("there is an NVIDIA driver, but torch sees no GPU: runs use the CPU", fix))
     for gpu in facts.gpus:
         if gpu.capability < OLDEST_CUDA_CAPABILITY:
             found.append(
@@ -157,6 +157,6 @@ def device_findings(facts: MachineFacts) -> list[Finding]:
 
 
 def network_findings(facts: MachineFacts, environ: Mapping[str, str]) -> list[Finding]:
-    """Return the settings of NCCL and gloo that cannot be meant for this machine."""
+    """Return the settings of NCCL and gloo that match nothing on this machine."""
     faults = network_faults(environ, interfaces=facts.interfaces, adapters=facts.adapters)
     return [warning(what, fix) for what, fix in faults]

@@ -1,4 +1,4 @@
-"""Runs a model on devices, in a precision, by processes. The one place that imports Lightning Fabric.
+"""Runs a model on one or more processes: device, precision, collectives. The only file that imports Lightning Fabric.
 
     Resolved ─▶ Engine ─┬─ setup(model) ─▶ the model, wrapped, or sharded over the ranks
                         ├─ collectives: sum, gather, from_main, main_first
@@ -40,7 +40,7 @@ from llmtrain.distributed.process import (
     use_deterministic_algorithms,
     use_expandable_segments,
 )
-from llmtrain.distributed.rendezvous import file_to_meet_at, local_world_size_of
+from llmtrain.distributed.rendezvous import local_world_size_of, rendezvous_file
 from llmtrain.distributed.resolve import Resolved
 from llmtrain.distributed.sharding import shard
 from llmtrain.distributed.strategy import SHARDING
@@ -75,7 +75,7 @@ class Engine:
         accelerator, _, index = resolved.device.partition(":")
         reproducible = accelerator == "cpu" or deterministic
         self._release: weakref.finalize[..., Engine] | None = None
-        if reproducible:  # on a CPU too: there the compiled backward of an embedding differs from run to run otherwise
+        if reproducible:  # on a CPU too, where the compiled backward of an embedding otherwise differs from run to run
             use_deterministic_algorithms(user := object())
             self._release = weakref.finalize(self, release_deterministic_algorithms, user)
         silence_libraries(resolved.device)
@@ -88,7 +88,7 @@ class Engine:
             use_expandable_segments()
             avoid_cudnn_attention()
         self._timeout = timedelta(seconds=distributed.timeout_sec + _LATER_SEC)
-        if (file := file_to_meet_at(distributed.rendezvous)) and not torch.distributed.is_initialized():
+        if (file := rendezvous_file(distributed.rendezvous)) and not torch.distributed.is_initialized():
             torch.distributed.init_process_group(
                 resolved.backend,
                 init_method=file,
@@ -102,8 +102,8 @@ class Engine:
             accelerator=accelerator,
             devices=[int(index)] if index else self.local_world_size,
             num_nodes=self.world_size // self.local_world_size,
-            # Otherwise DDP puts gradients in another order after its first step, and with it changes the order in
-            # which more than two ranks' are added up: a resumed run would differ in the last bits.
+            # Without find_unused_parameters, DDP regroups the gradients after its first step. That changes the order in
+            # which the gradients of more than two ranks are summed, so a resumed run would differ in the last bits.
             strategy=self._strategy(
                 find_unused_parameters=distributed.find_unused_parameters or (reproducible and self.world_size > 2)
             ),
@@ -124,7 +124,7 @@ class Engine:
                 timeout=self._timeout,
                 find_unused_parameters=find_unused_parameters,
                 gradient_as_bucket_view=True,
-                broadcast_buffers=False,  # tables, which every rank computes alike
+                broadcast_buffers=False,  # they are tables, which are the same on every rank
             )
         if self.is_sharded:
             return ModelParallelStrategy(
@@ -153,7 +153,7 @@ class Engine:
 
     @property
     def data_parallel_rank(self) -> int:
-        """Number of the replica that this rank belongs to, and so of its share of the rows."""
+        """Number of the replica that this rank belongs to, which decides its share of the rows."""
         return int(self.rank) // self.tensor_parallel_size
 
     # -- the model ---------------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ class Engine:
 
         Under fsdp the model's parameters are sharded in place; parameters on the meta device get no values.
         """
-        # Sharding moves tensors by itself; Fabric would only warn that some of them lie elsewhere before.
+        # `shard` moves the tensors itself; Fabric would only warn that some are on another device before.
         wrapped = self._fabric.setup_module(model, move_to_device=not self.is_sharded)
         if hasattr(model, "logits"):
             wrapped.mark_forward_method("logits")
@@ -181,18 +181,18 @@ class Engine:
         self.watchdog.beat()
 
     def no_sync(self, model: nn.Module, *, enabled: bool) -> AbstractContextManager[None]:
-        """Hold back the gradient exchange within the block: only the last micro-batch of a step needs it."""
+        """Skip the gradient exchange within the block if `enabled`: only the last micro-batch of a step needs it."""
         if self.resolved.strategy == "single":
             return contextlib.nullcontext()
         return cast(AbstractContextManager[None], self._fabric.no_backward_sync(model, enabled=enabled))
 
     @contextlib.contextmanager
     def generating(self, module: nn.Module) -> Iterator[None]:
-        """Let callers use the `logits` of `module`, the result of `setup`, within the block.
+        """Let all ranks call the `logits` of `module`, the result of `setup`, within the block.
 
-        If the module is sharded, each forward pass is a collective: all ranks ask for the same logits, in the precision
-        of training, and get those that rank 0 computed. If ranks rounded differently and chose different tokens, one
-        would soon wait for a forward pass that no other rank makes.
+        If the module is sharded, `logits` is a collective in the precision of training: all ranks call it with the same
+        tokens and get rank 0's result. If ranks rounded differently and chose different tokens, one of them would soon
+        wait for a forward pass that no other rank makes.
         """
         if not self.is_sharded:
             yield
@@ -212,7 +212,7 @@ class Engine:
                 yield
         finally:
             setattr(module, "logits", compute)  # noqa: B010
-            module.reshard()  # else parameters outside of the layers stay full, and stale after the next update
+            module.reshard()  # else parameters outside of the layers stay full, and out of date after the next update
 
     # -- collectives -------------------------------------------------------------------------------------------------
 
@@ -280,7 +280,7 @@ class Engine:
         return self._save_group
 
     def close(self) -> None:
-        """Leave the process group, and give torch its earlier settings back."""
+        """Leave the process group, and restore torch's earlier settings."""
         if self._release is not None:
             self._release()
         if self.world_size > 1 and torch.distributed.is_initialized():
@@ -292,7 +292,10 @@ class Engine:
 
 
 def _precision(resolved: Resolved) -> dict[str, Any]:
-    """Return Fabric's arguments. float16 comes without Fabric's scaler: ours is in the step, and in checkpoints."""
+    """Return Fabric's arguments for the precision.
+
+    float16 gets no gradient scaler from Fabric, since the training step has one, which checkpoints save.
+    """
     if resolved.precision != "16-mixed":
         return {"precision": resolved.precision if resolved.precision != "32" else "32-true"}
     plugin = MixedPrecision("16-mixed", device=resolved.device.partition(":")[0])

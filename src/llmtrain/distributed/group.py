@@ -1,7 +1,7 @@
 """The ranks that save a checkpoint together, and their process group, which they use while training continues.
 
-Collectives of the training group would mix with those of the training step, and wait for each other forever. So this
-is a second process group, over gloo and for tensors on the CPU, and only the thread that saves uses it.
+In the training group, the collectives of a save would mix with those of a training step and deadlock. So this is a
+second process group, over gloo and for tensors on the CPU, and only the thread that saves uses it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RankGroup:
-    """A group of `size` ranks, of which this process is `rank`. A group of one sends nothing."""
+    """A group of `size` ranks, in which this process has the number `rank`. A group of one sends nothing."""
 
     rank: int = 0
     size: int = 1
@@ -25,7 +25,7 @@ class RankGroup:
 
     @property
     def is_main(self) -> bool:
-        """True on the rank that does the work of only one rank."""
+        """True on the one rank that does what must be done only once."""
         return self.rank == 0
 
     def gather(self, value: T) -> list[T]:
@@ -37,11 +37,11 @@ class RankGroup:
         return cast(list[T], values)
 
     def send(self, tensor: Tensor, *, to: int) -> None:
-        """Send a tensor's bytes. When this returns, `tensor` may change."""
+        """Send a tensor's bytes. Once this returns, `tensor` may be changed."""
         dist.send(tensor, group=self.group, group_dst=to)
 
     def receive(self, tensor: Tensor, *, sender: int) -> None:
-        """Fill `tensor` with the bytes that `sender` sends."""
+        """Overwrite `tensor` with the bytes that the rank `sender` sends."""
         dist.recv(tensor, group=self.group, group_src=sender)
 
 

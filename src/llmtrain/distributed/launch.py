@@ -1,11 +1,11 @@
-"""Starts the processes of a run on this machine by torchrun, and returns one exit code for all of them.
+"""Starts the processes of a run on this machine with torchrun, and returns one exit code for all of them.
 
     llmtrain train CONFIG --nproc 4 ─▶ torchrun ─▶ 4 × llmtrain train CONFIG
-                                                     └─ each leaves its exit code in a folder (exit_codes.py)
+                                                     └─ each writes its exit code to a folder (exit_codes.py)
 
-torchrun numbers the processes, lets them meet, restarts them and passes SIGTERM on. What it lacks is here: one exit
-code, each stop signal as a request to stop, and an end for workers that are stopped or whose launcher is gone. Nothing
-here imports torch.
+torchrun numbers the processes, connects them, restarts them and passes SIGTERM on. This file adds what it lacks: the
+workers' exit code, all stop signals, and an end for workers that are suspended (SIGSTOP) or have lost their launcher.
+Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from pathlib import Path
 
 from llmtrain.distributed.exit_codes import EXIT_FOLDER, exit_code_of, exit_codes_in
 from llmtrain.distributed.limits import usable_cores
-from llmtrain.distributed.orphans import seen_alive
+from llmtrain.distributed.orphans import hold_launcher_lock
 from llmtrain.distributed.rendezvous import LAST_PORT, split_address
-from llmtrain.distributed.stop_signals import heeded_signals
+from llmtrain.distributed.stop_signals import signals_to_handle
 from llmtrain.errors import ConfigError
 
 SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
@@ -36,8 +36,8 @@ SHUTDOWN_SECONDS = 600
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 """Without it, restarted processes find the addresses of the dead ones in torchrun's own store, and wait."""
 
-WAKE_SECONDS = 10.0
-"""Seconds that a stopped worker may take to end after it was told to and woken; then it is killed."""
+RESUME_SECONDS = 10.0
+"""Seconds that a suspended worker has to end after it was resumed; then it is killed."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class WorkerGroup:
     """Number of processes on this machine."""
     nnodes: int = 1
     node_rank: int | None = None
-    """Number of this machine; None: the rendezvous assigns one."""
+    """Number of this machine, from 0; None: the rendezvous assigns one."""
     rendezvous: str | None = None
     """HOST:PORT of the first machine."""
     max_restarts: int = 0
@@ -61,14 +61,14 @@ def launch(group: WorkerGroup, arguments: Sequence[str], *, capture: bool) -> tu
     A stop signal to this process goes to all of them. Raises ConfigError if the group is impossible.
     """
     command = [*_torchrun(group), "-m", "llmtrain", *arguments]
-    with tempfile.TemporaryDirectory(prefix="llmtrain-") as folder, seen_alive(Path(folder)):
+    with tempfile.TemporaryDirectory(prefix="llmtrain-") as folder, hold_launcher_lock(Path(folder)):
         environment = {**os.environ, EXIT_FOLDER: folder}
         environment.setdefault(SHUTDOWN_TIMEOUT, str(SHUTDOWN_SECONDS))
         environment.setdefault(OWN_STORE, "1")
         environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // group.nproc)))
         pipe = subprocess.PIPE if capture else None
         torchrun = subprocess.Popen(command, env=environment, stdout=pipe, text=True, start_new_session=True)
-        with torchrun, _stop_signals_go_to(torchrun), _stopped_workers_end(torchrun):
+        with torchrun, _pass_stop_signals_to(torchrun), _end_suspended_workers(torchrun):
             output, _ = torchrun.communicate()
         codes = exit_codes_in(Path(folder))
     return exit_code_of(codes, num_workers=group.nproc, torchrun=torchrun.returncode), output or ""
@@ -76,7 +76,10 @@ def launch(group: WorkerGroup, arguments: Sequence[str], *, capture: bool) -> tu
 
 def _torchrun(group: WorkerGroup) -> list[str]:
     if "RANK" in os.environ:
-        raise ConfigError("--nproc starts processes, but torchrun started this one already: leave one of them out")
+        raise ConfigError(
+            "--nproc starts processes, but torchrun has already started this one (RANK is set): remove --nproc, or "
+            "start it without torchrun"
+        )
     if group.node_rank is not None and group.node_rank >= group.nnodes:
         raise ConfigError(
             f"--node-rank is {group.node_rank}, but --nnodes is {group.nnodes}: machines are numbered from 0"
@@ -86,8 +89,8 @@ def _torchrun(group: WorkerGroup) -> list[str]:
     if group.nnodes == 1:
         if group.rendezvous is not None:
             raise ConfigError(
-                f"{group.rendezvous} is where several machines would meet, but --nnodes is 1: add --nnodes N, or leave "
-                "out --rendezvous, and distributed.rendezvous.master_addr and master_port of the config"
+                f"{group.rendezvous} is where several machines would meet, but --nnodes is 1: add --nnodes N, or "
+                "remove --rendezvous, and distributed.rendezvous.master_addr and master_port of the config"
             )
         return [*command, "--standalone"]
     rendezvous = group.rendezvous
@@ -97,7 +100,8 @@ def _torchrun(group: WorkerGroup) -> list[str]:
         rendezvous = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT', '29500')}"
     if split_address(rendezvous) is None:
         raise ConfigError(
-            f"{rendezvous} is no HOST:PORT with a port of 1 to {LAST_PORT}: it is where the machines meet"
+            f"{rendezvous} is not HOST:PORT with a port from 1 to {LAST_PORT}: give the address of the first machine, "
+            "where the machines meet"
         )
     number = ["--rdzv-backend=c10d", "--rdzv-id=llmtrain"]
     if group.node_rank is not None:
@@ -106,20 +110,20 @@ def _torchrun(group: WorkerGroup) -> list[str]:
 
 
 @contextmanager
-def _stop_signals_go_to(torchrun: subprocess.Popen[str]) -> Iterator[None]:
-    """Pass every stop signal on as SIGTERM, which torchrun passes on to its workers.
+def _pass_stop_signals_to(torchrun: subprocess.Popen[str]) -> Iterator[None]:
+    """Send torchrun a SIGTERM for the first stop signal and for every Ctrl-C; torchrun passes it on to its workers.
 
-    Once only, but for a second Ctrl-C: a terminal that closes sends several, and a second SIGTERM makes torchrun leave
-    its workers alone before they have saved.
+    Other signals are not repeated: a terminal that closes sends several, and at a second SIGTERM torchrun no longer
+    waits until its workers have saved.
     """
-    heard: set[int] = set()
+    received: set[int] = set()
 
     def forward(number: int, frame: object) -> None:
-        if number == signal.SIGINT or not heard:
+        if number == signal.SIGINT or not received:
             torchrun.send_signal(signal.SIGTERM)
-        heard.add(number)
+        received.add(number)
 
-    previous = {number: signal.signal(number, forward) for number in heeded_signals()}
+    previous = {number: signal.signal(number, forward) for number in signals_to_handle()}
     try:
         yield
     finally:
@@ -128,25 +132,25 @@ def _stop_signals_go_to(torchrun: subprocess.Popen[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _stopped_workers_end(torchrun: subprocess.Popen[str]) -> Iterator[None]:
-    """Wake a worker that is stopped (SIGSTOP) when torchrun tells it to end, and kill it if that does not help.
+def _end_suspended_workers(torchrun: subprocess.Popen[str]) -> Iterator[None]:
+    """Resume a worker that is suspended (SIGSTOP) when torchrun sends it SIGTERM; kill it if it does not end then.
 
-    A stopped process does not receive SIGTERM, so torchrun would wait for all of SHUTDOWN_SECONDS. When it is woken it
-    finds its peers gone, writes its stacks and ends.
+    A suspended process does not handle SIGTERM, so torchrun would wait for all of SHUTDOWN_SECONDS. Once resumed, the
+    worker finds its peers gone, writes its stacks and ends.
     """
-    import psutil  # here, since it takes 20 ms that `--help` would wait for
+    import psutil  # here, since it would delay `--help` by 20 ms
 
     over = threading.Event()
 
     def watch() -> None:
-        woken: dict[int, float] = {}
+        resumed: dict[int, float] = {}
         while not over.wait(0.5):
-            with suppress(psutil.Error):  # a process that ended meanwhile; the others are looked at next time
+            with suppress(psutil.Error):  # a process has just ended; the next round checks the others
                 for worker in psutil.Process(torchrun.pid).children():
-                    if worker.pid in woken and time.monotonic() - woken[worker.pid] > WAKE_SECONDS:
+                    if worker.pid in resumed and time.monotonic() - resumed[worker.pid] > RESUME_SECONDS:
                         worker.kill()
-                    elif worker.status() == psutil.STATUS_STOPPED and _is_told_to_end(worker.pid):
-                        woken.setdefault(worker.pid, time.monotonic())
+                    elif worker.status() == psutil.STATUS_STOPPED and _has_pending_sigterm(worker.pid):
+                        resumed.setdefault(worker.pid, time.monotonic())
                         worker.resume()
 
     thread = threading.Thread(target=watch, name="llmtrain-stopped", daemon=True)
@@ -158,8 +162,8 @@ def _stopped_workers_end(torchrun: subprocess.Popen[str]) -> Iterator[None]:
         thread.join()
 
 
-def _is_told_to_end(pid: int) -> bool:
-    """Return whether SIGTERM is pending for the process. Only Linux says so; elsewhere torchrun's timeout applies."""
+def _has_pending_sigterm(pid: int) -> bool:
+    """Return whether SIGTERM is pending for the process; False where there is no /proc, as on macOS."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:

@@ -1,10 +1,10 @@
-"""Devices that gain by bfloat16, the dtype that others compute in, and the cost of bfloat16 there.
+"""Whether a device computes in bfloat16 without being slower, the dtype it computes in otherwise, and the slowdown.
 
     stored bfloat16 ─┬─ native, and not slower ──▶ computed in bfloat16
                      └─ emulated, or slower ─────▶ computed in float32; if the config requests bfloat16, a warning
 
-Native instructions alone are no gain: an Intel Xeon whose AMX tiles the hypervisor hides multiplies bfloat16 at half of
-the speed of float32 (docs/performance.md). So a CPU that has them is measured, for a tenth of a second.
+Native instructions do not guarantee a gain: an Intel Xeon whose AMX tiles the hypervisor hides multiplies bfloat16 at
+half of the speed of float32 (docs/performance.md). So a CPU that has them is measured, for a tenth of a second.
 
 The precision of a run is resolved in `resolve`, the dtype of trained and frozen weights in `models.huggingface.load`.
 """
@@ -25,11 +25,11 @@ Module = TypeVar("Module", bound=nn.Module)
 
 ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 WITHOUT_BF16 = frozenset({"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"})
-"""Values of these variables that keep oneDNN, which multiplies bfloat16 on CPUs, from the instructions for it."""
+"""Values of these variables at which oneDNN, which multiplies bfloat16 on CPUs, uses no bfloat16 instructions."""
 SMALL_GEMM = 256
-"""Rows and columns of a product that takes 0.03 s at 1 GFLOP/s: the speed of emulated bfloat16."""
+"""Rows and columns of a matrix product that takes 0.03 s at 1 GFLOP/s, the speed of emulated bfloat16."""
 SMALL_GEMM_SEC = 0.05
-"""Seconds for which a measurement repeats such products. With the first one and the last: at most about 0.15 s."""
+"""Seconds for which a measurement repeats such products. It takes at most about 0.15 s, with the first and last one."""
 
 
 def computes_bf16(device: str) -> bool:
@@ -59,8 +59,8 @@ def computing_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.float32 if emulated else stored
 
 
-def as_computed(module: Module, device: torch.device) -> Module:
-    """Return `module` with weights in a dtype that `device` computes natively. The weights are not moved."""
+def with_computing_dtype(module: Module, device: torch.device) -> Module:
+    """Convert the weights of `module` to float32 if `device` emulates their dtype. They are not moved to `device`."""
     dtypes = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
     if any(computing_dtype(dtype, device) != dtype for dtype in dtypes):
         module = module.float()
@@ -69,14 +69,14 @@ def as_computed(module: Module, device: torch.device) -> Module:
 
 
 def choose_compute_dtype(module: nn.Module, device: torch.device) -> None:
-    """Give layers with weights in 4 bits, which name the dtype they compute in, one that is native to `device`."""
+    """Set the dtype that quantized layers compute in (their `compute_dtype`) to one that is native to `device`."""
     for layer in module.modules():
         if isinstance(dtype := getattr(layer, "compute_dtype", None), torch.dtype):
             layer.compute_dtype = computing_dtype(dtype, device)  # type: ignore[assignment]
 
 
 def matmul_flops(dtype: torch.dtype, *, size: int = SMALL_GEMM, seconds: float = SMALL_GEMM_SEC) -> float:
-    """Measure the FLOP/s of square matrix products on this CPU, the best within about `seconds`."""
+    """Return the highest FLOP/s that square matrix products reach on this CPU within about `seconds`."""
     matrix = torch.ones(size, size, dtype=dtype)
     torch.mm(matrix, matrix)
     best, end = float("inf"), time.perf_counter() + seconds
@@ -89,9 +89,9 @@ def matmul_flops(dtype: torch.dtype, *, size: int = SMALL_GEMM, seconds: float =
 
 @functools.cache
 def bf16_slowdown() -> float:
-    """Return how many times as long a matrix product takes on this CPU in bfloat16 as in float32, measured once.
+    """Return the time of a bfloat16 matrix product on this CPU over that of a float32 one, measured once.
 
-    It uses one thread: on a busy machine several would wait for each other, mostly in the shorter product.
+    One thread computes: on a busy machine several would wait for each other, which distorts the shorter product most.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -102,13 +102,13 @@ def bf16_slowdown() -> float:
 
 
 def warn_if_emulated(key: str, value: str, *, device: str, instead: str) -> None:
-    """Warn that `key` of the config asks for bfloat16 on a CPU that is slower in it; rank 0 measures and warns."""
+    """Warn that `key` of the config requests bfloat16 on a CPU that is slower in it. Only rank 0 measures and warns."""
     if device != "cpu" or computes_bf16(device) or os.environ.get("RANK", "0") != "0":
         return
     factor = bf16_slowdown()
     if factor > 1:
         log.warning(
-            "%s is %s, but this CPU %s: matrix products take %s times as long as in float32 (measured); take %s",
+            "%s is %s, but this CPU %s: matrix products take %s times as long as in float32 (measured); use %s",
             key,
             value,
             "is slow in bfloat16" if has_native_bf16(device) else "has no native bfloat16",

@@ -1,6 +1,6 @@
-"""Environment variables of NCCL and gloo: older names, defaults, and values that fit nothing on this machine.
+"""Environment variables of NCCL and gloo: older names, defaults, and values that match nothing on this machine.
 
-Variables that a user sets stay as they are and reach every process. Nothing here imports torch.
+Variables that a user sets are not changed and reach every process. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ _ADAPTERS = Path("/sys/class/infiniband")
 
 
 def nccl_settings(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables to add to the environment: today's names for older ones that are set, and defaults."""
+    """Return the variables to add to the environment: defaults, and today's names for older names that are set."""
     renamed = {today: environ[older] for older, today in _OLDER_NAMES.items() if older in environ}
     return {name: value for name, value in (_DEFAULTS | renamed).items() if name not in environ}
 
 
 def set_nccl_environment() -> None:
-    """Add `nccl_settings` to this process's environment, and warn of contradictions in it."""
+    """Add `nccl_settings` to this process's environment, and warn about contradictions in it."""
     for contradiction in contradictions(os.environ):
         log.warning("%s", contradiction)
     os.environ.update(nccl_settings(os.environ))
 
 
 def contradictions(environ: Mapping[str, str]) -> list[str]:
-    """Describe settings whose older name has another value than today's name, which wins."""
+    """Return a line for each setting whose older name has another value than today's name, which takes precedence."""
     return [
-        f"{older} is {environ[older]}, but {today}, its name today, is {environ[today]}, and wins"
+        f"{older} is {environ[older]}, but {today}, its name today, is {environ[today]} and takes precedence"
         for older, today in _OLDER_NAMES.items()
         if older in environ and today in environ and environ[older] != environ[today]
     ]
@@ -63,7 +63,7 @@ def infiniband_adapters() -> list[str]:
 def network_faults(
     environ: Mapping[str, str], *, interfaces: Sequence[str], adapters: Sequence[str]
 ) -> list[tuple[str, str]]:
-    """List settings that fit nothing on this machine, each with its fix."""
+    """Return the settings that match nothing on this machine, each with its fix."""
     faults = [(each, "unset the older one") for each in contradictions(environ)]
     for name, present, kind in (
         ("NCCL_SOCKET_IFNAME", interfaces, "network interface"),
@@ -73,20 +73,22 @@ def network_faults(
         selection = environ.get(name)
         if selection and not _selects(selection, present):
             fix = f"name one of {', '.join(present)}, or unset it" if present else "unset it: there is none here"
-            faults.append((f"{name}={selection} leaves no {kind} of this machine", fix))
+            faults.append((f"{name}={selection} matches no {kind} of this machine", fix))
     level = environ.get("NCCL_DEBUG")
     if level is not None and level.upper() not in _DEBUG_LEVELS:
-        faults.append((f"NCCL_DEBUG={level} is no level", f"one of {', '.join(_DEBUG_LEVELS)}"))
+        faults.append((f"NCCL_DEBUG={level} is not a log level", f"set it to one of {', '.join(_DEBUG_LEVELS)}"))
     connections = environ.get("CUDA_DEVICE_MAX_CONNECTIONS")
     if connections is not None and (not connections.isdigit() or int(connections) not in _MAX_CONNECTIONS):
-        faults.append((f"CUDA_DEVICE_MAX_CONNECTIONS={connections} is not 1 to 32", "unset it for CUDA's own 8"))
+        fix = "set it to such a number, or unset it for CUDA's default, 8"
+        faults.append((f"CUDA_DEVICE_MAX_CONNECTIONS={connections} is not a number from 1 to 32", fix))
     return faults
 
 
 def _selects(selection: str, names: Sequence[str]) -> bool:
-    """Return whether a selection in NCCL's grammar leaves any of `names`.
+    """Return whether a selection in NCCL's syntax selects any of `names`. If `names` is empty, `^…` selects too.
 
-    It is a list of prefixes; `=` before it matches full names, `^` excludes what matches, and `:port` is ignored.
+    A selection is a list of prefixes. `=` before it makes them full names, `^` excludes what matches, and `:port` is
+    ignored.
     """
     excludes = selection.startswith("^")
     exactly = selection.lstrip("^").startswith("=")

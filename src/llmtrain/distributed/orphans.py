@@ -1,9 +1,9 @@
-"""Ends workers whose launcher or torchrun is gone, killed without a word (SIGKILL): they would train on, unseen.
+"""Ends workers whose launcher or torchrun was killed (SIGKILL). Otherwise they would continue to train, unnoticed.
 
-    launcher ─ holds a lock on a file, however it ends ─▶ workers look every second whether it is free
-    torchrun ─ is the workers' parent                  ─▶ and whether they have another parent
+    launcher ─ holds a lock on a file until it ends ─▶ workers check every second whether the lock is free
+    torchrun ─ is the workers' parent process       ─▶ and whether their parent has changed
 
-A worker then does what it does at SIGTERM: a run saves, and exits with 75. Nothing here imports torch.
+Such a worker gets SIGTERM: a run saves, and exits with 75. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _EVERY_SEC = 1.0
 
 
 @contextmanager
-def seen_alive(folder: Path) -> Iterator[None]:
-    """Let the workers that have `folder` see that this process is alive, until the block ends."""
+def hold_launcher_lock(folder: Path) -> Iterator[None]:
+    """Hold a lock in `folder` within the block, which shows the workers that this process is alive."""
     with (folder / _LOCK).open("wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks: workers without the file look at their parent alone
+        except OSError:  # the file system has no locks; without the file, workers only check their parent
             (folder / _LOCK).unlink()
         yield
 
 
 def end_with_launcher() -> None:
-    """Watch the launcher and torchrun from a worker, in a thread; do nothing in a process that nobody launched."""
+    """Start a thread that ends this worker when the launcher or torchrun is gone; do nothing without torchrun."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         folder = exit_folder()
         lock = folder / _LOCK if folder else None
@@ -47,7 +47,7 @@ def _watch(torchrun: int, lock: int | None) -> None:
     while os.getppid() == torchrun:
         if lock is not None and _is_free(lock):
             if os.environ.get("LOCAL_RANK", "0") == "0":
-                os.kill(torchrun, signal.SIGTERM)  # which passes it on to all workers, and starts none again
+                os.kill(torchrun, signal.SIGTERM)  # torchrun passes it on to all workers, and restarts none
             lock = None
         time.sleep(_EVERY_SEC)
     os.kill(os.getpid(), signal.SIGTERM)

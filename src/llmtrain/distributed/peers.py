@@ -1,4 +1,4 @@
-"""Peers that are missing: what an error of a collective or of the rendezvous says about the other processes."""
+"""Errors of collectives and of the rendezvous that mean that other processes are gone or do not answer."""
 
 from __future__ import annotations
 
@@ -13,28 +13,27 @@ import torch
 from llmtrain.errors import ConfigError, Hang, Preempted
 
 _LOST_PEER = re.compile("gloo.*(closed by peer|reset by peer|timed out|broken pipe)|NCCL", re.IGNORECASE | re.DOTALL)
-"""gloo raises plain runtime errors, whose text names its own source file."""
+"""gloo raises RuntimeError, with the name of its own source file in the message."""
 _TIMED_OUT = re.compile("time[d]? ?out", re.IGNORECASE)
 
 
 def is_lost_peer(error: Exception) -> bool:
-    """Return whether a collective failed because another process is gone or does not answer."""
+    """Return whether `error` is of a collective that failed because another process is gone or does not answer."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return False
     return isinstance(error, torch.distributed.DistError) or bool(_LOST_PEER.search(str(error)))
 
 
 def is_timeout(error: Exception) -> bool:
-    """Return whether the lost peer of an error only failed to answer; it may still be there."""
+    """Return whether `error`, for which `is_lost_peer` is true, is a timeout, so that the peer may still be alive."""
     return bool(_TIMED_OUT.search(str(error)))
 
 
 @contextlib.contextmanager
 def explained_rendezvous() -> Iterator[None]:
-    """Let the processes meet in this block; if they do not, raise one message that says why.
+    """Explain why the processes could not connect to each other within the block.
 
-    Raises ConfigError if the port that the user chose is taken, Hang if other processes did not come, and Preempted for
-    the rest.
+    Raises ConfigError if the port that the user chose is taken, Hang after a timeout, and Preempted for the rest.
     """
     try:
         yield
@@ -43,21 +42,21 @@ def explained_rendezvous() -> Iterator[None]:
         why = str(error).splitlines()[0]
         if "EADDRINUSE" in why and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun would choose another port
             raise ConfigError(
-                f"the processes cannot meet at port {port}, where another program listens: name a free one by "
+                f"the processes cannot meet at port {port}, where another program listens: name a free port in "
                 "MASTER_PORT or distributed.rendezvous.master_port"
             ) from error
         world_size = os.environ.get("WORLD_SIZE")
         message = (
-            f"the {world_size} processes did not meet at {address}:{port} ({why}): start all of them, where each "
-            "reaches that address"
+            f"the {world_size} processes did not meet at {address}:{port} ({why}): start all of them, on machines that "
+            "can reach that address"
         )
         raise (Hang if is_timeout(error) else Preempted)(message) from error
 
 
 def abandon_groups() -> None:
-    """Keep gloo's process groups from ever being destroyed, after a peer was lost.
+    """Keep gloo's process groups from being destroyed after a peer was lost.
 
-    Their destructor waits for operations in flight, which may wait for the lost process (one start in thirty, with
+    Their destructor waits for running operations, which may wait for the lost process (in one of thirty starts with
     ddp).
     """
     for group in list(torch.distributed.distributed_c10d._world.pg_map):

@@ -15,8 +15,8 @@ from llmtrain.distributed.limits import usable_cores
 def keep_to_usable_cores(*, num_processes: int = 1) -> None:
     """Limit torch's threads to this process's share of the usable cores, unless the environment sets their number.
 
-    `num_processes` share the cores. torch reads the affinity and no quota. Beyond the quota of a container, threads
-    would only take turns. The same holds for the processes that torch.compile starts.
+    `num_processes` share the cores. torch reads the affinity but not a container's CPU quota, and threads beyond the
+    quota would only take turns. The processes that torch.compile starts are limited in the same way.
     """
     cores = max(1, usable_cores() // num_processes)
     if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores:
@@ -29,12 +29,12 @@ def keep_to_usable_cores(*, num_processes: int = 1) -> None:
 def keep_freed_memory() -> None:
     """Let glibc keep the large blocks that a step frees, since the next step allocates the same ones.
 
-    Otherwise each block is mapped anew, and the kernel zeroes tens of thousands of pages a step: 2 to 3 % of a CPU
-    step.
+    Otherwise each block is mapped again, and the kernel zeroes tens of thousands of pages a step, which takes 2 to 3 %
+    of a step on a CPU.
     """
     try:
         set_option = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # another C library, which has its own ways
+    except (OSError, AttributeError):  # another C library, without this function
         return
     trim_threshold, mmap_threshold = -1, -3
     set_option(mmap_threshold, 1 << 30)
@@ -43,11 +43,11 @@ def keep_freed_memory() -> None:
 
 _users: set[object] = set()
 _before: tuple[bool, bool] | None = None
-"""torch's settings before the first user: deterministic algorithms, and filling of fresh memory."""
+"""torch's settings before the first user: deterministic algorithms, and whether new memory is filled."""
 
 
 def use_deterministic_algorithms(user: object) -> None:
-    """Make torch deterministic in this process until `user`, and all others that asked for it, have released it."""
+    """Make torch deterministic in this process, until each `user` has called `release_deterministic_algorithms`."""
     global _before
     _users.add(user)
     if _before is None:
@@ -55,12 +55,12 @@ def use_deterministic_algorithms(user: object) -> None:
         _before = torch.are_deterministic_algorithms_enabled(), fills_memory
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    # Filling fresh memory with NaN costs time, and nothing here reads memory that it has not written.
+    # Filling new memory with NaN takes time, and nothing here reads memory before writing it.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def release_deterministic_algorithms(user: object) -> None:
-    """Give torch its earlier settings back if `user` was the last one that needed deterministic algorithms."""
+    """Restore torch's earlier settings if `user` was the last one that needed deterministic algorithms."""
     global _before
     _users.discard(user)
     if _before is not None and not _users:
@@ -70,25 +70,25 @@ def release_deterministic_algorithms(user: object) -> None:
 
 
 def use_expandable_segments() -> None:
-    """Let CUDA's allocator grow its segments, which leaves fewer holes, unless the environment configures it.
+    """Let CUDA's allocator grow its segments, for less fragmentation, unless the environment configures it.
 
-    Call it before the first tensor is on a GPU, when the allocator reads the variable.
+    The allocator reads the variable when the first tensor is put on a GPU, so call this before.
     """
     if not os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}:
         os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def avoid_cudnn_attention() -> None:
-    """Keep cuDNN's kernel out of PyTorch's fused attention, except where a model asks for it.
+    """Disable cuDNN's kernel in PyTorch's fused attention, for the rest of the process.
 
-    With a mask its gradients are NaN where the number of keys is 64 over a multiple of 128 (pytorch#196678), and it
-    plans each new shape for about half a second. This stays so for the process: results are the same without it.
+    With a mask, its gradients are NaN if the number of keys is 64 more than a multiple of 128 (pytorch#196678), and
+    each new shape costs about half a second. A model may still select the kernel itself.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def silence_libraries(device: str) -> None:
-    """Keep lines that tell the user nothing new out of the run's output."""
+    """Hide log lines of libraries that tell the user nothing new."""
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # repeats the precision
     if device == "cpu":
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says that there is no GPU

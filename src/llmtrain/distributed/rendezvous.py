@@ -3,8 +3,8 @@
     distributed.rendezvous.*  ┐
     RANK, WORLD_SIZE, …       ┴─ complete_environment ─▶ the complete environment ─▶ logs, faults, the engine, torch
 
-torchrun sets the environment. Without torchrun the config or the environment may say it, and torch reads the latter but
-compares nothing: a missing variable, or a rank beyond the number of processes, would end in a traceback or a wait.
+torchrun sets the environment. Without torchrun, the user sets it or the config. torch reads only the environment and
+checks little: with a missing variable, or a rank beyond the number of processes, it fails with a traceback or hangs.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ if TYPE_CHECKING:  # `--help` imports this file and does without pydantic
     from llmtrain.config.sections.training import RendezvousConfig
 
 KEY = "distributed.rendezvous"
-"""A key below it is, in upper case, the variable of the same meaning: rank is RANK."""
+"""Section of the config. Each of its keys has an environment variable of that name in upper case: rank and RANK."""
 LAST_PORT = 65535
 
 
 def complete_environment(config: RendezvousConfig, *, environ: MutableMapping[str, str] = os.environ) -> None:
     """Put the values of `config` into the environment, and fill in the variables that follow from the others.
 
-    Afterwards either WORLD_SIZE is absent (one process), or RANK, LOCAL_RANK and the place to meet are set. Raises
-    ConfigError if two places contradict each other, or if something is missing.
+    Afterwards either WORLD_SIZE is not set (one process), or RANK, LOCAL_RANK and the address are set as well. Raises
+    ConfigError if the config and the environment contradict each other, or if something is missing.
     """
     values: dict[str, object] = {
         "rank": config.rank,
         "world_size": config.world_size,
         "local_rank": config.local_rank,
     }
-    if EXIT_FOLDER not in environ:  # else the config's address is where machines meet, and torchrun sets the workers'
+    if EXIT_FOLDER not in environ:  # else torchrun has set the workers' address; the config's is for the machines
         values |= {"master_addr": config.master_addr, "master_port": config.master_port}
     for key, value in values.items():
         if value is not None:
@@ -70,7 +70,7 @@ def complete_environment(config: RendezvousConfig, *, environ: MutableMapping[st
 def local_world_size_of(world_size: int) -> int:
     """Return the number of processes on this machine, from the completed environment.
 
-    If only ranks were set, by hand, it is the smallest number that divides `world_size` and has room for LOCAL_RANK.
+    If LOCAL_WORLD_SIZE is not set, it is the smallest number over LOCAL_RANK that divides `world_size`.
     """
     if world_size == 1:
         return 1
@@ -80,40 +80,43 @@ def local_world_size_of(world_size: int) -> int:
     return next(number for number in range(local_rank + 1, world_size + 1) if world_size % number == 0)
 
 
-def file_to_meet_at(config: RendezvousConfig) -> str | None:
-    """Return the URL of the file by which the processes find each other, if the config names one."""
+def rendezvous_file(config: RendezvousConfig) -> str | None:
+    """Return the file:// URL by which the processes find each other, if the config names one."""
     method = config.init_method or ""
     return method if method.startswith("file://") else None
 
 
 def first_machine(config: RendezvousConfig, *, option: str | None) -> str | None:
-    """Return HOST:PORT of the first machine for --nnodes: from `option` (--rendezvous) or the config, else None."""
+    """Return HOST:PORT of the first machine from `option` (--rendezvous) or the config; None if neither names it.
+
+    Raises ConfigError if the two differ, or if the config has only one of the host and the port.
+    """
     host, port = config.master_addr, config.master_port
     if host is None and port is None:
         return option
     if host is None or port is None:
         present, missing = ("master_port", "master_addr") if host is None else ("master_addr", "master_port")
-        raise ConfigError(f"{KEY}.{present} needs {KEY}.{missing} beside it")
+        raise ConfigError(f"{KEY}.{present} is set, but {KEY}.{missing} is not: set both, or remove it")
     _reject_difference(f"{KEY}.master_addr:master_port", f"{host}:{port}", "--rendezvous", option)
     return f"{host}:{port}"
 
 
 def reject_identity(config: RendezvousConfig) -> None:
-    """Raise ConfigError if the config numbers processes that --nproc is going to start and number."""
+    """Raise ConfigError if the config numbers the processes, which --nproc starts and numbers itself."""
     for key in ("init_method", "rank", "world_size", "local_rank"):
         if (value := getattr(config, key)) is not None:
             raise ConfigError(
-                f"{KEY}.{key} is {value}, but --nproc starts the processes and numbers them itself: leave one of them "
-                "out"
+                f"{KEY}.{key} is {value}, but --nproc starts the processes and numbers them itself: remove one of the "
+                "two"
             )
 
 
 def split_address(address: str) -> tuple[str, int] | None:
-    """Split HOST:PORT; None if it is none."""
+    """Split HOST:PORT; return None if `address` does not have that form."""
     try:
         parts = urlsplit(f"//{address}")
         return (parts.hostname, parts.port) if parts.hostname and parts.port else None
-    except ValueError:  # the port is no number, or beyond the last one
+    except ValueError:  # the port is not a number, or too large
         return None
 
 
@@ -124,22 +127,24 @@ def _check_numbers(environ: MutableMapping[str, str], *, world_size: int) -> Non
     local_world_size = _number("LOCAL_WORLD_SIZE", environ) if "LOCAL_WORLD_SIZE" in environ else None
     if local_world_size is not None and world_size % local_world_size:
         raise ConfigError(
-            f"LOCAL_WORLD_SIZE is {local_world_size}, which does not divide the {world_size} of WORLD_SIZE: start the "
-            "same number of processes on each machine"
+            f"LOCAL_WORLD_SIZE is {local_world_size}, which does not divide WORLD_SIZE, {world_size}: start the same "
+            "number of processes on each machine"
         )
     if local_rank >= (local_world_size or world_size):
         where = "WORLD_SIZE" if local_world_size is None else "LOCAL_WORLD_SIZE"
-        raise ConfigError(f"LOCAL_RANK is {local_rank}, but {where} is {environ[where]}: it is counted on each machine")
+        raise ConfigError(
+            f"LOCAL_RANK is {local_rank}, but {where} is {environ[where]}: number the processes of each machine from 0"
+        )
 
 
 def _reject_unknown_gpu() -> None:
-    """Raise ConfigError if this machine has several GPUs, of which LOCAL_RANK would have to choose one."""
-    import torch  # here, since the command that starts processes uses this file without torch
+    """Raise ConfigError if this machine has several GPUs, since only LOCAL_RANK says which one this process uses."""
+    import torch  # here, since the command that starts processes uses this file and does not import torch
 
     if torch.cuda.device_count() > 1:
         raise ConfigError(
-            f"LOCAL_RANK is not set, so it is unknown which of the {torch.cuda.device_count()} GPUs here this process "
-            f"takes: set it or {KEY}.local_rank (0 where each machine has one process)"
+            f"LOCAL_RANK is not set, so it is unknown which of this machine's {torch.cuda.device_count()} GPUs this "
+            f"process uses: set it or {KEY}.local_rank (0 if each machine has one process)"
         )
 
 

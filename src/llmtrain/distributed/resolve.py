@@ -1,7 +1,7 @@
-"""Decides every `auto` of a config once for a run: device, precision, compilation, strategy, backend.
+"""Resolves every `auto` of a config once for a run: device, precision, compilation, strategy, backend.
 
-config + environment + what the machine has ─┬─▶ Resolved ─▶ recorded ─▶ used again when the run resumes
-what the run decided before, if it resumes  ─┘
+config + environment + machine         ─┬─▶ Resolved ─▶ recorded ─▶ used again when the run resumes
+Resolved of before, if the run resumes ─┘
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ log = logging.getLogger("llmtrain.device")
 
 
 class Choose(Protocol):
-    """Function by which `auto` chooses a strategy for several processes."""
+    """Function that chooses a strategy for several processes when the config says `auto`."""
 
     def __call__(self, *, world_size: int, precision: str, memory_bytes: int) -> Choice: ...
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """Every `auto` of the config, decided once for a run and used again when it resumes."""
+    """Values of every key that may be `auto`, resolved once for a run and used again when it resumes."""
 
     device: str
     precision: str
@@ -44,13 +44,13 @@ class Resolved:
     strategy: str
     backend: str
     because: str = ""
-    """Reason for the strategy, where the config left it open."""
+    """Reason for the strategy, if the config says `auto`."""
     bf16: bool = False
-    """True if the device gains by bfloat16; Muon multiplies in it then."""
+    """True if the device computes in bfloat16 and is not slower in it. Then Muon multiplies in it."""
     max_steps: int | None = None
-    """Steps that fitted into trainer.max_minutes, where the config limits the time."""
+    """Number of steps that fitted into trainer.max_minutes, if the config has that limit."""
     stage_items: tuple[int, ...] | None = None
-    """Position in the data at which each later stage of data.mixture begins, where there are some."""
+    """Position in the data at which each later stage of data.mixture begins; None if there are no stages."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the values for state.json and meta.json."""
@@ -65,10 +65,10 @@ def resolve(
     previous: Mapping[str, Any] | None = None,
     choose: Choose | None = None,
 ) -> Resolved:
-    """Decide every `auto`: as `previous` did if the run is resumed, else by what this machine has.
+    """Resolve every `auto`: as in `previous`, if the run is resumed, else by what this machine has.
 
-    `choose` picks a strategy for several processes from their number, the precision and the bytes that each has.
-    Without it the strategy is ddp.
+    `choose` returns a strategy for several processes from their number, the precision and the memory of each. Without
+    it, the strategy is ddp.
 
     Raises ConfigError if this machine cannot do what the config or the resumed run asks for, or if the config and the
     environment contradict each other about the processes.
@@ -97,7 +97,7 @@ def resolve(
 
 
 def resolve_device(requested: str) -> str:
-    """Return the device that `run.device` names on this machine. Raises ConfigError if the machine has none such."""
+    """Return the device that `run.device` names on this machine. Raises ConfigError if the machine does not have it."""
     if requested == "auto":
         if torch.cuda.is_available():
             return "cuda"
@@ -105,14 +105,17 @@ def resolve_device(requested: str) -> str:
     if requested.startswith("cuda"):
         index = int(requested.partition(":")[2] or 0)
         if index >= torch.cuda.device_count():
-            raise ConfigError(f"run.device is {requested}, but there are {torch.cuda.device_count()} CUDA devices here")
+            raise ConfigError(
+                f"run.device is {requested}, but this machine has {torch.cuda.device_count()} CUDA devices: set it to "
+                "auto or cpu, or use another machine"
+            )
     if requested == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("run.device is mps, but there is none here")
+        raise ConfigError("run.device is mps, but this machine has no such device: set it to auto or cpu")
     return requested
 
 
 def missing_for_compile() -> str | None:
-    """Return what torch.compile would miss on this machine, or None."""
+    """Return what torch.compile needs and this machine lacks, with the fix in parentheses; None if it has all."""
     compilers = [os.environ.get("CXX"), "g++", "clang++", "c++"]
     if not any(compiler and shutil.which(compiler) for compiler in compilers):
         return "no C++ compiler was found (install g++ or clang++, or name one in CXX)"
@@ -127,8 +130,8 @@ def _precision(trainer: TrainerConfig, previous: Mapping[str, Any], *, device: s
         precision = previous.get("precision") or ("bf16-mixed" if computes_bf16(device) else "32")
         if precision.startswith("bf16") and not has_native_bf16(device):
             raise ConfigError(
-                f"the run was trained in {precision}, which {device} here does not compute natively: "
-                "resume it on such a machine, or set trainer.precision=32 (the losses will differ)"
+                f"the run was trained in {precision}, which this machine's {device} does not compute natively: resume "
+                "it on a machine that does, or set trainer.precision=32 (the losses will differ)"
             )
     elif precision.startswith("bf16"):
         warn_if_emulated("trainer.precision", precision, device=device, instead="trainer.precision=auto or 32")
@@ -168,7 +171,7 @@ def _strategy(
         return Choice("single", "one process")
     before = previous.get("strategy")
     if before in ("ddp", *SHARDING):
-        return Choice(str(before), previous.get("because") or "as before")
+        return Choice(str(before), previous.get("because") or "as before the run was resumed")
     if choose is None:
         return Choice("ddp", "every process holds the full model")
     available = _memory_per_process(device, local_world_size=local_world_size_of(world_size))
@@ -176,7 +179,7 @@ def _strategy(
 
 
 def _memory_per_process(device: str, *, local_world_size: int) -> int:
-    """Return the bytes that one process has: a GPU's, or its share of those of this machine or container."""
+    """Return the memory of one process in bytes: that of its GPU, or its share of this machine's or container's."""
     if device.startswith("cuda"):
         index = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
         return int(torch.cuda.get_device_properties(index).total_memory)

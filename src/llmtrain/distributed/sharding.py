@@ -3,8 +3,8 @@
     module ─ each block, then the rest ─▶ fully_shard ─▶ parameters are DTensors, sharded along their first dimension
     tensor ─▶ Part: the rows that this rank holds, and their place in the full tensor
 
-A full tensor is its own only part, so callers do not ask whether a tensor is sharded. The engine calls `shard`.
-Checkpoints, optimizers and the code that gives a model its first values call the rest.
+A tensor that is not sharded is a single part, so callers need not check whether a tensor is sharded. The engine calls
+`shard`; checkpoints, optimizers and the initialization of models call the rest.
 """
 
 from __future__ import annotations
@@ -41,21 +41,16 @@ class Part:
     shape: tuple[int, ...]
     """Shape of the full tensor."""
 
-    @property
-    def is_whole(self) -> bool:
-        """True if this rank holds the full tensor."""
-        return tuple(self.local.shape) == self.shape
-
 
 def shard(module: nn.Module, mesh: DeviceMesh, *, precision: str) -> nn.Module:
     """Shard the parameters of `module` in place over the data-parallel ranks of `mesh`.
 
-    Of parameters on the meta device this rank's part gets memory, without values. A module that has `layers()` is
+    If parameters are on the meta device, this rank's parts get memory, without values. A module that has `layers()` is
     sharded one layer at a time, so that no more than two layers are full at once. Gradients are summed in float32. With
-    bf16-mixed, parameters are gathered in bfloat16, half the bytes, and the parts stay float32.
+    bf16-mixed, parameters are gathered in bfloat16, which halves the bytes, while the parts stay float32.
     """
     param_dtype = torch.bfloat16 if precision == "bf16-mixed" else None
-    # Inputs are not cast: autocast decides what is computed in bfloat16, and positions and masks have to stay float32.
+    # Inputs are not cast: autocast decides what is computed in bfloat16, and positions and masks must stay float32.
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     data_parallel = mesh["data_parallel"]
     if mesh["tensor_parallel"].size() > 1:
@@ -65,7 +60,7 @@ def shard(module: nn.Module, mesh: DeviceMesh, *, precision: str) -> nn.Module:
         sharded = fully_shard(part, mesh=data_parallel, mp_policy=policy)
         if mesh.device_type == "cpu":
             sharded.set_custom_reduce_scatter(cast(Any, _ReduceScatterOverGloo()))
-    # fully_shard moves parameters and buffers that have values. Tables that are neither follow here as well.
+    # fully_shard only moves parameters and buffers that have values. This also moves tables, which are neither.
     module._apply(partial(_moved, device=mesh.device_type))  # type: ignore[no-untyped-call]
     module.register_forward_hook(_reshard_after_inference)
     if hasattr(module, "logits"):
@@ -74,7 +69,7 @@ def shard(module: nn.Module, mesh: DeviceMesh, *, precision: str) -> nn.Module:
 
 
 def _moved(tensor: Tensor, *, device: str) -> Tensor:
-    """Move a tensor to a type of device; one on the meta device gets memory there, without values."""
+    """Return the tensor on a device of type `device`; a meta tensor gets memory there, without values."""
     if tensor.is_meta:
         return torch.empty_like(tensor, device=device)
     return tensor if tensor.device.type == device else tensor.to(device)
@@ -83,8 +78,8 @@ def _moved(tensor: Tensor, *, device: str) -> Tensor:
 class _ReduceScatterOverGloo:
     """Sums gradients over the ranks with gloo: each rank receives its own rows from all ranks and sums them.
 
-    gloo's own reduce-scatter sums all rows on every rank first, which takes three times as long (docs/scaling.md). The
-    methods are those of FSDP's `ReduceScatter`.
+    gloo's own reduce-scatter first sums all rows on every rank, which takes three times as long (docs/scaling.md). The
+    interface is that of FSDP's `ReduceScatter`.
     """
 
     def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -109,16 +104,16 @@ def layers_of(module: nn.Module) -> list[nn.Module]:
 
 
 def parameter_groups(module: nn.Module) -> list[Any]:
-    """Return FSDP's groups of parameters, each gathered at a time; none if the module is not sharded."""
+    """Return FSDP's parameter groups, which are gathered one at a time; none if the module is not sharded."""
     states = [part._get_fsdp_state() for part in module.modules() if isinstance(part, FSDPModule)]
     return [state._fsdp_param_group for state in states if state._fsdp_param_group is not None]
 
 
 @contextmanager
 def waits_inside(groups: Sequence[Any], wait: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """Enter `wait()` around each wait of these parameter groups for other ranks, while the block runs.
+    """Enter `wait()` around each call in which these parameter groups wait for other ranks, within the block.
 
-    On a GPU the current stream waits, not the host. Waits are never nested.
+    On a GPU it is the current stream that waits, not the host. Such calls are never nested.
     """
     for group in groups:
         for name in _WAITS:
@@ -140,17 +135,18 @@ def _wrapped(method: Callable[..., Any], wait: Callable[[], AbstractContextManag
 
 
 def _reshard_after_inference(module: nn.Module, arguments: Any, output: Any) -> None:
-    """Reshard after a forward pass without gradients, since no backward pass follows that would.
+    """Reshard the module after a forward pass without gradients, since no backward pass follows to do it.
 
-    The root's parameters would stay full, and be stale after the next update.
+    Otherwise the parameters outside of the layers would stay full, and be out of date after the next update.
     """
     if not torch.is_grad_enabled() and isinstance(module, FSDPModule):
         module.reshard()
 
 
 def without_gradients(model: object) -> AbstractContextManager[Any]:
-    """Return inference mode, the fastest; for a sharded model no_grad, since tensors gathered in inference mode could
-    never be trained.
+    """Return inference mode, which is fastest; for a sharded model no_grad.
+
+    Tensors that were gathered in inference mode could not be trained afterwards.
     """
     return torch.no_grad() if isinstance(model, FSDPModule) else torch.inference_mode()
 
@@ -174,10 +170,10 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fill(tensor: Tensor, draw: Callable[[Tensor], object]) -> None:
-    """Let `draw` give `tensor` its first values, the same ones whether it is sharded or not, on any device.
+    """Initialize `tensor` with `draw`, which fills a tensor in place. A sharded tensor gets the same values.
 
     For a sharded tensor the full values are drawn in float32 on the CPU, and this rank keeps its part. So no more than
-    one parameter is ever full.
+    one parameter is full at a time.
     """
     if not is_sharded(tensor):
         draw(tensor)
@@ -188,18 +184,18 @@ def fill(tensor: Tensor, draw: Callable[[Tensor], object]) -> None:
 
 
 def take_part(tensor: Tensor, values: Tensor) -> None:
-    """Fill this rank's part of `tensor` from the full `values`, and read only that part of them."""
+    """Copy this rank's part of the full `values` into `tensor`."""
     part = part_of(tensor)
     part.local.copy_(values[rows_of(part)])
 
 
 def rows_of(part: Part) -> tuple[slice, ...]:
-    """Return the index of a part in the full tensor."""
+    """Return the slices of the full tensor that select the part, one for each dimension."""
     return tuple(slice(start, start + length) for start, length in zip(part.offset, part.local.shape, strict=True))
 
 
 def sharded_like(values: Tensor, like: Tensor) -> Tensor:
-    """Return a tensor that is sharded as `like` is, with `values` as this rank's part."""
+    """Return a tensor that is sharded like `like`, with `values` as this rank's part."""
     if not isinstance(like, DTensor):
         return values
     return DTensor.from_local(
@@ -208,7 +204,7 @@ def sharded_like(values: Tensor, like: Tensor) -> Tensor:
 
 
 def without_values(module: nn.Module) -> nn.Module:
-    """Copy a module that is not sharded yet to the meta device: names, shapes, ties and methods, without memory."""
+    """Return a copy of an unsharded module on the meta device: same names, shapes, ties and methods, no memory."""
     memo: dict[int, Any] = {}
     tables = (value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor))
     for tensor in (*module.parameters(), *module.buffers(), *tables):
@@ -219,7 +215,7 @@ def without_values(module: nn.Module) -> nn.Module:
 
 
 def by_mesh(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Group tensors that are sharded alike, as operations on many tensors at once require."""
+    """Group tensors by their device mesh, since an operation on many tensors at once requires a common mesh."""
     groups: dict[DeviceMesh | None, list[Tensor]] = {}
     for tensor in tensors:
         groups.setdefault(tensor.device_mesh if isinstance(tensor, DTensor) else None, []).append(tensor)
@@ -227,7 +223,10 @@ def by_mesh(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
 
 
 def ranks_of(tensor: Tensor) -> dist.ProcessGroup:
-    """Return the ranks that hold parts of a sharded tensor: the data-parallel ones, or all if it is split as well."""
+    """Return the group of ranks that hold parts of a sharded tensor.
+
+    These are the data-parallel ranks, or all ranks if tensor parallelism splits the tensor as well.
+    """
     assert isinstance(tensor, DTensor)
     mesh = tensor.device_mesh
     group: dist.ProcessGroup = mesh.get_group() if mesh.ndim == 1 else mesh._flatten("all").get_group()
@@ -235,5 +234,5 @@ def ranks_of(tensor: Tensor) -> dist.ProcessGroup:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Return whether other ranks hold other parts of the tensor."""
+    """Return whether each rank holds only a part of the tensor."""
     return isinstance(tensor, DTensor)

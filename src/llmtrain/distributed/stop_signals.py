@@ -8,11 +8,11 @@ import threading
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
-def heeded_signals() -> list[signal.Signals]:
-    """Return the stop signals that this thread may take handlers for.
+def signals_to_handle() -> list[signal.Signals]:
+    """Return the stop signals for which this process may install a handler.
 
-    None in a thread other than the main one: there signals are left to the program around it. A signal that is ignored
-    stays ignored, as SIGHUP under nohup.
+    The list is empty in a thread other than the main one, where Python allows no handlers. A signal that is already
+    ignored, as SIGHUP under nohup, stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         return []

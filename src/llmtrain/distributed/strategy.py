@@ -1,12 +1,12 @@
-"""Strategies for several processes: which one `auto` chooses, and whether a config can run under one. No torch.
+"""Strategies for several processes: which one `auto` chooses, and whether a config can use one. No torch.
 
     one process                                    single
     weights, gradients, optimizer state fit        ddp    every process holds the full model
     they do not fit                                fsdp   each process holds a shard
 
-`auto` never splits matrices over processes (fsdp_tp). That pays only where links are fast, and with batches that data
-parallelism alone cannot share. The command that starts processes makes these checks with their number; each process
-makes some of them again, with what it finds.
+`auto` never chooses tensor parallelism (fsdp_tp), which pays only if links are fast and the batch is too small for data
+parallelism alone. The command that starts processes makes these checks with their number. Each process makes some of
+them again with the machine's facts.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ SHARDING = frozenset({"fsdp", "fsdp_tp"})
 """Strategies under which each rank holds a shard of the parameters."""
 
 SHARE_FOR_STATE = 0.6
-"""Share of a process's memory; the rest is for activations, logits, gradient buckets and the allocator's waste."""
+"""Share of a process's memory that weights, gradients and optimizer state may take under ddp. The rest is for
+activations, logits, gradient buckets and fragmentation."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A strategy, and the reason in words."""
+    """A strategy, and the reason for it as a phrase."""
 
     strategy: str
     because: str
@@ -64,7 +65,7 @@ def _size(num_bytes: int) -> str:
 
 
 def reject_what_cannot_run(config: Config, *, world_size: int) -> None:
-    """Raise ConfigError if no machine could run `config` in the `world_size` processes that --nproc is to start."""
+    """Raise ConfigError if no machine could run `config` in `world_size` processes, before they are started."""
     strategy = config.distributed.strategy
     if strategy == "single" and world_size > 1:
         raise ConfigError(
@@ -76,7 +77,7 @@ def reject_what_cannot_run(config: Config, *, world_size: int) -> None:
     if world_size > 1 and config.run.device.startswith("cuda:"):
         raise ConfigError(
             f"run.device is {config.run.device}, one GPU, but {world_size} processes were requested: set it to cuda, "
-            "and each takes its own"
+            "so that each process uses its own"
         )
     reject_backend(config.distributed.backend, device=config.run.device)
     global_batch_size(config.trainer, world_size=world_size // config.distributed.tensor_parallel_size)
@@ -102,19 +103,19 @@ def _reject_tensor_parallel(config: Config, *, size: int, world_size: int) -> No
     key, model = "distributed.strategy is fsdp_tp", config.model
     if world_size % size:
         raise ConfigError(
-            f"distributed.tensor_parallel {size} does not divide the {counted(world_size, 'process')}: start a "
+            f"distributed.tensor_parallel is {size}, which does not divide the {counted(world_size, 'process')}: start a "
             f"multiple of {size}"
         )
     if isinstance(model, OwnModelConfig):
-        raise ConfigError(f"{key}, which splits matrices in a way that {model.name} does not say: take fsdp")
+        raise ConfigError(f"{key}, but {model.name} does not say how its matrices are split: use fsdp")
     if model.lora is not None and model.lora.dora:
         raise ConfigError(
-            f"{key}, but model.lora.dora is true, which needs full matrices: set it to false, or take fsdp"
+            f"{key}, but model.lora.dora is true, which needs full matrices: set it to false, or use fsdp"
         )
     if isinstance(model, HuggingFaceConfig):
         reject_uneven(_sizes_in(Path(model.path).expanduser() / "config.json"), size=size)
         return
-    if model.init_from is None:  # else the sizes are the other model's, which is read later
+    if model.init_from is None:  # else the sizes are those of the initial model, which is read later
         reject_uneven(
             {
                 "model.attention.num_heads": model.attention.num_heads,
@@ -126,17 +127,17 @@ def _reject_tensor_parallel(config: Config, *, size: int, world_size: int) -> No
 
 
 def reject_uneven(numbers: Mapping[str, int], *, size: int) -> None:
-    """Raise ConfigError if `size` ranks cannot share one of a model's numbers, which are given by their names."""
+    """Raise ConfigError if `size` does not divide one of the model's numbers (of heads, of features), given by name."""
     for name, number in numbers.items():
         if number % size:
             raise ConfigError(
-                f"distributed.tensor_parallel is {size}, but {name} is {number}, which is not divisible by it: take "
-                "another size, or strategy fsdp"
+                f"distributed.tensor_parallel is {size}, but {name} is {number}, which is not divisible by it: use "
+                "another size, or distributed.strategy=fsdp"
             )
 
 
 def _sizes_in(file: Path) -> dict[str, int]:
-    """Return the numbers of heads and widths in a model's config.json; nothing if the file is not here yet."""
+    """Return the numbers of heads and features in a model's config.json; nothing if the file cannot be read yet."""
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         config = config.get("text_config", config)
@@ -147,26 +148,29 @@ def _sizes_in(file: Path) -> dict[str, int]:
 
 
 def reject_backend(backend: str, *, device: str) -> None:
-    """Raise ConfigError if `backend` cannot carry tensors of `device`. An `auto` for either is decided later."""
+    """Raise ConfigError if `backend` cannot exchange tensors of `device`. If either is `auto`, accept it."""
     if "auto" not in (backend, device) and (backend == "nccl") != device.startswith("cuda"):
-        raise ConfigError(f"distributed.backend {backend} does not work on {device}: use auto")
+        raise ConfigError(f"distributed.backend is {backend}, which does not work on {device}: set it to auto")
 
 
 def global_batch_size(trainer: TrainerConfig, *, world_size: int) -> int:
-    """Return the sequences of one optimizer step over all ranks. Raises ConfigError if keys contradict each other."""
+    """Return the number of sequences of one optimizer step over all ranks.
+
+    Raises ConfigError if the keys of the batch size contradict each other.
+    """
     micro, accumulation, requested = trainer.micro_batch_size, trainer.grad_accum_steps, trainer.global_batch_size
     if requested is None:
         return micro * (accumulation or 1) * world_size
     if accumulation is not None and micro * accumulation * world_size != requested:
         raise ConfigError(
             f"trainer.global_batch_size is {requested}, but micro_batch_size {micro} × grad_accum_steps {accumulation} "
-            f"× {world_size} ranks is {micro * accumulation * world_size}: remove one of the keys or make them agree"
+            f"× {world_size} ranks is {micro * accumulation * world_size}: remove one of the keys, or make them agree"
         )
     if requested % (micro * world_size):
         at_once = micro * world_size
         nearest = max(at_once, round(requested / at_once) * at_once)
         raise ConfigError(
-            f"trainer.global_batch_size {requested} is not divisible by micro_batch_size {micro} × {world_size} ranks: "
-            f"make it {nearest}, or change micro_batch_size"
+            f"trainer.global_batch_size is {requested}, which is not divisible by micro_batch_size {micro} × "
+            f"{world_size} ranks: set it to {nearest}, or change micro_batch_size"
         )
     return requested

@@ -1,9 +1,9 @@
-"""Tensor parallelism: ranks share each matrix, and each computes some heads and some of the feed-forward's width.
+"""Tensor parallelism: ranks share each matrix, and each computes some of the heads and feed-forward features.
 
     full x ─ colwise (q, k, v, gate, up): some of the outputs ─ … ─ rowwise (o, down): summed over ranks ─▶ full x
 
-(Shoeybi et al. 2019, arXiv:1909.08053.) The model says which layer is which. Norms, embeddings and the output are full
-on each rank. Of a layer's adapter (B · A · x, Hu et al. 2021, arXiv:2106.09685) one half is split as the layer is:
+(Shoeybi et al. 2019, arXiv:1909.08053.) The model names the style of each layer. Norms, embeddings and the output are
+full on each rank. One half of a layer's adapter (B · A · x, Hu et al. 2021, arXiv:2106.09685) is split like the layer:
 
     colwise: full x ─ full A ─▶ r numbers ─ B: some of the outputs
     rowwise: some of x ─ A: summed over ranks ─▶ r numbers ─ full B
@@ -31,7 +31,7 @@ from torch.distributed.tensor.parallel import (
 
 
 class KeepShare(ParallelStyle):
-    """Calls a module's `keep_share`, which keeps only the values of this rank's heads. The module has no parameters."""
+    """Style of a module without parameters: calls its `keep_share`, which keeps the values of this rank's heads."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         keep_share: Callable[..., None] = module.keep_share  # type: ignore[assignment]
@@ -49,21 +49,22 @@ STYLES: Mapping[str, Callable[[], ParallelStyle]] = {
     "per_head": lambda: SequenceParallel(sequence_dim=HEADS_DIM, use_local_output=True),
     "share": KeepShare,
 }
-"""Styles by transformers' names. `per_head`: a weight that is full on each rank and applied to its heads alone."""
+"""Styles by the names that transformers uses. `per_head`: the weight is full on each rank, which applies it to its own
+heads only."""
 _FULL_HALF = {"lora_A": "colwise", "lora_B": "rowwise"}
-"""Half of an adapter → style of its layer under which the half stays full; otherwise it is split as the layer is."""
+"""Half of an adapter → style of its layer under which the half stays full. Under other styles it is split."""
 _WRAPPED = re.compile(r"\.(base_layer|original_module|(modules_to_save|lora_[AB])\.default)(?=\.|$)")
 """Part that peft adds to the name of a layer that it wraps."""
 
 
 def split_matrices(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Split the layers of `module` in place, as its `tensor_parallel_plan` says (pattern of layers' names → style)."""
+    """Split the layers of `module` in place by its `tensor_parallel_plan`: pattern of layer names → style."""
     plan: Callable[[int], Mapping[str, str]] = module.tensor_parallel_plan  # type: ignore[assignment]
     styles = plan(mesh.size())
     frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
     for name, layer in list(module.named_modules()):
         style = _style_of(name, styles)
-        if style is not None and not layer._modules:  # else it wraps the layer
+        if style is not None and not layer._modules:  # a module with children only wraps the layer
             parallelize_module(layer, mesh, STYLES[style]())
     for name in frozen:  # not every style keeps requires_grad
         module.get_parameter(name).requires_grad_(False)

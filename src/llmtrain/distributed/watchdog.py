@@ -1,13 +1,13 @@
-"""Ends a run whose processes make no progress, after each of them has written its stacks.
+"""Ends a run that makes no progress, after each of its processes has written its stacks.
 
     main thread ── beat("step") … beat() … ──▶ Watchdog ── too long without a beat ─▶ logs/stacks_rank_N.txt ─▶ exit 76
                                                    └── another rank has written its stacks ──▶ write ours too, and exit
 
 A rank that waits for a stopped peer is in a library's C code, where no exception reaches it, so this thread ends the
-process. All ranks wait for the same thing, so they notice at about the same time. They exchange no messages, which
-could hang as well: a rank that notices early tells the others by its file in the run's folder.
+process. All ranks wait for the same thing and notice at about the same time. They exchange no messages, which could
+hang as well: a rank that notices early is seen by the others through its file in the run's folder.
 
-A run of one process is not watched, since it waits for no other.
+A run of one process waits for no other, so it is not watched.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from llmtrain.errors import Hang, Preempted
 log = logging.getLogger("llmtrain.hang")
 
 FIRST_TIME = 3
-"""Factor on the timeout for the first of each stage, which compiles."""
+"""Factor on the timeout for the first time of each stage, in which code is compiled."""
 OTHERS_SEC = 3.0
-"""Seconds that a rank that notices waits for the others' stacks, to say whose are missing."""
+"""Seconds for which a rank waits for the others' stacks, before it names those that are missing."""
 REPORT_SEC = 2.0
-"""Seconds for the log message: the log itself may hang."""
+"""Seconds for the log message, since logging may hang as well."""
 
 _HANG, _LOST = "hang", "a process is gone"
 
 
 class Watchdog:
-    """Watches one rank. `end` ends the process at once with an exit code, whatever it is doing."""
+    """Watches one rank. `end(code)` ends the process at once, whatever it is doing."""
 
     def __init__(
         self, *, rank: int, world_size: int, timeout_sec: float, end: Callable[[int], object] = os._exit
@@ -63,7 +63,7 @@ class Watchdog:
         return self._last_beat
 
     def beat(self, stage: str | None = None) -> None:
-        """Note progress; `stage` names what begins now."""
+        """Record progress. `stage` is the name of the stage that begins now, if one does."""
         if stage is not None:
             self._stage = stage
             self._limit_sec = self._timeout_sec if stage in self._stages else FIRST_TIME * self._timeout_sec
@@ -82,7 +82,7 @@ class Watchdog:
         self._stopped.clear()
         self.beat()
         with self._path(self._rank).open("a", encoding="utf-8") as file:
-            faulthandler.enable(file)  # a signal that kills (SIGSEGV; SIGABRT, as NCCL raises it) leaves the stacks too
+            faulthandler.enable(file)  # writes the stacks at a fatal signal too (SIGSEGV; SIGABRT, which NCCL raises)
             thread = threading.Thread(target=self._watch, args=(file,), name="llmtrain-watchdog", daemon=True)
             thread.start()
             try:
@@ -96,7 +96,7 @@ class Watchdog:
             self._path(self._rank).unlink(missing_ok=True)
 
     def peer_lost(self, error: BaseException) -> None:
-        """Write this rank's stacks after a collective failed because another process is gone or silent."""
+        """Write this rank's stacks after a collective failed because another process is gone or does not answer."""
         if self._logs is None:
             return
         with self._path(self._rank).open("a", encoding="utf-8") as file:
@@ -108,7 +108,7 @@ class Watchdog:
     def _watch(self, file: IO[str]) -> None:
         tick = min(1.0, self._timeout_sec / 10)
         while not self._stopped.wait(tick):
-            # faulthandler's own thread, in C, still runs if C code holds the interpreter and this thread cannot run.
+            # faulthandler's thread, written in C, runs even if C code holds the GIL and this thread cannot run.
             faulthandler.dump_traceback_later(self._limit_sec + OTHERS_SEC, file=file)
             quiet = time.monotonic() - self._last_beat
             if quiet > self._limit_sec:
@@ -118,7 +118,7 @@ class Watchdog:
                 self._notice(file, f"rank {rank} noticed ({kind}); no progress here for {quiet:.0f} s", kind=kind)
 
     def _noticed_elsewhere(self) -> tuple[int, str] | None:
-        """Return a rank that has written its stacks since the watch began, and why."""
+        """Return another rank that has written its stacks since the watch began, and why it did."""
         for rank in range(self._world_size):
             if rank != self._rank and self._has_written(rank):
                 with self._path(rank).open(encoding="utf-8") as file:

@@ -32,7 +32,7 @@ from llmtrain.config.sections.sources import used_paths
 from llmtrain.config.sections.training import DistributedConfig, TrainerConfig
 from llmtrain.data.tokenizers import load_tokenizer, wrap_tokenizer
 from llmtrain.distributed.engine import Engine
-from llmtrain.distributed.native_bf16 import as_computed
+from llmtrain.distributed.native_bf16 import with_computing_dtype
 from llmtrain.distributed.resolve import resolve
 from llmtrain.errors import ConfigError
 from llmtrain.generation.language_model import AnyModel, LanguageModel
@@ -111,7 +111,7 @@ def load_language_model(
     if base and quantized is None and isinstance(trained, HuggingFaceConfig) and trained.quantization != "none":
         log.info("%s was trained on its base in %s, and meets it as it is stored", folder, trained.quantization)
     if isinstance(trained, OwnModelConfig):
-        network: AnyModel = as_computed(read_own_model(folder, trained), device).to(device).eval()
+        network: AnyModel = with_computing_dtype(read_own_model(folder, trained), device).to(device).eval()
     else:
         network = _load(folder, base, device, quantized, trust_remote_code=trust_remote_code or trusts_code(config))
     beside = folder if base is None or has_tokenizer(folder) else base
@@ -211,7 +211,7 @@ def _load(
             "config.yaml of its run is trusted to name: give the run, or one of its checkpoints"
         )
     if base is None and "llmtrain" in described:
-        return as_computed(read_model_folder(whole)[0], device).to(device).eval()
+        return with_computing_dtype(read_model_folder(whole)[0], device).to(device).eval()
     if described.get("model_type") == OWN_MODEL_TYPE:
         raise ConfigError(f"{folder} is an adapter of a decoder that transformers does not have: it cannot be loaded")
     from llmtrain.models.huggingface.load import read_huggingface

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx.node import map_aggregate
 
-from llmtrain.distributed.native_bf16 import as_computed, computing_dtype
+from llmtrain.distributed.native_bf16 import computing_dtype, with_computing_dtype
 from llmtrain.errors import ConfigError, RunError
 from llmtrain.installing import install_extra
 from llmtrain.publishing.agreement import Logits
@@ -75,7 +75,7 @@ def open_torch(folder: Path, *, device: torch.device = CPU) -> Logits:
     The weights are the stored ones, so the graph shows what is in the file. The program in the file stays as it is.
     """
     program = torch.export.load(folder / TORCH_FILE)
-    module = as_computed(program.module(), device)
+    module = with_computing_dtype(program.module(), device)
     for node in module.graph.nodes:  # a graph names the dtypes that it casts to
         node.args = map_aggregate(node.args, lambda value: _computed(value, device))
         node.kwargs = map_aggregate(node.kwargs, lambda value: _computed(value, device))

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType, TracebackType
 
-from llmtrain.distributed.stop_signals import heeded_signals
+from llmtrain.distributed.stop_signals import signals_to_handle
 
 
 class StopRequested(BaseException):
@@ -37,7 +37,7 @@ class StopSignal:
         self._ends = ExitStack()
 
     def __enter__(self) -> StopSignal:
-        for number in heeded_signals():
+        for number in signals_to_handle():
             self._previous[number] = signal.signal(number, self._handle)
         return self
 

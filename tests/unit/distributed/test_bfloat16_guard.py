@@ -77,7 +77,7 @@ class OnlyBackward(torch.autograd.Function):
         return (grads[0].bfloat16() @ torch.eye(8, dtype=torch.bfloat16)).float()
 
 
-def test_the_backward_pass_is_seen() -> None:
+def test_a_bfloat16_product_in_the_backward_pass_fails() -> None:
     x = WIDE.clone().requires_grad_()
     with pytest.raises(BFloat16Product), no_bfloat16_products():
         OnlyBackward.apply(x).sum().backward()  # type: ignore[no-untyped-call]
@@ -87,14 +87,14 @@ def test_the_backward_pass_is_seen() -> None:
         product.backward()  # type: ignore[no-untyped-call]
 
 
-def test_an_optimizers_step_is_seen() -> None:
+def test_a_bfloat16_product_in_an_optimizer_step_fails() -> None:
     weight = nn.Parameter(torch.randn(4, 8))
     weight.grad = torch.randn(4, 8)
     with pytest.raises(BFloat16Product), no_bfloat16_products():
         torch.optim.Muon([weight]).step()  # type: ignore[no-untyped-call]
 
 
-def test_an_error_that_somebody_catches_fails_at_the_end() -> None:
+def test_a_product_whose_error_is_caught_fails_at_the_end_of_the_block() -> None:
     def multiply_and_go_on() -> None:
         with no_bfloat16_products(), contextlib.suppress(BFloat16Product):
             PRODUCTS["matmul"]()
@@ -104,7 +104,7 @@ def test_an_error_that_somebody_catches_fails_at_the_end() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_another_thread_is_seen() -> None:
+def test_a_bfloat16_product_in_another_thread_fails() -> None:
     def multiply_in_a_thread() -> None:
         with no_bfloat16_products():
             thread = threading.Thread(target=PRODUCTS["matmul"])
@@ -116,7 +116,7 @@ def test_another_thread_is_seen() -> None:
 
 
 @pytest.mark.parametrize(("narrow", "count"), [(True, 3), (False, 0)])
-def test_a_compiled_graph_is_counted(narrow: bool, count: int) -> None:
+def test_a_bfloat16_product_in_a_compiled_graph_fails(narrow: bool, count: int) -> None:
     found = []
 
     def look(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:

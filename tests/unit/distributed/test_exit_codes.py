@@ -28,11 +28,11 @@ from llmtrain.distributed.exit_codes import (
         ([], 1, 1),
     ],
 )
-def test_the_strongest_code_counts_for_all(codes: list[int], torchrun: int, code: int) -> None:
+def test_a_run_exits_with_its_workers_strongest_code(codes: list[int], torchrun: int, code: int) -> None:
     assert exit_code_of(codes, num_workers=2, torchrun=torchrun) == code
 
 
-def test_a_restarted_worker_forgets_its_code_unless_one_would_fail_again(
+def test_a_restarted_worker_deletes_its_code_unless_one_would_fail_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(EXIT_FOLDER, str(tmp_path))
@@ -47,7 +47,7 @@ def test_a_restarted_worker_forgets_its_code_unless_one_would_fail_again(
     assert exit_codes_in(tmp_path) == [42]
 
 
-def test_without_a_launcher_no_code_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_launcher_no_exit_code_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(EXIT_FOLDER, raising=False)
     leave_exit_code(75)
     assert hopeless_exit_code() is None

@@ -35,7 +35,7 @@ def system(root: Path, *, groups: str, **files: str) -> Path:
     return root
 
 
-def test_a_pod_has_what_its_group_says(tmp_path: Path, eight_cores: None) -> None:
+def test_a_pod_has_the_cores_and_memory_of_its_control_group(tmp_path: Path, eight_cores: None) -> None:
     root = system(
         tmp_path,
         groups="0::/",
@@ -51,7 +51,7 @@ def test_a_pod_has_what_its_group_says(tmp_path: Path, eight_cores: None) -> Non
     assert usable_cores(root=root) == 2
 
 
-def test_the_tightest_group_above_counts(tmp_path: Path, eight_cores: None) -> None:
+def test_the_smallest_limit_of_the_groups_above_applies(tmp_path: Path, eight_cores: None) -> None:
     root = system(
         tmp_path,
         groups="0::/pods/mine",
@@ -67,7 +67,7 @@ def test_the_tightest_group_above_counts(tmp_path: Path, eight_cores: None) -> N
     assert usable_cores(root=root) == 3
 
 
-def test_version_1_is_read_where_its_controllers_are(tmp_path: Path, eight_cores: None) -> None:
+def test_limits_of_control_groups_of_version_1_are_read(tmp_path: Path, eight_cores: None) -> None:
     root = system(
         tmp_path,
         groups="9:name=systemd:/x\n4:memory:/docker/1a\n1:cpu,cpuacct:/docker/1a\n0::/",
@@ -96,7 +96,7 @@ def test_version_1_is_read_where_its_controllers_are(tmp_path: Path, eight_cores
         ("0::/../elsewhere", {"elsewhere__memory.max": "1"}),
     ],
 )
-def test_without_a_limit_it_is_the_machine(
+def test_without_a_limit_all_of_the_machine_is_usable(
     tmp_path: Path, eight_cores: None, groups: str, files: dict[str, str]
 ) -> None:
     root = system(tmp_path, groups=groups, **files)
@@ -104,7 +104,7 @@ def test_without_a_limit_it_is_the_machine(
     assert usable_cores(root=root) == 8
 
 
-def test_without_control_groups_it_is_the_machine(tmp_path: Path, eight_cores: None) -> None:
+def test_without_control_groups_all_of_the_machine_is_usable(tmp_path: Path, eight_cores: None) -> None:
     assert memory_limit(root=tmp_path) is None
     assert memory_bytes(root=tmp_path) == MACHINE
     assert usable_cores(root=tmp_path) == 8
@@ -150,7 +150,7 @@ def test_ranks_on_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -
         inductor.compile_threads = before[1]
 
 
-def test_a_process_on_one_core_counts_one() -> None:
+def test_a_process_bound_to_one_core_has_one_usable_core() -> None:
     if not hasattr(os, "sched_setaffinity"):
         pytest.skip("this system has no affinity")
     code = "from llmtrain.distributed.limits import usable_cores; print(usable_cores())"

@@ -43,12 +43,12 @@ def resolved(precision: str, **run: Any) -> str:
     return resolve(RunConfig(device="cpu"), trainer, DistributedConfig(), **run).precision
 
 
-def test_auto_is_as_narrow_as_the_cpu_computes_natively(native: bool) -> None:
+def test_auto_precision_is_bfloat16_only_where_it_is_native(native: bool) -> None:
     assert computes_bf16("cpu") is native
     assert resolved("auto") == ("bf16-mixed" if native else "32")
 
 
-def test_models_are_computed_as_they_are_stored_only_where_that_is_native(native: bool, tmp_path: Path) -> None:
+def test_models_compute_in_their_stored_dtype_only_where_it_is_native(native: bool, tmp_path: Path) -> None:
     dtype = torch.bfloat16 if native else torch.float32
     assert computing_dtype(torch.bfloat16, CPU) == dtype
     network = store_in_bfloat16(write_tiny_folder(tmp_path / "network"))
@@ -58,7 +58,7 @@ def test_models_are_computed_as_they_are_stored_only_where_that_is_native(native
         assert {parameter.dtype for parameter in model.parameters()} == {dtype}
 
 
-def test_frozen_weights_and_products_of_four_bits_follow_the_precision(native: bool, tmp_path: Path) -> None:
+def test_frozen_weights_and_four_bit_products_follow_the_precision(native: bool, tmp_path: Path) -> None:
     folder = store_in_bfloat16(write_tiny_folder(tmp_path / "network"))
     dtype = torch.bfloat16 if native else torch.float32
     for quantization in ("none", "nf4"):
@@ -80,7 +80,7 @@ def test_instructions_that_onednn_may_not_use_are_not_native(monkeypatch: pytest
     assert not computes_bf16("cpu")
 
 
-def test_native_bfloat16_that_is_slower_than_float32_is_left_alone(
+def test_native_bfloat16_that_is_slower_than_float32_is_not_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     set_native_bfloat16(monkeypatch, native=True)
@@ -102,13 +102,13 @@ def test_native_bfloat16_that_is_slower_than_float32_is_left_alone(
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 @pytest.mark.usefixtures("emulated")
-def test_requested_bfloat16_that_is_emulated_is_warned_of_with_the_factor(
+def test_a_warning_about_emulated_bfloat16_gives_the_slowdown(
     precision: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert resolved(precision) == precision
     assert (
         f"trainer.precision is {precision}, but this CPU has no native bfloat16: matrix products take 118 times as "
-        "long as in float32 (measured); take trainer.precision=auto or 32"
+        "long as in float32 (measured); use trainer.precision=auto or 32"
     ) in caplog.text
     caplog.clear()
     monkeypatch.setenv("RANK", "1")
@@ -117,19 +117,19 @@ def test_requested_bfloat16_that_is_emulated_is_warned_of_with_the_factor(
 
 
 @pytest.mark.usefixtures("emulated")
-def test_requested_weights_in_bfloat16_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_requested_weights_in_bfloat16_give_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = write_tiny_folder(tmp_path)
     config = HuggingFaceConfig.model_validate({"path": str(folder), "dtype": "bfloat16"})
     build_huggingface(config, folder, seed=0, precision="32")
     assert "model.dtype is bfloat16, but this CPU has no native bfloat16" in caplog.text
-    assert "take model.dtype=auto or float32" in caplog.text
+    assert "use model.dtype=auto or float32" in caplog.text
     caplog.clear()
     build_huggingface(config, folder, seed=0, precision="bf16-mixed")
     assert "native" not in caplog.text, "the precision was warned of"
 
 
 @pytest.mark.usefixtures("emulated")
-def test_plan_warns_too_and_measures_products_that_are_small(
+def test_plan_warns_about_emulated_bfloat16_and_measures_small_products(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes, assumed = list[tuple[torch.dtype, int]](), list[str]()
@@ -146,7 +146,7 @@ def test_plan_warns_too_and_measures_products_that_are_small(
     assert caplog.text.count("trainer.precision is bf16-mixed, but this CPU has no native bfloat16") == 1
 
 
-def test_where_it_is_native_nothing_is_measured_or_said(
+def test_native_bfloat16_on_a_gpu_is_not_measured(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     set_native_bfloat16(monkeypatch, native=True)
@@ -155,7 +155,7 @@ def test_where_it_is_native_nothing_is_measured_or_said(
     assert caplog.text == ""
 
 
-def test_the_factor_is_measured_in_a_moment_and_once() -> None:
+def test_the_slowdown_is_measured_once_and_quickly() -> None:
     bf16_slowdown.cache_clear()
     began = time.perf_counter()
     factor = bf16_slowdown()

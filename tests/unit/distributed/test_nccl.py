@@ -30,7 +30,7 @@ def test_todays_names_get_the_values_of_older_names_or_defaults(environ: dict[st
 def test_an_older_name_that_contradicts_todays_is_reported() -> None:
     environ = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "NCCL_ASYNC_ERROR_HANDLING": "1"}
     assert contradictions(environ) == [
-        "NCCL_ASYNC_ERROR_HANDLING is 1, but TORCH_NCCL_ASYNC_ERROR_HANDLING, its name today, is 0, and wins"
+        "NCCL_ASYNC_ERROR_HANDLING is 1, but TORCH_NCCL_ASYNC_ERROR_HANDLING, its name today, is 0 and takes precedence"
     ]
     assert contradictions({**environ, "NCCL_ASYNC_ERROR_HANDLING": "0"}) == []
 
@@ -41,25 +41,25 @@ def test_existing_interfaces_are_no_fault(value: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["ib", "=eth", "=eth7,ib0", "^docker,eth,lo"])
-def test_a_selection_without_interfaces_is_named_with_those_that_exist(value: str) -> None:
+def test_a_selection_that_matches_no_interface_is_listed_with_those_that_exist(value: str) -> None:
     assert network_faults({"NCCL_SOCKET_IFNAME": value}, interfaces=INTERFACES, adapters=[]) == [
         (
-            f"NCCL_SOCKET_IFNAME={value} leaves no network interface of this machine",
+            f"NCCL_SOCKET_IFNAME={value} matches no network interface of this machine",
             "name one of docker0, eth0, eth1, lo, or unset it",
         )
     ]
 
 
-def test_adapters_levels_and_connections() -> None:
+def test_adapters_log_levels_and_connection_numbers_are_checked() -> None:
     good = {"NCCL_IB_HCA": "=mlx5_0:1,mlx5_1:1", "NCCL_DEBUG": "info", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
     assert network_faults(good, interfaces=INTERFACES, adapters=ADAPTERS) == []
     assert network_faults(good, interfaces=INTERFACES, adapters=[]) == [
-        ("NCCL_IB_HCA==mlx5_0:1,mlx5_1:1 leaves no InfiniBand adapter of this machine", "unset it: there is none here")
+        ("NCCL_IB_HCA==mlx5_0:1,mlx5_1:1 matches no InfiniBand adapter of this machine", "unset it: there is none here")
     ]
     bad = {"NCCL_IB_HCA": "mlx4", "NCCL_DEBUG": "LOUD", "CUDA_DEVICE_MAX_CONNECTIONS": "64"}
     said = [what for what, _ in network_faults(bad, interfaces=INTERFACES, adapters=ADAPTERS)]
     assert said == [
-        "NCCL_IB_HCA=mlx4 leaves no InfiniBand adapter of this machine",
-        "NCCL_DEBUG=LOUD is no level",
-        "CUDA_DEVICE_MAX_CONNECTIONS=64 is not 1 to 32",
+        "NCCL_IB_HCA=mlx4 matches no InfiniBand adapter of this machine",
+        "NCCL_DEBUG=LOUD is not a log level",
+        "CUDA_DEVICE_MAX_CONNECTIONS=64 is not a number from 1 to 32",
     ]

@@ -31,8 +31,8 @@ subprocess.run([sys.executable, "-c", sys.argv[1], sys.argv[2]])
 LAUNCHER = """
 import subprocess, sys
 from pathlib import Path
-from llmtrain.distributed.orphans import seen_alive
-with seen_alive(Path(sys.argv[3]).parent):
+from llmtrain.distributed.orphans import hold_launcher_lock
+with hold_launcher_lock(Path(sys.argv[3]).parent):
     child = subprocess.Popen([sys.executable, "-c", *sys.argv[1:]])
     print(child.pid, flush=True)
     child.wait()
@@ -48,7 +48,7 @@ def text_of(path: Path, *, other_than: str) -> str:
 
 
 @pytest.mark.parametrize("killed", ["launcher", "torchrun", "both"])
-def test_a_worker_is_told_to_end_when_what_started_it_is_killed(killed: str, tmp_path: Path) -> None:
+def test_a_worker_gets_sigterm_when_its_launcher_or_torchrun_is_killed(killed: str, tmp_path: Path) -> None:
     told = tmp_path / "worker"
     environment = {**os.environ, EXIT_FOLDER: str(tmp_path), "TORCHELASTIC_RUN_ID": "x", "LOCAL_RANK": "0"}
     command = [sys.executable, "-c", LAUNCHER, TORCHRUN, WORKER, str(told)]
@@ -63,7 +63,7 @@ def test_a_worker_is_told_to_end_when_what_started_it_is_killed(killed: str, tmp
         assert text_of(told, other_than="begun") == "told"
 
 
-def test_a_worker_of_a_launcher_that_lives_is_left_alone(tmp_path: Path) -> None:
+def test_a_worker_of_a_living_launcher_gets_no_signal(tmp_path: Path) -> None:
     told = tmp_path / "worker"
     environment = {**os.environ, EXIT_FOLDER: str(tmp_path), "TORCHELASTIC_RUN_ID": "x", "LOCAL_RANK": "0"}
     command = [sys.executable, "-c", LAUNCHER, TORCHRUN, WORKER, str(told)]

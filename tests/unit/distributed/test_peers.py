@@ -15,7 +15,7 @@ from tests.support.ranks import free_port
 MEET = {"MASTER_ADDR": "host", "MASTER_PORT": "29500"}
 
 
-def test_why_processes_do_not_meet_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_do_not_meet_give_one_message_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     for name, value in {**MEET, "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)

@@ -31,7 +31,7 @@ def test_torch_is_deterministic_until_the_last_engine_that_needs_it_is_closed() 
     assert torch.are_deterministic_algorithms_enabled() == before
 
 
-def test_an_engine_that_is_dropped_without_being_closed_leaves_nothing_behind() -> None:
+def test_an_engine_that_is_garbage_collected_restores_torchs_settings() -> None:
     gc.collect()
     before = torch.are_deterministic_algorithms_enabled()
     engine = cpu_engine()

@@ -1,4 +1,4 @@
-"""The identity of a process and the place to meet come from the config and the environment together."""
+"""A process finds its rank and the address to meet at in the config and in the environment."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llmtrain.config.sections.training import RendezvousConfig
-from llmtrain.distributed.rendezvous import complete_environment, file_to_meet_at, first_machine
+from llmtrain.distributed.rendezvous import complete_environment, first_machine, rendezvous_file
 from llmtrain.errors import ConfigError
 
 MEET = {"MASTER_ADDR": "host", "MASTER_PORT": "29500"}
@@ -39,13 +39,13 @@ def test_the_config_is_enough_and_becomes_the_environment() -> None:
     assert settled(by_url) == expected
 
 
-def test_a_file_is_a_place_to_meet() -> None:
+def test_a_file_url_is_enough_for_processes_to_meet() -> None:
     config = RendezvousConfig(rank=0, world_size=2, init_method="file:///shared/meet")
     environ: dict[str, str] = {}
     complete_environment(config, environ=environ)
     assert "MASTER_ADDR" not in environ
-    assert file_to_meet_at(config) == "file:///shared/meet"
-    assert file_to_meet_at(RendezvousConfig(init_method="env://")) is None
+    assert rendezvous_file(config) == "file:///shared/meet"
+    assert rendezvous_file(RendezvousConfig(init_method="env://")) is None
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,11 @@ def test_a_file_is_a_place_to_meet() -> None:
         ({}, {"WORLD_SIZE": "0"}, "WORLD_SIZE is '0', which is not a whole number of 1 or more"),
         ({}, {**TWO, "MASTER_PORT": "http"}, "MASTER_PORT is 'http', which is not a whole number of 0 or more"),
         ({}, {**TWO, "MASTER_PORT": "70000"}, "MASTER_PORT is 70000, but ports are 1 to 65535"),
-        ({}, {**TWO, "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "2"}, "LOCAL_WORLD_SIZE is 2, which does not divide the 3"),
+        (
+            {},
+            {**TWO, "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "2"},
+            "LOCAL_WORLD_SIZE is 2, which does not divide WORLD_SIZE, 3",
+        ),
     ],
 )
 def test_contradictions_and_missing_values_are_errors_that_name_both_places(
@@ -83,17 +87,17 @@ def test_contradictions_and_missing_values_are_errors_that_name_both_places(
     assert message in str(caught.value)
 
 
-def test_the_first_machine_may_stand_in_the_config() -> None:
+def test_the_config_may_name_the_first_machine() -> None:
     both = RendezvousConfig(master_addr="host", master_port=5)
     assert first_machine(RendezvousConfig(), option="a:1") == "a:1"
     assert first_machine(both, option=None) == "host:5"
     with pytest.raises(ConfigError, match="says host:5, but --rendezvous says a:1"):
         first_machine(both, option="a:1")
-    with pytest.raises(ConfigError, match=r"master_port needs distributed\.rendezvous\.master_addr"):
+    with pytest.raises(ConfigError, match=r"master_port is set, but distributed\.rendezvous\.master_addr is not"):
         first_machine(RendezvousConfig(master_port=5), option=None)
 
 
-def test_under_nproc_the_configs_address_is_for_machines_and_workers_keep_torchruns() -> None:
+def test_under_nproc_workers_keep_the_address_that_torchrun_sets() -> None:
     keys = {"master_addr": "host", "master_port": 29400}
     told = {**TWO, "MASTER_ADDR": "here", "LLMTRAIN_EXIT_FOLDER": "/tmp"}
     assert settled(keys, **told) == told

@@ -31,7 +31,7 @@ def tensors_of(module: nn.Module) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("encoding", ["rope", "sinusoidal", "learned", "alibi"])
-def test_tables_of_positions_follow_parameters_that_have_values(encoding: str, mesh: DeviceMesh) -> None:
+def test_tables_of_positions_move_with_the_parameters(encoding: str, mesh: DeviceMesh) -> None:
     decoder = Decoder(tiny_config(positional={"encoding": encoding}), TINY_VOCAB_SIZE)
     tables = decoder.rotary or decoder.sinusoidal
     if tables is not None:

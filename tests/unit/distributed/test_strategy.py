@@ -28,7 +28,9 @@ def test_the_strategy_follows_from_memory_and_number_of_processes() -> None:
     )
 
 
-def test_several_processes_ask_and_a_resumed_run_keeps_its_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_calls_choose_for_several_processes_and_a_resumed_run_keeps_its_strategy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name, value in {"WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     for name in ("MASTER_ADDR", "MASTER_PORT"):

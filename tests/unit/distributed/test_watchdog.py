@@ -53,7 +53,7 @@ def test_a_rank_without_progress_writes_its_stacks_and_ends_with_76(
     assert "rank 0, 2 wrote none in 0 s: stopped, killed or cut off" in capfd.readouterr().err
 
 
-def test_the_first_of_each_stage_has_three_times_the_timeout(tmp_path: Path) -> None:
+def test_the_first_time_of_each_stage_has_three_times_the_timeout(tmp_path: Path) -> None:
     dog, ending = make(0, 0.4)
     with dog.over(tmp_path):
         began = time.monotonic()
@@ -75,7 +75,7 @@ def test_a_waiting_rank_ends_as_soon_as_another_has_written_its_stacks(tmp_path:
     assert "rank 2 noticed" in (tmp_path / "stacks_rank_0.txt").read_text()
 
 
-def test_a_rank_that_makes_progress_is_left_alone_and_leaves_no_file(tmp_path: Path) -> None:
+def test_a_rank_that_makes_progress_is_not_ended_and_writes_no_file(tmp_path: Path) -> None:
     dog, ending = make(0, 2.0)
     with dog.over(tmp_path):
         for _ in range(30):

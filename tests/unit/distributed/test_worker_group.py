@@ -14,8 +14,8 @@ from llmtrain.errors import ConfigError
         (WorkerGroup(2, rendezvous="host:29500"), "host:29500 is where several machines would meet, but --nnodes is 1"),
         (WorkerGroup(2, node_rank=1), "--node-rank is 1, but --nnodes is 1: machines are numbered from 0"),
         (WorkerGroup(2, nnodes=2, node_rank=2, rendezvous="host:29500"), "--node-rank is 2, but --nnodes is 2"),
-        (WorkerGroup(2, nnodes=2, node_rank=0, rendezvous="host"), "host is no HOST:PORT with a port of 1 to 65535"),
-        (WorkerGroup(2, nnodes=2, rendezvous="host:port"), "host:port is no HOST:PORT"),
+        (WorkerGroup(2, nnodes=2, node_rank=0, rendezvous="host"), "host is not HOST:PORT with a port from 1 to 65535"),
+        (WorkerGroup(2, nnodes=2, rendezvous="host:port"), "host:port is not HOST:PORT"),
         (WorkerGroup(2, nnodes=2), "--nnodes over 1 needs --rendezvous HOST:PORT of the first machine, or MASTER_ADDR"),
     ],
 )

@@ -50,7 +50,7 @@ def test_a_contradiction_says_both_sides() -> None:
 
 
 def test_a_batch_that_does_not_divide_names_one_that_does() -> None:
-    with pytest.raises(ConfigError, match=r"36 is not divisible by micro_batch_size 4 × 2 ranks: make it 32"):
+    with pytest.raises(ConfigError, match=r"36, which is not divisible by micro_batch_size 4 × 2 ranks: set it to 32"):
         global_batch_size(TrainerConfig(micro_batch_size=4, global_batch_size=36), world_size=2)
 
 

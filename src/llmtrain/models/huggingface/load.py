@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, G
 from transformers.utils import logging as transformers_logging
 
 from llmtrain.config.sections.huggingface import HuggingFaceConfig
-from llmtrain.distributed.native_bf16 import as_computed, choose_compute_dtype, warn_if_emulated
+from llmtrain.distributed.native_bf16 import choose_compute_dtype, warn_if_emulated, with_computing_dtype
 from llmtrain.errors import ConfigError
 from llmtrain.installing import install_extra
 from llmtrain.models.fetch import fetch_model, fetch_tokenizer
@@ -125,7 +125,7 @@ def read_huggingface(
         round_as_quantized(network, quantized)
     # Before the adapter, since adding one may compute matrix products.
     keep_stored_layout(network)
-    network = as_computed(HuggingFaceModel(network), device).network
+    network = with_computing_dtype(HuggingFaceModel(network), device).network
     if adapter is not None:
         network = with_adapter(network, adapter)
     return HuggingFaceModel(network).eval().to(device)
