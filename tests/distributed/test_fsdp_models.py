@@ -382,5 +382,5 @@ def test_adapters_of_split_matrices_compiled(two_ranks: RankPool, tmp_path: Path
 
 
 def test_a_family_without_a_plan_is_rejected(two_ranks: RankPool, tmp_path: Path) -> None:
-    with pytest.raises(RankFailed, match="transformers has no plan for GPT2LMHeadModel: take fsdp"):
+    with pytest.raises(RankFailed, match="transformers has no plan for GPT2LMHeadModel: use fsdp"):
         assert_equal_to_one(two_ranks, "gpt2", tmp_path, strategy="fsdp_tp")

@@ -23,7 +23,7 @@ import pytest
 from llmtrain.cli.app import run
 from llmtrain.errors import ConfigError
 from llmtrain.launching.ssh.group import check_sharing
-from llmtrain.launching.ssh.job import Node, nodes_of, put
+from llmtrain.launching.ssh.job import Node, nodes_of, write_file
 from llmtrain.launching.ssh.remote import remote_of
 from llmtrain.runs.listing import describe_run
 from llmtrain.tracking.sinks import read_metrics
@@ -197,7 +197,7 @@ def test_hosts_that_do_not_share_a_folder_cannot_resume_a_run(
     nodes = nodes_of(remote_of(None, given), "train")
     check_sharing(nodes, None, resume=True)
     apart = Node(replace(nodes[1].machine, folder="~/other"), "train", 1)
-    put(apart.machine, "shared", "another")
+    write_file(apart.machine, "shared", "another")
     assert not caplog.messages
     check_sharing([nodes[0], apart], None, resume=False)
     assert "two does not see the files of one: only ddp can save" in caplog.text

@@ -89,7 +89,7 @@ def test_an_allocator_that_refuses_ends_the_run_with_what_took_the_memory_and_a_
     assert code == WillFailAgain.exit_code
     assert "Traceback" not in said
     assert re.search(
-        r"out of memory on cpu in step 4: [\d,.]+ GB more were asked for; at most [\d.]+ [GM]B were held", message
+        r"out of memory on cpu in step 4: [\d,.]+ GB more were requested; at most [\d.]+ [GM]B were held", message
     )
     parameters, gradients, state, rest = (
         size_of(row, message) for row in ("parameters", "gradients", "optimizer state", "all else")
@@ -126,7 +126,7 @@ def test_what_no_change_makes_fit_is_said(
     config_file: Path, refuse_at: Callable[[int, Callable[[], None]], None]
 ) -> None:
     refuse_at(2, refused_by_the_cpu)
-    with pytest.raises(WillFailAgain, match=r"1,125,899\.91 GB more were asked for") as caught:
+    with pytest.raises(WillFailAgain, match=r"1,125,899\.91 GB more were requested") as caught:
         train(load_config(str(config_file)))
 
     assert str(caught.value).splitlines()[-1].startswith("smaller micro-batches, activation_checkpointing")
@@ -134,7 +134,7 @@ def test_what_no_change_makes_fit_is_said(
 
 def test_the_words_of_cuda_are_read(config_file: Path, refuse_at: Callable[[int, Callable[[], None]], None]) -> None:
     refuse_at(2, refused_by_cuda)
-    with pytest.raises(RunError, match=r"out of memory on cpu in step 2: 21\.47 GB more were asked for"):
+    with pytest.raises(RunError, match=r"out of memory on cpu in step 2: 21\.47 GB more were requested"):
         train(load_config(str(config_file)))
 
 
@@ -171,7 +171,7 @@ def test_one_rank_that_has_too_little_says_so_and_the_others_can_be_resumed(
     assert group.wait() == [Preempted.exit_code, RunError.exit_code]
 
     said = group.stderr
-    assert "[rank 1] error: out of memory on cpu in step 14: more was asked for than there is" in said
+    assert "[rank 1] error: out of memory on cpu in step 14: more was requested than there is" in said
     assert "the cheapest change that fits: trainer.micro_batch_size=2 trainer.grad_accum_steps=2" in said
     lines = read_metrics(config_file.parent / "runs" / "two" / "metrics.jsonl")
     figures = {name for line in lines for name in line}

@@ -292,7 +292,7 @@ def test_wandb_that_nobody_is_logged_in_to_is_one_warning(config_file: Path) -> 
 
     assert warnings(run) == [
         "WandbSink failed at start and is off from here on; the run goes on (ValueError: nobody is logged in: "
-        "`wandb login`, or WANDB_API_KEY, or tracking.wandb.mode=offline)",
+        "run `wandb login`, set WANDB_API_KEY, or set tracking.wandb.mode=offline)",
         "WandbSink missed 33 of the run's lines of metrics",
     ]
     assert len(losses(run)) == 30

@@ -89,7 +89,7 @@ def test_mistakes_are_config_errors(folder: Path) -> None:
     weights = folder / "model.safetensors"
     with pytest.raises(llmtrain.ConfigError, match="d_modle"):
         llmtrain.load_decoder({"d_modle": 3}, weights)
-    with pytest.raises(llmtrain.ConfigError, match="'gpu' is no device"):
+    with pytest.raises(llmtrain.ConfigError, match="'gpu' is not a device"):
         llmtrain.load_model(folder, device="gpu")
     without = llmtrain.load_decoder(folder / "config.json", weights, device="cpu")
     with pytest.raises(llmtrain.ConfigError, match="no tokenizer"):

@@ -7,7 +7,7 @@ folder, a run of several processes exits with the documented codes (2, 42, 75, â
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -61,8 +61,12 @@ def exit_code_of(codes: Sequence[int], *, num_workers: int, torchrun: int) -> in
     """
     if not codes:
         return 75 if torchrun < 0 else 1  # torchrun was killed, or could not start the workers
-    killed = [75] * (num_workers - len(codes))
-    failed = [code for code in (*codes, *killed) if code]
+    return strongest([*codes, *[75] * (num_workers - len(codes))])
+
+
+def strongest(codes: Iterable[int]) -> int:
+    """Return the code that counts for all, by STRONGEST_FIRST; 0 if all are 0."""
+    failed = [code for code in codes if code]
     return next((code for code in STRONGEST_FIRST if code in failed), failed[0] if failed else 0)
 
 

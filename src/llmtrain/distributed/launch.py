@@ -26,7 +26,7 @@ from llmtrain.distributed.exit_codes import EXIT_FOLDER, exit_code_of, exit_code
 from llmtrain.distributed.limits import usable_cores
 from llmtrain.distributed.orphans import hold_launcher_lock
 from llmtrain.distributed.rendezvous import LAST_PORT, split_address
-from llmtrain.distributed.stop_signals import signals_to_handle
+from llmtrain.distributed.stop_signals import handled_by, signals_to_handle
 from llmtrain.errors import ConfigError
 
 SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
@@ -123,12 +123,8 @@ def _pass_stop_signals_to(torchrun: subprocess.Popen[str]) -> Iterator[None]:
             torchrun.send_signal(signal.SIGTERM)
         received.add(number)
 
-    previous = {number: signal.signal(number, forward) for number in signals_to_handle()}
-    try:
+    with handled_by(forward, signals_to_handle()):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

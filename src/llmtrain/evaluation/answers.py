@@ -23,7 +23,7 @@ from llmtrain.distributed.engine import Engine
 from llmtrain.errors import ConfigError
 from llmtrain.evaluation.questions import Asked, Question, ask
 from llmtrain.evaluation.row_loss import RowLoss, row_losses
-from llmtrain.generation.decoding import Prompt, context_of, generate
+from llmtrain.generation.decoding import Prompt, context_length, generate
 from llmtrain.generation.language_model import LanguageModel
 from llmtrain.generation.sampling import Decoding, Sampling
 
@@ -170,7 +170,7 @@ class _Writer:
         self._encoder, self._decoding, self._with_loss = language_model.encoder, how.decoding, how.with_loss
         end = self._tokenizer.token_id(how.end_of_turn) if how.end_of_turn else None
         self._stop_ids = language_model.eos_ids if end is None else language_model.eos_ids | {end}
-        self._limit = context_of(language_model.model)
+        self._limit = context_length(language_model.model)
 
     def answers(
         self,

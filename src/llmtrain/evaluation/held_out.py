@@ -71,7 +71,7 @@ def open_held_out(config: Config, language_model: LanguageModel, *, engine: Engi
         raise ConfigError(f"{language_model.folder} names no validation data: name some with --data")
     vocab_size = language_model.model.vocab_size
     if isinstance(config.data, ChatConfig):  # whose tokenizer is the model's
-        language_model.check_rows(found.facts.vocab_size, of=f"the tokenizer of {language_model.folder}")
+        language_model.check_vocab_size(found.facts.vocab_size, of=f"the tokenizer of {language_model.folder}")
     if found.facts.vocab_size > vocab_size:
         raise ConfigError(
             f"{found.name} has tokens of a vocabulary of {found.facts.vocab_size}, but the model's is "

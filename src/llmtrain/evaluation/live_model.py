@@ -16,7 +16,7 @@ from llmtrain.config.sections.schema import Config
 from llmtrain.data.tokenizers import load_tokenizer, wrap_tokenizer
 from llmtrain.distributed.engine import Engine
 from llmtrain.generation.language_model import AnyModel, LanguageModel
-from llmtrain.generation.open_model import learned_turns
+from llmtrain.generation.open_model import trained_on_turns
 from llmtrain.models.companions import end_tokens
 
 
@@ -46,7 +46,7 @@ def live_model(
         encoder=ChatEncoder(ChatTemplate(found, file=file)),
         eos_ids=frozenset([int(found.eos_token_id), *(end_tokens(model_folder) if model_folder else ())]),
         folder=tokenizer_folder,
-        chats=learned_turns(config, otherwise=has_template) if isinstance(config.data, ChatConfig) else has_template,
+        chats=trained_on_turns(config, otherwise=has_template) if isinstance(config.data, ChatConfig) else has_template,
     )
 
 

@@ -1,4 +1,4 @@
-"""Text from a model: prompts in, completions out, told piece by piece as they grow. Tokens are decoding.py's.
+"""Text from a model: completes prompts, and reports each piece of text as it comes. decoding.py generates the tokens.
 
 prompt ─ encode ─ heal ─▶ generate ─ token by token ─▶ whole characters ─▶ up to a stop text ─▶ completion
 """
@@ -14,16 +14,16 @@ from torch import Tensor
 
 from llmtrain.data.tokenizers import Tokenizer
 from llmtrain.errors import ConfigError
-from llmtrain.generation.decoding import CachedModel, Prompt, context_of, generate
+from llmtrain.generation.decoding import CachedModel, Prompt, context_length, generate
 from llmtrain.generation.sampling import Decoding
 
 HALF_CHARACTER = "\ufffd"
-"""Character that a tokenizer decodes an incomplete character's bytes to."""
+"""Character to which a tokenizer decodes the bytes of an incomplete character."""
 _CONTEXT = 8
-"""Tokens before a piece that are decoded with it, since some tokenizers drop a text's first blank."""
+"""Tokens before a piece that are decoded with it, since some tokenizers drop the first blank of a text."""
 
 OnText = Callable[[int, str], None]
-"""Told of each new piece of text, (row, piece); the pieces of a row together are its completion."""
+"""Called with (row, piece) for each new piece of text. The pieces of a row, joined, are its completion."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,16 +33,16 @@ class Completion:
     prompt: str
     completion: str
     tokens: int
-    """Number of tokens that the model chose, those of a stop text included."""
+    """Number of tokens that the model chose, including those of a stop text."""
     ended_by: Literal["end", "stop", "length"]
-    """A stop token, a stop text, or the limit of tokens (asked for, or the model's context)."""
+    """end: a stop token; stop: a stop text; length: the limit of new tokens, or the model's context."""
     rendered: str | None = None
-    """Text that the model read, if it is more than the prompt: a turn put through a chat template."""
+    """Text that the model read, if it is not the prompt itself: the prompt rendered by a chat template."""
 
 
 @dataclass(frozen=True)
 class TokenizedPrompt:
-    """A prompt whose tokens are not just the tokenizer's of its text: a turn put through a chat template, say."""
+    """A prompt with its tokens, which may differ from those of `text`: a chat template may have added some."""
 
     text: str
     ids: list[int]
@@ -59,30 +59,30 @@ def complete(
     heal: bool = True,
     on_text: OnText | None = None,
 ) -> list[Completion]:
-    """Return a completion of each prompt, in their order; the same in any batch, whatever stands beside it.
+    """Return a completion of each prompt, in their order. A completion does not depend on the other prompts.
 
-    A completion ends before the first of the texts `stop`, and at the tokens `stop_ids`. `heal` lets the model choose
-    the prompt's last token anew (see `heal_prompt`); it counts as one of `how.max_new_tokens`.
+    A completion ends before the first of the texts `stop`, and at the tokens `stop_ids`. With `heal`, the model may
+    replace the prompt's last token (see `heal_prompt`); that counts as one of `how.max_new_tokens`.
 
-    Raises ConfigError if a prompt does not fit, or a stop text is empty.
+    Raises ConfigError if a prompt does not fit into the model's context, or if a stop text is empty.
     """
     if "" in stop:
         raise ConfigError("a stop text is empty; remove it")
-    asked = [_tokenized(prompt, tokenizer) for prompt in prompts]
-    context = context_of(model)
-    starts = _starts(asked, tokenizer, context=context, heal=heal)
-    growing = [_Growing(tokenizer, start, stop=stop) for start in starts]
+    tokenized = [_tokenized(prompt, tokenizer) for prompt in prompts]
+    context = context_length(model)
+    starts = _starts(tokenized, tokenizer, context=context, heal=heal)
+    growing = [_GrowingText(tokenizer, start, stop=stop) for start in starts]
 
-    def watch(row: int, token: int) -> bool:
+    def add_token(row: int, token: int) -> bool:
         piece = growing[row].add(token)
         if piece and on_text is not None:
             on_text(row, piece)
         return not growing[row].stopped
 
     firsts = [Prompt(start.kept, start.first_tokens) for start in starts]
-    generated = generate(model, firsts, how, stop_ids=stop_ids, watch=watch)
+    generated = generate(model, firsts, how, stop_ids=stop_ids, on_token=add_token)
     completions = []
-    for row, (prompt, start, tokens) in enumerate(zip(asked, starts, generated, strict=True)):
+    for row, (prompt, start, tokens) in enumerate(zip(tokenized, starts, generated, strict=True)):
         rest = growing[row].end()
         if rest and on_text is not None:
             on_text(row, rest)
@@ -102,7 +102,7 @@ def complete(
 def _tokenized(prompt: str | TokenizedPrompt, tokenizer: Tokenizer) -> TokenizedPrompt:
     if isinstance(prompt, TokenizedPrompt):
         return prompt
-    # An end token stands before every document, so it also says that one begins.
+    # An end token stands between documents, so after it a document begins.
     return TokenizedPrompt(prompt, tokenizer.encode(prompt) or [tokenizer.eos_id])
 
 
@@ -112,7 +112,7 @@ def _starts(
     texts = tokenizer.token_texts() if heal and prompts else None
     return [
         heal_prompt(prompt.ids, texts, begin_id=tokenizer.eos_id)
-        # A prompt that is too long is rejected with its own length.
+        # A prompt that is too long is not shortened, so that the error gives its full length.
         if texts is not None and len(prompt.ids) < context
         else HealedPrompt(prompt.ids, [], None)
         for prompt in prompts
@@ -120,22 +120,23 @@ def _starts(
 
 
 class HealedPrompt(NamedTuple):
-    """Beginning of a completion."""
+    """A prompt whose last token may be replaced (token healing)."""
 
     kept: list[int]
     """Tokens that the model reads."""
     removed: list[int]
-    """The prompt's last token, whose text the first generated token begins with; or none."""
+    """The prompt's last token, if it was removed. The text of the first generated token begins with its text."""
     first_tokens: Tensor | None
-    """Ids among which the first generated token is; None: all."""
+    """Ids from which the first generated token is chosen; None: any."""
 
 
 def heal_prompt(ids: list[int], texts: Sequence[str], *, begin_id: int) -> HealedPrompt:
-    """Take the last token off, where there are longer ones that begin with its text, and generate one of these.
+    """Remove the prompt's last token if longer tokens begin with its text; the first generated token is one of these.
 
-    In the data, `:` before a line end is part of the token `:⏎    `, so after the token `:` alone no line ever ended: a
-    model that is given it goes on badly. What it is not bound to is a choice between the two, and it keeps the prompt.
-    `texts` are what each token adds to a text; `begin_id` is read where nothing else is left.
+    In the training data, `:` before a line end is part of the token `:⏎    `, so the token `:` alone never stood before
+    a line end, and a model that reads it continues badly. So the model chooses between the token and the longer ones,
+    and the text of the prompt is kept. `texts` has the text of each token; `begin_id` stands for a prompt without
+    tokens.
     """
     text = texts[ids[-1]]
     if not text or HALF_CHARACTER in text:
@@ -146,23 +147,24 @@ def heal_prompt(ids: list[int], texts: Sequence[str], *, begin_id: int) -> Heale
     return HealedPrompt(ids[:-1] or [begin_id], ids[-1:], torch.tensor(longer))
 
 
-class _Growing:
-    """A completion as it grows: tokens in, pieces of text out that will not be taken back."""
+class _GrowingText:
+    """The text of a completion: takes tokens, and returns pieces of text that no later token changes."""
 
     def __init__(self, tokenizer: Tokenizer, start: HealedPrompt, *, stop: Sequence[str]) -> None:
         self._decode = tokenizer.decode
         self._stop = stop
         self._window = start.kept[-_CONTEXT:]
         self._new: list[int] = []
-        """Tokens at the window's end whose text is not in `text` yet."""
+        """Tokens after the window whose text is not in `text` yet."""
         self._known = len(self._decode([*self._window, *start.removed]))
-        """Characters of the window's text that are in `text`, or in the prompt."""
-        self._told = 0
+        """Number of characters of the window's text, which `text` or the prompt has already."""
+        self._returned = 0
+        """Number of characters of `text` that were returned."""
         self.text = ""
         self.stopped = False
 
     def add(self, token: int) -> str:
-        """The piece of text that a token completes; nothing while it may become half of a character or a stop text."""
+        """Add a token, and return the text that is now certain: no half of a character, no beginning of a stop text."""
         self._new.append(token)
         text = self._decode([*self._window, *self._new])
         if text.endswith(HALF_CHARACTER):
@@ -170,14 +172,14 @@ class _Growing:
         self._append(text[self._known :])
         self._window, self._new = self._new, []
         self._known = len(self._decode(self._window))
-        return self._tell(len(self.text) - (0 if self.stopped else self._held_back()))
+        return self._up_to(len(self.text) - (0 if self.stopped else self._held_back()))
 
     def end(self) -> str:
-        """The piece that was held back, once no token follows."""
+        """Return the text that `add` has held back, after the last token."""
         if self._new and not self.stopped:
             self._append(self._decode([*self._window, *self._new])[self._known :])
             self._new = []
-        return self._tell(len(self.text))
+        return self._up_to(len(self.text))
 
     def _append(self, piece: str) -> None:
         begin = max(0, len(self.text) - max(map(len, self._stop), default=1) + 1)
@@ -187,11 +189,12 @@ class _Growing:
             self.text, self.stopped = self.text[: min(found)], True
 
     def _held_back(self) -> int:
-        """The longest end of the text that a stop text may begin with."""
+        """Return the length of the longest end of the text with which a stop text begins."""
         sizes = [size for stop in self._stop for size in range(1, len(stop)) if self.text.endswith(stop[:size])]
         return max(sizes, default=0)
 
-    def _tell(self, end: int) -> str:
-        piece = self.text[self._told : end]
-        self._told = max(self._told, end)
+    def _up_to(self, end: int) -> str:
+        """Return the text up to the character `end` that was not returned before."""
+        piece = self.text[self._returned : end]
+        self._returned = max(self._returned, end)
         return piece

@@ -1,12 +1,13 @@
-"""Tokens from a model, one by one: batched, with a key/value cache. Text is completion.py's, the choice sampling.py's.
+"""Generates tokens from a model, one at a time, in batches, with a key/value cache.
 
-    prompts ─ padded on the left ─ one forward for all ─▶ scores of the next token ─ choose_token per row ─┐
-                                        ▲                                                                 │
-                                        └────────── one forward with the chosen tokens ◀──────────────────┘
+    prompts ─ padded on the left ─ one forward pass for all ─▶ logits of the next token ─ choose_token per row ─┐
+                                        ▲                                                                      │
+                                        └────────── one forward pass with the chosen tokens ◀──────────────────┘
 
-    rows that wait ─ one forward ─▶ the places of rows that have ended, where the cache can take them
+    waiting rows ─ one forward pass ─▶ the places of rows that have ended, if the cache can be refilled
 
-A row's result depends on its prompt and the seed, not on what else is in the batch.
+A row's result depends on its prompt and the seed, not on what else is in the batch. completion.py makes text of the
+tokens; sampling.py chooses them.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ from llmtrain.screen import counted
 
 
 class DecodingCache(Protocol):
-    """Methods that generation needs of a model's cache, besides handing it back to the model."""
+    """Method that generation needs of a model's key/value cache. Otherwise it only passes the cache to the model."""
 
     def keep_rows(self, rows: Sequence[int]) -> None:
-        """Forget all other rows."""
+        """Remove all other rows."""
         ...
 
 
 @runtime_checkable
 class RefillableCache(DecodingCache, Protocol):
-    """A cache in which rows that have ended can make place for others."""
+    """A cache in which rows that have ended can be replaced by others."""
 
     @property
     def is_full(self) -> bool:
@@ -44,15 +45,15 @@ class RefillableCache(DecodingCache, Protocol):
         ...
 
     def empty_rows(self, rows: Sequence[int]) -> None:
-        """Forget the tokens of these rows, whose places stay."""
+        """Remove the tokens of these rows. The number of rows stays the same."""
         ...
 
     def replace_rows(self, rows: Sequence[int], other: Any) -> None:
-        """Put the rows of another cache, which are no longer, in their places."""
+        """Replace these rows by the rows of `other`, another cache, which have no more tokens."""
         ...
 
     def drop_padding(self) -> None:
-        """Take out what is padding in all rows."""
+        """Remove the slots that are padding in all rows."""
         ...
 
 
@@ -61,22 +62,25 @@ class CachedModel(Protocol):
 
     @property
     def max_seq_len(self) -> int | None:
-        """The longest sequence, in tokens; None: there is no limit."""
+        """Length of the longest sequence, in tokens; None: there is no limit."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Device on which tokens should be."""
+        """Device on which the model expects tokens."""
         ...
 
     def new_cache(self, batch_size: int, max_len: int, *, first_slots: Tensor | None = None) -> DecodingCache:
-        """An empty cache for rows whose first `first_slots[b]` tokens are padding."""
+        """Return an empty cache for rows of `max_len` tokens, of which the first `first_slots[b]` are padding."""
         ...
 
     def logits(
         self, input_ids: Tensor, document_ids: Tensor | None = None, cache: Any = None, *, last_only: bool = False
     ) -> Tensor:
-        """[b, t, vocab] scores of the token after each of `input_ids`, which follow the cache's tokens and join it."""
+        """Return logits [b, t, vocab] of the token after each of `input_ids`, which follow the cache's tokens.
+
+        The keys and values of `input_ids` are added to the cache. With `last_only`, t is 1.
+        """
         ...
 
 
@@ -86,24 +90,24 @@ class Prompt:
 
     ids: Sequence[int]
     first_tokens: Tensor | None = None
-    """Ids among which the row's first new token is; None: all."""
+    """Ids from which the row's first new token is chosen; None: any."""
     draw_key: str | None = None
-    """Key of the row's draws, besides the seed; None: the prompt, and how often it came before."""
+    """Key of the row's random numbers, besides the seed; None: the prompt, and how often it came before."""
 
     @property
     def key(self) -> Sequence[int] | str:
-        """Return the key of the row's draws."""
+        """Key of the row's random numbers."""
         if self.draw_key is not None:
             return self.draw_key
-        # Two prompts may share all but the token that was taken off, and are still two.
+        # Two prompts may differ only in the token that healing removed.
         return self.ids if self.first_tokens is None else [*self.ids, -1, *self.first_tokens.tolist()]
 
 
-FREE_TO_REFILL = 4
-"""A batch is filled up when one in so many of its places is free: a few prompts together cost little more than one."""
+REFILL_DIVISOR = 4
+"""A batch is refilled when 1/REFILL_DIVISOR of its rows have ended, since some prompts take little longer than one."""
 
-Watch = Callable[[int, int], bool]
-"""Told of each token as it comes, (row, token); says whether the row goes on after it."""
+OnToken = Callable[[int, int], bool]
+"""Called with (row, token) for each new token; returns whether to continue the row after it."""
 
 
 def generate(
@@ -112,51 +116,52 @@ def generate(
     how: Decoding,
     *,
     stop_ids: Collection[int] = (),
-    watch: Watch | None = None,
+    on_token: OnToken | None = None,
     on_end: Callable[[int], None] = lambda _: None,
 ) -> list[list[int]]:
     """Return the tokens that follow each prompt, without the prompt and the stop token, in the prompts' order.
 
-    A row ends after `how.max_new_tokens`, at one of `stop_ids` (`watch` is not told of it), where `watch` says so, or
-    where the model's context is full. Rows of similar lengths are computed together. A row's draws depend on the seed
-    and its `Prompt.key` alone. `on_end` is told of each row that has ended. The model should be in evaluation mode.
+    A row ends after `how.max_new_tokens`, at one of `stop_ids` (for which `on_token` is not called), when `on_token`
+    returns False, or when the model's context is full. `on_end` is called with each row that has ended. Rows of similar
+    lengths are computed together. A row's random numbers depend only on the seed and its `Prompt.key`. The model should
+    be in evaluation mode.
 
     Raises ConfigError if a prompt is empty or leaves no room in the context.
     """
-    asked = [prompt if isinstance(prompt, Prompt) else Prompt(prompt) for prompt in prompts]
-    limit, sampling = context_of(model), how.sampling
-    _check_prompts([prompt.ids for prompt in asked], limit=limit)
-    generators = generators_for([prompt.key for prompt in asked], seed=sampling.seed)
+    rows = [prompt if isinstance(prompt, Prompt) else Prompt(prompt) for prompt in prompts]
+    limit, sampling = context_length(model), how.sampling
+    _check_prompts([prompt.ids for prompt in rows], limit=limit)
+    generators = generators_for([prompt.key for prompt in rows], seed=sampling.seed)
     greedy = sampling.temperature == 0.0 and sampling.repetition_penalty == 1.0
-    room = [min(how.max_new_tokens, limit - len(prompt.ids)) for prompt in asked]
-    generated: list[list[int]] = [[] for _ in asked]
+    room = [min(how.max_new_tokens, limit - len(prompt.ids)) for prompt in rows]
+    generated: list[list[int]] = [[] for _ in rows]
 
     def choose(row: int, logits_v: Tensor, likeliest: int) -> int | None:
-        """Return the row's next token, to go on with; None where the row ends."""
-        among = None if generated[row] else asked[row].first_tokens
+        """Return the row's next token; None if the row ends."""
+        among = None if generated[row] else rows[row].first_tokens
         if greedy and among is None:
             token = likeliest
         else:
-            seen = [*asked[row].ids, *generated[row]] if sampling.repetition_penalty != 1.0 else []
+            seen = [*rows[row].ids, *generated[row]] if sampling.repetition_penalty != 1.0 else []
             token = choose_token(logits_v, sampling=sampling, seen=seen, generator=generators[row], among=among)
         if token not in stop_ids:
             generated[row].append(token)
-            goes_on = watch is None or watch(row, token)
-            if goes_on and len(generated[row]) < room[row]:
+            continues = on_token is None or on_token(row, token)
+            if continues and len(generated[row]) < room[row]:
                 return token
         on_end(row)
         return None
 
-    by_length = sorted(range(len(asked)), key=lambda row: len(asked[row].ids), reverse=True)
-    likeliest_alone = greedy and all(prompt.first_tokens is None for prompt in asked)
-    batches = _Batches(model, [prompt.ids for prompt in asked], choose=choose, likeliest_alone=likeliest_alone)
+    by_length = sorted(range(len(rows)), key=lambda row: len(rows[row].ids), reverse=True)
+    needs_logits = not greedy or any(prompt.first_tokens is not None for prompt in rows)
+    batches = _Batches(model, [prompt.ids for prompt in rows], choose=choose, needs_logits=needs_logits)
     with without_gradients(model):
-        batches.decode(deque(by_length), size=how.batch_size or max(1, len(asked)), most_tokens=max(room, default=0))
+        batches.decode(deque(by_length), size=how.batch_size or max(1, len(rows)), most_tokens=max(room, default=0))
     return generated
 
 
 class _Batches:
-    """Rows that are computed together: those that end make place for others, where the model's cache lets them."""
+    """Decodes rows in batches. Rows that end are replaced by waiting rows if the model's cache can be refilled."""
 
     def __init__(
         self,
@@ -164,17 +169,18 @@ class _Batches:
         prompts: Sequence[Sequence[int]],
         *,
         choose: Callable[[int, Tensor, int], int | None],
-        likeliest_alone: bool,
+        needs_logits: bool,
     ) -> None:
-        """`choose` is given the scores of a row's next token, and the likeliest; it gives the one to go on with.
+        """Set the model, the rows' prompts and the choice of tokens.
 
-        It gives None where the row ends. With `likeliest_alone` the scores stay where they are, and one number a row is
-        fetched.
+        `choose(row, logits, likeliest)` returns the row's next token from the logits [vocab] and the likeliest token;
+        None ends the row. Without `needs_logits`, the logits stay on the model's device, and only the likeliest token
+        of each row is copied to the CPU.
         """
-        self._model, self._prompts, self._choose, self._likeliest_alone = model, prompts, choose, likeliest_alone
+        self._model, self._prompts, self._choose, self._needs_logits = model, prompts, choose, needs_logits
 
     def decode(self, waiting: deque[int], *, size: int, most_tokens: int) -> None:
-        """All rows that wait, the longest prompts first, until `choose` has ended them; `size` at a time."""
+        """Decode the waiting rows in their order (longest prompts first), `size` at a time, until all have ended."""
         while waiting:
             rows: list[int | None] = [waiting.popleft() for _ in range(min(size, len(waiting)))]
             cache, chosen = self._begin(rows, most_tokens=most_tokens)
@@ -186,7 +192,7 @@ class _Batches:
                 if waiting and isinstance(cache, RefillableCache):
                     if ended:
                         cache.empty_rows(ended)
-                    if len(free) * FREE_TO_REFILL >= size:
+                    if len(free) * REFILL_DIVISOR >= size:
                         self._refill(cache, rows, chosen, waiting, free)
                         continue
                 elif free:
@@ -198,7 +204,7 @@ class _Batches:
                 chosen = self._next(torch.tensor([[token or 0] for token in chosen]), cache, rows)
 
     def _begin(self, rows: Sequence[int | None], *, most_tokens: int) -> tuple[DecodingCache, list[int | None]]:
-        """The rows' prompts in a cache with room for `most_tokens` more, and their first tokens."""
+        """Return a cache that holds the rows' prompts, with room for `most_tokens` more, and their first new tokens."""
         prompts = [self._prompts[row] for row in rows if row is not None]
         longest = max(map(len, prompts))
         padding = [longest - len(prompt) for prompt in prompts]
@@ -216,7 +222,7 @@ class _Batches:
         waiting: deque[int],
         free: Sequence[int],
     ) -> None:
-        """Rows that wait take the places of those that have ended; their prompts are no longer than those before."""
+        """Put waiting rows in the places of ended ones. Their prompts are no longer than those of the earlier rows."""
         joining: list[int | None] = [waiting.popleft() for _ in free[: len(waiting)]]
         cache.drop_padding()
         theirs, first_tokens = self._begin(joining, most_tokens=0)
@@ -225,18 +231,18 @@ class _Batches:
             rows[place], chosen[place] = row, token
 
     def _next(self, input_ids: Tensor, cache: DecodingCache, rows: Sequence[int | None]) -> list[int | None]:
-        """Return the next token of each row; None where it ends, or has ended."""
+        """Return the next token of each row; None for a row that ends or has ended."""
         logits = self._model.logits(input_ids.to(self._model.device), None, cache, last_only=True)[:, -1]
         likeliest = logits.argmax(-1).tolist()
-        logits = logits if self._likeliest_alone else logits.float().cpu()
+        logits = logits.float().cpu() if self._needs_logits else logits
         return [
             None if row is None else self._choose(row, logits[place], likeliest[place])
             for place, row in enumerate(rows)
         ]
 
 
-def context_of(model: CachedModel) -> int:
-    """Tokens that a sequence may have."""
+def context_length(model: CachedModel) -> int:
+    """Return the number of tokens that a sequence may have; sys.maxsize if there is no limit."""
     return sys.maxsize if model.max_seq_len is None else model.max_seq_len
 
 
@@ -247,6 +253,5 @@ def _check_prompts(prompts: Sequence[Sequence[int]], *, limit: int) -> None:
         if len(prompt) >= limit:
             raise ConfigError(
                 f"prompt {index + 1} has {counted(len(prompt), 'token')}, but the model's context is "
-                f"{counted(limit, 'token')}, which must "
-                "hold the prompt and at least one token after it: shorten the prompt"
+                f"{counted(limit, 'token')}, which must hold the prompt and at least one new token: shorten the prompt"
             )

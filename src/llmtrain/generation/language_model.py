@@ -1,7 +1,7 @@
-"""A model that is ready to write, whichever kind it is: the one face that `generate`, `eval` and the API work with.
+"""A loaded model of any kind with its tokenizer: the one interface of `generate`, `eval` and the Python API.
 
-A prompt is text to go on from, or the turn of a user, which is put through the chat template. How a model is found and
-loaded is `open_model`'s.
+A prompt is a text to complete, or a user's turn, which is rendered by the chat template. `open_model` finds and loads
+models.
 """
 
 from __future__ import annotations
@@ -33,12 +33,11 @@ DEFAULT_SEED = 1337
 
 
 class Settings(TypedDict, total=False):
-    """Settings by which text is written."""
+    """Settings of generation. DEFAULTS has the values of those that are not given."""
 
     max_new_tokens: int
-    """128 where it is not given."""
     temperature: float
-    """0 takes the likeliest token each time; 0.8 where it is not given."""
+    """0: always the likeliest token."""
     top_k: int | None
     top_p: float | None
     repetition_penalty: float
@@ -46,13 +45,13 @@ class Settings(TypedDict, total=False):
     stop: Sequence[str]
     """Texts before which a completion ends."""
     stop_tokens: Sequence[str | int]
-    """Tokens at which it ends besides the end token: names, texts or ids."""
+    """Tokens besides the end token at which a completion ends: names, texts or ids."""
     heal: bool
-    """Choose the prompt's last token anew, among those that begin with its text; not done to turns."""
+    """Let the model replace the prompt's last token by one that begins with its text. It does not apply to turns."""
     chat: bool | None
-    """True if a prompt is a user's turn, to be put through the chat template; None: as the model's `chats` says."""
+    """True if a prompt is a user's turn, to be rendered by the chat template; None: the model's `chats`."""
     batch_size: int
-    """Prompts that are computed at a time."""
+    """Number of prompts that are computed at a time."""
 
 
 DEFAULTS: Settings = {
@@ -72,20 +71,20 @@ DEFAULTS: Settings = {
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModel:
-    """A model that is ready to write, and its tokenizer."""
+    """A loaded model and its tokenizer."""
 
     model: AnyModel
     """Model in evaluation mode, on its device."""
     tokenizer: Tokenizer | None
-    """None where there is none: `model` then takes and gives token ids, and there is no text."""
+    """None if the folder has none: then `model` takes and returns token ids, and there is no text."""
     encoder: ChatEncoder | None
-    """Makes tokens of prompts for a model that was tuned on rows, or comes from elsewhere, as its training did: with a
-    BOS token, and control tokens where their texts stand. None: prompts are plain text."""
+    """Tokenizes prompts as the training did, for a model that was tuned on rows or is not one of our decoders: with a
+    BOS token, and control tokens for their texts. None: `tokenizer` tokenizes prompts as plain text."""
     eos_ids: frozenset[int]
-    """Any of these ends a text."""
+    """Tokens that end a text."""
     folder: Path
     chats: bool = False
-    """True if a prompt is a user's turn unless something else is asked for."""
+    """True if a prompt is a user's turn unless `Settings.chat` says otherwise."""
 
     def generate(
         self,
@@ -94,12 +93,12 @@ class LanguageModel:
         on_text: OnText | None = None,
         **settings: Unpack[Settings],
     ) -> list[Completion]:
-        """Return a completion of each prompt, in their order; the same whatever other prompts stand beside it.
+        """Return a completion of each prompt, in their order. A completion does not depend on the other prompts.
 
         Args:
-            prompts: texts; or conversations, whose next turn is written.
-            on_text: told of each new piece of text, with the number of its prompt.
-            settings: see `Settings`, which also has what they are where they are not given.
+            prompts: texts, or conversations whose next turn is generated.
+            on_text: called with the number of a prompt and each new piece of its completion.
+            settings: see `Settings`.
 
         Raises:
             ConfigError: no tokenizer or template, a prompt longer than the context, or a setting out of its range.
@@ -110,14 +109,17 @@ class LanguageModel:
         chat = given["chat"]
         if self.tokenizer is None:
             raise ConfigError(f"{self.folder} has no tokenizer.json, so it cannot be given text")
-        asked = [prompts] if isinstance(prompts, str) else list(prompts)
-        texts = [prompt if isinstance(prompt, str) else str(prompt[-1]["content"]) for prompt in asked]
+        listed = [prompts] if isinstance(prompts, str) else list(prompts)
+        texts = [prompt if isinstance(prompt, str) else str(prompt[-1]["content"]) for prompt in listed]
         in_turns = self.chats if chat is None else chat
-        if asked != texts and not in_turns:
-            raise ConfigError(f"{self.folder} completes texts, and is asked for the next turn of a conversation")
-        if in_turns and chat is None and asked:
-            log.info("prompts are put through the model's chat template; --no-chat gives them as they are")
-        rendered = [self.render(_turns(prompt)) for prompt in asked] if in_turns else texts
+        if listed != texts and not in_turns:
+            raise ConfigError(
+                f"a prompt is a conversation, but {self.folder} only completes texts: give the prompt as one text, or "
+                "request chat"
+            )
+        if in_turns and chat is None and listed:
+            log.info("prompts are rendered by the model's chat template; --no-chat gives them as they are")
+        rendered = [self.render(_turns(prompt)) for prompt in listed] if in_turns else texts
         ids = [self.prompt_ids(text, is_complete=in_turns) for text in rendered]
         tokenizer = self.tokenizer
         completions = complete(
@@ -145,7 +147,10 @@ class LanguageModel:
         return [replace(done, rendered=text) for done, text in zip(completions, rendered, strict=True)]
 
     def render(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> str:
-        """The text that asks for the next turn. ConfigError: there is no template, or it does not take them."""
+        """Return the messages as the prompt for the next turn.
+
+        Raises ConfigError if there is no template, or if it rejects the messages.
+        """
         if self.encoder is None:
             raise ConfigError(f"{self.folder} has no chat template: give its prompts as they are (--no-chat)")
         try:
@@ -154,34 +159,38 @@ class LanguageModel:
             raise ConfigError(str(error)) from error
 
     def prompt_ids(self, text: str, *, is_complete: bool) -> list[int]:
-        """The tokens of a prompt; `is_complete`: `render` made it. Of a prompt of no tokens, what begins a document."""
+        """Return the tokens of a prompt; of one without tokens, the end token, after which a document begins.
+
+        `is_complete`: the text comes from `render`, so no BOS token is added. Raises ConfigError if the text is no
+        valid Unicode, or has tokens that the model does not have.
+        """
         assert self.tokenizer is not None
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise ConfigError(
-                f"the prompt {text[:60]!r} is no valid Unicode: at character {error.start + 1} it has half of a "
-                "surrogate pair, or a byte that is no UTF-8"
+                f"the prompt {text[:60]!r} is not valid Unicode: character {error.start + 1} is half of a surrogate "
+                "pair, or a byte that is not UTF-8"
             ) from None
         if self.encoder is None:
             ids = self.tokenizer.encode(text)
         else:
             ids = self.encoder.encode_prompt(text, is_complete=is_complete)
-        self.check_rows(max(ids, default=0) + 1, of="the prompt")
+        self.check_vocab_size(max(ids, default=0) + 1, of="the prompt")
         return ids or [self.tokenizer.eos_id]
 
-    def check_rows(self, vocab_size: int, *, of: str) -> None:
-        """Raise ConfigError if ids below `vocab_size`, which `of` has, are more than the embedding has rows."""
+    def check_vocab_size(self, vocab_size: int, *, of: str) -> None:
+        """Raise ConfigError if the embedding has fewer than `vocab_size` rows. `of` says whose vocabulary that is."""
         rows = self.model.vocab_size
         if vocab_size > rows and self.tokenizer is not None:
             raise ConfigError(
                 f"{of} has tokens for which the embedding in {self.folder}, of {counted(rows, 'row')}, has none: "
-                f"{self.tokenizer.tokens_from(rows)}. Take a tokenizer without them, or train the model with "
+                f"{self.tokenizer.tokens_from(rows)}. Use a tokenizer without them, or train the model with "
                 "model.resize_embeddings=true"
             )
 
     def stop_ids(self, *, chat: bool) -> frozenset[int]:
-        """The tokens that end a text, or, with `chat`, a turn."""
+        """Return the tokens that end a text, or, with `chat`, a turn."""
         end_of_turn = self.encoder.template.end_of_turn if chat and self.encoder is not None else ""
         found = self.tokenizer.token_id(end_of_turn) if self.tokenizer is not None and end_of_turn else None
         return self.eos_ids if found is None else self.eos_ids | {found}
@@ -192,7 +201,7 @@ def _turns(prompt: str | Sequence[Message]) -> Sequence[Message]:
 
 
 def _token_id(tokenizer: Tokenizer, token: str | int) -> int:
-    """Return the id of a token, given by id, by name in the vocabulary (`<|im_end|>`), or by the text of it alone."""
+    """Return the id of a token, given by id, by name in the vocabulary (`<|im_end|>`), or by its text."""
     if isinstance(token, int):
         if 0 <= token < tokenizer.vocab_size:
             return token
@@ -200,5 +209,5 @@ def _token_id(tokenizer: Tokenizer, token: str | int) -> int:
     named = tokenizer.token_id(token)
     ids = tokenizer.encode(token) if named is None else [named]
     if len(ids) != 1:
-        raise ConfigError(f"{token!r} is no token of this model, so it cannot be a stop token; make it a stop text")
+        raise ConfigError(f"{token!r} is not one token of this model, so it cannot be a stop token: use a stop text")
     return ids[0]

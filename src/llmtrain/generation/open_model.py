@@ -1,4 +1,4 @@
-"""Turn a MODEL of the command line into a `LanguageModel`: find it, fetch it from the Hub, load it with its tokenizer.
+"""Opens a MODEL of the command line: finds it, fetches it from the Hub, loads it with its tokenizer.
 
     run id · run folder · latest · checkpoint ──┐
     model folder · adapter folder ──────────────┼─▶ folder ─┬─ ours ─▶ Decoder ────────────┬─▶ LanguageModel
@@ -6,8 +6,8 @@
                                                             └─ of a run whose config names a class ─▶ OwnModel
                                                      an adapter: around its base, which is found the same way
 
-What does not look like owner/name, begins with a folder that is here, or looks like a checkpoint of an older system is
-never looked for on the Hub.
+The Hub is only asked for a name of the form owner/name whose first part is no local folder, and which does not look
+like a checkpoint of an older system.
 """
 
 from __future__ import annotations
@@ -50,17 +50,20 @@ log = logging.getLogger("llmtrain.model")
 def open_model(
     ref: str, *, root_dir: str = "runs", device: str = "auto", trust_remote_code: bool = False
 ) -> LanguageModel:
-    """The model that `ref` names: a run (`latest` is the newest), a checkpoint, a model or adapter folder, a Hub id.
+    """Load the model that `ref` names: a run (`latest`: the newest), a checkpoint, a model or adapter folder, a Hub id.
 
     `trust_remote_code`: run the Python code that comes with it; one on the Hub then needs a commit, `owner/name@SHA`.
-    Raises ConfigError if there is none, or it cannot be used; RunError if the Hub does not answer.
+    Raises ConfigError if there is none, or if it cannot be used; RunError if the Hub does not answer.
     """
     folder = locate_model(ref, root_dir=root_dir, trust_remote_code=trust_remote_code)
     return load_language_model(folder, device=device_named(device), trust_remote_code=trust_remote_code)
 
 
 def locate_model(ref: str, *, root_dir: str = "runs", trust_remote_code: bool = False) -> Path:
-    """The folder of the model or adapter that `ref` names, fetched from the Hub if need be. Raises as `open_model`."""
+    """Return the folder of the model or adapter that `ref` names; fetch it from the Hub if it is a Hub id.
+
+    Raises as `open_model`.
+    """
     root = Path(root_dir)
     named = HUB_ID.fullmatch(ref)
     if named is not None and not is_old_checkpoint(ref):
@@ -73,7 +76,7 @@ def locate_model(ref: str, *, root_dir: str = "runs", trust_remote_code: bool = 
 
 
 def base_of(folder: Path, *, trust_remote_code: bool = False) -> Path | None:
-    """The folder of the model that an adapter in `folder` belongs to, fetched if need be; None for a whole model."""
+    """Return the folder of the base model of the adapter in `folder`, fetched if necessary; None for a full model."""
     if not is_adapter_folder(folder):
         return None
     path, revision = base_of_adapter(folder)
@@ -81,11 +84,11 @@ def base_of(folder: Path, *, trust_remote_code: bool = False) -> Path | None:
         base = _fetch(path, revision, code=trust_remote_code or trusts_code(config_beside(folder)))
     except ConfigError as error:
         raise ConfigError(
-            f"{folder} is an adapter, and its base is not to be had: {error}. Where it lies elsewhere now, correct "
+            f"{folder} is an adapter, and its base model cannot be opened: {error}. If the base was moved, correct "
             f"base_model_name_or_path in {folder / 'adapter_config.json'}"
         ) from error
     if is_adapter_folder(base):
-        raise ConfigError(f"{folder} is an adapter of {base}, which is one as well: merge that one first")
+        raise ConfigError(f"{folder} is an adapter of {base}, which is an adapter as well: merge that one first")
     return base
 
 
@@ -97,29 +100,32 @@ def load_language_model(
     quantized: Quantized | None = None,
     trust_remote_code: bool = False,
 ) -> LanguageModel:
-    """The model or adapter in `folder`, on `device`. Raises ConfigError where it cannot be used.
+    """Load the model or adapter in `folder` to `device`. Raises ConfigError if it cannot be used.
 
-    Weights have the dtype that they are stored in, unless `device` does not compute it natively: then float32.
+    Weights keep the dtype that they are stored in, unless `device` does not compute it natively: then float32.
 
-    `for_rows`: with an encoder in any case, a plain chat template where the model has none. `quantized`: the base of an
-    adapter is given the values that it has in so few bits. `trust_remote_code`: run the model's own code, as is done in
-    any case where its run was told so.
+    `for_rows`: make an encoder in any case, with a plain chat template if the model has none. `quantized`: round the
+    weights of an adapter's base to the values that they have with so few bits. `trust_remote_code`: run the Python code
+    that comes with the model; a run whose config says so runs it in any case.
     """
     base = base_of(folder, trust_remote_code=trust_remote_code)
     config = config_beside(folder)
     trained = config.model if config is not None else None
     if base and quantized is None and isinstance(trained, HuggingFaceConfig) and trained.quantization != "none":
-        log.info("%s was trained on its base in %s, and meets it as it is stored", folder, trained.quantization)
+        log.info(
+            "%s was trained on its base in %s; here the base is used as it is stored", folder, trained.quantization
+        )
     if isinstance(trained, OwnModelConfig):
         network: AnyModel = with_computing_dtype(read_own_model(folder, trained), device).to(device).eval()
     else:
         network = _load(folder, base, device, quantized, trust_remote_code=trust_remote_code or trusts_code(config))
-    beside = folder if base is None or has_tokenizer(folder) else base
-    if not has_tokenizer(beside):
+    tokenizer_folder = folder if base is None or has_tokenizer(folder) else base
+    if not has_tokenizer(tokenizer_folder):
         return LanguageModel(model=network, tokenizer=None, encoder=None, eos_ids=frozenset(), folder=folder)
     tuned_on_rows = config is not None and isinstance(config.data, ChatConfig)
-    if isinstance(network, Decoder | OwnModel) and not (tuned_on_rows or for_rows or has_chat_template(beside)):
-        tokenizer = load_tokenizer(beside)
+    is_plain_text = not (tuned_on_rows or for_rows or has_chat_template(tokenizer_folder))
+    if isinstance(network, Decoder | OwnModel) and is_plain_text:
+        tokenizer = load_tokenizer(tokenizer_folder)
         eos_ids = frozenset([tokenizer.eos_id])
         return LanguageModel(model=network, tokenizer=tokenizer, encoder=None, eos_ids=eos_ids, folder=folder)
 
@@ -127,12 +133,12 @@ def load_language_model(
     from llmtrain.data.chat.templates import ChatTemplate
     from llmtrain.data.chat.tokenizer import load_fast_tokenizer
 
-    found = load_fast_tokenizer(beside)
+    found = load_fast_tokenizer(tokenizer_folder)
     has_template = found.chat_template is not None
-    chats = learned_turns(config, otherwise=has_template) if tuned_on_rows else has_template
+    chats = trained_on_turns(config, otherwise=has_template) if tuned_on_rows else has_template
     return LanguageModel(
         model=network,
-        tokenizer=wrap_tokenizer(found, where=str(beside)),
+        tokenizer=wrap_tokenizer(found, where=str(tokenizer_folder)),
         encoder=ChatEncoder(ChatTemplate(found)),
         eos_ids=frozenset([int(found.eos_token_id), *end_tokens(folder), *end_tokens(base or folder)]),
         folder=folder,
@@ -141,9 +147,9 @@ def load_language_model(
 
 
 def tuned_from(folder: Path) -> Path | None:
-    """The folder of the model that the one in `folder` was tuned from, fetched if need be; None for one that was not.
+    """Return the folder of the model from which the one in `folder` was fine-tuned, fetched if necessary.
 
-    Raises ConfigError where it is not there any more.
+    Return None if it was trained from scratch. Raises ConfigError if the initial model does not exist any more.
     """
     if is_adapter_folder(folder):
         return base_of(folder)
@@ -153,47 +159,47 @@ def tuned_from(folder: Path) -> Path | None:
     if isinstance(config.model, HuggingFaceConfig):
         path, code = config.model.path, config.model.trust_remote_code
         return _fetch(path, config.model.revision, code=code) if config.model.init == "pretrained" else None
-    begun_from = getattr(config.model, "init_from", None)
-    return find_model(begun_from, folder) if begun_from is not None else None
+    initial = getattr(config.model, "init_from", None)
+    return find_model(initial, folder) if initial is not None else None
 
 
 def model_fingerprint(folder: Path) -> str:
-    """Changes when other weights stand in `folder`: by names, sizes and times of its files."""
+    """Return a hash of the names, sizes and times of the files in `folder`, which changes with the weights."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    about = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(repr((str(folder), about)).encode()).hexdigest()
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr((str(folder), stats)).encode()).hexdigest()
 
 
 def config_beside(folder: Path) -> Config | None:
-    """The config of the run whose checkpoint a model folder belongs to; None for one that stands alone."""
-    beside = config_file_beside(folder)
-    return load_config(str(beside)).config if beside else None
+    """Return the config of the run whose checkpoint contains a model folder; None if the folder is of no checkpoint."""
+    file = config_file_beside(folder)
+    return load_config(str(file)).config if file else None
 
 
 def config_file_beside(folder: Path) -> Path | None:
     """Return the path of the run's config beside a model folder; None if there is none."""
-    beside = folder.parent / "config.yaml"
-    return beside if beside.is_file() else None
+    file = folder.parent / "config.yaml"
+    return file if file.is_file() else None
 
 
 def device_named(name: str) -> torch.device:
-    """auto, cpu, cuda, cuda:N or mps. Raises ConfigError for what this machine has not, or what is no device."""
+    """Return the device that auto, cpu, cuda, cuda:N or mps names. Raises ConfigError if this machine lacks it."""
     try:
         run = RunConfig(device=name)
     except ValidationError:
-        raise ConfigError(f"{name!r} is no device; it should be auto, cpu, cuda, cuda:N or mps") from None
+        raise ConfigError(f"{name!r} is not a device: use auto, cpu, cuda, cuda:N or mps") from None
     trainer, distributed = TrainerConfig(precision="32", compile=False), DistributedConfig()
     device: torch.device = Engine(resolve(run, trainer, distributed), distributed=distributed).device
     return device
 
 
 def trusts_code(config: Config | None) -> bool:
-    """Return whether a run was told to run the Python code that comes with its model."""
+    """Return whether a run's config allows the Python code that comes with its model."""
     return config is not None and isinstance(config.model, HuggingFaceConfig) and config.model.trust_remote_code
 
 
 def _fetch(path: str, revision: str | None, *, code: bool = False) -> Path:
-    """Fetch a model as `fetch.fetch_model_or_adapter` does, whose messages are for the key of a config."""
+    """Fetch a model by `fetch_model_or_adapter`, and remove the config key from its messages."""
     try:
         return fetch_model_or_adapter(path, revision=revision, code=code)
     except ConfigError as error:
@@ -203,21 +209,24 @@ def _fetch(path: str, revision: str | None, *, code: bool = False) -> Path:
 def _load(
     folder: Path, base: Path | None, device: torch.device, quantized: Quantized | None, *, trust_remote_code: bool
 ) -> AnyModel:
-    whole = base or folder
-    described = optional_json(whole / "config.json")
+    full = base or folder
+    described = optional_json(full / "config.json")
     if described.get("model_type") == OWN_CLASS_TYPE:
         raise ConfigError(
-            f"{folder} has the weights of {described.get('class')}, a class of somebody's own, which only the "
-            "config.yaml of its run is trusted to name: give the run, or one of its checkpoints"
+            f"{folder} has the weights of {described.get('class')}, a class that is not part of llmtrain. It is only "
+            "imported if the config.yaml of its run names it: give the run, or one of its checkpoints"
         )
     if base is None and "llmtrain" in described:
-        return with_computing_dtype(read_model_folder(whole)[0], device).to(device).eval()
+        return with_computing_dtype(read_model_folder(full)[0], device).to(device).eval()
     if described.get("model_type") == OWN_MODEL_TYPE:
-        raise ConfigError(f"{folder} is an adapter of a decoder that transformers does not have: it cannot be loaded")
+        raise ConfigError(
+            f"{folder} is an adapter of a decoder for which transformers has no class, so it cannot be loaded: give "
+            "the run whose checkpoint it is"
+        )
     from llmtrain.models.huggingface.load import read_huggingface
 
     return read_huggingface(
-        whole,
+        full,
         adapter=folder if base else None,
         quantized=quantized,
         device=device,
@@ -225,15 +234,15 @@ def _load(
     )
 
 
-def learned_turns(config: Config | None, *, otherwise: bool) -> bool:
-    """Return whether the first row that a run trained on is a conversation; `otherwise` where the rows are gone."""
+def trained_on_turns(config: Config | None, *, otherwise: bool) -> bool:
+    """Return whether the first row that a run trained on is a conversation; `otherwise` if the rows are gone."""
     from llmtrain.data.chat.shapes import Chat, example_of
     from llmtrain.data.files.read import Row, read_rows
 
     assert config is not None
     assert isinstance(config.data, ChatConfig)
     paths = used_paths(config.data.train, config.data.mixture)
-    with suppress(ValueError):  # a ConfigError or a RowError: the files are not there any more
+    with suppress(ValueError):  # a ConfigError or a RowError: the files do not exist any more
         row = next(read_rows(paths[:1], key="data.train"), None)
         if isinstance(row, Row):
             return isinstance(example_of(row.values, text_column=config.data.text_column), Chat)

@@ -1,4 +1,4 @@
-"""One token out of scores over the vocabulary: penalty, temperature, the likeliest few, and a draw. No model here."""
+"""Chooses a token from logits over the vocabulary: repetition penalty, temperature, top_k, top_p, a random draw."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from torch import Tensor
 from llmtrain.errors import ConfigError
 
 NUCLEUS_GUESS = 1024
-"""Tokens in which `top_p` is looked for first."""
+"""Number of likeliest tokens among which the tokens of `top_p` are looked for first, since sorting all is slow."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Choice of a token. At temperature 0 it is the likeliest; then `top_k`, `top_p` and `seed` have no effect.
+    """Settings for the choice of a token. At temperature 0, `top_k`, `top_p` and `seed` have no effect.
 
-    Raises ConfigError where a value is out of its range.
+    Raises ConfigError if a value is out of its range.
     """
 
     temperature: float = 1.0
+    """0: always the likeliest token."""
     top_k: int | None = None
-    """Only the so many likeliest tokens; None: all."""
+    """Choose among this number of likeliest tokens; None: all."""
     top_p: float | None = None
-    """Only the fewest likeliest tokens that together have this probability; None: all."""
+    """Choose among the smallest set of likeliest tokens that together have this probability; None: all."""
     repetition_penalty: float = 1.0
-    """Over 1 makes tokens that were there before less likely; 1 changes nothing."""
+    """Over 1: tokens that were seen before become less likely; 1 changes nothing."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -45,12 +46,12 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """Settings of the decoding of texts. Raises ConfigError where a value is out of its range."""
+    """Settings of decoding. Raises ConfigError if a value is out of its range."""
 
     max_new_tokens: int
     sampling: Sampling = Sampling()
     batch_size: int | None = None
-    """Rows that are computed at a time; None: all of them."""
+    """Number of rows that are computed at a time; None: all of them."""
 
     def __post_init__(self) -> None:
         for name, value in (("max_new_tokens", self.max_new_tokens), ("batch_size", self.batch_size)):
@@ -66,12 +67,11 @@ def choose_token(
     generator: torch.Generator,
     among: Tensor | None = None,
 ) -> int:
-    """One token, from scores over the vocabulary; one of `among` (ids, not empty) where that is given.
+    """Choose a token by its logits [vocab]; one of `among` (ids, not empty) if that is given.
 
-    In this order: the repetition penalty (Keskar et al. 2019, arXiv:1909.05858: scores of tokens seen before are
-    divided by it when positive and multiplied when negative, so that it always lowers them), temperature, the `top_k`
-    likeliest, the fewest likeliest that together reach `top_p`. A draw takes one number from the generator, whatever
-    the settings.
+    Applies in this order: the repetition penalty (Keskar et al. 2019, arXiv:1909.05858: positive logits of the tokens
+    `seen` before are divided by it, and negative ones multiplied, so both become lower), temperature, `top_k`, `top_p`.
+    A draw takes one number from the generator, whatever the settings.
     """
     logits_v = logits_v.double()
     if sampling.repetition_penalty != 1.0:
@@ -89,7 +89,7 @@ def choose_token(
 
 
 def _draw(scores: Tensor, *, sampling: Sampling, generator: torch.Generator) -> int:
-    """The place of the score that is drawn. Only what may be drawn is sorted: a large vocabulary takes 10 ms."""
+    """Draw an index of `scores`. Only tokens that may be drawn are sorted: a large vocabulary takes 10 ms."""
     order = torch.arange(len(scores))
     if sampling.top_k is not None and sampling.top_k < len(scores):
         scores, order = scores.topk(sampling.top_k)
@@ -108,9 +108,9 @@ def _draw(scores: Tensor, *, sampling: Sampling, generator: torch.Generator) -> 
 
 
 def generators_for(keys: Sequence[Sequence[int] | str], *, seed: int) -> list[torch.Generator]:
-    """One a row, seeded by the seed, the row's key (its prompt) and, among equal keys, the number of the occurrence.
+    """Return a generator for each row, seeded by `seed`, the row's key (its prompt) and how often the key came before.
 
-    So a row's draws do not depend on what else is asked.
+    So a row's random numbers do not depend on the other rows.
     """
     occurrences: Counter[tuple[int, ...] | str] = Counter()
     generators = []

@@ -1,8 +1,8 @@
-"""Files beside a model's weights that travel with it: tokenizer, chat templates, generation config, processors, code.
+"""Files that belong to a model besides its weights: tokenizer, chat templates, generation config, processors, code.
 
     base ─ train ─▶ run ─ merge, export ─▶ result ─ publish ─▶ published: each copies them from the one before it
 
-They are copied byte for byte. Only the end tokens of the generation config change, where the model has learned others.
+They are copied byte for byte. Only the end tokens of the generation config change, if the model has learned others.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _PATTERNS = (GENERATION_CONFIG, "*processor_config.json", "chat_template.json", 
 
 
 def tokenizer_files(folder: Path) -> list[str]:
-    """Return the files of the tokenizer in a folder, by their paths in it, named chat templates among them."""
+    """Return the paths of the tokenizer's files in a folder, including named chat templates."""
     named = sorted(path.relative_to(folder).as_posix() for path in folder.glob(f"{NAMED_TEMPLATES}/*.jinja"))
     return [name for name in TOKENIZER_FILES if (folder / name).is_file()] + named
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Return whether a folder holds a tokenizer; chat templates alone are none."""
+    """Return whether a folder has a tokenizer, and not only chat templates."""
     return any(not name.endswith(".jinja") for name in tokenizer_files(folder))
 
 
@@ -41,7 +41,7 @@ def has_chat_template(folder: Path) -> bool:
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the tokenizer in `source`, in place of the one in `folder`. Raises ConfigError if there is none."""
+    """Replace the tokenizer in `folder` by the one in `source`. Raises ConfigError if `source` has none."""
     if not tokenizer_files(source):
         raise ConfigError(f"{source}: no tokenizer here (none of {', '.join(TOKENIZER_FILES)})")
     for name in tokenizer_files(folder):
@@ -50,7 +50,7 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
 
 
 def copy_companions(source: Path, folder: Path) -> None:
-    """Copy what belongs to the model in `source` besides its weights, its config and its tokenizer."""
+    """Copy the model's files in `source`, except weights, config and tokenizer, to `folder`."""
     found = {path.name for pattern in _PATTERNS for path in source.glob(pattern) if path.is_file()}
     if has_code(source):
         found |= {path.name for path in source.glob("*.py")}
@@ -80,7 +80,7 @@ def set_end_tokens(folder: Path, eos_ids: Collection[int]) -> None:
 
 
 def optional_json(file: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; {} where there is no file or no object. ConfigError for what is no JSON."""
+    """Return the object in a JSON file; {} if there is no file or no object. Raises ConfigError if it is not JSON."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""The type of device whose code a model runs: explicit or fused attention, larger or smaller chunks of the loss.
+"""The type of device for which a model chooses its code: kind of attention, size of the loss's chunks.
 
-It is the device of the tensors, except where a step on a GPU is tried on tensors without storage (planning/): these can
-be on a GPU only where there is one, so they are on a CPU.
+It is the type of the tensors' device, except when planning/ runs a step for a GPU on tensors without storage: these are
+on the CPU, since a machine without a GPU can have no others.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ _assumed: str | None = None
 
 
 def device_type_of(device: torch.device) -> str:
-    """Return the type of `device`, or the one that is assumed in its place."""
+    """Return the type of `device`, or the one that `assume_device_type` sets."""
     return _assumed or device.type
 
 
 @contextmanager
 def assume_device_type(device_type: str) -> Iterator[None]:
-    """Let models run the code for this type of device while the block runs, wherever their tensors are."""
+    """Let models run the code for this type of device within the block, on any device."""
     global _assumed
     before, _assumed = _assumed, device_type
     try:

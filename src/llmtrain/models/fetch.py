@@ -1,11 +1,11 @@
-"""Fetches a Hugging Face model: from a folder as it is, or from the Hub; and explains why one cannot be had.
+"""Finds a Hugging Face model in a folder, or fetches it from the Hub, and explains why that failed.
 
     path ─┬─ a folder ───────────────────────────────┬─▶ folder with all files of the model
           ├─ s3://… ───── copy of a store's folder ──┤
           └─ owner/name ─ Hub, or its cache on disk ─┘
 
-Libraries of Hugging Face are imported only where they are needed, so that `use_older_names` runs first. Only
-safetensors are fetched or read: a pickled checkpoint can run code.
+Libraries of Hugging Face are imported only in functions, so that `use_older_names` runs first. Only safetensors are
+fetched or read, since a pickled checkpoint can run code.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ OLDER_NAMES = {"HUGGINGFACE_HUB_TOKEN": "HF_TOKEN", "TRANSFORMERS_CACHE": "HF_HU
 """Environment variables that Hugging Face's libraries no longer read, and their names today."""
 TIMEOUT_SEC = 10.0
 PATTERNS = ("*.json", "*.safetensors", "*.model", "*.jinja", "vocab.txt", "merges.txt", "LICENSE*", "NOTICE*")
+WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
-"""Id of a model on the Hub where a command takes one: owner/name, with @revision or without."""
+"""Id of a model on the Hub in a command: owner/name or owner/name@revision."""
 TOKEN_ADVICE = "put a token in HF_TOKEN, or run `hf auth login`"
 
 
 def use_older_names(environ: MutableMapping[str, str] | None = None) -> None:
-    """Set the new names of variables that are set by an older name, with one warning on stderr.
+    """Set variables whose older name is set under their new name as well, with one warning on stderr.
 
-    The new name wins where both are set. Call it before any library of Hugging Face is imported, since these read the
-    environment on import.
+    If both are set, the new name takes precedence. Call it before any library of Hugging Face is imported, since these
+    read the environment on import.
     """
     environ = os.environ if environ is None else environ
     taken = [(old, new) for old, new in OLDER_NAMES.items() if environ.get(old) and not environ.get(new)]
@@ -47,8 +48,8 @@ def use_older_names(environ: MutableMapping[str, str] | None = None) -> None:
         environ[new] = environ[old]
     if taken and environ.get("RANK", "0") == "0":
         renamed = ", ".join(f"{old} is called {new}" for old, new in taken)
-        told = f"warning: {renamed} today; the value is used, set the new name"
-        print("\n".join(wrapped(told, known_width(2), indent=2)), file=sys.stderr)
+        warning = f"warning: {renamed} today; the value is used, set the new name"
+        print("\n".join(wrapped(warning, known_width(2), indent=2)), file=sys.stderr)
 
 
 def fetch_model(
@@ -63,7 +64,8 @@ def fetch_model(
     folder = _fetch(path, revision=revision, offline=local_files_only, patterns=patterns)
     if is_adapter_folder(folder):
         raise ConfigError(
-            f"model.path {path}: {folder} is an adapter: merge it into its base first (llmtrain merge), and name that"
+            f"model.path {path}: {folder} is an adapter: merge it into its base first (llmtrain merge), and name the "
+            "result"
         )
     if missing := missing_files(folder, weights=weights):
         raise ConfigError(f"model.path {path}: {folder} lacks {', '.join(missing)}{_pickled(folder)}")
@@ -89,8 +91,8 @@ def fetch_model_or_adapter(path: str, *, revision: str | None = None, code: bool
 
 
 def is_adapter_folder(folder: Path) -> bool:
-    """Return whether a folder holds an adapter and no full model. The base's config.json may be there as well."""
-    has_model = (folder / "model.safetensors").exists() or (folder / WEIGHTS_INDEX).exists()
+    """Return whether a folder has an adapter and no full model. It may have the base's config.json as well."""
+    has_model = (folder / WEIGHTS_FILE).exists() or (folder / WEIGHTS_INDEX).exists()
     return (folder / ADAPTER_CONFIG).is_file() and not has_model
 
 
@@ -100,7 +102,10 @@ def is_model_folder(folder: Path) -> bool:
 
 
 def base_of_adapter(folder: Path) -> tuple[str, str | None]:
-    """Return folder or Hub id, and revision, of the model that an adapter belongs to. ConfigError if it names none."""
+    """Return the base model that an adapter names, as a folder or Hub id, and its revision.
+
+    Raises ConfigError if the adapter names none.
+    """
     file = folder / ADAPTER_CONFIG
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -123,10 +128,10 @@ def fetch_config(path: str, *, revision: str | None, local_files_only: bool, cod
 def missing_files(folder: Path, *, weights: bool) -> list[str]:
     """Return the names of the files that a model needs and the folder lacks."""
     missing = [] if (folder / "config.json").exists() else ["config.json"]
-    if not weights or (folder / "model.safetensors").exists():
+    if not weights or (folder / WEIGHTS_FILE).exists():
         return missing
     if not (folder / WEIGHTS_INDEX).exists():
-        return [*missing, "model.safetensors"]
+        return [*missing, WEIGHTS_FILE]
     try:
         named = set(json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, AttributeError) as error:
@@ -188,7 +193,7 @@ def _from_hub(path: str, *, revision: str | None, patterns: list[str]) -> Path:
     http_error: Any = HfHubHTTPError.__mro__[1]  # of its HTTP library: failed connections and timeouts as well
 
     try:
-        HfApi().model_info(path, revision=revision, timeout=TIMEOUT_SEC)  # one request, which fails at once
+        HfApi().model_info(path, revision=revision, timeout=TIMEOUT_SEC)  # one request, to fail quickly
         found = snapshot_download(path, revision=revision, allow_patterns=patterns, etag_timeout=TIMEOUT_SEC)
     except HfHubHTTPError as error:
         raise _explain(error, path=path, revision=revision) from error
@@ -199,7 +204,7 @@ def _from_hub(path: str, *, revision: str | None, patterns: list[str]) -> Path:
 
 
 def _explain(error: Any, *, path: str, revision: str | None) -> ConfigError | RunError:
-    """Turn the Hub's answer into one line that says what to do. 401 means hidden as well as absent."""
+    """Turn the Hub's answer into one line that says what to do. 401 is the answer for hidden and for missing models."""
     from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
 
     status = getattr(getattr(error, "response", None), "status_code", None)

@@ -1,9 +1,9 @@
 """A decoder's model folder: weights in safetensors, config.json, tokenizer, generation_config.json. No pickle.
 
-Where a layout of transformers can hold the architecture, transformers and all tools that read its format load the
-folder as it is. Otherwise tensors have our own names, and `model_type` is `llmtrain-decoder`. Our own DecoderConfig
-always stands in config.json under `llmtrain`, so that reading back is exact. Atomic writes, hashes and fsync are the
-checkpoint store's.
+If a layout of transformers fits the architecture, the folder has that layout, and transformers and all tools that read
+its format can load it. Otherwise the tensors have our own names, and `model_type` is `llmtrain-decoder`. config.json
+always has our own DecoderConfig under `llmtrain`, so that reading back is exact. The checkpoint store does atomic
+writes, hashes and fsync.
 """
 
 from __future__ import annotations
@@ -23,17 +23,16 @@ from llmtrain.config.sections.model import DecoderConfig
 from llmtrain.errors import ConfigError
 from llmtrain.models.companions import copy_tokenizer
 from llmtrain.models.decoder.decoder import Decoder
+from llmtrain.models.fetch import WEIGHTS_FILE, WEIGHTS_INDEX
 from llmtrain.models.layouts import layout_for, layout_named
 
 OWN_MODEL_TYPE = "llmtrain-decoder"
-WEIGHTS_FILE = "model.safetensors"
-WEIGHTS_INDEX_FILE = "model.safetensors.index.json"
 WRAPPER_NAMES = frozenset({"_orig_mod", "module", "_forward_module", "_checkpoint_wrapped_module"})
 """Parts that torch.compile, DDP, Fabric and activation checkpointing add to the names of parameters."""
 
 
 def clean_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the same tensors under the names that they have without wrappers."""
+    """Return the same tensors under their names without wrappers. Raises ValueError if two names become equal."""
     clean: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
         bare = ".".join(part for part in name.split(".") if part not in WRAPPER_NAMES)
@@ -53,9 +52,9 @@ def write_model_folder(
     eos_id: int | None = None,
     own_names: bool = False,
 ) -> None:
-    """Write a decoder's weights and all that is needed to use them. Files of the same names are replaced.
+    """Write a decoder's weights and everything needed to use them. Files of the same names are replaced.
 
-    With `own_names`, tensors have the decoder's own names, even where a layout of transformers can hold it.
+    With `own_names`, tensors have the decoder's own names, even if a layout of transformers fits.
 
     Raises:
         ValueError: `state_dict` does not have exactly the tensors of such a decoder.
@@ -76,7 +75,7 @@ def write_model_folder(
 
 
 def unit_of(name: str) -> str:
-    """Return the unit that a tensor belongs to. A unit lies in one file, since layouts join tensors of a block."""
+    """Return the unit of a tensor: its block or itself. A unit is in one file, since layouts join a block's tensors."""
     parts = name.split(".")
     return ".".join(parts[:2]) if parts[0] == "blocks" else name
 
@@ -84,7 +83,7 @@ def unit_of(name: str) -> str:
 def write_weights(
     file: Path, *, config: DecoderConfig, state_dict: Mapping[str, Tensor], own_names: bool = False
 ) -> None:
-    """Write a decoder's weights, or complete units of them, under the names that they have in its folder."""
+    """Write a decoder's weights, or complete units of them, under the names of the model folder."""
     layout = None if own_names else layout_for(config)
     tensors = dict(state_dict) if layout is None else layout.to_theirs(state_dict, config)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -126,10 +125,10 @@ def write_description(
 def read_model_folder(folder: Path, *, device: str | torch.device = "cpu") -> tuple[Decoder, int]:
     """Return the decoder in a folder and its vocabulary size. Weights keep their stored dtype.
 
-    It reads what `write_model_folder` wrote, and what others wrote in a layout that is known here.
+    It reads folders from `write_model_folder`, and folders of transformers in a layout that is known here.
 
     Raises:
-        ConfigError: the folder holds no such model, or tensors are missing, too many or of the wrong shape.
+        ConfigError: the folder has no such model, or tensors are missing, too many or of the wrong shape.
     """
     config, vocab_size = read_model_config(folder)
     state_dict = read_state_dict(folder, config, vocab_size=vocab_size)
@@ -158,7 +157,7 @@ def read_model_config(folder: Path) -> tuple[DecoderConfig, int]:
         if layout is None:
             raise ConfigError(f"model_type {raw.get('model_type')} is not a decoder that can be built here")
         config = layout.read_config(raw)
-        if (reason := layout.unfit(config)) is not None:
+        if (reason := layout.misfit(config)) is not None:
             raise ConfigError(f"the model has {reason}")
         return config, int(raw["vocab_size"])
     except ConfigError as error:
@@ -215,7 +214,7 @@ def check_tensors(tensors: Mapping[str, Tensor], config: DecoderConfig, vocab_si
 
 
 def misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """Return what keeps `tensors` from being exactly the `expected` ones: names and shapes, each tensor by itself."""
+    """Return a line for each tensor by which `tensors` differ from the `expected` ones in name or shape."""
     faults = [f"{name} is missing" for name in expected if name not in tensors]
     faults += [f"{name} is not the model's" for name in tensors if name not in expected]
     return faults + [
@@ -226,7 +225,7 @@ def misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> li
 
 
 def common_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
-    """Return the dtype that all tensors share, or float32 where they differ."""
+    """Return the dtype that all tensors share; float32 if they differ."""
     dtypes = {tensor.dtype for tensor in tensors.values()}
     return dtypes.pop() if len(dtypes) == 1 else torch.float32
 
@@ -234,12 +233,12 @@ def common_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
 def _load_tensors(folder: Path) -> dict[str, Tensor]:
     """Return all tensors of a folder, from one file or from several with an index."""
     names = [WEIGHTS_FILE]
-    if not (folder / WEIGHTS_FILE).exists() and (folder / WEIGHTS_INDEX_FILE).exists():
-        names = sorted(set(_read_json(folder / WEIGHTS_INDEX_FILE)["weight_map"].values()))
+    if not (folder / WEIGHTS_FILE).exists() and (folder / WEIGHTS_INDEX).exists():
+        names = sorted(set(_read_json(folder / WEIGHTS_INDEX)["weight_map"].values()))
     tensors: dict[str, Tensor] = {}
     for name in names:
         if Path(name).name != name:
-            raise ConfigError(f"{folder / WEIGHTS_INDEX_FILE}: {name} is not a file name")
+            raise ConfigError(f"{folder / WEIGHTS_INDEX}: {name} is not a file name")
         try:
             tensors |= load_file(folder / name)
         except FileNotFoundError as error:
@@ -261,5 +260,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} should hold an object")
+        raise ConfigError(f"{path} should contain an object")
     return content

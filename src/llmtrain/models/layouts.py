@@ -1,8 +1,8 @@
 """Layouts: a decoder's weights under transformers' names for Llama, Qwen3, Mistral and GPT-2. Files are in folder.py.
 
-A layout knows which decoder configs it can hold, the `config.json` for one, and a table that maps each tensor of
-transformers ("theirs") to the decoder's tensors ("ours") that it is made of. Both directions follow from the table
-without arithmetic on weights, so a round trip gives back every bit.
+A layout knows which decoder configs fit into it, their `config.json`, and a table that maps each tensor of transformers
+("theirs") to the decoder's tensors ("ours") from which it is built. Both directions follow from the table without
+arithmetic on weights, so a round trip is exact.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ TIED_OUTPUT = "lm_head.weight"
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor of theirs: ours, transposed if `transpose`, concatenated along the last dimension of the result."""
+    """One tensor of theirs, made of ours: transposed if `transpose`, then concatenated along the last dimension."""
 
     theirs: str
     ours: tuple[str, ...]
     transpose: bool = False
     sizes: tuple[int, ...] = ()
-    """Widths of our tensors in theirs, where there are several."""
+    """Sizes of our tensors in the last dimension of theirs, if there are several."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,19 @@ class Layout:
     """Its `model_type` in `config.json`."""
     architecture: str
     required: Mapping[str, str | bool]
-    """Values that keys of a config must have, besides those of `REQUIRED_BY_ALL`."""
+    """Values that keys of a config must have to fit, besides those of `REQUIRED_BY_ALL`."""
     sliding_window: bool
     """True if attention may have a window."""
     entries: Callable[[DecoderConfig], list[TensorEntry]]
     write_config: Callable[[DecoderConfig, int], dict[str, Any]]
     """Returns `config.json` for a config and a vocabulary size."""
     read_config: Callable[[Mapping[str, Any]], DecoderConfig]
-    """Reads the config from a `config.json` that others wrote; ConfigError names what is not supported."""
-    unfit_otherwise: Callable[[DecoderConfig], str | None] = lambda _: None
-    """Returns a feature of a config that the layout cannot hold and that `required` cannot express."""
+    """Reads the config from a `config.json` of transformers. Raises ConfigError for a feature that is not supported."""
+    other_misfit: Callable[[DecoderConfig], str | None] = lambda _: None
+    """Returns a feature of a config that does not fit and that `required` cannot express; None if there is none."""
 
-    def unfit(self, config: DecoderConfig) -> str | None:
-        """Return the feature of a config that the layout cannot hold; None if it can hold the config."""
+    def misfit(self, config: DecoderConfig) -> str | None:
+        """Return a feature of a config that does not fit into the layout; None if the config fits."""
         if config.attention.variant == "complex":
             return "attention.variant complex (it has real queries and keys)"
         if config.attention.mask == "sliding_window" and not self.sliding_window:
@@ -65,10 +65,10 @@ class Layout:
                 return f"no {key} (it has it)" if value else f"{key} (it has none)"
             if found != value:
                 return f"{key} {found} (it has {value})"
-        return self.unfit_otherwise(config)
+        return self.other_misfit(config)
 
     def to_theirs(self, state_dict: Mapping[str, Tensor], config: DecoderConfig) -> StateDict:
-        """Return our tensors under their names. Given only some of ours, return those of theirs that they make up."""
+        """Return our tensors as theirs. Given only some of ours, return those of theirs that consist of these."""
         theirs = {}
         for entry in self.entries(config):
             if not any(name in state_dict for name in entry.ours):
@@ -78,10 +78,10 @@ class Layout:
         return theirs
 
     def to_ours(self, state_dict: Mapping[str, Tensor], config: DecoderConfig) -> StateDict:
-        """Return their tensors under our names. A tensor without a name of ours keeps its own; the caller rejects it.
+        """Return their tensors as ours. An unknown tensor keeps its name, so that the caller can reject it.
 
         Raises:
-            ValueError: a tensor is missing.
+            ValueError: a tensor is missing, or has the wrong size.
         """
         rest = dict(state_dict)
         if config.tie_embeddings:
@@ -103,22 +103,22 @@ class Layout:
 
 
 def layout_for(config: DecoderConfig) -> Layout | None:
-    """Return the layout that can hold this model exactly, if there is one."""
-    return next((layout for layout in LAYOUTS if layout.unfit(config) is None), None)
+    """Return the layout into which this model fits exactly; None if there is none."""
+    return next((layout for layout in LAYOUTS if layout.misfit(config) is None), None)
 
 
 def why_no_layout(config: DecoderConfig) -> str:
-    """Name for each layout the feature of `config` that the layout cannot hold."""
-    return "; ".join(f"{layout.model_type}: {layout.unfit(config)}" for layout in LAYOUTS if layout.unfit(config))
+    """Return for each layout a feature of `config` that does not fit into it, as one line."""
+    return "; ".join(f"{layout.model_type}: {layout.misfit(config)}" for layout in LAYOUTS if layout.misfit(config))
 
 
 def layout_named(model_type: str) -> Layout | None:
-    """Return the layout of a `model_type`, if there is one."""
+    """Return the layout of a `model_type`; None if there is none."""
     return next((layout for layout in LAYOUTS if layout.model_type == model_type), None)
 
 
 def _drop_tied_output(state_dict: StateDict, *, embedding: str) -> None:
-    """Remove the alias that some writers store of a tied embedding. It must be equal to the embedding."""
+    """Remove the copy of a tied embedding that some writers store. Raises ValueError if it differs."""
     output = state_dict.pop(TIED_OUTPUT, None)
     table = state_dict.get(embedding)
     if output is not None and table is not None and not torch.equal(output, table):
@@ -174,7 +174,7 @@ def _llama_entries(config: DecoderConfig) -> list[TensorEntry]:
 
 
 def _write_llama_config(config: DecoderConfig, vocab_size: int) -> dict[str, Any]:
-    """Write rotary settings twice: where transformers 5 looks for them, and where older readers do."""
+    """Return `config.json` of Llama. Rotary settings are included twice: for transformers 5 and for older readers."""
     theta, scaling = config.positional.rope_base, config.positional.rope_scaling
     scaled = None if scaling is None else scaling.model_dump(mode="json", exclude_none=True)
     return {
@@ -213,7 +213,7 @@ def _write_mistral_config(config: DecoderConfig, vocab_size: int) -> dict[str, A
 
 
 def _read_rope(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return our `positional` section for a config of theirs."""
+    """Return our `positional` section for their `config.json`."""
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "linear", "llama3"):
@@ -274,7 +274,7 @@ def _read_mistral_config(raw: Mapping[str, Any]) -> DecoderConfig:
 # GPT-2
 
 
-def _unfit_for_gpt2(config: DecoderConfig) -> str | None:
+def _gpt2_misfit(config: DecoderConfig) -> str | None:
     attention = config.attention
     if config.ffn.activation_name != "gelu_tanh":
         return f"ffn.activation {config.ffn.activation} (it has gelu_tanh)"
@@ -286,7 +286,7 @@ def _unfit_for_gpt2(config: DecoderConfig) -> str | None:
 
 
 def _gpt2_entries(config: DecoderConfig) -> list[TensorEntry]:
-    """List the entries. GPT-2 keeps matrices as [in, out], and q, k and v as one matrix."""
+    """Return the entries of GPT-2, which stores matrices as [in, out], and q, k and v as one matrix."""
     width = config.d_model
     entries = [TensorEntry("transformer.wte.weight", ("token_embedding.weight",))]
     entries.append(TensorEntry("transformer.wpe.weight", ("position_embedding.weight",)))
@@ -402,6 +402,6 @@ LAYOUTS = (
         entries=_gpt2_entries,
         write_config=_write_gpt2_config,
         read_config=_read_gpt2_config,
-        unfit_otherwise=_unfit_for_gpt2,
+        other_misfit=_gpt2_misfit,
     ),
 )

@@ -3,7 +3,7 @@
     LoraConfig ─ target layers that exist ─▶ peft's config ─┬─ add_lora: a PeftModel around a model of transformers
                                                             └─ add_lora_to_decoder: adapters inside the decoder
 
-The two kinds share everything else. Adapters, their names and their files are peft's. Trainable tensors are float32,
+The two share everything else. peft makes the adapters, their names and their files. Trainable tensors are float32,
 whatever the dtype of the frozen ones.
 """
 
@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from llmtrain.config.sections.lora import LoraConfig
 from llmtrain.distributed.sharding import take_part, without_values
 from llmtrain.errors import ConfigError
+from llmtrain.models.fetch import ADAPTER_WEIGHTS
 from llmtrain.models.folder import misfits
 
-ADAPTER_FILE = "adapter_model.safetensors"
-_ABOUT_TYING = "(Model has|Model with) `tie_word_embeddings=True`|Input and output embeddings are no longer tied"
-"""Warnings of peft about an adapted weight that is shared; `merge_adapter` gives each its own."""
+_TYING_WARNINGS = "(Model has|Model with) `tie_word_embeddings=True`|Input and output embeddings are no longer tied"
+"""Warnings of peft about an adapter on a tied weight. They do not apply, since `merge_adapter` unties it."""
 
 
 def add_lora(network: nn.Module, lora: LoraConfig, *, base: str | None = None) -> Any:
@@ -49,9 +49,9 @@ def add_lora(network: nn.Module, lora: LoraConfig, *, base: str | None = None) -
 
 
 def weights_left_out(tuned: nn.Module) -> str | None:
-    """Return which matrices of the blocks have no adapter, and their share of the weights; None if all have one.
+    """Return a sentence about the blocks' matrices that have no adapter; None if all have one.
 
-    A mixture's experts and router belong to no linear layer, so that `all-linear` does not reach them.
+    A mixture's experts and router are not in linear layers, so `all-linear` does not include them.
     """
     no_matrices = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     inside = [module for module in tuned.modules() if not isinstance(module, no_matrices)]
@@ -60,7 +60,7 @@ def weights_left_out(tuned: nn.Module) -> str | None:
     head = getattr(tuned.get_output_embeddings(), "weight", None)  # type: ignore[operator]
     left_out, total = Counter[str](), 0
     for name, parameter in tuned.named_parameters():
-        if ".lora_" in name or name.endswith("bias"):  # of experts, they are matrices too
+        if ".lora_" in name or name.endswith("bias"):  # the biases of experts are matrices too
             continue
         total += parameter.numel()
         if id(parameter) in matrices and parameter is not head and not parameter.requires_grad:
@@ -68,16 +68,16 @@ def weights_left_out(tuned: nn.Module) -> str | None:
     if not left_out:
         return None
     return (
-        f"LoRA adapts nothing of {', '.join(left_out)}: {left_out.total() / total:.0%} of the weights stay as they are"
-        f". model.lora.target_parameters=[{','.join(left_out)}] adapts them too"
+        f"LoRA does not adapt {', '.join(left_out)}: {left_out.total() / total:.0%} of the weights stay as they are. "
+        f"model.lora.target_parameters=[{','.join(left_out)}] adapts them too"
     )
 
 
 def merge_adapter(tuned: Any) -> Any:
     """Return the model of transformers with its adapter merged into its weights, which change in place.
 
-    Where output layer and embedding share one weight, and one of them has an adapter, each gets its own.
-    Raises ValueError for a merged weight that is not finite.
+    If output layer and embedding share one weight, and one of them has an adapter, each gets a weight of its own.
+    Raises ValueError if a merged weight is not finite.
     """
     network = tuned.get_base_model()
     head, table = network.get_output_embeddings(), network.get_input_embeddings()
@@ -85,20 +85,22 @@ def merge_adapter(tuned: Any) -> Any:
         own = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
         own.weight = nn.Parameter(own.weight.detach().clone(), requires_grad=False)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=_ABOUT_TYING)
+        warnings.filterwarnings("ignore", message=_TYING_WARNINGS)
         return tuned.merge_and_unload(safe_merge=True)
 
 
 def add_lora_to_decoder(decoder: nn.Module, lora: LoraConfig) -> None:
     """Add adapters to the decoder's linear layers, in place. The decoder is called as before.
 
-    Raises ConfigError if a target matches nothing, or is the output, whose weight the loss uses directly.
+    Raises ConfigError if a target matches nothing, or is the output layer, whose weight the loss uses directly.
     """
     if lora.target_parameters:
-        raise ConfigError("model.lora.target_parameters: the decoder has linear layers alone; remove the key")
+        raise ConfigError("model.lora.target_parameters: the decoder only has linear layers; remove the key")
     config = _peft_config(decoder, lora, head=getattr(decoder, "output", None))
     if isinstance(getattr(decoder, "output", None), nn.Linear) and "output" in (config.target_modules or ()):
-        raise ConfigError("model.lora.target_modules: the decoder's output takes no adapter; remove it from the list")
+        raise ConfigError(
+            "model.lora.target_modules: the decoder's output can have no adapter; remove it from the list"
+        )
     with _placeholders(decoder):
         inject_adapter_in_model(config, decoder)
     _keep_trainable_in_float32(decoder)
@@ -108,8 +110,8 @@ def add_lora_to_decoder(decoder: nn.Module, lora: LoraConfig) -> None:
 def merged_state_dict(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of the model with its adapters merged in, computed on the CPU.
 
-    `tensors` are copies on the CPU of the adapters (as from `trainable_state_dict`), which belong to the frozen weights
-    in `network`; or of all tensors, if `network` is on the meta device. They may change.
+    `tensors` are copies on the CPU: of the adapters (as from `trainable_state_dict`), which are merged into the frozen
+    weights of `network`; or of all tensors, if `network` is on the meta device. They may be changed in place.
     """
     merged = without_values(network)
     frozen = {
@@ -129,15 +131,15 @@ def merged_state_dict(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict
 
 
 def trainable_state_dict(network: nn.Module) -> dict[str, Tensor]:
-    """Return the trained tensors by the module's own names, which a checkpoint of an adapter holds."""
+    """Return the trained tensors by the module's own names, which are the tensors of an adapter's checkpoint."""
     return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
 
 
 def write_adapter(folder: Path, network: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Write adapter_config.json and adapter_model.safetensors as peft loads them.
+    """Write adapter_config.json and adapter_model.safetensors in peft's format.
 
-    `state_dict` is as `trainable_state_dict` returns it. The network's own state_dict() is not called: in 4 or 8 bits
-    it would wait for the GPU once a layer.
+    `state_dict` is as `trainable_state_dict` returns it. The network's own state_dict() is not called, since in 4 or 8
+    bits it would wait for the GPU at each layer.
     """
     folder.mkdir(parents=True, exist_ok=True)
     own = {name for name, _ in network.named_parameters(remove_duplicate=False)}
@@ -145,7 +147,7 @@ def write_adapter(folder: Path, network: nn.Module, state_dict: Mapping[str, Ten
         raise ValueError(f"tensors that the model does not have: {', '.join(unknown)}")
     tensors = get_peft_model_state_dict(network, state_dict=dict(state_dict), save_embedding_layers=False)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config: Any = network.peft_config["default"]  # type: ignore[index]
     training, config.inference_mode = config.inference_mode, True
     try:
@@ -155,9 +157,9 @@ def write_adapter(folder: Path, network: nn.Module, state_dict: Mapping[str, Ten
 
 
 def with_adapter(network: nn.Module, folder: Path) -> Any:
-    """Wrap a model of transformers in a PeftModel with the adapter in a folder, for use and not for training.
+    """Wrap a model of transformers in a PeftModel with the adapter in a folder, for inference.
 
-    Raises ConfigError if the adapter is not exactly this model's, or of a kind that peft does not know.
+    Raises ConfigError if the adapter does not fit this model exactly, or is of a kind that peft does not know.
     """
     try:
         config: Any = PeftConfig.from_pretrained(str(folder))
@@ -172,10 +174,10 @@ def with_adapter(network: nn.Module, folder: Path) -> Any:
 
 @torch.no_grad()
 def read_adapter(folder: Path, network: nn.Module) -> None:
-    """Load the adapter in a folder. Raises ConfigError if it is not exactly this model's."""
-    file = folder / ADAPTER_FILE
+    """Load the adapter in a folder. Raises ConfigError if it does not fit this model exactly."""
+    file = folder / ADAPTER_WEIGHTS
     if not file.exists():
-        raise ConfigError(f"{folder}: no {ADAPTER_FILE} here")
+        raise ConfigError(f"{folder}: no {ADAPTER_WEIGHTS} here")
     tensors = load_file(file)
     own = dict(network.named_parameters(remove_duplicate=False))
     expected = get_peft_model_state_dict(network, state_dict=own, save_embedding_layers=False)
@@ -187,9 +189,9 @@ def read_adapter(folder: Path, network: nn.Module) -> None:
 
 @contextmanager
 def _placeholders(network: nn.Module) -> Iterator[None]:
-    """Replace each parameter on the meta device by one number on the CPU, expanded to its shape, within the block.
+    """Replace each parameter on the meta device within the block by one number on the CPU, expanded to its shape.
 
-    peft puts adapters on the device of the base. On the meta device they would lose their initial values.
+    peft puts adapters on the device of the base, and on the meta device they would have no initial values.
     """
     replaced = [
         (module, name, parameter)
@@ -221,10 +223,10 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def _wrapped(network: nn.Module, config: PeftConfig) -> Any:
-    config.base_model_name_or_path = None  # peft warns of one that is not the name of the folder that was loaded
+    config.base_model_name_or_path = None  # peft warns if it is not the folder that was loaded
     with warnings.catch_warnings(), _placeholders(network):  # peft calls transformers by a deprecated name
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-        warnings.filterwarnings("ignore", message=_ABOUT_TYING)
+        warnings.filterwarnings("ignore", message=_TYING_WARNINGS)
         return get_peft_model(network, config)
 
 
@@ -253,7 +255,7 @@ def _peft_config(network: nn.Module, lora: LoraConfig, *, head: nn.Module | None
 
 
 def _targets(network: nn.Module, requested: str | list[str], *, head: nn.Module | None) -> str | list[str]:
-    """Return peft's target_modules: a pattern as it is, else names, in short form where that selects the same."""
+    """Return peft's target_modules: a pattern unchanged, else names, in short form if that selects the same layers."""
     modules = dict(network.named_modules())
     linear = linear_layers(network)
     if requested == "all-linear":

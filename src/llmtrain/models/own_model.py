@@ -1,8 +1,8 @@
-"""A model of the user's own, by import path: what meets `contracts.Model`, with a default for what is optional there.
+"""Wraps a model of the user's own, named by import path, with defaults for the optional members of `contracts.Model`.
 
     config.model (name, options) ─ import_callable ─▶ the user's module ─▶ OwnModel ─▶ loop, evaluation, generation
 
-Nothing but the config of a run says which class this is: a model folder alone is never reason to import code.
+Only the config of a run names the class that is imported; a model folder alone never makes us import code.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from llmtrain.models.folder import WEIGHTS_FILE, common_dtype, misfits
 
 KEY = "model.name"
 OWN_CLASS_TYPE = "llmtrain-own-class"
-"""`model_type` in config.json of such a model's folder."""
+"""`model_type` in the config.json of such a model."""
 REQUIRED = ("forward", "logits")
 
 
 class OwnModel(nn.Module):
-    """The user's module, and a default for each member that `contracts.Model` calls optional."""
+    """The user's module, with a default for each optional member of `contracts.Model`."""
 
     def __init__(self, config: OwnModelConfig, network: nn.Module, vocab_size: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class OwnModel(nn.Module):
         return scores[:, -1:] if last_only else scores
 
     def new_cache(self, batch_size: int, max_len: int, *, first_slots: Tensor | None = None) -> Any:
-        """Return the user's cache, or one that remembers tokens."""
+        """Return the user's cache, or a TokenCache if the module has none."""
         if hasattr(self.network, "new_cache"):
             return self.network.new_cache(batch_size, max_len, first_slots=first_slots)
         padding = torch.zeros(batch_size, dtype=torch.int64) if first_slots is None else first_slots.cpu()
@@ -80,12 +80,12 @@ class OwnModel(nn.Module):
         return next(self.parameters()).device
 
     def num_parameters(self, *, non_embedding: bool = False) -> int:
-        """Count all parameters, tied ones once; with `non_embedding` without tables that are only looked up."""
+        """Count all parameters, tied ones once; with `non_embedding`, leave out tables that are only looked up."""
         lookup = self._lookup_tables() if non_embedding else set()
         return sum(parameter.numel() for parameter in self.parameters() if id(parameter) not in lookup)
 
     def flops_per_token(self, seq_len: int) -> int:
-        """Count forward and backward: by the user's method, else 6 for each weight that multiplies, 4 if frozen."""
+        """Count forward and backward by the user's method, else 6 for each multiplied weight, or 4 if it is frozen."""
         if hasattr(self.network, "flops_per_token"):
             return int(self.network.flops_per_token(seq_len))
         lookup = self._lookup_tables()
@@ -98,11 +98,11 @@ class OwnModel(nn.Module):
         return tables - {id(parameter) for module in others for parameter in module.parameters(recurse=False)}
 
     def layers(self) -> list[nn.Module]:
-        """Return what is sharded one at a time."""
+        """Return the layers that are sharded one at a time."""
         return list(layers_of(self.network))
 
     def checkpoint_blocks(self) -> None:
-        """Keep less for the backward pass. Raises ConfigError where the user's module cannot."""
+        """Keep less for the backward pass. Raises ConfigError if the user's module has no such method."""
         if not hasattr(self.network, "checkpoint_blocks"):
             raise ConfigError(
                 f"trainer.activation_checkpointing: {self.config.name} has no method checkpoint_blocks(): add it, or "
@@ -111,26 +111,27 @@ class OwnModel(nn.Module):
         self.network.checkpoint_blocks()
 
     def compile_parts(self, **options: Any) -> None:
-        """Compile the parts that the user's module names, or the module as a whole."""
+        """Compile the parts that the user's module chooses, or else the full module."""
         getattr(self.network, "compile_parts", self.network.compile)(**options)
 
     def saved_tensors(self) -> dict[str, Tensor]:
-        """Return the live tensors of the user's module by name; tied ones under their first name alone."""
+        """Return the tensors of the user's module themselves, by name; tied ones only under their first name."""
         named: dict[int, tuple[str, Tensor]] = {}
         for name, tensor in self.network.state_dict(keep_vars=True).items():
             if not isinstance(tensor, Tensor):
                 raise ConfigError(
-                    f"{KEY}: {name} in the state dict of {self.config.name} is no tensor, and is not saved"
+                    f"{KEY}: {name} in the state dict of {self.config.name} is not a tensor, so it cannot be saved: "
+                    "remove it from the state dict"
                 )
             named.setdefault(id(tensor), (name, tensor.detach()))
         return dict(named.values())
 
 
 class TokenCache:
-    """The tokens of each row, for a model that has no cache: it reads all of them again for each new one.
+    """Keeps the tokens of each row, for a model without a cache, which reads all tokens again for each new one.
 
-    Rows begin at position 0, and padding stands behind them, where nothing looks at it. So a row's scores do not
-    depend on the rows beside it.
+    Rows begin at position 0, and padding comes after them, where no token attends to it. So a row's scores do not
+    depend on the other rows.
     """
 
     def __init__(self, padding: Sequence[int]) -> None:
@@ -138,7 +139,7 @@ class TokenCache:
         self._rows: list[list[int]] = [[] for _ in padding]
 
     def append(self, input_ids: Tensor) -> Tensor:
-        """Add the tokens [b, t], and return all, [b, longest]. Padding on the left of the first ones is left out."""
+        """Add tokens [b, t], and return all tokens [b, longest]. Padding on the left of the first ones is removed."""
         for row, ids in zip(self._rows, input_ids.tolist(), strict=True):
             row += ids
         self._rows = [row[padding:] for row, padding in zip(self._rows, self._padding, strict=True)]
@@ -147,7 +148,7 @@ class TokenCache:
         return torch.tensor([row + [0] * (longest - len(row)) for row in self._rows], device=input_ids.device)
 
     def scores_of_new(self, scores: Tensor, num_tokens: int) -> Tensor:
-        """Return [b, num_tokens, vocab], of the last tokens of each row; what stands for padding has no meaning."""
+        """Return the scores [b, num_tokens, vocab] of each row's last tokens. Scores of padding have no meaning."""
         ends = torch.tensor([[len(row)] for row in self._rows], device=scores.device)
         places = (ends - num_tokens + torch.arange(num_tokens, device=scores.device)).clamp(min=0)
         return scores.gather(1, places[..., None].expand(-1, -1, scores.shape[-1]))
@@ -158,13 +159,15 @@ class TokenCache:
 
 
 def build_own_model(config: OwnModelConfig, vocab_size: int) -> OwnModel:
-    """Make the model that `config` names. Raises ConfigError for a class that cannot be had, or is no such model."""
+    """Build the model that `config` names. Raises ConfigError if its class cannot be imported, or is no such model."""
     make: Any = import_callable(config.name, key=KEY)
-    if not (isinstance(make, type) and issubclass(make, nn.Module)):  # before anything of it is called
-        raise ConfigError(f"{KEY}: {config.name} should be a class below torch.nn.Module, and it is not")
+    if not (isinstance(make, type) and issubclass(make, nn.Module)):  # before it is called
+        raise ConfigError(f"{KEY}: {config.name} is not a subclass of torch.nn.Module: name one")
     for name in REQUIRED:
         if getattr(make, name, None) in (None, nn.Module.forward):
-            raise ConfigError(f"{KEY}: {config.name} has no method {name}; llmtrain.contracts.Model says what it needs")
+            raise ConfigError(
+                f"{KEY}: {config.name} has no method {name}: add it; llmtrain.contracts.Model lists all that are needed"
+            )
     try:
         network = make(vocab_size=vocab_size, **config.options)
     except Exception as error:
@@ -183,7 +186,7 @@ def build_own_model(config: OwnModelConfig, vocab_size: int) -> OwnModel:
 def write_own_folder(
     folder: Path, *, model: OwnModel, state_dict: Mapping[str, Tensor], tokenizer_folder: Path | None
 ) -> None:
-    """Write the weights, a description of what they belong to, and the tokenizer if there is one."""
+    """Write the weights, a config.json that names their class and options, and the tokenizer if there is one."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     description = {
@@ -200,7 +203,7 @@ def write_own_folder(
 
 @torch.no_grad()
 def load_own_weights(folder: Path, model: OwnModel) -> None:
-    """Load the weights in a folder. Raises ConfigError if they are not exactly this model's."""
+    """Load the weights in a folder. Raises ConfigError if they do not fit this model exactly."""
     file = folder / WEIGHTS_FILE
     if not file.is_file():
         raise ConfigError(f"{folder}: no {WEIGHTS_FILE} here")
@@ -212,7 +215,7 @@ def load_own_weights(folder: Path, model: OwnModel) -> None:
 
 
 def read_own_model(folder: Path, config: OwnModelConfig) -> OwnModel:
-    """Return the model in a folder, of the class that its run's config names, in the dtype that is stored."""
+    """Return the model in a folder, of the class in its run's `config`, in the dtype that is stored."""
     described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     model = build_own_model(config, int(described["vocab_size"]))
     model.to(getattr(torch, described["dtype"]))

@@ -1,4 +1,4 @@
-"""Header of a safetensors file: which tensors it holds and its metadata. No tensor is read."""
+"""Reads the header of a safetensors file: types of its tensors, and metadata. No tensor is read."""
 
 from __future__ import annotations
 

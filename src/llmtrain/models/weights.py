@@ -24,8 +24,8 @@ def read_decoder(config: DecoderConfig, file: Path, *, device: str | torch.devic
     """Return the decoder that `config` describes with the weights in `file`, in their dtype and in training mode.
 
     Tensors may have our names or those of the layout that fits the config (as a checkpoint's `model.safetensors` has),
-    with or without the prefixes of torch.compile, DDP and others. Where embeddings are tied, one of the two names is
-    enough, and two have to be equal. The vocabulary is the file's.
+    with or without the prefixes of torch.compile, DDP and others. If embeddings are tied, one of the two names is
+    enough, and two must be equal. The file decides the size of the vocabulary.
 
     Raises:
         ConfigError: the file cannot be read, or does not have exactly the tensors of such a decoder; it names each.
@@ -57,7 +57,7 @@ def read_decoder(config: DecoderConfig, file: Path, *, device: str | torch.devic
 
 
 def _join_tied(tensors: dict[str, Tensor]) -> None:
-    """Keep a tied embedding under its one name, whichever of the two names the file has."""
+    """Give a tied embedding the name of the embedding, whichever of the two names the file has."""
     output = tensors.pop(OUTPUT, None)
     if output is None:
         return

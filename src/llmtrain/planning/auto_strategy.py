@@ -1,4 +1,4 @@
-"""The strategy that `auto` takes for a model, from the bytes that training keeps of it (see distributed/strategy)."""
+"""Chooses the strategy of `auto` for a model by the memory of its training state (rules: distributed/strategy)."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def strategy_for(config: Config, *, world_size: int, precision: str, memory_byte
 def strategy_for_model(
     config: Config, module: nn.Module, *, world_size: int, precision: str, memory_bytes: int
 ) -> Choice:
-    """Return the strategy that `config` names or, where that is auto, the one that suits its model `module`.
+    """Return the strategy that `config` names or, if that is auto, the one that fits its model `module`.
 
-    Raises ConfigError for a strategy that cannot be run.
+    Raises ConfigError for a strategy that the model or `world_size` does not allow.
     """
     wanted = config.distributed.strategy
     if wanted == "single" and world_size > 1:
@@ -45,7 +45,7 @@ def strategy_for_model(
 
 
 def state_bytes(model: nn.Module, *, optimizer: OptimizerConfig, precision: str) -> int:
-    """Return the bytes of weights, gradients and optimizer state of the full model."""
+    """Return the bytes of the weights, gradients and optimizer state of the full model."""
     moments = 2 if optimizer.name in ("adam", "adamw") else 1
     total = 0
     for parameter in model.parameters():

@@ -1,4 +1,4 @@
-"""An allocation that failed: its size, what the process held at that moment, and what it could have."""
+"""An allocation that failed: its size, the memory that the process held at that moment, and what it can have."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _REQUESTED: Final = re.compile(r"tried to allocate\s+([\d.]+) (?:bytes|([KMGT])i
 
 
 def requested_bytes(error: BaseException) -> int:
-    """Return the size of the allocation that failed; 0 where the message does not say it."""
+    """Return the size of the allocation that failed; 0 if the message does not say it."""
     found = _REQUESTED.search(str(error))
     if not found:
         return 0
@@ -32,17 +32,17 @@ def requested_bytes(error: BaseException) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldMemory:
-    """Bytes on this rank's device (CPU: of this process) when an allocation failed."""
+    """Bytes that were held on this rank's device (on a CPU: by this process) when an allocation failed."""
 
     parameters: int
     gradients: int
     optimizer_state: int
     peak: int
-    """The most that was held at once so far, all together."""
+    """The most that was held at any one time so far, in total."""
     requested: int
     """Bytes of the allocation that failed; 0 if they are not known."""
     available: int
-    """Bytes that this process can have: those that it holds and those that are free."""
+    """Bytes that this process can have in total: those that it holds and those that are free."""
     total: int
     """Bytes of the device, including those that other processes hold."""
 
@@ -60,7 +60,7 @@ class HeldMemory:
 def measure_held_memory(
     error: BaseException, *, model: nn.Module, optimizer: NamedOptimizer, device: torch.device
 ) -> HeldMemory:
-    """Measure it right after `error`, before anything is freed."""
+    """Measure the memory right after `error`, before anything is freed."""
     parameters = list(model.parameters())
     on_gpu = device.type == "cuda"
     available, total = _available_on_gpu(device) if on_gpu else available_here()
@@ -81,7 +81,7 @@ def _available_on_gpu(device: torch.device) -> tuple[int, int]:
 
 
 def available_here() -> tuple[int, int]:
-    """Return the bytes of this machine that this process can have, and those that there are for all processes."""
+    """Return the bytes of main memory that this process can have, and those that all processes share."""
     memory, process = psutil.virtual_memory(), psutil.Process().memory_info()
     available, total = memory.available + process.rss, memory.total
     if (group := memory_limit()) is not None:  # a container's or a pod's
@@ -94,6 +94,6 @@ def available_here() -> tuple[int, int]:
 
 
 def _size(tensors: Iterable[Tensor]) -> int:
-    """Return the bytes of the distinct storages; of a sharded tensor, of this rank's shard."""
+    """Return the bytes of the distinct storages of the tensors; a sharded tensor counts with this rank's part."""
     local = [part_of(tensor).local for tensor in tensors]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in local}.values())

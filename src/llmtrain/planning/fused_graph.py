@@ -1,8 +1,8 @@
-"""A backend of torch.compile that makes no kernels, to see which tensors compiled code keeps in memory.
+"""A backend of torch.compile that generates no kernels, to find which tensors compiled code keeps in memory.
 
-Compiled parts go through Dynamo and AOTAutograd as in a run, which decides what the backward pass keeps. Code
-generation is left out. Of what remains only the tensors that kernels hand to each other are recorded, since the
-compiler fuses all else.
+Compiled parts go through Dynamo and AOTAutograd as in a run, which decide what the backward pass keeps. No code is
+generated. Of the graph's values, only those that one kernel passes to another are recorded, since the compiler fuses
+everything else.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import fx
 from torch._prims.rng_prims import run_and_save_rng_state, run_with_rng_state
 
 Mute = Callable[[bool], None]
-"""Called with true before what fusion leaves out of memory is computed, and with false afterwards."""
+"""Called with true before the computation of a value that fusion keeps out of memory, and with false afterwards."""
 
 _KERNELS = ("mm", "bmm", "addmm", "baddbmm", "_scaled_dot_product", "index_put", "embedding", "scatter", "rng")
 _VIEWS = frozenset(
@@ -24,7 +24,7 @@ _VIEWS = frozenset(
 
 
 def backend_without_kernels(mute: Mute) -> Callable[..., Any]:
-    """Return a backend that splits forward from backward as Inductor does, and runs the graphs as they are."""
+    """Return a backend that splits forward and backward pass as Inductor does, and interprets the graphs."""
     from torch._dynamo.backends.common import aot_autograd
     from torch._functorch.partitioners import min_cut_rematerialization_partition
     from torch._inductor.decomposition import select_decomp_table
@@ -51,9 +51,9 @@ def backend_without_kernels(mute: Mute) -> Callable[..., Any]:
 
 
 class _FusedGraph(fx.Interpreter):
-    """Runs a graph, and mutes the values that are not in memory after fusion.
+    """Runs a graph, and mutes the recording of values that are not in memory after fusion.
 
-    In memory are the results of library kernels, what is handed to one, and the outputs.
+    In memory are the inputs and results of library kernels, and the outputs of the graph.
     """
 
     def __init__(self, graph: fx.GraphModule, mute: Mute) -> None:
@@ -75,7 +75,7 @@ class _FusedGraph(fx.Interpreter):
             self._mute(False)
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a kernel. A recomputed one is wrapped, to draw the same random numbers again; here it draws none."""
+        """Call a kernel. Recomputed kernels are wrapped, to draw the same random numbers again; here they draw none."""
         if target is run_and_save_rng_state:
             return torch.empty(0, dtype=torch.uint8), args[0](*args[1:], **kwargs)
         if target is run_with_rng_state:
@@ -84,7 +84,7 @@ class _FusedGraph(fx.Interpreter):
 
 
 def _viewed(node: fx.Node) -> fx.Node:
-    """Return the node that `node` is a view of, in the end; `node` itself if it is no view."""
+    """Return the node that `node` is a view of, through any number of views; `node` itself if it is not a view."""
     while node.op == "call_function" and _name(node) in _VIEWS:
         node = node.all_input_nodes[0]
     return node

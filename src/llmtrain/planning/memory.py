@@ -1,9 +1,9 @@
-"""The memory that a process is predicted to need at the peak of a step, for `plan` and for a run that had too little.
+"""Predicts a process's memory at the peak of a step, for `plan` and for a run that was out of memory.
 
     tensors of a step (step_memory) ─ shared by the ranks ─ + what the process holds besides ─▶ bytes by part
 
-On a CPU these are the process itself and the fragmentation of its heap: the constants below, measured
-(docs/performance.md).
+On a CPU, the process also holds its own code and the fragmentation of its heap: see the constants below, which were
+measured (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from llmtrain.training.schedule import Schedule
 
 FRAGMENTATION_EAGER = 0.43
 FRAGMENTATION_COMPILED = 0.15
-"""Share that the heap wastes on temporary tensors, over their size (glibc 2.36): in a trace of addresses many did not
-go into the hole that one of their own size had just left. Compiled code has far fewer of them."""
+"""Memory that the heap wastes, as a share of the size of the temporary tensors (glibc 2.36). A trace of addresses
+showed that many tensors did not use the hole that one of the same size had just left. Compiled code has far fewer."""
 FRAGMENTATION_RECOMPUTED = 0.87
-"""The same of eager code that computes its blocks again, over the geometric mean of what all blocks and one block would
-leave for the backward pass without that: the tensors of a block come and go as often as there are blocks. A fit."""
+"""The same for eager code with activation checkpointing, as a share of the geometric mean of the temporary tensors of
+all blocks and of one block without checkpointing, since each block allocates and frees its tensors. Fitted to data."""
 FIRST_STEP_BYTES = 30_000_000
 COMPILER_BYTES = 120_000_000
-"""Bytes by which the process grows when it first computes (libraries' code and buffers), and when it first compiles."""
+"""Bytes by which a process grows when it first computes (code and buffers of libraries), and when it first compiles."""
 CUDA_CONTEXT_BYTES = 600_000_000
-"""Outside of what torch counts: driver, kernels, cuBLAS workspaces."""
+"""Memory that torch does not count: driver, kernels, cuBLAS workspaces."""
 
 
 def planned_memory(
@@ -45,11 +45,12 @@ def planned_memory(
     *,
     world_size: int,
     schedule: Schedule,
-    documents_apart: bool,
+    mask_documents: bool,
 ) -> dict[str, int]:
-    """Return the bytes at the peak of a step of `config` on one rank, by what holds them.
+    """Return the bytes at the peak of a step of `config` on one rank, by part.
 
-    The step is run on tensors without storage. What its strategy shards is divided among the ranks afterwards.
+    The step is run on tensors without storage. Parts that the strategy shards are divided by the number of ranks
+    afterwards. Raises ConfigError if the user's own model cannot be run on such tensors.
     """
     trainer = config.trainer
     data_parallel_size = world_size // config.distributed.tensor_parallel_size
@@ -58,7 +59,7 @@ def planned_memory(
         micro_batch_size=trainer.micro_batch_size,
         seq_len=config.data.seq_len,
         num_micro_batches=-(-schedule.batch_size // (trainer.micro_batch_size * data_parallel_size)),
-        documents=documents_apart,
+        mask_documents=mask_documents,
         activation_checkpointing=trainer.activation_checkpointing,
     )
     try:
@@ -67,8 +68,8 @@ def planned_memory(
         if isinstance(error, ConfigError) or not isinstance(model.trained, OwnModel):
             raise
         raise ConfigError(
-            f"model.name: {config.model.name} cannot be planned: its memory is measured on tensors without values, on "
-            f"which it fails ({what_failed(error)})"
+            f"model.name: {config.model.name} cannot be planned: its memory is measured with tensors without values, "
+            f"and it fails on these ({what_failed(error)})"
         ) from error
     if resolved.strategy in SHARDING:
         accumulates = step.num_micro_batches > 1
@@ -93,11 +94,11 @@ def planned_memory(
 
 
 def sharded(step: StepMemory, model: nn.Module, *, ranks: int, precision: str, accumulates: bool = False) -> StepMemory:
-    """Return what each of `ranks` ranks holds where parameters are sharded over them, layer by layer of `model`.
+    """Return the memory of each of `ranks` ranks if the parameters of `model` are sharded over them, layer by layer.
 
-    Full at the same time are the parameters in no layer, those of one layer in use and of the next one, and the
-    gradients of one of them. With `accumulates`, over several micro-batches, all gradients are full, since the ranks
-    exchange them after the last one only.
+    Full at the same time are the parameters outside of the layers, those of the layer in use and of the next one, and
+    the gradients of one of these. With `accumulates` (several micro-batches a step) all gradients are full, since the
+    ranks exchange them only after the last micro-batch.
     """
     width = 4 if precision == "32" else 2
     layers = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers_of(model)]
@@ -119,14 +120,14 @@ def overhead(
     transient_if_kept: int | None = None,
     num_blocks: int = 1,
 ) -> dict[str, int]:
-    """Return what a process holds besides a step's tensors, in bytes by what it is.
+    """Return the bytes that a process holds besides a step's tensors, by part.
 
     `process_bytes`: resident memory of a process that has imported everything and computed nothing.
-    `transient_if_kept`: with activation checkpointing, what `transient` would be without it.
-    `saves_on_the_way`: the copy of a checkpoint that is being written, kept for the next one, meets a step's peak.
+    `transient_if_kept`: with activation checkpointing, the bytes that `step.transient` would be without it.
+    `saves_on_the_way`: the run saves before its last step, so the copy for a checkpoint exists during the peak.
     """
     if on_gpu:
-        return {}  # torch counts tensors alone, and so does a run's summary
+        return {}  # torch only counts tensors, and so does a run's summary
     fragmentation = step.transient * (FRAGMENTATION_COMPILED if compiled else FRAGMENTATION_EAGER)
     if transient_if_kept is not None and not compiled:
         fragmentation = FRAGMENTATION_RECOMPUTED * transient_if_kept / math.sqrt(num_blocks)

@@ -1,10 +1,10 @@
-"""The message of a run that had too little memory: what took it, and the cheapest change of its config that fits.
+"""The message of a run that is out of memory: what took the memory, and the cheapest change of the config that fits.
 
-    error ─▶ what is held (measured) ─▶ free it ─▶ the step as predicted ─▶ changes, the cheapest first ─▶ one message
+    error ─▶ what is held (measured) ─▶ free it ─▶ predict the step ─▶ try changes, cheapest first ─▶ one message
 
-A prediction that the machine has proved too low is scaled up to what was held and requested. The changes, in the order
-of what they cost: smaller micro-batches (the batch stays), blocks computed again in the backward pass (a third more
-computing), bfloat16, sharded parameters, shorter sequences.
+A prediction that is below what was held and requested is scaled up to it. The changes, cheapest first: smaller
+micro-batches (the batch stays the same), activation checkpointing (a third more computing), bfloat16, sharded
+parameters, shorter sequences.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("llmtrain.train")
 
 MARGIN: Final = 0.95
-"""Share of what there is that a change may be predicted to need: predictions are right within some percent."""
+"""Share of the memory that a step may be predicted to need, since predictions are a few percent off."""
 SHORTEST: Final = 128
+"""Shortest sequences to suggest."""
 
 Changes = dict[str, Any]
 """Values by dotted key."""
@@ -45,7 +46,7 @@ Parts = dict[str, int]
 
 
 class FailedRun(Protocol):
-    """Attributes that the advice needs of a run that had too little memory; `training.job.Job` has them."""
+    """Attributes that the advice needs of a run that is out of memory; `training.job.Job` has them."""
 
     config: Config
     trained: Trained
@@ -53,12 +54,12 @@ class FailedRun(Protocol):
     schedule: Schedule
     state: RunState
     process_bytes: int
-    """Resident memory before there was a model."""
+    """Resident memory before the model was built."""
 
 
 @contextmanager
 def out_of_memory_explained(failed: FailedRun, *, run: Path) -> Iterator[None]:
-    """Raise what `out_of_memory` says in place of an allocator's error."""
+    """Replace an allocator's error within the block by the one that `out_of_memory` returns."""
     try:
         yield
     except (RuntimeError, MemoryError, OSError) as error:
@@ -68,23 +69,23 @@ def out_of_memory_explained(failed: FailedRun, *, run: Path) -> Iterator[None]:
 
 
 def out_of_memory(failed: FailedRun, error: BaseException, *, run: Path) -> RunError:
-    """Return what to raise in place of `error`, which an allocator raised. No gradients are left afterwards."""
+    """Return the error to raise instead of an allocator's `error`. It frees the gradients."""
     engine, optimizer, step = failed.learner.engine, failed.learner.optimizer, failed.state.step + 1
     held = measure_held_memory(error, model=failed.trained.module, optimizer=optimizer, device=engine.device)
     traceback.clear_frames(error.__traceback__)  # they hold the activations
     optimizer.zero_grad()
     gc.collect()
-    log.warning("out of memory in step %d; working out what would fit", step)
+    log.warning("out of memory in step %d; looking for a change that fits", step)
     try:
         now = predicted_parts(failed, {})
         factor = correction(held, now)
         found = cheapest(
             failed.config,
             lambda changes: needed(predicted_parts(failed, changes), corrected_by=factor),
-            room=room(held),
+            limit=usable_bytes(held),
             bounds=Bounds.of(engine, failed.schedule),
         )
-    except Exception as failure:  # the run's own error must not be lost over it
+    except Exception as failure:  # the original error must still be reported
         log.debug("no prediction:", exc_info=True)
         now, found = None, None
         log.warning("the memory of this step cannot be predicted (%s: %s)", type(failure).__name__, failure)
@@ -102,14 +103,14 @@ def out_of_memory(failed: FailedRun, error: BaseException, *, run: Path) -> RunE
 
 @dataclass(frozen=True)
 class Bounds:
-    """Limits on the choice of a change, besides the config."""
+    """Facts about the run, besides the config, that limit which changes are possible."""
 
     sequences: int
-    """Sequences of one optimizer step on one rank, a multiple of the micro-batch's."""
+    """Number of sequences of one optimizer step on one rank, a multiple of the micro-batch size."""
     world_size: int
     strategy: str
-    can_halve: bool
-    """Numbers of 16 bits can take the place of 32."""
+    can_use_bf16: bool
+    """True if the run computes in float32, and its device could use bfloat16."""
 
     @classmethod
     def of(cls, engine: Engine, schedule: Schedule) -> Bounds:
@@ -118,39 +119,39 @@ class Bounds:
             sequences=-(-schedule.batch_size // engine.data_parallel_size),
             world_size=engine.world_size,
             strategy=engine.resolved.strategy,
-            can_halve=engine.resolved.precision == "32" and computes_bf16(engine.device.type),
+            can_use_bf16=engine.resolved.precision == "32" and computes_bf16(engine.device.type),
         )
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Changes that make a step fit, and what it is predicted to need then."""
+    """Changes that make a step fit, and the memory that it is predicted to need then."""
 
     changes: Changes
     num_bytes: int
 
 
-def cheapest(config: Config, predict: Callable[[Changes], int], *, room: float, bounds: Bounds) -> Fit | None:
-    """Return the cheapest change that needs no more than `room` bytes; None if there is none.
+def cheapest(config: Config, predict: Callable[[Changes], int], *, limit: float, bounds: Bounds) -> Fit | None:
+    """Return the cheapest changes with which a step needs no more than `limit` bytes; None if there are none.
 
-    `predict` gives the bytes of a step's peak under some changes.
+    `predict` returns the bytes at a step's peak with some changes.
     """
     for changes in _costlier_changes(config, bounds):
         sizes = [size for size in range(1, config.trainer.micro_batch_size + 1) if bounds.sequences % size == 0]
         if not changes:
-            sizes = sizes[:-1]  # as it is now, it does not fit
+            sizes = sizes[:-1]  # the present size does not fit
         choices = [_with_size(config, changes, size, bounds) for size in sizes]
-        if fitting := _last_that_fits(choices, predict, room=room):
+        if fitting := _last_that_fits(choices, predict, limit=limit):
             return fitting
     return None
 
 
 def _costlier_changes(config: Config, bounds: Bounds) -> list[Changes]:
-    """Return what to do besides smaller micro-batches: nothing, then more and more."""
+    """Return the changes to try besides smaller micro-batches: first none, then one more each time."""
     steps: list[tuple[str, Any]] = []
     if not config.trainer.activation_checkpointing:
         steps.append(("trainer.activation_checkpointing", True))
-    if bounds.can_halve:
+    if bounds.can_use_bf16:
         steps.append(("trainer.precision", "bf16-mixed"))
     if bounds.world_size > 1 and bounds.strategy == "ddp":
         steps.append(("distributed.strategy", "fsdp"))
@@ -162,7 +163,7 @@ def _costlier_changes(config: Config, bounds: Bounds) -> list[Changes]:
 
 
 def _with_size(config: Config, changes: Changes, size: int, bounds: Bounds) -> Changes:
-    """Return `changes` with micro-batches of `size`; as many sequences a step as before."""
+    """Return `changes` with micro-batches of `size`, and as many sequences a step as before."""
     if size == config.trainer.micro_batch_size:
         return changes
     smaller = {"trainer.micro_batch_size": size}
@@ -171,30 +172,33 @@ def _with_size(config: Config, changes: Changes, size: int, bounds: Bounds) -> C
     return {**smaller, **changes}
 
 
-def _last_that_fits(choices: Sequence[Changes], predict: Callable[[Changes], int], *, room: float) -> Fit | None:
-    """Return the last of `choices` that fits; each needs more than the one before. Bisects: each try runs a step."""
+def _last_that_fits(choices: Sequence[Changes], predict: Callable[[Changes], int], *, limit: float) -> Fit | None:
+    """Return the last of `choices` that fits. Each needs more memory than the one before.
+
+    It bisects, since each prediction runs a step.
+    """
     fits: dict[int, Fit] = {}
 
     def size_of(index: int) -> int:
         fits[index] = Fit(choices[index], predict(choices[index]))
         return fits[index].num_bytes
 
-    if not choices or size_of(0) > room:  # where the first does not fit, none does
+    if not choices or size_of(0) > limit:  # if the first does not fit, none does
         return None
-    return fits[bisect_right(range(len(choices)), room, lo=1, key=size_of) - 1]
+    return fits[bisect_right(range(len(choices)), limit, lo=1, key=size_of) - 1]
 
 
-def room(held: HeldMemory) -> float:
-    """Return the bytes that a step may be predicted to need: what there is, less a margin."""
-    # What was requested in vain is not there.
-    there_is = min(held.available, held.peak + held.requested) if held.requested else held.available
-    return MARGIN * there_is
+def usable_bytes(held: HeldMemory) -> float:
+    """Return the bytes that a step may be predicted to need: the memory that it can have, less a margin."""
+    # The failed allocation shows that the memory is less than peak and request together.
+    usable = min(held.available, held.peak + held.requested) if held.requested else held.available
+    return MARGIN * usable
 
 
 def correction(held: HeldMemory, now: Mapping[str, int]) -> float:
-    """Return the factor on a prediction's tensors that come and go; 1 unless the prediction has proved too low.
+    """Return the factor for the temporary tensors of a prediction; 1 unless the prediction was too low.
 
-    A step needs at least what was held and requested together.
+    A step needs at least the bytes that were held and requested.
     """
     from llmtrain.planning.step_memory import TRANSIENT
 
@@ -203,17 +207,17 @@ def correction(held: HeldMemory, now: Mapping[str, int]) -> float:
 
 
 def needed(parts: Mapping[str, int], *, corrected_by: float) -> int:
-    """Return the bytes of a step at its peak."""
+    """Return the bytes of a step at its peak, with the temporary tensors scaled by `corrected_by`."""
     from llmtrain.planning.step_memory import TRANSIENT
 
     return round(sum(parts.values()) + (corrected_by - 1) * sum(parts[part] for part in TRANSIENT))
 
 
 def predicted_parts(failed: FailedRun, changes: Changes) -> Parts:
-    """Return the parts of the step on this rank under some changes of the config.
+    """Return the predicted bytes of the step on this rank with some changes of the config, by part.
 
-    What predicts is imported here, where memory was freed, and its failure costs only the advice: most runs never need
-    it.
+    Most runs never need the prediction, so it is imported only here, after memory was freed. If the import fails, only
+    the advice is lost.
     """
     from llmtrain.planning.memory import CUDA_CONTEXT_BYTES, planned_memory
     from llmtrain.planning.planned_data import unread_data
@@ -233,13 +237,13 @@ def predicted_parts(failed: FailedRun, changes: Changes) -> Parts:
         resolved,
         world_size=engine.world_size,
         schedule=failed.schedule,
-        documents_apart=data.documents_apart,
+        mask_documents=data.mask_documents,
     )
     return parts | ({"CUDA": CUDA_CONTEXT_BYTES} if engine.device.type == "cuda" else {})
 
 
 def changed(config: Config, changes: Changes) -> Config:
-    """Return `config` with other values at some keys."""
+    """Return `config` with the values of `changes`."""
     for key, value in changes.items():
         section, name = key.split(".")
         config = config.model_copy(update={section: getattr(config, section).model_copy(update={name: value})})
@@ -250,15 +254,17 @@ def changed(config: Config, changes: Changes) -> Config:
 
 
 def describe(held: HeldMemory, now: Mapping[str, int] | None, found: Fit | None, *, device: str, step: int) -> str:
-    """Say in several lines what was requested, what holds how much and was predicted to, and what to change."""
-    more = f"{_shown(held.requested)} more were asked for" if held.requested else "more was asked for than there is"
+    """Return the message: the requested bytes, a table of held and predicted bytes by part, and what to change."""
+    more = f"{_shown(held.requested)} more were requested" if held.requested else "more was requested than there is"
     lines = [
         f"out of memory on {device} in step {step}: {more}; at most {_shown(held.peak)} were held, and this process "
         f"can have {_shown(held.available)} of {_shown(held.total)}"
     ]
     lines += _table(held, now)
     if not held.would_fail_again:
-        lines.append(f"other processes hold {_shown(held.total - held.available)}: without them it may fit as it is")
+        lines.append(
+            f"other processes hold {_shown(held.total - held.available)}: without them the step may fit as it is"
+        )
     if found:
         same = "" if "data.seq_len" in found.changes else ", the batch stays as it is"
         lines.append(
@@ -266,26 +272,26 @@ def describe(held: HeldMemory, now: Mapping[str, int] | None, found: Fit | None,
         )
     elif now:
         lines.append(
-            "smaller micro-batches, activation_checkpointing, bfloat16 and shorter sequences are not enough: take a "
+            "smaller micro-batches, activation_checkpointing, bfloat16 and shorter sequences are not enough: use a "
             "smaller model, model.lora, or more devices with distributed.strategy=fsdp"
         )
     return "\n".join(lines)
 
 
 def _table(held: HeldMemory, now: Mapping[str, int] | None) -> list[str]:
-    """Put measured and predicted bytes side by side. What came and went cannot be told apart once it is too late."""
+    """Return a table of measured and predicted bytes. The measured temporary tensors are one row: they are gone now."""
     fixed = {"parameters": held.parameters, "gradients": held.gradients, "optimizer_state": held.optimizer_state}
     rows: list[tuple[str, int | None, int | None]]
     rows = [(part.replace("_", " "), size, now[part] if now else None) for part, size in fixed.items()]
-    rows.append(("all else", held.rest, sum(now.values()) - sum(now[part] for part in fixed) if now else None))
+    rows.append(("the rest", held.rest, sum(now.values()) - sum(now[part] for part in fixed) if now else None))
     rows += [(f"  {part}", None, now[part]) for part in ("activations", "logits") if now]
-    rows.append(("together", held.peak, sum(now.values()) if now else None))
+    rows.append(("total", held.peak, sum(now.values()) if now else None))
     head = f"  {'':<18}{'held':>12}{'' if now is None else 'predicted':>14}".rstrip()
     return [head, *(f"  {name:<18}{_shown(own):>12}{_shown(then):>14}".rstrip() for name, own, then in rows)]
 
 
 def _words(changes: Changes) -> str:
-    """Return changes as overrides of the command line."""
+    """Return the changes as overrides for the command line."""
     return " ".join(f"{key}={str(value).lower() if value is True else value}" for key, value in changes.items())
 
 

@@ -1,4 +1,4 @@
-"""The parameters of a model, counted by the part of the model that they are in."""
+"""Counts a model's parameters by the part of the model that they belong to."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _PARTS_BY_WORD = (
     ("attention", ("attn", "attention")),
     ("feed_forward", ("feed_forward", "mlp", "ffn", "experts", "moe", "fc1", "fc2")),
 )
-"""Words in the names of layers, in the decoder and in the families of transformers. The first fit wins."""
+"""Words in the names of layers, in our decoder and in the models of transformers. The first match counts."""
 _HEADS = ("output", "lm_head", "embed_out")
 
 
 def parameters_by_part(model: nn.Module) -> dict[str, int]:
-    """Return the numbers of parameters by part of the model; tied ones count once, as embedding."""
+    """Return the number of parameters of each part; tied weights count once, as embedding."""
     counts = {"embedding": 0, "attention": 0, "feed_forward": 0, "norms": 0, "head": 0, "adapters": 0, "other": 0}
     for name, parameter in model.named_parameters():
         counts[_part_of(name)] += parameter.numel()

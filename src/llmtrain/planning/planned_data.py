@@ -1,6 +1,6 @@
 """The training data of a plan: sequences an epoch and tokens, as far as they are known before the run.
 
-Data are read where that costs little: token shards always, rows where they are few.
+Data are read if that is quick: token shards always, rows if they are few.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from llmtrain.storage.address import is_remote
 
 MANY_BYTES = 64_000_000
 MANY_ROWS = 200_000
-"""Rows from here on are not counted: to tokenize them takes longer than whoever plans wants to wait."""
+"""Rows are not counted if there are this many, since tokenizing them would take too long for a plan."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedData:
-    """Facts about the training data that memory and time depend on."""
+    """Facts about the training data on which memory and time depend. None: not known."""
 
     items_per_epoch: int | None = None
     tokens_per_item: float
-    """The average, without padding; the longest possible where it is not known."""
-    documents_apart: bool
-    """A sequence holds several documents, which do not see each other."""
+    """The average, without padding; data.seq_len if it is not known."""
+    mask_documents: bool
+    """True if a sequence holds several documents, which do not attend to each other."""
     vocab_size: int | None = None
-    """Vocabulary size of the tokenizer; None if it is not known."""
+    """Vocabulary size of the tokenizer."""
     supervised_share: float | None = None
-    """The share of the rows' tokens that is supervised; None where data are not rows."""
+    """Share of the rows' tokens that is supervised; None if the data are not rows."""
     training: TrainingSet | None = None
-    """The data themselves; None where they were not read."""
+    """The data; None if they were not read."""
 
 
 def planned_data(config: Config, assumed: list[str]) -> PlannedData:
-    """Return what is known of the data of `config`, and add to `assumed` what is not."""
+    """Return the known facts about the data of `config`, and add a line to `assumed` for each one that is not known."""
     data = config.data
     if isinstance(data, ChatConfig):
         return _planned_rows(config, data, assumed)
@@ -66,20 +66,20 @@ def planned_data(config: Config, assumed: list[str]) -> PlannedData:
     return PlannedData(
         items_per_epoch=found.items_per_epoch,
         tokens_per_item=data.seq_len,
-        documents_apart=_documents_apart(config),
+        mask_documents=_mask_documents(config),
         vocab_size=found.facts.vocab_size,
         training=found,
     )
 
 
 def unread_data(config: Config, *, vocab_size: int | None = None) -> PlannedData:
-    """Return what is known without reading anything, as if every sequence were full."""
+    """Return the facts that are known without reading the data, as if every sequence were full."""
     return PlannedData(
-        tokens_per_item=config.data.seq_len, documents_apart=_documents_apart(config), vocab_size=vocab_size
+        tokens_per_item=config.data.seq_len, mask_documents=_mask_documents(config), vocab_size=vocab_size
     )
 
 
-def _documents_apart(config: Config) -> bool:
+def _mask_documents(config: Config) -> bool:
     data = config.data
     if isinstance(data, SyntheticConfig | OwnDataConfig):
         return False
@@ -90,7 +90,7 @@ def _planned_rows(config: Config, data: ChatConfig, assumed: list[str]) -> Plann
     rows, why_not = _open_rows(config, data)
     if rows is None:
         assumed.append(
-            f"{why_not}, so rows and tokens are not counted: every row as if it had {counted(data.seq_len, 'token')}"
+            f"{why_not}, so rows and tokens are not counted: every row counts as {counted(data.seq_len, 'token')}"
         )
         return unread_data(config)
     assert isinstance(rows.items, RowItems)
@@ -98,7 +98,7 @@ def _planned_rows(config: Config, data: ChatConfig, assumed: list[str]) -> Plann
     return PlannedData(
         items_per_epoch=rows.items_per_epoch,
         tokens_per_item=rows.facts.num_tokens / rows.items_per_epoch,
-        documents_apart=_documents_apart(config),
+        mask_documents=_mask_documents(config),
         vocab_size=rows.facts.vocab_size,
         training=rows,
         supervised_share=supervised / rows.facts.num_tokens,
@@ -106,7 +106,7 @@ def _planned_rows(config: Config, data: ChatConfig, assumed: list[str]) -> Plann
 
 
 def _open_rows(config: Config, data: ChatConfig) -> tuple[TrainingSet | None, str]:
-    """Return the rows, tokenized as `train` would do it, or why they are not counted. Raises for faulty rows."""
+    """Return the rows, tokenized as by `train`, or None and why they are not counted. Raises for faulty rows."""
     from llmtrain.data.chat.open_rows import open_rows
     from llmtrain.data.chat.parts import find_parts
     from llmtrain.data.chat.tokenizer import tokenizer_folder_of
@@ -133,7 +133,7 @@ def _open_rows(config: Config, data: ChatConfig) -> tuple[TrainingSet | None, st
 
 
 def _offline(config: Config) -> Config:
-    """Return the same config, for which no tokenizer is fetched."""
+    """Return the config with a model of transformers that is never fetched."""
     if not isinstance(config.model, HuggingFaceConfig):
         return config
     return config.model_copy(update={"model": config.model.model_copy(update={"local_files_only": True})})

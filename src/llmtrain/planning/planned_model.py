@@ -1,6 +1,6 @@
 """The model of a plan, without weights: a decoder from the config, a model of transformers from its config.json.
 
-That file is fetched from the Hub if need be. A model of the user's own is made by its class.
+That file is fetched from the Hub if necessary. A model of the user's own is built by its class.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ class PlannedModel:
     """A model on the meta device."""
 
     trained: Decoder | HuggingFaceModel | OwnModel
-    """The model as it is trained; with 4-bit quantization one element holds two weights."""
+    """The model as it is trained. With 4-bit quantization, one element holds two weights."""
     module: Decoder | HuggingFaceModel | OwnModel
-    """The same, with each weight an element of its own: its parameters can be counted."""
+    """The same model with one element for each weight, to count its parameters."""
     vocab_size: int
     num_blocks: int
     process_bytes: int
-    """Resident memory of a process that has imported what it needs, and computed nothing."""
+    """Resident memory of a process that has imported everything and computed nothing."""
 
 
 def planned_model(config: Config, data: PlannedData, *, precision: str, assumed: list[str]) -> PlannedModel:
-    """Build the model of `config` without weights. `precision` is the resolved one of the trainer.
+    """Build the model of `config` without weights. `precision` is the resolved trainer.precision.
 
-    Raises ConfigError if its architecture is not known or cannot be had, a LoRA target matches nothing, or the model is
-    made for shorter sequences.
+    Raises ConfigError if its architecture is unknown or cannot be fetched, if a LoRA target matches nothing, or if the
+    model takes only shorter sequences.
     """
     if isinstance(config.model, HuggingFaceConfig):
         return _planned_huggingface(config.model, seq_len=config.data.seq_len, precision=precision, assumed=assumed)
@@ -109,7 +109,7 @@ def _planned_own(config: OwnModelConfig, vocab_size: int) -> PlannedModel:
     try:
         with torch.device("meta"):
             model = build_own_model(config, vocab_size)
-    except ConfigError:  # the class may compute with its weights; what is wrong otherwise is wrong again
+    except ConfigError:  # the class may compute with its weights; any other error is raised again here
         model = build_own_model(config, vocab_size)
     return PlannedModel(
         trained=model,
@@ -131,11 +131,11 @@ def _vocab_size(config: Config, data: PlannedData, assumed: list[str]) -> int:
         )
     if tokenizer is not None and tokenizer.kind == "bpe":
         size = tokenizer.vocab_size or DEFAULT_VOCAB_SIZE
-        assumed.append(f"a vocabulary of {size:,}: as many as the tokenizer is asked to have")
+        assumed.append(f"a vocabulary of {size:,}, the size that is configured for the tokenizer")
         return size
     if tokenizer is not None and tokenizer.path is not None and Path(tokenizer.path).expanduser().is_dir():
         return load_tokenizer(Path(tokenizer.path).expanduser()).vocab_size
     assumed.append(
-        f"a vocabulary of {ASSUMED_VOCAB_SIZE:,}, since the tokenizer is not here: model.vocab_size=N says it"
+        f"a vocabulary of {ASSUMED_VOCAB_SIZE:,}, since the tokenizer is not here: if you know it, set model.vocab_size"
     )
     return ASSUMED_VOCAB_SIZE

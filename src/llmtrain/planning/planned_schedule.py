@@ -1,4 +1,4 @@
-"""The number of steps of a plan, and the tokens and epochs that they come to."""
+"""The number of steps of a plan, and how many tokens and epochs these are."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from llmtrain.training.state import RunState
 from llmtrain.training.time_limit import with_steps
 
 ENDLESS = 2**62
-"""Sequences of an epoch whose number is not known."""
+"""Number of sequences in an epoch if it is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedSchedule:
-    """A schedule, and how long it is; None where that is not known."""
+    """A schedule and its length. None: not known."""
 
     schedule: Schedule
     steps: int | None
@@ -33,7 +33,7 @@ class PlannedSchedule:
 def planned_schedule(
     config: Config, data: PlannedData, *, data_parallel_size: int, tokens_per_sec: float | None, assumed: list[str]
 ) -> PlannedSchedule:
-    """Return the schedule of `config` on so many data-parallel ranks; add to `assumed` what is not known."""
+    """Return the schedule of `config` on `data_parallel_size` ranks; add a line to `assumed` for what is not known."""
     scheduled = partial(_schedule, config, data_parallel_size=data_parallel_size, tokens_per_sec=tokens_per_sec)
     schedule, training = scheduled(data, assumed=assumed), data.training
     if training is not None and training.mixture is not None and not training.mixture.is_settled:
@@ -67,7 +67,7 @@ def _schedule(
     if fit >= schedule.total_steps:
         return schedule
     assumed.append(
-        "steps: what trainer.max_minutes leaves at this speed, without set-up and evaluations; `train` measures it"
+        "steps: as many as trainer.max_minutes allows at this speed, less set-up and evaluations; `train` measures it"
     )
     limited = config.model_copy(update={"trainer": with_steps(config.trainer, fit)})
     return _without_time_limit(limited, data, data_parallel_size=data_parallel_size)

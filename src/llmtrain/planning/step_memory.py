@@ -1,10 +1,10 @@
-"""The memory that a training step holds, measured before there is one: the step is run on tensors without storage.
+"""Measures the memory that a training step would hold, by running the step on tensors without storage.
 
     model + optimizer under FakeTensorMode ─ every new storage is recorded until it is freed ─▶ the peak
 
-So every variant of a model and of the optimizer counts itself, and there is no formula to keep up with them. Token ids
-and what is made of them alone have values, since which tokens are supervised decides what is computed. Compiled parts
-are in `fused_graph`; what a process holds besides a step's tensors is in `memory`.
+So no formula has to be kept up to date for each variant of the model and the optimizer. Token ids, and tensors that are
+computed from them only, have values, since the supervised tokens decide what is computed. Compiled parts are in
+`fused_graph`; what a process holds besides a step's tensors is in `memory`.
 """
 
 from __future__ import annotations
@@ -39,45 +39,45 @@ if TYPE_CHECKING:
 
 PARTS = ("parameters", "gradients", "optimizer_state", "activations", "logits", "optimizer_temporary")
 TRANSIENT = frozenset({"activations", "logits", "optimizer_temporary"})
-"""The parts that a step makes and frees again."""
+"""Parts that a step allocates and frees again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """Sizes of a step on one rank that its memory depends on."""
+    """Properties of a step on one rank on which its memory depends."""
 
     optimizer: OptimizerConfig
     micro_batch_size: int
     seq_len: int
     num_micro_batches: int = 1
-    documents: bool = False
-    """A row of a batch holds several documents, which do not see each other."""
+    mask_documents: bool = False
+    """True if a row of a batch holds several documents, which do not attend to each other."""
     activation_checkpointing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepMemory:
-    """Bytes that one rank holds at the peak of a step, by what they hold."""
+    """Bytes that one rank holds at the peak of a step, by part."""
 
     parts: Mapping[str, int]
     persistent: int
-    """Trained parameters and optimizer state, which a snapshot for a checkpoint copies."""
+    """Bytes of the trained parameters and the optimizer state, which a snapshot for a checkpoint copies."""
 
     @property
     def total(self) -> int:
-        """All tensors together."""
+        """Bytes of all tensors."""
         return sum(self.parts.values())
 
     @property
     def transient(self) -> int:
-        """Tensors that a step makes and frees again."""
+        """Bytes of the tensors that a step allocates and frees again."""
         return sum(size for part, size in self.parts.items() if part in TRANSIENT)
 
 
 def step_memory(model: Trainable, step: Step, resolved: Resolved) -> StepMemory:
-    """Run a step that is not the first one, and so has optimizer state, and return what it holds at its peak.
+    """Run the second step, which begins with optimizer state, and return the memory at its peak.
 
-    `model` may be on any device, also on the meta device, and is left as it is.
+    `model` may be on any device, including the meta device, and is not changed.
     """
     batch = _batch(step)
     ledger = _Ledger(model.vocab_size)
@@ -103,7 +103,7 @@ def step_memory(model: Trainable, step: Step, resolved: Resolved) -> StepMemory:
         for tensor in optimizer.state_tensors().values():
             ledger.move(tensor, "optimizer_state")
         optimizer.zero_grad()
-        if step.num_micro_batches > 1:  # the last one meets the gradients of those before
+        if step.num_micro_batches > 1:  # the last one begins with the gradients of those before
             _fill_gradients(optimizer, ledger)
         ledger.peak = 0
         _run_step(model, optimizer, batch, precision=resolved.precision, ledger=ledger)
@@ -134,20 +134,20 @@ def _fill_gradients(optimizer: NamedOptimizer, ledger: _Ledger) -> None:
 
 
 def _batch(step: Step) -> Batch:
-    """Return a micro-batch in which every token is supervised; where rows hold documents, each holds two."""
+    """Return a micro-batch in which every token is supervised; with `mask_documents`, each row holds two documents."""
     ids = torch.zeros(step.micro_batch_size, step.seq_len, dtype=torch.int64)
     batch = Batch(input_ids=ids, labels=torch.zeros_like(ids))
-    if step.documents:
+    if step.mask_documents:
         halves = torch.arange(step.seq_len) * 2 // step.seq_len
         batch["document_ids"] = halves.int().repeat(step.micro_batch_size, 1)
     return batch
 
 
 def _without_storage(model: Trainable, *, in_bfloat16: bool) -> Trainable:
-    """Copy a model, with tensors of FakeTensorMode on a CPU in place of its own; tied ones stay tied."""
+    """Return a copy of a model with fake tensors on the CPU; tied weights stay tied."""
     made: dict[int, Any] = {}
     for module in model.modules():
-        # The last are tables that are not even buffers.
+        # The module's own variables may be tables, which are neither parameters nor buffers.
         for tensor in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
             if not isinstance(tensor, Tensor) or id(tensor) in made:
                 continue
@@ -161,7 +161,7 @@ def _without_storage(model: Trainable, *, in_bfloat16: bool) -> Trainable:
 
 
 class _Ledger(TorchDispatchMode):
-    """Records every storage that an operation makes, under the part that is being computed, until it is freed."""
+    """Records every storage that an operation allocates, under the current part, until it is freed."""
 
     def __init__(self, vocab_size: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -175,7 +175,7 @@ class _Ledger(TorchDispatchMode):
 
     @classmethod
     def is_infra_mode(cls) -> bool:
-        """Dynamo gives up on a frame under any other mode."""
+        """True, since Dynamo does not compile a frame under other modes."""
         return True
 
     def __torch_dispatch__(
@@ -191,7 +191,7 @@ class _Ledger(TorchDispatchMode):
         return out
 
     def mute(self, muted: bool) -> None:
-        """Leave out what is computed from now on, or record it again."""
+        """Stop recording new storages (`muted`), or record them again."""
         self._muted = muted
 
     def move(self, tensor: Tensor | None, part: str) -> None:
@@ -229,7 +229,7 @@ class _Ledger(TorchDispatchMode):
 
 
 def _grouped_product(left: Tensor, right: Tensor, offs: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
-    """Return what products of the groups of a mixture's tokens have as shape; torch's rule knows bfloat16 alone."""
+    """Return a tensor with the shape of a mixture's grouped product. torch's own rule only knows bfloat16."""
     groups = [] if (left.ndim == 2) != (right.ndim == 2) else [left.shape[0] if left.ndim == 3 else _length(offs)]
     return left.new_empty([*groups, left.shape[-2], right.shape[-1]])
 
@@ -240,7 +240,7 @@ def _length(offs: Tensor | None) -> int:
 
 
 def _has_values(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Return whether an operation is on token ids and the like alone, which have values here."""
+    """Return whether an operation only uses tensors with values: token ids, and what is computed from them."""
     tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
     if tensors:
         return not any(isinstance(tensor, FakeTensor) or tensor.is_floating_point() for tensor in tensors)

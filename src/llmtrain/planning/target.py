@@ -1,4 +1,4 @@
-"""The device that a run is planned for: one of this machine or one of the table of GPUs, with every `auto` decided."""
+"""The device that a run is planned for: this machine's or one of the table of GPUs, with every `auto` resolved."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ MFU_OF_GPU = 0.40
 MFU_OF_GPU_EAGER = 0.25
 SHARE_OF_CPU = 0.75
 SHARE_OF_CPU_EAGER = 0.45
-"""The share of the peak (a CPU: of the measured matrix products) that a step is assumed to reach."""
+"""Share of the peak FLOP/s (on a CPU: of measured matrix products) that a step is assumed to reach."""
 GEMM_SEC = 1.0
 GEMM_SIZE = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """The device that the run is planned for, with every `auto` decided for it."""
+    """The device that a run is planned for, with every `auto` resolved for it."""
 
     name: str
     on_gpu: bool
@@ -33,21 +33,21 @@ class Target:
     compiled: bool
     memory_bytes: int
     flops: float | None
-    """Per second: a GPU's peak, or what this CPU's matrix products were measured to reach."""
+    """FLOP/s: a GPU's peak, or the measured speed of matrix products on this CPU; None if it is not known."""
 
     @property
     def utilisation(self) -> float:
-        """The share of `flops` that a step is assumed to reach."""
+        """Share of `flops` that a step is assumed to reach."""
         if self.on_gpu:
             return MFU_OF_GPU if self.compiled else MFU_OF_GPU_EAGER
         return SHARE_OF_CPU if self.compiled else SHARE_OF_CPU_EAGER
 
     def tokens_per_sec(self, flops_per_token: int, *, world_size: int) -> float | None:
-        """Return the predicted speed of `world_size` such devices together; None if the device's is not known."""
+        """Return the predicted speed of `world_size` such devices together; None if `flops` is not known."""
         return None if self.flops is None else self.flops * self.utilisation * world_size / flops_per_token
 
     def bytes_of_each(self, world_size: int) -> int:
-        """Return the memory of each of `world_size` processes: a GPU of its own, or a share of this machine's."""
+        """Return the memory of each of `world_size` processes: that of a GPU, or a share of this machine's."""
         return self.memory_bytes if self.on_gpu else self.memory_bytes // world_size
 
     def resolved(self, *, strategy: str) -> Resolved:
@@ -57,21 +57,21 @@ class Target:
 
 
 def find_target(config: Config, device: str, assumed: list[str]) -> Target:
-    """Return the device of this name: one of GPU_OPTIONS, cpu, or this (the machine's own, as `train` would take it).
+    """Return the device of this name: one of GPU_OPTIONS, cpu, or this (the device that `train` would use here).
 
-    Add to `assumed` what had to be assumed of it. Raise ConfigError if it is not known.
+    Add a line to `assumed` for each assumption. Raises ConfigError if the device is not known.
     """
     wanted = device.lower().removeprefix("nvidia ").replace(" ", "")
     if wanted in ("this", "cpu"):
         has_gpu = torch.cuda.is_available() and config.run.device != "cpu"
         if wanted == "this" and config.run.device.startswith("cuda") and not has_gpu:
             raise ConfigError(
-                f"run.device is {config.run.device}, and there is no such device here: name the one to plan for, such "
-                f"as --device h100 ({', '.join(GPU_OPTIONS)})"
+                f"run.device is {config.run.device}, but this machine has no such device: name the one to plan for, "
+                f"such as --device h100 ({', '.join(GPU_OPTIONS)})"
             )
         return _gpu_here(config, assumed) if has_gpu and wanted == "this" else _cpu_here(config, assumed)
     if wanted not in GPU_OPTIONS:
-        raise ConfigError(f"--device {device}: not known; it is this, cpu or one of {', '.join(GPU_OPTIONS)}")
+        raise ConfigError(f"--device {device} is not known: use this, cpu or one of {', '.join(GPU_OPTIONS)}")
     gpu = GPU_OPTIONS[wanted]
     return _gpu(config, gpu.full_name, memory_bytes=gpu.memory_gb * 10**9, assumed=assumed)
 
@@ -99,8 +99,8 @@ def _gpu(config: Config, name: str, *, memory_bytes: int, assumed: list[str]) ->
         assumed.append(f"no time: the peak of {name} in {precision} is not known")
     else:
         assumed.append(
-            f"time: {target.utilisation:.0%} of the {target.flops / 1e12:.0f} TFLOP/s that {name} has at best in "
-            f"{precision}; a small model or batch reaches less"
+            f"time: {target.utilisation:.0%} of the peak of {name} in {precision}, {target.flops / 1e12:.0f} TFLOP/s; "
+            "a small model or batch reaches less"
         )
     return target
 
@@ -128,14 +128,14 @@ def _cpu_here(config: Config, assumed: list[str]) -> Target:
 
 
 def precision_of_cpu() -> str:
-    """Return what trainer.precision=auto takes on this machine's processor."""
+    """Return the precision to which trainer.precision=auto resolves on this machine's CPU."""
     return "bf16-mixed" if computes_bf16("cpu") else "32"
 
 
 def products_per_second(precision: str) -> float:
-    """Measure the FLOP/s of square matrix products on the cores that this process may use: the best of a second.
+    """Return the highest FLOP/s that square matrix products reach within a second on the cores of this process.
 
-    The products are small ones where the processor emulates the dtype of `precision`.
+    The matrices are small if the CPU emulates the dtype of `precision`.
     """
     keep_to_usable_cores()
     dtype = {"32": torch.float32, "16-mixed": torch.float16}.get(precision, torch.bfloat16)

@@ -1,6 +1,6 @@
-"""The table of GPUs: what each computes at best (for MFU and `plan`), and how much memory it has (for `plan`).
+"""The table of GPUs: peak FLOP/s (for MFU and `plan`) and memory (for `plan`).
 
-torch is imported where it is needed only: work without it reads the table too.
+torch is imported only in functions, since commands that do without it read the table too.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GpuSpec:
-    """A GPU: dense matrix FLOP/s by data type, in units of 1e12; None where it does not have the type."""
+    """A GPU: peak of dense matrix products by data type, in TFLOP/s; None if it does not have the type."""
 
     pattern: str
-    """Matches the whole name that torch reports, less the brand."""
+    """Regular expression of the full name that torch reports, without the brand."""
     bf16: float | None
     fp16: float | None
     tf32: float | None
@@ -26,17 +26,17 @@ class GpuSpec:
     option: str | None = None
     """Its name for `plan --device`; None: `plan` does not offer it."""
     memory_gb: int = 0
-    """Only of those that `plan` offers."""
+    """0 if `plan` does not offer it."""
     name: str = ""
-    """One of the names that `pattern` matches, where these are several."""
+    """One of the names that `pattern` matches, if there are several."""
 
     @property
     def full_name(self) -> str:
-        """Its name as torch reports it, less the brand."""
+        """Name as torch reports it, without the brand."""
         return self.name or self.pattern
 
     def flops(self, precision: str) -> float | None:
-        """Return dense FLOP/s at a config's `precision`; None if this GPU does not have it."""
+        """Return the peak FLOP/s at a config's `precision`; None if this GPU does not have that data type."""
         import torch
 
         flops = {
@@ -49,8 +49,8 @@ class GpuSpec:
         return None if flops is None else flops * 1e12
 
 
-# Without sparsity; fp16 and bf16 with fp32 accumulation, which GeForce cards do at half rate. Parts of a GPU (MIG,
-# vGPU), laptop and regional versions have other peaks than the card whose name they begin with, and are not listed.
+# Without sparsity; fp16 and bf16 with fp32 accumulation, for which GeForce cards have half the rate. Parts of a GPU
+# (MIG, vGPU), laptop and regional versions have other peaks than the card whose name they begin with: not listed.
 GPUS: Final = (
     # NVIDIA's data sheets of GB200 NVL72 and HGX B200, divided by their GPUs; memory: Blackwell architecture brief
     GpuSpec(r"GB200", 2500, 2500, 1250, 80),
@@ -95,21 +95,21 @@ GPUS: Final = (
     GpuSpec(r"MI300X( VF)?", 1307.4, 1307.4, 653.7, 163.4, "mi300x", 192, "MI300X"),
 )
 GPU_OPTIONS: Final = {gpu.option: gpu for gpu in GPUS if gpu.option}
-"""The GPUs that `plan --device` offers, by their names for it."""
+"""GPUs that `plan --device` offers, by option."""
 _BRAND: Final = re.compile(r"^((NVIDIA|AMD|Tesla|GeForce|Instinct|Quadro) )+")
 
 
 def find_gpu(device_name: str) -> GpuSpec | None:
-    """Return the GPU that torch calls by this name; None if the table does not have it."""
+    """Return the GPU to which torch gives this name; None if the table does not have it."""
     name = _BRAND.sub("", device_name.strip())
     return next((gpu for gpu in GPUS if re.fullmatch(gpu.pattern, name)), None)
 
 
 def device_peak_flops(device: torch.device, *, precision: str) -> float | None:
-    """Return dense FLOP/s that `device` reaches at best in the config's `precision`; None if that is not known.
+    """Return the peak FLOP/s of `device` in the config's `precision`; None if it is not known.
 
-    A CPU's is not: it depends on the clock that its vector and matrix units hold under load, which no interface tells.
-    So a run on a CPU has no MFU, rather than one that nobody can compare.
+    It is not known for CPUs: it depends on the clock of their vector and matrix units under load, which no interface
+    reports. So a run on a CPU has no MFU.
     """
     import torch
 

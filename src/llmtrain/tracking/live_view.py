@@ -1,4 +1,4 @@
-"""Draws what a run does on a terminal: bars, and below the run's own bar its newest metrics.
+"""Draws a run's progress on a terminal: bars, and below the run's own bar its newest metrics.
 
     ⠼ training ━━━━━━━━━━━━━━━━━━━━━━━━━━━━╸━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━ 420/900  eta 4m12s
       loss   3.210  ▇█▆▅▅▄▃▃▂▂▂▁▂▁▁                lr      3.0e-03  grad 0.82
@@ -6,8 +6,8 @@
       val    3.100 at step 400, the best           saved   step 400, 12s ago
       note   waiting for data took 30 % of the time so far: raise data.num_workers (now 0)
 
-A narrow or low terminal gets the bar alone, with the metrics that fit beside it. So does the last drawing, which stays
-when the run is over. `progress` decides what is shown and when.
+A small terminal gets only the bar, with the metrics that fit beside it. So does the last drawing, which stays on the
+screen when the run has ended. `progress` decides what is shown and when.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from llmtrain.tracking.metric_names import describe, short_duration
 
 # A redraw takes about a millisecond from a training process that may own two cores.
 REDRAWS_PER_SEC: Final = 2
-# A terminal writes ^C at the cursor. At the end of a full line that would begin a new line and leave an old one behind.
+# A terminal echoes ^C at the cursor. After a full line that would wrap, and the next redraw would leave a line behind.
 _ROOM_FOR_ECHO = len("^C")
 _MIN_BAR_WIDTH = 6
 _MIN_COLUMNS_FOR_METRICS = 50
@@ -48,7 +48,7 @@ _MAX_LOSSES = 512
 
 
 class LatestMetrics:
-    """The newest metrics of a run as rows of label and text. Holds no terminal, so that anything can draw it."""
+    """Keeps the newest metrics of a run, and lays them out as rows of label and text. It needs no terminal."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -60,23 +60,23 @@ class LatestMetrics:
         self._last_warning = ""
 
     def update(self, metrics: Mapping[str, float]) -> None:
-        """Take newer values, under their full names."""
+        """Store newer values, by the metrics' full names."""
         self._values |= metrics
         if (loss := metrics.get(names.TRAIN_LOSS)) is not None:
             self._losses.append(loss)
 
     def evaluated(self, step: int, metrics: Mapping[str, float], *, best: bool) -> None:
-        """Take the metrics of an evaluation."""
+        """Store the metrics of an evaluation."""
         self._values |= metrics
         if names.VAL_LOSS in metrics:
             self._evaluated = (step, best)
 
     def saved(self, step: int) -> None:
-        """Note that a checkpoint is being written."""
+        """Record that a checkpoint is being written."""
         self._saved = (step, self._clock())
 
     def warned(self, message: str) -> None:
-        """Keep a warning that was logged, since its line scrolls away."""
+        """Keep a warning that was logged, since its log line scrolls away."""
         self._num_warnings += 1
         self._last_warning = " ".join(message.split())
 
@@ -85,7 +85,7 @@ class LatestMetrics:
         return describe(self._values, brief=True)
 
     def rows(self, *, spark_cells: int) -> list[tuple[str, str]]:
-        """Return label and text of what is known, the most interesting first."""
+        """Return label and text of the metrics that are known, the most important first."""
         known = self._values
         rows = []
         if names.TRAIN_LOSS in known:
@@ -117,15 +117,15 @@ class LatestMetrics:
     def lines(self, *, width: int, with_curve: bool = True) -> list[Text]:
         """Return the rows in two columns, or in one on a narrow terminal, and the note."""
         num_columns = 2 if width >= _MIN_COLUMNS_FOR_PAIRS else 1
-        room = width // num_columns
-        rows = self.rows(spark_cells=min(_MAX_SPARK_CELLS, room - _BESIDE_SPARK) if with_curve else 0)
+        column_width = width // num_columns
+        rows = self.rows(spark_cells=min(_MAX_SPARK_CELLS, column_width - _BESIDE_SPARK) if with_curve else 0)
         label_widths = [max((len(label) for label, _ in rows[at::num_columns]), default=0) for at in range(num_columns)]
         lines = []
-        for first in range(0, len(rows), num_columns):  # a rich.Table takes longer than all the rest
+        for first in range(0, len(rows), num_columns):  # a rich.Table would be slower than everything else here
             line = Text(no_wrap=True, overflow="ellipsis")
             for (label, text), label_width in zip(rows[first : first + num_columns], label_widths, strict=False):
                 cell = Text(text, end="")
-                cell.truncate(room - label_width - 4, overflow="ellipsis", pad=True)
+                cell.truncate(column_width - label_width - 4, overflow="ellipsis", pad=True)
                 line.append(f"  {label:<{label_width}}  ", style="dim").append_text(cell)
             lines.append(line)
         if note := self.note():
@@ -137,7 +137,7 @@ class LatestMetrics:
 
 
 def sparkline(values: Iterable[float], *, cells: int) -> str:
-    """Return `▇▅▃▂▁▁` for the finite values; a cell is the mean of its share of them, from ▁, the lowest, to █."""
+    """Return a curve of the finite values, `▇▅▃▂▁▁`. Each cell is the mean of some values, from ▁ (lowest) to █."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite or cells < 1:
         return ""
@@ -155,7 +155,7 @@ class LiveView:
     """Draws the run's bar with its metrics below, and one bar for each stage that is tracked."""
 
     def __init__(self, total_steps: int | None, *, start_step: int) -> None:
-        """`total_steps`: None for work without steps, which has no bar of its own."""
+        """Prepare the bars. `total_steps`: None for work without steps, which has no bar of its own."""
         self.latest = LatestMetrics()
         self._bars = RichProgress(
             SpinnerColumn(finished_text="✓", table_column=Column(no_wrap=True)),
@@ -206,12 +206,12 @@ class LiveView:
             self._bars.update(self._run, completed=step, count=f"{step}/{self._total_steps}", eta=eta)
 
     def set_stage(self, text: str) -> None:
-        """Show what the run does now."""
+        """Show the present stage of the run."""
         if self._run is not None:
             self._bars.update(self._run, description=text)
 
     def show_stage(self, stage: str, done: int, total: int, *, text: str = "") -> None:
-        """Show how far a stage is, on a bar of its own until all is done."""
+        """Show the progress of a stage on a bar of its own, which is removed when the stage is done."""
         if stage not in self._stages:
             self._stages[stage] = self._add(stage, total)
         self._bars.update(self._stages[stage], completed=done, total=total, metrics=text)
@@ -222,7 +222,7 @@ class LiveView:
         return self._bars.add_task(name, total=total, count="", metrics="", eta="")
 
     def _render(self) -> RenderableType:
-        """Return what is drawn. Rich's thread calls it twice a second."""
+        """Return the drawing. Rich's thread calls this twice a second."""
         if self._run is None:
             return self._bars.get_renderable()
         console = self._bars.console
@@ -234,7 +234,7 @@ class LiveView:
         return Constrain(Group(self._bars.get_renderable(), *below), width)
 
     def _fitting(self, width: int) -> str:
-        """Return the metrics for which the bar's line has room; on a narrow terminal the last ones are left out."""
+        """Return the metrics that fit into the bar's line; on a narrow terminal the last ones are left out."""
         task = self._bars.tasks[0]
         room = width - len(f"⠼ {task.description} {'━' * _MIN_BAR_WIDTH} {task.fields['count']}  {task.fields['eta']}")
         metrics = self.latest.brief()

@@ -1,11 +1,11 @@
 """Writes a run's log: lines on the terminal, JSON lines, and files under <run>/logs.
 
-All loggers are below the logger "llmtrain". A stage logs as `llmtrain.<stage>`, and its lines begin with that name:
+All loggers are below the logger "llmtrain". A stage logs as `llmtrain.<stage>`, and its lines show that name:
 
     12:01:33 INFO  [model] 14.2M parameters
 
-Loggers of other libraries are left alone. Secrets are redacted in every line, and control characters written out. On a
-terminal a line is wrapped between its words; a pipe and a file get one line for each record.
+Loggers of other libraries are not changed. In every line, secrets are redacted and control characters are escaped. On a
+terminal a line is wrapped between words; a pipe and a file get one line for each record.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _OWN_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "a
 
 
 def setup_logging(config: LoggingConfig, *, run_folder: Path | None, rank: int) -> None:
-    """Set up the logger "llmtrain" as `config` says; a second call replaces the outputs of the first.
+    """Set up the logger "llmtrain" by `config`. A second call replaces the outputs of the first.
 
-    Rank 0 writes to stderr and, once there is a run folder, to <run>/logs/<file_name>; the others only to
+    Rank 0 writes to stderr and, once there is a run folder, to <run>/logs/<file_name>; other ranks write only to
     <run>/logs/rank_<rank>.log. Files are appended to. Raises ConfigError if a file cannot be opened.
     """
     handlers: list[logging.Handler] = [ConsoleHandler(as_json=config.json_output, rank=rank)] if rank == 0 else []
@@ -47,7 +47,7 @@ def setup_logging(config: LoggingConfig, *, run_folder: Path | None, rank: int) 
     for handler in handlers or [logging.NullHandler()]:
         logger.addHandler(handler)
     logger.setLevel(config.level)
-    # A library that calls `logging.warning(…)` puts a handler on the root logger: each line would appear twice.
+    # A library that calls `logging.warning(…)` adds a handler to the root logger: each line would appear twice.
     logger.propagate = False
 
 
@@ -62,8 +62,8 @@ def reset_logging() -> None:
     terminal.set_lines_only(False)
 
 
-def note_reason(error: Exception) -> None:
-    """Write why a run ends to its log files. The terminal, if it still is there, gets it from the command."""
+def log_end_reason(error: Exception) -> None:
+    """Write the error that ends a run to its log files only, since the command shows it on the terminal."""
     level = logging.WARNING if isinstance(error, Preempted) else logging.ERROR
     trace = None if isinstance(error, ConfigError | RunError) else error
     extra = {"in_files_alone": True}
@@ -71,7 +71,7 @@ def note_reason(error: Exception) -> None:
 
 
 class ConsoleHandler(logging.Handler):
-    """Lines on the shared console, above a live bar where there is one."""
+    """Prints log lines on the shared console, above a live bar if there is one."""
 
     def __init__(self, *, as_json: bool, rank: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class ConsoleHandler(logging.Handler):
         self.setFormatter(_JsonFormatter(rank=rank) if as_json else _TextFormatter(time_format="%H:%M:%S", utc=False))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print the record, unless it repeats what a live bar shows. A warning also stays below the bar."""
+        """Print the record, unless a live bar shows its content. A warning is also shown below the bar."""
         if getattr(record, "in_files_alone", False) or (
             terminal.bar_is_live() and getattr(record, "shown_by_bar", False)
         ):
@@ -96,12 +96,12 @@ class ConsoleHandler(logging.Handler):
                 text.stylize("dim", 0, len("12:01:33"))
             console.print(text, soft_wrap=True)
         except Exception:
-            # What `logging` asks of a handler: a closed pipe or a bad format string stops nothing.
+            # `logging` requires this of a handler: a closed pipe or a bad format string must not end the program.
             self.handleError(record)
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that stops, with one line on the terminal, when it cannot be written any more (a full disk)."""
+    """A log file that is dropped, with one line on the terminal, if it cannot be written any more (a full disk)."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         logger = logging.getLogger(ROOT_LOGGER)
@@ -116,7 +116,8 @@ def _open_file(path: Path, *, as_json: bool, rank: int) -> logging.Handler:
         handler = _LogFile(path, encoding="utf-8")
     except OSError as error:
         message = (
-            f"cannot write the log file {path}: {error.strerror}; free the folder or set logging.log_to_file=false"
+            f"cannot write the log file {path}: {error.strerror}: make the folder writable, or set "
+            "logging.log_to_file=false"
         )
         raise ConfigError(message) from None
     handler.setFormatter(
@@ -158,7 +159,7 @@ class _JsonFormatter(logging.Formatter):
 
 
 def _stage(record: logging.LogRecord) -> str:
-    """Return the last part of the logger's name: model for llmtrain.model."""
+    """Return the last part of the logger's name: `model` for llmtrain.model."""
     return record.name.rpartition(".")[2]
 
 

@@ -1,4 +1,4 @@
-"""Samples the machine while a run trains: processor, memory, disk, network and GPU, in a thread.
+"""Samples the machine while a run trains, in a thread: CPU, memory, disk, network and GPU.
 
     thread ─ every two seconds ─▶ sample ─▶ running means ─▶ take(), at the steps whose metrics are logged
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("llmtrain.device")
 
 CPU_PERCENT: Final = "system/cpu_percent"
-"""Use of all processors of the machine."""
+"""Use of all cores of the machine."""
 PROCESS_CPU_PERCENT: Final = "system/process_cpu_percent"
-"""Use in percent of one core, so it may exceed 100; without data workers."""
+"""Use by this process, without data workers, in percent of one core, so it may exceed 100."""
 MEMORY_PERCENT: Final = "system/memory_percent"
 """Share of the machine's memory that is not available."""
 RSS_GB: Final = "system/rss_gb"
@@ -42,7 +42,7 @@ NET_SENT: Final = "system/net_sent_mb_per_sec"
 GPU_PERCENT: Final = "system/gpu_percent"
 """Share of the time in which a kernel ran."""
 GPU_MEMORY_GB: Final = "system/gpu_memory_gb"
-"""Memory of the GPU that is in use, by any process."""
+"""Memory of the GPU that any process uses."""
 GPU_POWER_WATTS: Final = "system/gpu_power_watts"
 GPU_TEMPERATURE_CELSIUS: Final = "system/gpu_temperature_celsius"
 
@@ -63,13 +63,13 @@ SYSTEM_NAMES: Final = (
     GPU_TEMPERATURE_CELSIUS,
 )
 MAX_RANKS_NAMED: Final = 16
-"""Up to this number of ranks each has a metric of its own; of more only the mean and the extremes are kept."""
+"""Up to this number of ranks, each rank has metrics of its own; with more there are only mean, min and max."""
 
 
 class MachineMonitor:
-    """Samples in the background during the block of `with`; counters that cannot be read are left out.
+    """Context manager that samples the machine in the background. Counters that cannot be read are left out.
 
-    `run`: a folder on the disk whose free space is measured. `interval_sec`: 0 samples nothing.
+    `run`: a folder on the disk whose free space is measured. `interval_sec`: 0 turns sampling off.
     """
 
     def __init__(self, *, run: Path, device: torch.device, interval_sec: float) -> None:
@@ -91,13 +91,13 @@ class MachineMonitor:
             self._thread.join(5)
 
     def take(self) -> dict[str, float]:
-        """Return the means over the samples since the last call, by name; {} without a sample."""
+        """Return the means over the samples since the last call, by metric name; {} without a sample."""
         with self._lock:
             means, self._means = self._means, {}
         return {name: mean.total / mean.count for name, mean in means.items()}
 
     def sample_now(self) -> None:
-        """Take one sample, as the thread does. Rates begin with the second sample."""
+        """Take one sample, as the thread does. Rates are included from the second sample on."""
         assert self._sample is not None
         sample = self._sample()
         with self._lock:
@@ -139,7 +139,7 @@ class _Sampler:
         self.begin()
 
     def begin(self) -> None:
-        """Measure from here on in this thread: psutil's first call in each thread returns 0."""
+        """Start the measurement of CPU use in this thread, since psutil's first call in each thread returns 0."""
         self._psutil.cpu_percent(None)
         self._process.cpu_percent(None)
 
@@ -184,7 +184,7 @@ def _open_gpu(device: torch.device) -> Callable[[], dict[str, float]] | None:
 
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-    except Exception as error:  # no driver's library, no NVIDIA, a part of a GPU: all of which train as well
+    except Exception as error:  # no driver library, not an NVIDIA GPU, a part of a GPU: training needs none of this
         log.debug("the GPU is not sampled (%s: %s)", type(error).__name__, error)
         return None
     readings: dict[str, Callable[[], Any]] = {
@@ -211,10 +211,10 @@ def metrics_of_all_ranks(
     world_size: int,
     sum_floats: Callable[[Sequence[float]], list[float]],
 ) -> dict[str, float]:
-    """Return the metrics of all ranks: under a metric's name the mean over the ranks, or the highest of a peak.
+    """Return each metric as the mean over the ranks (peak memory: the highest).
 
-    With several ranks also `<name>/rank_<r>` for each, or from 17 on `<name>/min` and `<name>/max`. Every rank calls
-    this at the same steps, since `sum_floats` adds vectors over the ranks.
+    With several ranks there is also `<name>/rank_<r>` for each rank or, with over MAX_RANKS_NAMED ranks, `<name>/min`
+    and `<name>/max`. It is a collective: `sum_floats` adds vectors over the ranks.
     """
     if world_size == 1:
         return dict(own)

@@ -1,4 +1,4 @@
-"""The names of the tracked metrics, the same for every sink, and how they are written for people."""
+"""Names of the tracked metrics, which are the same for every sink, and short texts of their values."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ TRAIN_EPOCH: Final = "train/epoch"
 TRAIN_GRAD_NORM: Final = "train/grad_norm"
 """Global norm before clipping."""
 TRAIN_TOKENS_PER_SEC: Final = "train/tokens_per_sec"
-"""Supervised or not, over all ranks, without padding."""
+"""All tokens of all ranks, supervised or not, without padding."""
 TRAIN_STEP_TIME_SEC: Final = "train/step_time_sec"
 TRAIN_TOKENS_TOTAL: Final = "train/tokens_total"
 TRAIN_MFU: Final = "train/mfu"
-"""Model FLOPs utilisation, from 0 to 1; absent where the device's peak is not known."""
+"""Model FLOPs utilisation, from 0 to 1; missing if the device's peak is not known."""
 TRAIN_SKIPPED_STEPS: Final = "train/skipped_steps"
-"""Steps without an update since the run's start, since the loss or a gradient was not finite; absent while 0."""
+"""Number of steps so far without an update because the loss or a gradient was not finite; missing while it is 0."""
 TRAIN_LOSS_SCALE: Final = "train/loss_scale"
-"""Scale of the loss with 16-mixed."""
+"""Factor on the loss with 16-mixed."""
 VAL_LOSS: Final = "val/loss"
 """Nats per token."""
 VAL_PERPLEXITY: Final = "val/perplexity"
 VAL_BITS_PER_BYTE: Final = "val/bits_per_byte"
 ANSWERS: Final = "eval/"
-"""Prefix of the metrics of answers: eval/rougeL."""
+"""Prefix of the metrics that score answers: eval/rougeL."""
 PERF_DATA_WAIT: Final = "perf/data_wait"
 """Share of the wall time since the last metrics that was spent waiting for batches, from 0 to 1."""
 PERF_CHECKPOINT_STALL: Final = "perf/checkpoint_stall"
@@ -56,9 +56,9 @@ METRIC_NAMES: Final = (
     PERF_COMPILE_SEC,
     PERF_GOODPUT,
 )
-"""The loop's metrics; those of the machine, system/…, are in `machine_monitor`."""
+"""Metrics of the training loop. Those of the machine (system/…) are in `machine_monitor`."""
 
-# Name, format, whether it stands beside the bar too.
+# Name, format, whether it is also shown beside the bar.
 _DESCRIPTIONS: Final = (
     (TRAIN_LOSS, "loss {:.3f}", True),
     (VAL_LOSS, "val {:.3f}", True),
@@ -72,9 +72,10 @@ _DESCRIPTIONS: Final = (
 
 
 def describe(metrics: Mapping[str, float], *, brief: bool = False) -> str:
-    """Return `loss 3.210  lr 3.0e-03  grad 0.82  6.1k tok/s  mfu 41%`, with those of these metrics that are there.
+    """Return `loss 3.210  lr 3.0e-03  grad 0.82  6.1k tok/s  mfu 41%`, with those metrics that are in `metrics`.
 
-    `brief` leaves out metrics for which a bar has no room: learning rate, gradient norm, eval/, and val/ but the loss.
+    `brief` leaves out metrics for which a bar has no room: learning rate, gradient norm, eval/, and all of val/ except
+    the loss.
     """
     parts = [
         write.format(short_count(metrics[name]) if name == TRAIN_TOKENS_PER_SEC else metrics[name])

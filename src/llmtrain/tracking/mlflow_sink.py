@@ -1,7 +1,7 @@
-"""MLflow: parameters, metrics, the resolved config and, when asked for, the best model as an artifact.
+"""Sends parameters, metrics, the resolved config and, if configured, the best model to MLflow.
 
 The client is used without MLflow's global run, so that nothing else of this process (its command line, its code) is
-recorded. The run's id lies in <run>/tracking/mlflow.json, and a resumed run continues it.
+recorded. MLflow's run id is in <run>/tracking/mlflow.json, so that a resumed run continues the same MLflow run.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _FLUSH_INTERVAL_SEC = 2.0
 _MAX_PENDING = 500
 _STATUS = {"finished": "FINISHED", "preempted": "KILLED", "failed": "FAILED"}
 _PASSING_ERRORS = frozenset({"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "IO_ERROR"})
-"""Error codes of MLflow after which another try may succeed; no answer of a server counts as INTERNAL_ERROR."""
+"""Error codes of MLflow after which another try may succeed. MLflow reports a missing answer as INTERNAL_ERROR."""
 _PRESETS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # we try again ourselves, and say so
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the sink's thread tries again, and logs that
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
@@ -63,7 +63,7 @@ class MlflowSink:
         wanted = config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or recorded_uri
         self._uri = absolute_uri(wanted or DEFAULT_URI)
         if self._uri.startswith("file:"):
-            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow would have people leave it
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow discourages it, and fails without this
         self._experiment = config.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT
         self._client: MlflowClient | None = None
         self._run_id: str | None = None
@@ -74,16 +74,16 @@ class MlflowSink:
 
     @property
     def num_waiting(self) -> int:
-        """Return the number of lines that were taken and not sent yet."""
+        """Number of lines that were accepted but not sent yet."""
         return len(self._pending)
 
     def start(self, run_info: Mapping[str, Any]) -> None:
-        """Make a run, or continue the run of a resumed one. Raises Unreachable, or an error of MLflow."""
+        """Create an MLflow run, or continue that of a resumed run. Raises Unreachable, or an error of MLflow."""
         from mlflow import MlflowClient
 
-        with _passing(self._uri):
+        with _unreachable_if_temporary(self._uri):
             self._client = client = MlflowClient(tracking_uri=self._uri)
-            if self._run_id is None:  # else a try before this one came so far
+            if self._run_id is None:  # else an earlier try, which failed later, has set it
                 self._run_id = self._recorded_run(client, run_info) or self._new_run(client, run_info)
             if self._is_new:
                 self._log_params(client, run_info["config"])
@@ -91,7 +91,7 @@ class MlflowSink:
         log.info("MLflow: run %s in experiment %s at %s", self._run_id, self._experiment, redact(self._uri))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take a line of metrics. Raises Unreachable, and does not take it, if the server does not answer."""
+        """Accept a line of metrics. If the server does not answer, raise Unreachable and do not accept the line."""
         self._pending.append((step, int(time.time() * 1000), metrics))
         if time.monotonic() - self._flushed < _FLUSH_INTERVAL_SEC and len(self._pending) < _MAX_PENDING:
             return
@@ -102,12 +102,12 @@ class MlflowSink:
             raise
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Send the remaining lines, the best model if it is wanted, and how the run ended."""
+        """Send the remaining lines, the best model if configured, and the state in which the run ended."""
         self._flush()
         assert self._client is not None
         assert self._run_id is not None
         state = str(summary.get("state", "failed"))
-        with _passing(self._uri):
+        with _unreachable_if_temporary(self._uri):
             model = self._folder / "model"
             if self._log_models and state == "finished" and model.is_dir():
                 log.info("MLflow: storing the best model")
@@ -115,7 +115,7 @@ class MlflowSink:
             self._client.set_terminated(self._run_id, _STATUS[state])
 
     def _recorded_run(self, client: MlflowClient, run_info: Mapping[str, Any]) -> str | None:
-        """Reopen the run that this one continues and return its id; None if there is none."""
+        """Reopen the MLflow run that this run continues, and return its id; None if there is none."""
         from mlflow.exceptions import MlflowException
 
         run_id: str | None = self._recorded.get("run_id")
@@ -130,15 +130,15 @@ class MlflowSink:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            log.warning("MLflow has no run %s any more: a new one goes on from here", run_id)
+            log.warning("MLflow has no run %s any more: a new one continues from here", run_id)
             return None
         return run_id
 
     def _new_run(self, client: MlflowClient, run_info: Mapping[str, Any]) -> str:
-        about = run_info["config"].get("run", {})
-        tags = {"llmtrain.run_id": run_info["run_id"], **{f"tag.{tag}": "true" for tag in about.get("tags") or []}}
-        if about.get("notes"):
-            tags["mlflow.note.content"] = about["notes"]
+        section = run_info["config"].get("run", {})
+        tags = {"llmtrain.run_id": run_info["run_id"], **{f"tag.{tag}": "true" for tag in section.get("tags") or []}}
+        if section.get("notes"):
+            tags["mlflow.note.content"] = section["notes"]
         name = self._run_name or run_info["run_id"]
         run_id = str(client.create_run(self._experiment_id(client), run_name=name, tags=tags).info.run_id)
         record_run(self._folder, "mlflow", {"tracking_uri": redact(self._uri), "run_id": run_id})
@@ -175,7 +175,7 @@ class MlflowSink:
             for step, time_ms, values in self._pending
             for name, value in values.items()
         ]
-        with _passing(self._uri):
+        with _unreachable_if_temporary(self._uri):
             for first in range(0, len(metrics), MAX_METRICS_A_CALL):
                 self._client.log_batch(self._run_id, metrics=metrics[first : first + MAX_METRICS_A_CALL])
         self._pending.clear()
@@ -183,7 +183,7 @@ class MlflowSink:
 
 
 def absolute_uri(uri: str) -> str:
-    """Return `uri` with an absolute path of its folder or database, so that a resume from another folder finds it."""
+    """Return `uri` with an absolute path to its folder or database, so that a resume from another folder finds it."""
     if uri.startswith("sqlite:///"):
         path = uri.removeprefix("sqlite:///")
         return uri if path.startswith(("/", ":")) else f"sqlite:///{Path(path).absolute()}"
@@ -193,8 +193,8 @@ def absolute_uri(uri: str) -> str:
 
 
 @contextmanager
-def _passing(uri: str) -> Iterator[None]:
-    """Raise Unreachable in place of an error after which another try may succeed."""
+def _unreachable_if_temporary(uri: str) -> Iterator[None]:
+    """Raise Unreachable instead of an MLflow error after which another try may succeed."""
     from mlflow.exceptions import MlflowException
 
     try:

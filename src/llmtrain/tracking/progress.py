@@ -1,9 +1,9 @@
-"""Shows how far a run is: a live view on a terminal (`live_view`), log lines elsewhere.
+"""Shows the progress of a run: a live view on a terminal (`live_view`), log lines elsewhere.
 
     12:01:33 INFO  [train] step 120/900  loss 3.210  lr 3.0e-03  grad 0.82  6.1k tok/s  mfu 41%  eta 4m12s
 
-Metrics are always logged, so they are in the run's log file. A terminal with the view repeats only those of validation.
-Both go to stderr. `metric_names` has the names of the metrics.
+Metrics are always logged, so they are in the run's log file. A terminal with the live view prints only the log lines
+with validation metrics. Both go to stderr.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _MAX_STEP_TIMES = 200
 
 
 class Progress:
-    """Shows the steps of a run and the progress of other stages (`track`); used as a context manager.
+    """Context manager that shows the steps of a run and the progress of other stages (`track`).
 
     `total_steps`: None for work without steps, such as preparing data. `start_step`: the steps before a resume.
-    `plain`: log lines instead of the view; None chooses by the terminal. `quiet`: neither, for ranks that show nothing.
+    `plain`: log lines instead of the view; None: depends on the terminal. `quiet`: show nothing, for ranks but rank 0.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Progress:
             self._view.stop()
 
     def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Show that `step` steps are done. `metrics`, under their full names, are shown and logged."""
+        """Show that `step` steps are done. `metrics`, by their full names, are shown and logged."""
         self._step_times.append((self._clock(), step))
         if self._quiet:
             return
@@ -72,7 +72,7 @@ class Progress:
             if self._view:
                 self._view.latest.update(metrics)
             line = "  ".join(filter(None, (f"step {step}/{self._total_steps}", describe(metrics), eta)))
-            is_rare = VAL_LOSS in metrics  # a result to keep on the screen, even above a bar
+            is_rare = VAL_LOSS in metrics  # it stays on the screen, above the bar
             log.info("%s", line, extra={"shown_by_bar": not is_rare, "step": step, "metrics": dict(metrics)})
         if self._view:
             self._view.move(step, eta=eta)
@@ -98,22 +98,22 @@ class Progress:
             stage_log.debug("%s", text)
 
     def track(self, stage: str, done: int, total: int, *, speed: str | None = None) -> None:
-        """Show that `done` of `total` of a stage's work is done. Cheap enough to be called for each document.
+        """Show that `done` of `total` units of a stage are done. It is cheap enough to be called for each document.
 
-        A terminal gets a second bar until all is done, anything else a line every ten seconds. `speed` replaces the
-        rate that is computed from `done`.
+        A terminal gets a second bar until the stage is done, anything else a line every ten seconds. `speed` replaces
+        the rate that is computed from `done`.
         """
         if self._quiet:
             return
         now, finished = self._clock(), done >= total
         tracked = self._tracked.get(stage)
         if tracked is None:
-            tracked = self._tracked[stage] = _Tracked(began=now, first=done, told=now)
+            tracked = self._tracked[stage] = _Tracked(began=now, first=done, shown=now)
             if self._view:
                 self._view.show_stage(stage, done, total)
-        due = now - tracked.told >= (1 / REDRAWS_PER_SEC if self._view else _LINE_INTERVAL_SEC)
-        if due or (finished and (self._view or tracked.told > tracked.began)):
-            tracked.told = now
+        due = now - tracked.shown >= (1 / REDRAWS_PER_SEC if self._view else _LINE_INTERVAL_SEC)
+        if due or (finished and (self._view or tracked.shown > tracked.began)):
+            tracked.shown = now
             text = tracked.describe(done, total, now=now, speed=speed)
             if self._view:
                 self._view.show_stage(stage, done, total, text=text)
@@ -135,7 +135,8 @@ class _Tracked:
 
     began: float
     first: int
-    told: float
+    """Units that were done when the stage began."""
+    shown: float
 
     def describe(self, done: int, total: int, *, now: float, speed: str | None = None) -> str:
         """Return `1.2M/5.0M  24%  310k/s  eta 12s`."""

@@ -1,8 +1,9 @@
 """Redacts secrets in everything that a run writes or sends: argv, configs, URLs, log lines, tracker payloads.
 
-A name is secret by its words (`api_key`, `hfToken`), a text also by its content (`--token x`, `https://u:p@host`,
-`hf_…`). Names that only sound secret (`tokenizer`, `max_tokens`, `eos_token`, `PWD`) stay as they are.
-None of our dependencies does this: the secret scanners that exist look for forms in files, and know no names of keys.
+A value is secret if its name has a secret word (`api_key`, `hfToken`). A part of a text is secret if it has the form of
+a secret, or follows a secret name (`hf_…`, `--token x`, `https://u:p@host`). Names that only sound secret (`tokenizer`,
+`max_tokens`, `eos_token`, `PWD`) are not redacted. No library does this: secret scanners search files for known forms,
+and do not know the names of keys.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _SECRET_WORD = re.compile(
     "password|passwd|passphrase|secrets?|credentials?|authorization|bearer|cookie|signature"
     "|apikey|secretkey|accesskey|privatekey|apitoken|authtoken|accesstoken"
 )
-# These make a secret at the end of a name, but not after the words that go with them in data and models.
+# A name that ends in one of these words is secret, unless the word before it matches.
 _SECRET_ENDINGS = {
     "token": re.compile("eos|bos|pad|unk|sep|cls|mask|end|start|stop|special|image|per|each"),
     "key": re.compile(
@@ -48,26 +49,26 @@ _SHAPES = re.compile(
     r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+"  # a JSON web token
     r")"
 )
-# A name, up to where its value begins. Each runs over a name only once: a long line takes linear time.
+# A name, up to the beginning of its value. Each pattern reads a name only once, so a long line takes linear time.
 _NAME = r"(?<![\w.-])(?P<name>[\w.-]+)"
 _BEFORE_VALUE = (
     re.compile(r"(?<![\w.-])(?P<name>--?[A-Za-z][\w.-]*)\s+(?!-)"),
     re.compile(rf"{_NAME}[\"']?\s*=\s*"),
     re.compile(rf"(?P<quote>[\"']){_NAME}[\"']\s*:\s*"),
-    # In prose only names of several words: "the end token: 0" is no secret.
+    # In prose only names of several words count: "the end token: 0" is not a secret.
     re.compile(r"(?<![\w.-])(?P<name>password|secret|authorization|(?=[A-Za-z0-9]*[_.-])[\w.-]++):\s+", re.IGNORECASE),
 )
 _CONFIG_LINE = re.compile(r"^[ \t-]*[\"']?(?P<name>[\w.-]+)[\"']?[ \t]*:[ \t]+", re.MULTILINE)
 _VALUE = re.compile(r"\"[^\"]*\"|'[^']*'|[^\s\"'&;,]+")
-_WHOLE_ASSIGNMENT = re.compile(r"(?P<name>[\w.-]+)=(?P<value>.+)", re.DOTALL)
-_TELLS_NOTHING = frozenset(("null", "None", "true", "True", "false", "False"))
+_ASSIGNMENT = re.compile(r"(?P<name>[\w.-]+)=(?P<value>.+)", re.DOTALL)
+_HARMLESS_VALUES = frozenset(("null", "None", "true", "True", "false", "False"))
 
 
 def redact(value: Any) -> Any:
-    """Return `value` with every secret in it replaced by `***`, in text, mappings and lists at any depth.
+    """Return `value` with every secret replaced by `***`, in text, mappings and lists at any depth.
 
-    A list is read as a command line may be: `["--token", "x"]`. Under a secret's name every value is replaced but
-    None, true and false, which only say whether there is a secret. Other values are returned unchanged.
+    A list is read like a command line: `["--token", "x"]`. Under a secret name every value is replaced except None,
+    true and false, which only say whether there is a secret. Other values are returned unchanged.
     """
     if isinstance(value, str):
         return _redact_text(value)
@@ -80,14 +81,14 @@ def redact(value: Any) -> Any:
 
 
 def redact_config(text: str) -> str:
-    """Return the text of a YAML or JSON file with the values of secret names, and other secrets, replaced."""
+    """Return the text of a YAML or JSON file with the values under secret names, and other secrets, replaced."""
     return _redact_text(_hide_values(text, _CONFIG_LINE))
 
 
 def line_with_secret(text: str, *, by_name: bool = True) -> int | None:
-    """Return the number of the first line with a secret, known by its form and, with `by_name`, by the name before it.
+    """Return the number of the first line with a secret; None if there is none, as in a redacted file.
 
-    Returns None if there is none, as in a file that was redacted.
+    A secret is recognized by its form and, with `by_name`, by the name before it.
     """
     hide = redact_config if by_name else _hide_forms
     if hide(text) == text:
@@ -97,7 +98,7 @@ def line_with_secret(text: str, *, by_name: bool = True) -> int | None:
 
 
 def is_secret_name(name: str) -> bool:
-    """Return whether a key, flag or environment variable holds a secret, by its name; of dots the last part counts."""
+    """Return whether a key, flag or environment variable of this name is secret. Of `a.b.c` the last part counts."""
     words = [word.lower() for word in _WORD.findall(name.rpartition(".")[2])]
     if not words or words == ["pwd"]:
         return False
@@ -119,8 +120,8 @@ def _redact_argument(item: Any, before: Any) -> Any:
         return redact(item)
     if isinstance(before, str) and before.startswith("-") and "=" not in before and is_secret_name(before):
         return REDACTED
-    assignment = _WHOLE_ASSIGNMENT.fullmatch(item)
-    if assignment and is_secret_name(assignment["name"]) and assignment["value"] not in _TELLS_NOTHING:
+    assignment = _ASSIGNMENT.fullmatch(item)
+    if assignment and is_secret_name(assignment["name"]) and assignment["value"] not in _HARMLESS_VALUES:
         return f"{assignment['name']}={REDACTED}"
     return _redact_text(item)
 
@@ -135,23 +136,23 @@ def _redact_text(text: str) -> str:
 
 
 def _hide_forms(text: str) -> str:
-    """Return `text` without secrets that are known by their form."""
+    """Return `text` with secrets that are recognized by their form replaced."""
     text = _PRIVATE_KEY.sub(REDACTED, text)
     return _SHAPES.sub(REDACTED, _URL_USER.sub(_hide_user, text))
 
 
 def _hide_user(match: re.Match[str]) -> str:
-    # `s3://bucket@v1` and `ssh://git@host` name no secret; `https://abc@host` can only be a token.
+    # `s3://bucket@v1` and `ssh://git@host` have no secret; in `https://abc@host`, abc can only be a token.
     is_web = match["scheme"].lower() in ("http://", "https://")
     return f"{match['scheme']}{REDACTED}@" if ":" in match["user"] or is_web else match[0]
 
 
 def _hide_values(text: str, before_value: re.Pattern[str]) -> str:
-    """Return `text` without the values of secret names. Values of other names are searched: `url=https://h?token=x`."""
+    """Return `text` with the values after secret names replaced, also inside other values: `url=https://h?token=x`."""
     pieces, end = [], 0
     for match in before_value.finditer(text):
         value = _VALUE.match(text, match.end())
-        if match.start() < end or value is None or value[0] in _TELLS_NOTHING or not is_secret_name(match["name"]):
+        if match.start() < end or value is None or value[0] in _HARMLESS_VALUES or not is_secret_name(match["name"]):
             continue
         quote = value[0][0] if value[0][0] in "\"'" else ""
         pieces += [text[end : match.end()], quote, REDACTED, quote]

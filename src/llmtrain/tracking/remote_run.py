@@ -1,4 +1,4 @@
-"""Keeps a run's id in each tracker in <run>/tracking/<tracker>.json, so that a resumed run continues the same one."""
+"""Stores a run's id in each tracker in <run>/tracking/<tracker>.json, so that a resumed run continues the same one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def record_run(run: Path, tracker: str, identity: Mapping[str, str | None]) -> N
 
 
 def recorded_run(run: Path, tracker: str) -> dict[str, Any]:
-    """Return what `record_run` wrote; {} if there is nothing readable."""
+    """Return the ids that `record_run` wrote; {} if they cannot be read."""
     try:
         found = json.loads(_path(run, tracker).read_text(encoding="utf-8"))
     except (OSError, ValueError):

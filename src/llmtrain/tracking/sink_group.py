@@ -1,10 +1,10 @@
 """Runs several sinks as one, so that a sink that raises, hangs or is slow does not disturb the training loop.
 
-    loop ── log(step, metrics) ─┬─ metrics.jsonl: at once, in the loop's thread (a line is there when the step is over)
+    loop ── log(step, metrics) ─┬─ metrics.jsonl: at once, in the loop's thread, before the step ends
                                 ├─ queue ─ thread ─ TensorBoard
                                 └─ queue ─ thread ─ MLflow, W&B, a sink of the user's own
 
-A sink must not use the process's random generators, since they belong to all threads and so to the loop.
+A sink must not use the process's random generators, which all threads, and so the training loop, share.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _LONGEST_PAUSE_SEC = 60.0
 def start_sinks(
     tracking: TrackingConfig, *, run: Path, config: Mapping[str, Any], resumed_step: int | None, is_main: bool
 ) -> SinkGroup:
-    """Return the sinks that `tracking` names, started; none on the ranks that write nothing. Secrets are redacted.
+    """Start the sinks that `tracking` names and return them; on ranks other than the main one there are none.
 
-    A sink that is not installed, or whose set-up fails, gives a warning. Raises ConfigError if a sink of the user's own
-    cannot be imported or does not take its options.
+    The config that they get is redacted. A sink that is not installed, or whose set-up fails, gives a warning. Raises
+    ConfigError if a sink of the user's own cannot be imported or does not accept its options.
     """
     sinks: list[MetricSink] = []
     if is_main:
@@ -74,13 +74,15 @@ def _own_sink(own: SinkConfig) -> MetricSink:
     try:
         inspect.signature(make).bind(**own.options)
     except TypeError as error:
-        raise ConfigError(f"tracking.sinks: {own.name} does not take its options: {error}") from None
+        raise ConfigError(
+            f"tracking.sinks: {own.name} does not accept its options ({error}): correct `options`"
+        ) from None
     sink: MetricSink = make(**own.options)
     return sink
 
 
 def _made(name: str, make: Callable[[], MetricSink | None], *, extra: str | None = None) -> list[MetricSink]:
-    """Return what `make` gives, as a list. It is empty after a failure, which gives a warning."""
+    """Return the sink that `make` returns, as a list. After a failure, warn and return an empty list."""
     try:
         sink = make()
     except ConfigError:
@@ -97,11 +99,11 @@ def _made(name: str, make: Callable[[], MetricSink | None], *, extra: str | None
 
 
 class SinkGroup:
-    """A MetricSink made of others. The first exception of a sink gives one warning and turns it off; the run goes on.
+    """A MetricSink made of others. The first exception of a sink gives one warning and turns that sink off.
 
-    `queue_size`: calls that may wait for a slow sink; further metrics are dropped and counted.
-    `finish_timeout_sec`: how long `finish` waits for all sinks together; a run that was stopped from outside or failed
-    waits five seconds at most. A sink whose tracker does not answer (Unreachable) gets the same call again.
+    A sink whose tracker does not answer (Unreachable) gets the same call again. `queue_size`: number of calls that may
+    wait for a slow sink; further metrics are dropped and counted. `finish_timeout_sec`: time that `finish` waits for
+    all sinks together, but at most five seconds if the run was stopped from outside or failed.
     """
 
     def __init__(self, sinks: Sequence[MetricSink], *, queue_size: int = 1000, finish_timeout_sec: float = 5.0) -> None:
@@ -113,10 +115,10 @@ class SinkGroup:
 
     def start(self, run_info: Mapping[str, Any]) -> None:
         """Start every sink."""
-        self._tell_all("start", lambda sink: sink.start(run_info))
+        self._call_all("start", lambda sink: sink.start(run_info))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Give a copy of the metrics to every sink that is not off. Never waits for one with a thread."""
+        """Pass a copy of the metrics to every sink that is not off, without waiting for those that have a thread."""
         copy = {name: float(value) for name, value in metrics.items()}
         for guard in self._direct:
             guard.deliver_metrics(step, copy)
@@ -124,8 +126,8 @@ class SinkGroup:
             writer.send_metrics(step, copy)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Finish every sink, wait a few seconds for those with a thread, and warn of metrics that did not arrive."""
-        self._tell_all("finish", lambda sink: sink.finish(summary))
+        """Finish every sink, wait for those that have a thread, and warn about metrics that did not arrive."""
+        self._call_all("finish", lambda sink: sink.finish(summary))
         is_urgent = summary.get("state") in ("preempted", "failed")
         timeout_sec = min(self._finish_timeout_sec, _URGENT_TIMEOUT_SEC) if is_urgent else self._finish_timeout_sec
         deadline = time.monotonic() + timeout_sec
@@ -136,10 +138,10 @@ class SinkGroup:
 
     @property
     def dropped(self) -> dict[str, int]:
-        """Return by sink the number of `log` calls, if any, that have not reached it or its tracker."""
+        """Number of `log` calls that have not reached a sink or its tracker, by sink; only sinks with any."""
         return {guard.name: guard.missed for guard in self._guards if guard.missed}
 
-    def _tell_all(self, what: str, call: Callable[[MetricSink], None]) -> None:
+    def _call_all(self, what: str, call: Callable[[MetricSink], None]) -> None:
         for guard in self._direct:
             guard.deliver(what, call)
         for writer in self._writers:
@@ -149,7 +151,7 @@ class SinkGroup:
 class _Guard:
     """A sink that is turned off by the first exception it raises.
 
-    A sink that keeps lines to send them later has their number in `num_waiting`.
+    A sink that keeps lines to send them later has an attribute `num_waiting` with their number.
     """
 
     def __init__(self, sink: MetricSink) -> None:
@@ -160,7 +162,7 @@ class _Guard:
         self._off = threading.Event()
 
     def deliver(self, what: str, call: Callable[[MetricSink], None]) -> bool:
-        """Call the sink unless it is off, and return whether that succeeded. Raises Unreachable as the sink does."""
+        """Call the sink unless it is off, and return whether that succeeded. Raises Unreachable if the sink does."""
         if self._off.is_set():
             return False
         try:
@@ -179,7 +181,7 @@ class _Guard:
 
     @property
     def missed(self) -> int:
-        """Return the number of lines of metrics that have not arrived."""
+        """Number of lines of metrics that have not arrived."""
         waiting: int = getattr(self.sink, "num_waiting", 0)
         return self.offered - self.delivered + waiting
 
@@ -198,12 +200,12 @@ class _SinkWriter:
     def __init__(self, guard: _Guard, *, queue_size: int) -> None:
         self._guard = guard
         self._queue_size = queue_size
-        # None is the end. The sender itself compares the size, so that `finish` is queued however full the queue is.
+        # None ends the thread. The queue itself has no limit, so that `finish` is queued even if metrics are dropped.
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._told_full = False
-        self._told_unreachable = False
+        self._warned_full = False
+        self._warned_unreachable = False
         self._closing = threading.Event()
-        # A daemon: a sink that blocks forever must not keep the process from ending.
+        # A daemon, since a sink that blocks forever must not keep the process from ending.
         self._thread = threading.Thread(target=self._work, name=f"sink-{guard.name}", daemon=True)
         self._thread.start()
 
@@ -216,9 +218,9 @@ class _SinkWriter:
     def send_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         self._guard.offered += 1
         if self._queue.qsize() >= self._queue_size:
-            if not self._told_full:
+            if not self._warned_full:
                 log.warning("%s is too slow: metrics from step %d on may be missing there", self._guard.name, step)
-            self._told_full = True
+            self._warned_full = True
             return
 
         def deliver() -> None:
@@ -228,7 +230,7 @@ class _SinkWriter:
         self._queue.put(deliver)
 
     def close(self, *, timeout_sec: float) -> None:
-        """End the thread when the queue is empty; stop waiting for it after `timeout_sec`."""
+        """End the thread once the queue is empty; wait for that for at most `timeout_sec`."""
         self._closing.set()
         self._queue.put(None)
         self._thread.join(timeout_sec)
@@ -241,17 +243,17 @@ class _SinkWriter:
             self._deliver(deliver)
 
     def _deliver(self, deliver: Callable[[], None]) -> None:
-        """Make a call, and repeat it while the tracker does not answer and the run lasts."""
+        """Make a call, and repeat it until the tracker answers or the run ends."""
         pause_sec, was_unreachable = _FIRST_PAUSE_SEC, False
         while True:
             try:
                 deliver()
             except Unreachable as error:
                 was_unreachable, is_over = True, self._closing.is_set()
-                if not self._told_unreachable:
+                if not self._warned_unreachable:
                     then = "and the run is over" if is_over else "its metrics wait, and the run goes on"
                     log.warning("%s does not answer; %s (%s)", self._guard.name, then, error)
-                self._told_unreachable = True
+                self._warned_unreachable = True
                 if is_over:
                     self._guard.turn_off()
                     return

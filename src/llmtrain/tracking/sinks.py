@@ -1,8 +1,9 @@
 """Sinks for a run's metrics: metrics.jsonl always, TensorBoard by default; other trackers have files of their own.
 
-A sink is made in the main thread before data workers fork. There it does its imports and reports faults of its set-up;
-from `start` on it may be slow. `sink_group` keeps the faults of a sink away from the training loop.
-A resumed run begins after `run_info["resumed_step"]`: lines of an earlier process about later steps are removed.
+A sink is constructed in the main thread before data workers fork, where it imports what it needs and reports faults of
+its set-up. `start` and later calls may be slow. `sink_group` keeps a sink's errors away from the training loop.
+
+A resumed run begins after `run_info["resumed_step"]`: lines of later steps, from an earlier process, are removed.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ log = logging.getLogger("llmtrain.tracking")
 
 
 class JsonlSink:
-    """One JSON object a line: `{"step": 10, "time": 1795216293.125, "train/loss": 3.21}`, in the file at once.
+    """Writes one JSON object a line at once: `{"step": 10, "time": 1795216293.125, "train/loss": 3.21}`.
 
-    `time` is in seconds since 1970. JSON has no NaN and no infinity: such a metric is null, and `non_finite` says what
-    it was: `{"train/loss": null, "non_finite": {"train/loss": "nan"}}`. Lines that cannot be written (a full disk) wait
-    in memory until they can, since this file is the run's record.
+    `time` is in seconds since 1970. JSON has no NaN and no infinity: such a metric is null, and `non_finite` has its
+    value as text: `{"train/loss": null, "non_finite": {"train/loss": "nan"}}`. Lines that cannot be written (a full
+    disk) are kept in memory and written later, since this file is the run's record.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,7 +48,7 @@ class JsonlSink:
 
     @property
     def num_waiting(self) -> int:
-        """Return the number of lines that the disk has not taken yet."""
+        """Number of lines that could not be written yet."""
         return len(self._waiting)
 
     def start(self, run_info: Mapping[str, Any]) -> None:
@@ -74,7 +75,7 @@ class JsonlSink:
                 log.warning("%s cannot be written; its lines wait in memory (%s)", self._path, error.strerror)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Close the file; the summary has a file of its own. Lines that the disk does not take are left waiting."""
+        """Close the file, after another try to write the waiting lines. The summary has a file of its own."""
         if self._file is not None:
             with suppress(OSError):
                 self._write()
@@ -82,12 +83,12 @@ class JsonlSink:
             self._file = None
 
     def _write(self) -> None:
-        """Append all waiting lines or none."""
+        """Append all waiting lines, or none of them. Raises OSError."""
         assert self._file is not None
         data = b"".join(self._waiting)
         try:
             written = self._file.write(data)
-            if written != len(data):  # the disk became full on the way
+            if written != len(data):  # the disk became full meanwhile
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
             with suppress(OSError):
@@ -99,10 +100,10 @@ class JsonlSink:
 
 
 class TensorBoardSink:
-    """Event files for TensorBoard under the metrics' own names; a logged line is in the file at once.
+    """Writes event files for TensorBoard, with the metrics' own names. A line is in the file as soon as it is logged.
 
-    The writer of TensorBoard has a thread whose faults (a full disk) end in a traceback and not here. So its records
-    and messages are used without it: the file is one of checksummed protobuf messages.
+    TensorBoard's own writer has a thread, whose errors (a full disk) print a traceback and do not reach the caller. So
+    only its record writer and its protobuf messages are used.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -111,7 +112,7 @@ class TensorBoardSink:
         self._file: RecordWriter | None = None
 
     def start(self, run_info: Mapping[str, Any]) -> None:
-        """Open a new event file; on resume, one that makes TensorBoard forget the points after the resumed step."""
+        """Open a new event file. After a resume, it makes TensorBoard drop earlier points after the resumed step."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -119,7 +120,7 @@ class TensorBoardSink:
         name = f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{socket.gethostname()}.{os.getpid()}"
         path = self._folder / name
         number = 0
-        while path.exists():  # a run that went back to a checkpoint in the same second
+        while path.exists():  # the run was resumed within the same second
             path, number = self._folder / f"{name}.{number}", number + 1
         self._file = RecordWriter(FileIO(path, "x"))
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
@@ -148,14 +149,14 @@ class TensorBoardSink:
 
 
 def json_metrics(metrics: Mapping[str, float]) -> dict[str, Any]:
-    """Return `metrics` for JSON: null for a value that is not finite, and under `non_finite` what it was."""
+    """Return `metrics` for JSON: a value that is not finite becomes null, and is a text under `non_finite`."""
     values: dict[str, Any] = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
     non_finite = {name: str(float(value)) for name, value in metrics.items() if not math.isfinite(value)}
     return values | {"non_finite": non_finite} if non_finite else values
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics.jsonl in order. A line that a kill or a power cut damaged gives a warning."""
+    """Return the lines of a metrics.jsonl in order. A line damaged by a kill or power cut is skipped with a warning."""
     return [line for _, line in _readable_lines(path)]
 
 
@@ -165,22 +166,22 @@ def _readable_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             try:
                 line = json.loads(text)
             except json.JSONDecodeError:
-                log.warning("%s:%d is cut or damaged and left out", path, number)
+                log.warning("%s:%d is cut off or damaged, and is skipped", path, number)
                 continue
             if isinstance(line, dict) and isinstance(line.get("step"), int):
                 yield text.rstrip("\n"), line
 
 
 def _drop_lines_after(path: Path, *, step: int) -> None:
-    """Keep the lines of steps ≤ `step`, in a new file that replaces the old one, so that a kill loses none of them."""
+    """Remove the lines after `step`. A new file replaces the old one, so that a kill loses no line."""
     with replacing(path) as file:
         file.writelines(f"{text}\n".encode() for text, line in _readable_lines(path) if line["step"] <= step)
 
 
 def _import_tensorboard() -> None:
-    """Import TensorBoard in the main thread, so that its absence is known before training. Raises ImportError."""
-    # Where TensorBoard finds tensorflow, it uses it for its files; that takes seconds to import and takes GPU memory.
-    # A module of this name is its own switch to do without (tensorboard/compat/__init__.py).
+    """Import TensorBoard in the main thread, before training. Raises ImportError if it is not installed."""
+    # If tensorflow is installed, TensorBoard imports it to write files, which takes seconds and GPU memory. A module of
+    # this name turns that off (tensorboard/compat/__init__.py).
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
     import tensorboard.compat.proto.event_pb2
     import tensorboard.summary.writer.record_writer  # noqa: F401

@@ -1,8 +1,8 @@
-"""Names the likely cause where a run's steps became slower: who took the processors, the memory or the clock.
+"""Finds the likely cause if a run's steps became slower: other processes, a CPU limit, swapping, a lower clock.
 
     MachineCounters.read() at two moments ─▶ Use between them ─▶ likely_cause(at the start, now)
 
-A reading takes about a millisecond and no thread of its own. A counter that the operating system lacks counts as 0.
+A reading takes about a millisecond and needs no thread. A counter that the operating system lacks counts as 0.
 """
 
 from __future__ import annotations
@@ -18,52 +18,52 @@ import psutil
 from llmtrain.distributed.limits import Throttling, allowed_cores, throttling
 
 WORTH_NAMING_CORES: Final = 0.2
-"""Increase of other processes' use, in cores, that explains slower steps."""
+"""Increase of other processes' CPU use, in cores, that explains slower steps."""
 WORTH_NAMING_PERIODS: Final = 0.2
-"""Increase of the share of the quota's periods in which the run was stopped."""
+"""Increase of the share of the quota's periods in which the run was paused that explains slower steps."""
 WORTH_NAMING_MB_PER_SEC: Final = 1.0
-"""Increase of the memory that moves to or from the disk."""
+"""Increase of swapping that explains slower steps."""
 LOWER_CLOCK: Final = 0.8
 """A clock below this share of the clock at the start explains slower steps."""
 FEWER_SPINS: Final = 10_000
-"""Turns of the loop in which one of OpenMP's threads waits before it sleeps; libgomp's own number is 300,000."""
+"""Number of times that a waiting OpenMP thread spins before it sleeps, to suggest; libgomp's default is 300,000."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """Counters of the machine at one moment; only differences between two readings mean something."""
+    """Counters of the machine at one moment. Only the difference of two readings has a meaning."""
 
     at_sec: float
     busy_sec: float
-    """Processor time spent on the cores that this process may run on, by all processes."""
+    """CPU time of all processes on the cores that this process may use."""
     stolen_sec: float
-    """Time in which these cores wanted to run, and the host of the virtual machine gave them to somebody else."""
+    """Time that the host of the virtual machine took from these cores for other guests (steal time)."""
     own_sec: Mapping[int, float]
-    """Processor time of each process of this run, by its process id."""
+    """CPU time of each process of this run, by process id."""
     throttling: Throttling
     swapped_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Use:
-    """Use of the machine by others over some time, and the clock at its end."""
+    """Use of the machine by others between two readings, and the clock at the second one."""
 
     others_cores: float
-    """Processor time of other processes per second, on the cores that this process may run on."""
+    """CPU use of other processes, in cores, on the cores that this process may use."""
     stolen_cores: float
     throttled_share: float
-    """Share of the quota's periods in which the run was stopped."""
+    """Share of the quota's periods in which the run was paused."""
     swapped_mb_per_sec: float
     clock_mhz: float | None
-    """None where the machine does not report it."""
+    """None if the machine does not report it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """Cores, processes and threads with which the run computes on this machine."""
+    """Cores, processes and threads that the run uses on this machine."""
 
     cores: int
-    """Cores that this process may run on, regardless of a quota."""
+    """Number of cores that this process may use, regardless of a quota."""
     processes: int
     threads: int
     """Busy threads of each process."""
@@ -72,7 +72,7 @@ class Needs:
 
 
 class MachineCounters:
-    """Reads the counters that show who slows a run down. `num_processes`: processes of the run on this machine."""
+    """Reads the counters that show what slows a run down. `num_processes`: processes of the run on this machine."""
 
     def __init__(self, *, num_processes: int = 1) -> None:
         self._num_processes = num_processes
@@ -80,9 +80,9 @@ class MachineCounters:
         self._own: list[psutil.Process] | None = None
 
     def read(self) -> Reading:
-        """Read all counters but the clock. The first call also looks for the processes of the run."""
+        """Read all counters except the clock. The first call also looks for the processes of the run."""
         each = psutil.cpu_times(percpu=True)
-        # A machine whose numbering of cores has gaps lists fewer than the highest number: count all of them there.
+        # If the ids of cores have gaps, psutil lists fewer cores than the highest id: then count all of them.
         cores = [each[core] for core in self._cores] if self._cores[-1] < len(each) else each
         swap_in, swap_out = _swapped_bytes()
         return Reading(
@@ -95,8 +95,8 @@ class MachineCounters:
         )
 
     def clock_mhz(self) -> float | None:
-        """Return the mean clock of the processors. It takes longer than `read` on a machine of many cores."""
-        with suppress(Exception):  # the files behind it differ from machine to machine, and some have none
+        """Return the mean clock of the cores. On a machine with many cores this is slower than `read`."""
+        with suppress(Exception):  # psutil reads files that differ between machines or do not exist
             frequency = psutil.cpu_freq()
             return float(frequency.current) if frequency and frequency.current else None
         return None
@@ -115,7 +115,7 @@ class MachineCounters:
 
 
 def use_between(before: Reading, after: Reading, *, clock_mhz: float | None) -> Use:
-    """Return the rates between two readings."""
+    """Return the use of the machine by others between two readings."""
     seconds = max(1e-3, after.at_sec - before.at_sec)
     own = sum(after.own_sec[pid] - before.own_sec[pid] for pid in after.own_sec.keys() & before.own_sec.keys())
     periods = after.throttling.periods - before.throttling.periods
@@ -133,12 +133,12 @@ def likely_cause(at_start: Use, now: Use, *, needs: Needs) -> str:
     """Return what slows the run down and what to do about it, or that no cause was found on this machine."""
     if now.throttled_share - at_start.throttled_share >= WORTH_NAMING_PERIODS:
         return (
-            f"the container used up its processor time in {_percent(now.throttled_share)} of the quota's periods; end "
-            "other processes in the container, or raise its CPU limit"
+            f"the container used up its CPU quota in {_percent(now.throttled_share)} of the periods; end other "
+            "processes in the container, or raise its CPU limit"
         )
     if now.swapped_mb_per_sec - at_start.swapped_mb_per_sec >= WORTH_NAMING_MB_PER_SEC:
         return (
-            f"the machine moves memory to and from the disk ({now.swapped_mb_per_sec:.0f} MB/s); end processes that "
+            f"the machine swaps memory to and from the disk ({now.swapped_mb_per_sec:.0f} MB/s); end processes that "
             "hold much memory, or lower trainer.micro_batch_size"
         )
     if now.stolen_cores - at_start.stolen_cores >= WORTH_NAMING_CORES:
@@ -149,8 +149,8 @@ def likely_cause(at_start: Use, now: Use, *, needs: Needs) -> str:
         return f"other processes use {_cores(now.others_cores, needs)}; {_advice(now.others_cores, needs)}"
     if at_start.clock_mhz and now.clock_mhz and now.clock_mhz < LOWER_CLOCK * at_start.clock_mhz:
         return (
-            f"the processors' clock fell from {at_start.clock_mhz:.0f} to {now.clock_mhz:.0f} MHz; the machine is too "
-            "hot or saves power"
+            f"the CPU's clock fell from {at_start.clock_mhz:.0f} to {now.clock_mhz:.0f} MHz; the machine is too hot or "
+            "saves power"
         )
     return "no cause was found on this machine (other processes, CPU limit, swapping, clock)"
 
@@ -162,7 +162,7 @@ def _cores(used: float, needs: Needs) -> str:
 
 
 def _advice(others_cores: float, needs: Needs) -> str:
-    """Return what to do. Threads that wait in a loop take cores from the thread that they wait for; see decision 5."""
+    """Return what to do. Spinning threads take cores from the thread that they wait for (docs/decisions, 0005)."""
     if not needs.on_cpu or needs.threads == 1:
         return "end them, or run them elsewhere"
     sooner = f"end them, or resume the run with GOMP_SPINCOUNT={FEWER_SPINS}"

@@ -1,6 +1,6 @@
-"""Metrics of the machine: peak memory, and model FLOPs utilisation (MFU). What GPUs compute at best is in `gpus`.
+"""Metrics of the machine: peak memory, and model FLOPs utilisation (MFU). The peak FLOP/s of GPUs are in `gpus`.
 
-Where the run's time goes is in `times`. torch is imported where it is needed only: work without it uses memory too.
+torch is imported only in functions, since commands that do without it measure memory too.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ log = logging.getLogger("llmtrain.device")
 
 
 def peak_memory_bytes(device: torch.device | None = None) -> int:
-    """Return the most memory that this run has held so far, in bytes.
+    """Return the most memory that this process has held so far, in bytes.
 
-    On CUDA that is what torch's tensors held on the device, without the context's few hundred MB. Elsewhere it is the
-    resident memory of this process with code and libraries, without data workers' processes.
+    On CUDA it is the memory of torch's tensors on the device, without the few hundred MB of the context. Elsewhere it
+    is the resident memory of this process, including code and libraries but not data workers.
     """
     if device is not None and device.type == "cuda":
         import torch
@@ -32,7 +32,7 @@ def peak_memory_bytes(device: torch.device | None = None) -> int:
 
 
 def _peak_resident_bytes() -> int:
-    # ru_maxrss outlives exec: a small process started by a large one reports the large one's peak. VmHWM does not.
+    # ru_maxrss survives exec: a small process that a large one started reports the large one's peak. VmHWM does not.
     status = Path("/proc/self/status")
     if status.exists():
         found = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)
@@ -55,6 +55,6 @@ def model_flops_utilisation(
         return None
     mfu = tokens_per_sec * flops_per_token / (peak_flops * num_devices)
     if mfu > 1:
-        log.warning("MFU is left out: %.0f %% of the device's peak cannot be, so one of its values is wrong", 100 * mfu)
+        log.warning("MFU is left out: it would be %.0f %%, so the speed or the device's peak is wrong", 100 * mfu)
         return None
     return mfu

@@ -1,6 +1,6 @@
-"""The one console of this process, on stderr. Log lines and a live bar share it, so neither is drawn over the other.
+"""The only console of this process, on stderr. Log lines and a live bar share it, so neither overwrites the other.
 
-stdout belongs to the answer of a command (`--json`). `logs` writes the lines, `live_view` draws.
+stdout is for the result of a command (`--json`). `logs` writes the lines, `live_view` draws the bar.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from rich.file_proxy import FileProxy
 
 
 class _LastingConsole(Console):
-    """Console that outlives its terminal: Rich would end the process when nobody reads stderr any more."""
+    """Console that survives the end of its terminal. Rich would end the process when nobody reads stderr any more."""
 
     def on_broken_pipe(self) -> None:
-        """Print nothing more."""
+        """Stop printing."""
         self.quiet = True
 
 
@@ -27,7 +27,7 @@ _lines_only = False
 
 
 def stderr_console() -> Console:
-    """Return the console, made on first use. It follows `sys.stderr` and honours NO_COLOR."""
+    """Return the console, which is made on first use. It writes to the current `sys.stderr` and respects NO_COLOR."""
     global _console
     if _console is None:
         _console = _LastingConsole(stderr=True, highlight=False, markup=False, emoji=False)
@@ -35,9 +35,9 @@ def stderr_console() -> Console:
 
 
 def can_draw() -> bool:
-    """Return whether a bar can be drawn: stderr is a terminal that moves its cursor, and no CI or pod records it.
+    """Return whether a bar can be drawn: stderr is a terminal with a movable cursor, not the log of a CI job or pod.
 
-    None is drawn where the log is JSON lines (`set_lines_only`), which a program reads.
+    No bar is drawn if the log consists of JSON lines (`set_lines_only`), which a program reads.
     """
     in_ci = os.environ.get("CI", "").lower() not in ("", "0", "false")
     is_recorded = in_ci or "KUBERNETES_SERVICE_HOST" in os.environ
@@ -45,12 +45,12 @@ def can_draw() -> bool:
 
 
 def bar_is_live() -> bool:
-    """Return whether a bar shows the metrics now, so that log lines need not repeat them."""
+    """Return whether a bar shows the metrics at present, so that log lines need not repeat them."""
     return _warn_bar is not None
 
 
 def set_live_bar(warn: Callable[[str], None] | None) -> None:
-    """Register the live bar by its function that shows a warning; None when the bar is gone."""
+    """Register the live bar by its function for showing a warning; None unregisters it."""
     global _warn_bar
     _warn_bar = warn
 
@@ -68,7 +68,7 @@ def set_lines_only(wanted: bool) -> None:
 
 
 def forget_console() -> None:
-    """Drop the console; the next one looks at stderr again."""
+    """Drop the console, so that the next use makes a new one for the present stderr."""
     global _console
     _console = None
     set_live_bar(None)
@@ -76,6 +76,6 @@ def forget_console() -> None:
         sys.stderr = sys.stderr.rich_proxied_file
 
 
-# A forked data worker inherits the console with its lock as it was, perhaps held by the thread that draws the bar and
-# does not exist in the child: the worker's first log line would wait forever. It gets a console of its own instead.
+# A forked data worker inherits the console and its lock, which the drawing thread may hold at that moment. That thread
+# does not exist in the child, so the worker's first log line would wait forever. It gets a console of its own instead.
 os.register_at_fork(after_in_child=forget_console)

@@ -3,8 +3,8 @@
     wall time = step + data + compile + evaluation + saving + other       (each second counts once)
     goodput   = step / wall time
 
-Times are the host's, by the monotonic clock. On a GPU the host runs ahead of the device, so a single step's time says
-little; over a window whose end waits for the device (reading the loss does) it is right.
+Times are measured on the host with the monotonic clock. On a GPU the host runs ahead of the device, so the time of a
+single step means little. Over a window whose end waits for the device, as reading the loss does, it is right.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Activity = Literal["step", "data", "compile", "evaluation", "saving"]
 """step: training. data: waiting for a batch. compile: a step that compiled. saving: the loop waits for a checkpoint."""
 
 STALL_SHARE: Final = 0.10
-"""Share of the wall time above which waiting gives a line."""
+"""Share of the wall time above which waiting gives a warning."""
 _JUDGED_AFTER_SEC: Final = 30.0
 _WAITING_FOR: Final[dict[Activity, str]] = {"data": "waiting for data", "saving": "waiting for checkpoints"}
 
@@ -40,20 +40,21 @@ _STALLS: Final[tuple[Activity, ...]] = ("compile", "evaluation", "saving")
 
 @dataclass(frozen=True)
 class Spent:
-    """Time that a run has spent so far. Its checkpoints keep it, and a resumed run counts on from there."""
+    """Time that a run has spent so far. Checkpoints contain it, and a resumed run adds to it."""
 
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Wall time by activity, `other` among them."""
+    """Wall time by activity, including `other`."""
     timed_tokens: int = 0
-    """Tokens of the steps by which the speed is measured."""
+    """Tokens of the steps that count for the speed."""
     timed_seconds: float = 0.0
+    """Time of these steps."""
 
 
 class Timings:
     """Measures a run's wall time by activity: `with times.spent("evaluation"): …`.
 
-    Activities may nest; time counts for the innermost one only. For one thread. `before`: the seconds of the attempts
-    before this one.
+    Activities may nest; time counts only for the innermost one. Only one thread may use it. `before`: the seconds of
+    earlier attempts of the run.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Timings:
     def spent(self, activity: Activity) -> Iterator[None]:
         """Count the time of the block for `activity`. Raises ValueError if there is no such activity."""
         if activity not in self._seconds:
-            raise ValueError(f"no activity is called {activity!r}: take one of {', '.join(self._seconds)}")
+            raise ValueError(f"{activity!r} is not an activity: use one of {', '.join(self._seconds)}")
         self._charge()
         self._open.append(activity)
         try:
@@ -85,7 +86,7 @@ class Timings:
         return self._seconds[activity]
 
     def training_seconds(self) -> float:
-        """Return the wall time without compiling, evaluating and saving, over which throughput is measured."""
+        """Return the wall time without compiling, evaluating and saving, which is the time for throughput."""
         self._charge()
         return self._changed - self._began - sum(self._seconds[stall] for stall in _STALLS)
 
@@ -94,7 +95,7 @@ class Timings:
         return self.summary().goodput
 
     def summary(self) -> TimeSummary:
-        """Return all times up to now."""
+        """Return the times of all activities until now."""
         self._charge()
         wall = self._changed - self._began
         by_activity: dict[str, float] = {str(activity): seconds for activity, seconds in self._seconds.items()}
@@ -104,7 +105,7 @@ class Timings:
         )
 
     def _charge(self) -> None:
-        """Add the time since the last change to the innermost open activity."""
+        """Add the time since the last call to the innermost open activity."""
         now = self._clock()
         if self._open:
             self._seconds[self._open[-1]] += now - self._changed
@@ -121,7 +122,7 @@ class TimeSummary:
 
 
 class Throughput:
-    """Measures tokens per second and time per step, between two log lines and over the whole run.
+    """Measures tokens per second and time per step, between two log lines and over the entire run.
 
     Evaluation, saving, and steps that compiled do not count. Waiting for data does.
     """
@@ -143,7 +144,7 @@ class Throughput:
         self._step_began, self._compile_sec = now, compile_sec
 
     def next_window(self) -> dict[str, float]:
-        """Return the metrics of the steps since the last call; none if all of these steps compiled."""
+        """Return the metrics of the steps since the last call; {} if all of these steps compiled."""
         window, self._window = self._window, _Window()
         if window.steps == 0 or window.seconds <= 0:
             return {}
@@ -153,7 +154,7 @@ class Throughput:
         }
 
     def add_to(self, spent: Spent) -> Spent:
-        """Return `spent` with what the speed is measured by."""
+        """Return `spent` with the tokens and seconds that count for the speed."""
         return replace(spent, timed_tokens=self._all.tokens, timed_seconds=self._all.seconds)
 
     def tokens_per_sec(self) -> float | None:
@@ -162,7 +163,7 @@ class Throughput:
 
 
 class Waiting:
-    """Measures how long training waits, and logs one line when it is too long.
+    """Measures how long training waits for data and checkpoints, and warns once for each if it is too long.
 
     `advice`: what to change, by the activity that takes too long. Compiling and evaluating do not count as training.
     """
@@ -179,7 +180,7 @@ class Waiting:
         wall = now.wall_sec - before.wall_sec
         if wall <= 0:
             return {}
-        self._tell(now)
+        self._warn_if_slow(now)
         return {
             PERF_DATA_WAIT: (now.seconds["data"] - before.seconds["data"]) / wall,
             PERF_CHECKPOINT_STALL: (now.seconds["saving"] - before.seconds["saving"]) / wall,
@@ -187,7 +188,7 @@ class Waiting:
             PERF_GOODPUT: now.goodput,
         }
 
-    def _tell(self, now: TimeSummary) -> None:
+    def _warn_if_slow(self, now: TimeSummary) -> None:
         training_sec = now.wall_sec - now.seconds["compile"] - now.seconds["evaluation"]
         if training_sec < _JUDGED_AFTER_SEC:
             return

@@ -1,8 +1,8 @@
-"""Weights & Biases: metrics and the resolved config; online, or offline into <run>/wandb.
+"""Sends metrics and the resolved config to Weights & Biases, online or offline into <run>/wandb.
 
-Nothing else of this process is recorded: no command line, no code, no git, no console, no list of packages. The run's
-id lies in <run>/tracking/wandb.json, and a resumed run continues it. W&B keeps the first line of a step: of steps that
-are trained again after a kill it takes no second line.
+Nothing else of this process is recorded: no command line, no code, no git, no console, no list of packages. W&B's run
+id is in <run>/tracking/wandb.json, so that a resumed run continues the same W&B run. W&B keeps the first line of a step
+and ignores the second one of a step that is trained again after a kill.
 """
 
 from __future__ import annotations
@@ -57,16 +57,18 @@ class WandbSink:
         self._run: Run | None = None
 
     def start(self, run_info: Mapping[str, Any]) -> None:
-        """Make a run, or continue the run of a resumed one. Raises ValueError if nobody is logged in.
+        """Create a W&B run, or continue that of a resumed run.
 
-        Raises Unreachable if the server does not answer, and the errors of W&B.
+        Raises ValueError if nobody is logged in, Unreachable if the server does not answer, and the errors of W&B.
         """
         import wandb
         from wandb.errors import CommError
 
         try:
             if self._mode == "online" and not wandb.login(prompt=False):
-                raise ValueError("nobody is logged in: `wandb login`, or WANDB_API_KEY, or tracking.wandb.mode=offline")
+                raise ValueError(
+                    "nobody is logged in: run `wandb login`, set WANDB_API_KEY, or set tracking.wandb.mode=offline"
+                )
             self._init(run_info)
         except CommError as error:
             raise Unreachable(str(error)) from error
@@ -75,17 +77,17 @@ class WandbSink:
         import wandb
 
         is_same = (self._recorded.get("project"), self._recorded.get("entity")) == (self._project, self._entity)
-        goes_on = run_info["resumed_step"] is not None and is_same and self._recorded.get("id")
-        run_id = self._recorded["id"] if goes_on else secrets.token_hex(4)
-        about = run_info["config"].get("run", {})
+        continues = run_info["resumed_step"] is not None and is_same and self._recorded.get("id")
+        run_id = self._recorded["id"] if continues else secrets.token_hex(4)
+        section = run_info["config"].get("run", {})
         self._run = wandb.init(
             id=run_id,
             resume="allow",
             project=self._project,
             entity=self._entity,
             name=self._run_name or run_info["run_id"],
-            notes=about.get("notes"),
-            tags=about.get("tags") or None,
+            notes=section.get("notes"),
+            tags=section.get("tags") or None,
             mode=self._mode,
             dir=str(self._folder),
             config={"llmtrain_run_id": run_info["run_id"], **run_info["config"]},
@@ -98,12 +100,12 @@ class WandbSink:
         log.info("W&B: run %s, %s", run_id, where)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Give one line to W&B, which sends it later. Metrics of one step become one row."""
+        """Pass one line to W&B, which sends it later. Metrics of one step become one row."""
         assert self._run is not None, "start comes first"
         self._run.log(dict(metrics), step=step)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Send the remaining lines and how the run ended."""
+        """Send the remaining lines, and the state in which the run ended."""
         assert self._run is not None
         state = summary.get("state")
         for name in ("best_val_loss", "tokens_per_sec", "goodput"):
@@ -115,10 +117,10 @@ class WandbSink:
 
 
 def make_wandb_sink(tracking: TrackingConfig, *, run: Path) -> WandbSink | None:
-    """Return the sink; None if the mode is disabled. Raises ImportError without wandb, ValueError for another mode."""
+    """Return the sink; None if the mode is disabled. Raises ImportError without wandb, ValueError for a wrong mode."""
     wanted = tracking.wandb.mode or os.environ.get("WANDB_MODE") or "online"
     modes: dict[str, Literal["online", "offline"] | None] = {"online": "online", "offline": "offline", "disabled": None}
     if wanted not in modes:
-        raise ValueError(f"WANDB_MODE is {wanted}; it takes online, offline or disabled")
+        raise ValueError(f"WANDB_MODE is {wanted}: set it to online, offline or disabled")
     mode = modes[wanted]
     return mode and WandbSink(tracking.wandb, run=run, mode=mode, finish_timeout_sec=tracking.finish_timeout_sec)

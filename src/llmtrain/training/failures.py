@@ -14,7 +14,7 @@ import torch
 from llmtrain.distributed.peers import abandon_groups, is_lost_peer, is_timeout
 from llmtrain.errors import ConfigError, Hang, Preempted, RunError, WillFailAgain
 from llmtrain.runs.removal import remove_folder
-from llmtrain.tracking.logs import note_reason
+from llmtrain.tracking.logs import log_end_reason
 from llmtrain.training.signals import StopRequested, StopSignal
 
 if TYPE_CHECKING:
@@ -76,9 +76,9 @@ class Failures:
             if isinstance(error, RuntimeError | MemoryError | OSError):
                 self._explain(error)
             if isinstance(error, Exception):
-                note_reason(error)
+                log_end_reason(error)
         except RunError as explained:
-            note_reason(explained)
+            log_end_reason(explained)
             raise
         finally:
             if self.engine is not None:

@@ -16,9 +16,9 @@ from llmtrain.launching.kubernetes.follow import PATIENCE_SEC, follow
 from llmtrain.launching.kubernetes.kubectl import Kubectl
 from llmtrain.launching.kubernetes.launch import PORT, ClusterRun, check_run, name_of
 from llmtrain.launching.kubernetes.pod import CONTAINER
-from llmtrain.launching.kubernetes.removal import delete_objects, end_pods, make_way
+from llmtrain.launching.kubernetes.removal import delete_failed, delete_objects, end_pods
 from llmtrain.launching.kubernetes.render import render, to_yaml
-from llmtrain.launching.kubernetes.watch import INSTANCE, Seen, look, newest_pods
+from llmtrain.launching.kubernetes.watch import INSTANCE, ClusterState, newest_pods, read_state
 
 SECTION: Final = "kubernetes."
 """Keys that the pods need not know, since they describe them."""
@@ -69,7 +69,7 @@ def manifests(run: ClusterRun) -> str:
 def submit(run: ClusterRun) -> dict[str, Any]:
     """Start a run on the cluster, or continue one that has ended without being finished."""
     text, kubectl = manifests(run), Kubectl(run.settings.namespace)
-    make_way(kubectl, run.name)
+    delete_failed(kubectl, run.name)
     return {"run": run.name, "applied": kubectl.apply(text)}
 
 
@@ -82,7 +82,7 @@ def follow_run(
 
 def status(name: str, *, namespace: str | None) -> dict[str, Any]:
     """Return the state of a run: pods with ranks and causes, step and loss."""
-    return describe(name, look(Kubectl(namespace), name))
+    return describe(name, read_state(Kubectl(namespace), name))
 
 
 def list_cluster_runs(*, namespace: str | None) -> list[dict[str, Any]]:
@@ -120,13 +120,13 @@ def delete(name: str, *, namespace: str | None) -> dict[str, Any]:
     return {"run": name, "deleted": delete_objects(Kubectl(namespace), name)}
 
 
-def describe(name: str, seen: Seen) -> dict[str, Any]:
+def describe(name: str, state: ClusterState) -> dict[str, Any]:
     """Return a run's state as plain values."""
     pods = [
         {"name": pod.name, "ranks": pod.ranks, "phase": pod.phase, "exit_code": pod.exit_code, "cause": pod.cause}
-        for pod in seen.pods
+        for pod in state.pods
     ]
     return {
-        **{"run": name, "kind": seen.kind, "state": seen.state, "step": seen.step, "loss": seen.loss},
-        **{"exit_code": seen.exit_code, "cause": seen.cause, "pods": pods},
+        **{"run": name, "kind": state.kind, "state": state.state, "step": state.step, "loss": state.loss},
+        **{"exit_code": state.exit_code, "cause": state.cause, "pods": pods},
     }

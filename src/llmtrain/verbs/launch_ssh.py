@@ -41,11 +41,11 @@ def initialize(remote: Remote, config: Config | None) -> list[Facts]:
     wants_gpu = config is not None and config.run.device.startswith("cuda")
 
     def prepare(machine: RemoteMachine) -> Facts:
-        environment.check_tools(machine, environment.look_at(machine, job="train-0"))
+        environment.check_tools(machine, environment.inspect_machine(machine, job="train-0"))
         copying.push_program(machine)
         job.put_variables(machine, remote)
         environment.make_environment(machine, remote)
-        found = environment.ask_program(machine, remote, "doctor", "--root-dir", _root(config))
+        found = environment.run_llmtrain(machine, remote, "doctor", "--root-dir", _root(config))
         fatal = [finding for finding in found["findings"] if finding["severity"] == "fatal"]
         if fatal:
             raise RunError(f"{machine} cannot train: {fatal[0]['what']}; {fatal[0]['fix']}")
@@ -67,7 +67,7 @@ def train(
 ) -> Facts:
     """Start training on the machines, as one job of which the first writes the run. `words`: of `llmtrain train`."""
     config, nodes = loaded.config if loaded else None, job.nodes_of(remote, "train")
-    name = job.run_named(resume, config)
+    name = job.name_of_run(resume, config)
     begin = [f"--resume={resume}"] if resume else [f"output.run_id={name}"]
     more = group.group_words(nodes, remote, config, nproc=nproc, rendezvous=rendezvous, resume=bool(resume))
     for node, its_own in zip(nodes, more, strict=True):
@@ -87,13 +87,13 @@ def follow(remote: Remote, kind: str, *, begin: int = 0) -> tuple[int, str]:
     """Show the job's log until it ends. Return its exit code, and what it printed."""
     nodes = job.nodes_of(remote, kind)[: None if kind == "train" else 1]
     code = job.follow_all(nodes, begin=begin)
-    return code, job.get(remote.first, f"{nodes[0].job}/result").decode(errors="replace")
+    return code, job.read_file(remote.first, f"{nodes[0].job}/result").decode(errors="replace")
 
 
 def show_log(remote: Remote, kind: str, *, begin: int = 0) -> None:
     """Show what the job's log has by now."""
     for node in job.nodes_of(remote, kind)[: None if kind == "train" else 1]:
-        job.follow(node, job.Shown(node).write, begin=begin, wait_for_end=False)
+        job.follow(node, job.LogPrinter(node).write, begin=begin, wait_for_end=False)
 
 
 def status(remote: Remote, config: Config | None) -> list[Facts]:
@@ -101,11 +101,11 @@ def status(remote: Remote, config: Config | None) -> list[Facts]:
 
     def look(machine: RemoteMachine) -> Facts:
         number = remote.machines.index(machine)
-        found = {"host": machine.name, **environment.look_at(machine, job=f"train-{number}")}
+        found = {"host": machine.name, **environment.inspect_machine(machine, job=f"train-{number}")}
         if number == 0 and found.get("name"):
             words = ("runs", "--root-dir", _root(config), "--limit", "1")
             named = () if found["name"] == NEWEST else ("--find", found["name"])
-            runs = environment.ask_program(machine, remote, *words, *named)
+            runs = environment.run_llmtrain(machine, remote, *words, *named)
             found["run"] = runs[0] if isinstance(runs, list) and runs else None
         return found
 
@@ -115,7 +115,7 @@ def status(remote: Remote, config: Config | None) -> list[Facts]:
 
 def attach(remote: Remote, kind: str) -> int:
     """Show the job's tmux window here, and return the exit code. Raises RunError if no job is running."""
-    if environment.look_at(remote.first, job=f"{kind}-0").get("state") != "running":
+    if environment.inspect_machine(remote.first, job=f"{kind}-0").get("state") != "running":
         raise RunError(f"no job is running on {remote.first}; the last one's log: llmtrain launch ssh logs")
     return attach_terminal(remote.first, "attach", f"{kind}-0")
 
@@ -130,9 +130,9 @@ def stop(remote: Remote, kind: str) -> int:
 
 def fetch(remote: Remote, config: Config | None, names: Sequence[str]) -> list[Facts]:
     """Copy runs from the first machine to the same place here; the job's run where none is named."""
-    names = list(names) or [job.get(remote.first, "train-0/name").decode().strip() or NEWEST]
+    names = list(names) or [job.read_file(remote.first, "train-0/name").decode().strip() or NEWEST]
     if NEWEST in names:
-        found = environment.ask_program(remote.first, remote, "runs", "--root-dir", _root(config), "--limit", "1")
+        found = environment.run_llmtrain(remote.first, remote, "runs", "--root-dir", _root(config), "--limit", "1")
         if not found:
             raise RunError(f"{remote.first} has no run in {_root(config)} yet")
         names[names.index(NEWEST)] = found[0]["id"]

@@ -50,7 +50,7 @@ def plan(config: Config, *, device: str | None = None, num_ranks: int | None = N
         target.resolved(strategy=choice.strategy),
         world_size=world_size,
         schedule=run.schedule,
-        documents_apart=data.documents_apart,
+        mask_documents=data.mask_documents,
     )
     if choice.strategy in SHARDING:
         assumed.append(f"memory under {choice.strategy}: worked out from that of one process, not measured")

@@ -107,7 +107,7 @@ def test_ranks_meet_before_each_batch_whether_they_write_or_not(
         (['tracking.samples.prompts=["a"]', "data.val=null"], r"there is no validation data; name it in data.val"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_before_the_run(config: str, overrides: list[str], message: str) -> None:
+def test_what_cannot_be_asked_is_rejected_before_the_run(config: str, overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         train(load_config(config, [*overrides, "output.run_id=refused"]))
     assert not (Path(config).parent / "runs" / "refused").exists()

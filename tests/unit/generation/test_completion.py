@@ -76,14 +76,14 @@ def _bytes_of(tokenizer: Tokenizer, character: str, single: dict[str, int]) -> l
     return [single[character]] if character in single else tokenizer.encode(character)
 
 
-def test_characters_of_several_tokens_are_told_whole(tokenizer: Tokenizer) -> None:
+def test_characters_of_several_tokens_are_reported_complete(tokenizer: Tokenizer) -> None:
     assert len(tokenizer.encode("漢")) == 3
     done, pieces = write(tokenizer, "a漢é🙂b")
     assert pieces == ["a", "漢", "é", "🙂", "b"]
     assert done == Completion(prompt="x", completion="a漢é🙂b", tokens=11, ended_by="end")
 
 
-def test_half_a_character_at_the_end_is_told_at_the_end(tokenizer: Tokenizer) -> None:
+def test_half_a_character_is_reported_only_after_the_last_token(tokenizer: Tokenizer) -> None:
     done, pieces = write(tokenizer, "ab漢", max_new_tokens=4)
     assert (done.completion, done.ended_by) == ("ab\ufffd", "length")
     assert pieces == ["a", "b", "\ufffd"]
@@ -96,18 +96,18 @@ def test_text_ends_before_a_stop_text_that_spans_tokens(tokenizer: Tokenizer) ->
     assert done.tokens == len("one\n\ndef")
 
 
-def test_the_first_of_several_stop_texts_counts_and_the_prompt_does_not(tokenizer: Tokenizer) -> None:
+def test_the_first_stop_text_in_the_completion_ends_it(tokenizer: Tokenizer) -> None:
     assert write(tokenizer, "ab cd ef", stop=["ef", "cd", "x"])[0].completion == "ab "
     assert write(tokenizer, "abc", stop=["b", "abc"])[0].completion == "a"  # at once, before the longer could be whole
 
 
-def test_what_might_have_become_a_stop_text_is_told_once_it_does_not(tokenizer: Tokenizer) -> None:
+def test_a_possible_beginning_of_a_stop_text_is_held_back_until_it_is_none(tokenizer: Tokenizer) -> None:
     done, pieces = write(tokenizer, "a--b--", stop=["--!"])
     assert (done.completion, done.ended_by) == ("a--b--", "end")
     assert pieces == ["a", "--b", "--"]
 
 
-def test_an_empty_stop_text_is_refused(tokenizer: Tokenizer) -> None:
+def test_an_empty_stop_text_is_rejected(tokenizer: Tokenizer) -> None:
     with pytest.raises(ConfigError, match="a stop text is empty"):
         write(tokenizer, "a", stop=[""])
 
@@ -151,12 +151,12 @@ def test_a_prompt_of_one_token_is_healed_from_the_beginning_of_a_document(tokeni
 
 
 @pytest.mark.parametrize("text", ["漢", "<|endoftext|>"])
-def test_healing_leaves_half_characters_and_special_tokens_alone(tokenizer: Tokenizer, text: str) -> None:
+def test_half_characters_and_special_tokens_are_not_healed(tokenizer: Tokenizer, text: str) -> None:
     ids = [0] if text.startswith("<") else tokenizer.encode(text)
     assert heal_prompt(ids, tokenizer.token_texts(), begin_id=0) == (ids, [], None)
 
 
-def test_healing_does_nothing_where_no_token_begins_with_another() -> None:
+def test_a_token_that_begins_no_other_is_not_healed() -> None:
     characters = train_characters([TEXT])
     ids = characters.encode("def f(x):")
     assert heal_prompt(ids, characters.token_texts(), begin_id=characters.eos_id) == (ids, [], None)
@@ -183,7 +183,7 @@ def test_completions_are_the_same_in_every_batch_and_streamed(
     assert alone == [whole[-1]]
 
 
-def test_a_prompt_that_is_too_long_is_refused_with_its_own_length(tokenizer: Tokenizer, decoder: Decoder) -> None:
+def test_a_prompt_that_is_too_long_is_rejected_with_its_full_length(tokenizer: Tokenizer, decoder: Decoder) -> None:
     prompt = "é" * 32
     assert len(tokenizer.encode(prompt)) == 64
     with pytest.raises(ConfigError, match="prompt 1 has 64 tokens, but the model's context is 64"):

@@ -48,7 +48,7 @@ def test_a_row_does_not_depend_on_its_batch() -> None:
     assert together[::-1] == generate(decoder, PROMPTS[::-1], max_new_tokens=30, sampling=Sampling(seed=3))
 
 
-def test_the_seed_decides_and_equal_prompts_differ() -> None:
+def test_the_seed_decides_the_rows_and_equal_prompts_get_different_ones() -> None:
     decoder = tiny_decoder()
     first = generate(decoder, [[5]] * 4, max_new_tokens=12, sampling=Sampling(seed=3))
     assert first == generate(decoder, [[5]] * 4, max_new_tokens=12, sampling=Sampling(seed=3))
@@ -65,7 +65,7 @@ def test_each_row_stops_at_its_own_end_token() -> None:
     assert len(stopped[0]) <= 4
 
 
-def test_generation_ends_where_the_context_is_full() -> None:
+def test_generation_ends_when_the_context_is_full() -> None:
     decoder = tiny_decoder(positional={"encoding": "learned"})
     prompts = [[1] * 60, [2, 3]]
     rows = generate(decoder, prompts, max_new_tokens=100, sampling=GREEDY)
@@ -73,7 +73,7 @@ def test_generation_ends_where_the_context_is_full() -> None:
     assert rows == [greedy_without_cache(decoder, prompt, 64 - len(prompt)) for prompt in prompts]
 
 
-def test_a_prompt_that_leaves_no_room_is_refused_with_the_lengths() -> None:
+def test_a_prompt_that_leaves_no_room_is_rejected_with_the_lengths() -> None:
     with pytest.raises(ConfigError, match="prompt 2 has 64 tokens, but the model's context is 64 tokens"):
         generate(tiny_decoder(), [[1], [1] * 64], max_new_tokens=1)
     with pytest.raises(ConfigError, match="prompt 1 is empty"):
@@ -94,7 +94,7 @@ def test_a_prompt_that_leaves_no_room_is_refused_with_the_lengths() -> None:
     ],
     ids=str,
 )
-def test_settings_out_of_range_are_refused_by_name(setting: dict[str, Any]) -> None:
+def test_settings_out_of_range_are_rejected_by_name(setting: dict[str, Any]) -> None:
     lengths = {name: setting.get(name, 1) for name in ("max_new_tokens", "batch_size")}
     with pytest.raises(ConfigError, match=next(iter(setting))):
         generate(
@@ -113,20 +113,20 @@ def test_batches_of_any_size_give_the_same_rows_in_the_order_of_the_prompts() ->
         assert rows == whole
 
 
-def test_a_watcher_hears_every_token_and_can_end_a_row() -> None:
+def test_on_token_gets_every_token_and_can_end_a_row() -> None:
     decoder = tiny_decoder()
-    heard: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
 
-    def watch(row: int, token: int) -> bool:
-        heard.append((row, token))
-        return row != 1 or len([one for one, _ in heard if one == 1]) < 3
+    def on_token(row: int, token: int) -> bool:
+        calls.append((row, token))
+        return row != 1 or len([one for one, _ in calls if one == 1]) < 3
 
-    rows = generate(decoder, PROMPTS, max_new_tokens=6, sampling=GREEDY, watch=watch)
+    rows = generate(decoder, PROMPTS, max_new_tokens=6, sampling=GREEDY, on_token=on_token)
     assert [len(row) for row in rows] == [6, 3, 6, 6]
-    assert [[token for one, token in heard if one == row] for row in range(4)] == rows
+    assert [[token for one, token in calls if one == row] for row in range(4)] == rows
 
 
-def test_a_first_token_among_some_is_the_likeliest_of_them_and_changes_no_other_row() -> None:
+def test_first_tokens_limit_the_choice_of_one_rows_first_token_only() -> None:
     decoder = tiny_decoder()
     free = generate(decoder, PROMPTS, max_new_tokens=8, sampling=Sampling(seed=3))
     among = torch.tensor([7, 50, 8])
@@ -194,7 +194,7 @@ def test_top_k_and_top_p_leave_the_likeliest_only() -> None:
     top_k=st.sampled_from([None, 1, 2, 1500, 5000]),
     top_p=st.sampled_from([0.01, 0.4, 0.9, 0.999, 1.0]),
 )
-def test_what_is_drawn_is_what_sorting_everything_gives(
+def test_a_draw_equals_one_after_sorting_the_full_vocabulary(
     seed: int, size: int, spread: float, top_k: int | None, top_p: float
 ) -> None:
     logits = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * spread
@@ -229,7 +229,7 @@ def test_the_repetition_penalty_lowers_positive_and_negative_scores() -> None:
     ],
     ids=["rope", "learned", "alibi", "sinusoidal-window"],
 )
-def test_rows_that_end_make_place_for_others_and_change_nothing(
+def test_rows_that_replace_ended_ones_get_the_same_tokens(
     changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder = tiny_decoder(**changes)
@@ -264,7 +264,7 @@ def batches_of(lengths: list[int], size: int) -> list[list[int]]:
     return [order[begin : begin + size] for begin in range(0, len(order), size)]
 
 
-def test_a_row_may_fill_the_context_while_others_come_and_go() -> None:
+def test_a_row_may_fill_the_context_while_others_are_replaced() -> None:
     decoder = tiny_decoder(max_seq_len=32)
     prompts = [[5, 9, 2], *([number + 1] for number in range(12))]
     stop_ids = set(range(0, decoder.vocab_size, 2))

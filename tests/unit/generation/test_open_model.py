@@ -33,7 +33,7 @@ def adapter(base: Path) -> Path:
 
 
 @torch.no_grad()
-def test_a_folder_of_transformers_gives_its_own_logits(base: Path) -> None:
+def test_a_transformers_folder_gives_the_logits_of_transformers(base: Path) -> None:
     opened = open_model(str(base), device="cpu")
     assert isinstance(opened.model, HuggingFaceModel)
     theirs = AutoModelForCausalLM.from_pretrained(base)(IDS).logits
@@ -42,7 +42,7 @@ def test_a_folder_of_transformers_gives_its_own_logits(base: Path) -> None:
 
 
 @torch.no_grad()
-def test_an_adapter_finds_its_base_and_is_what_peft_loads(base: Path, adapter: Path) -> None:
+def test_an_adapter_is_loaded_on_its_base_as_peft_loads_it(base: Path, adapter: Path) -> None:
     opened = open_model(str(adapter), device="cpu")
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter))
     assert torch.allclose(opened.model.logits(IDS), theirs(IDS).logits, atol=1e-5)
@@ -61,14 +61,14 @@ def test_an_adapter_whose_base_is_gone_says_which_and_where_to_correct_it(adapte
         open_model(str(moved))
     described["base_model_name_or_path"] = str(adapter)
     (moved / "adapter_config.json").write_text(json.dumps(described))
-    with pytest.raises(ConfigError, match="which is one as well: merge that one first"):
+    with pytest.raises(ConfigError, match="which is an adapter as well: merge that one first"):
         open_model(str(moved))
     (moved / "adapter_config.json").write_text("{}")
     with pytest.raises(ConfigError, match="does not say which model it adapts"):
         open_model(str(moved))
 
 
-def test_an_adapter_of_another_model_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
+def test_an_adapter_of_another_model_is_rejected(base: Path, adapter: Path, tmp_path: Path) -> None:
     other = write_tiny_chat_folder(tmp_path / "other", num_hidden_layers=3)
     described = json.loads((adapter / "adapter_config.json").read_text())
     moved = tmp_path / "moved"
@@ -87,7 +87,7 @@ def test_our_own_folder_is_the_decoder(tmp_path: Path) -> None:
         opened.generate("x", chat=True)
 
 
-def test_only_what_looks_like_a_name_on_the_hub_is_looked_for_there(
+def test_only_names_of_the_form_owner_slash_name_are_looked_for_on_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, str | None]] = []
@@ -143,7 +143,7 @@ def greedy(folder: Path, ids: list[int], num_tokens: int) -> list[int]:
 
 
 @pytest.mark.parametrize("template", [CHATML, LLAMA3, MISTRAL], ids=["chatml", "llama3", "mistral"])
-def test_a_turn_is_asked_as_transformers_would_ask_it(template: str, tmp_path: Path) -> None:
+def test_a_turn_is_rendered_as_transformers_renders_it(template: str, tmp_path: Path) -> None:
     folder = write_tiny_chat_folder(tmp_path / "base", template=template, adds_bos=True)
     opened = open_model(str(folder), device="cpu")
     assert opened.tokenizer is not None
@@ -161,7 +161,7 @@ def test_a_turn_is_asked_as_transformers_would_ask_it(template: str, tmp_path: P
     assert answer.tokens == cut
 
 
-def test_a_conversation_is_asked_for_its_next_turn(tmp_path: Path) -> None:
+def test_the_next_turn_of_a_conversation_is_generated(tmp_path: Path) -> None:
     opened = open_model(str(write_tiny_chat_folder(tmp_path / "base", adds_bos=True)), device="cpu")
     turns = [("user", "What is it?"), ("assistant", "red"), ("user", "And then?")]
     messages = [{"role": role, "content": content} for role, content in turns]
@@ -169,11 +169,11 @@ def test_a_conversation_is_asked_for_its_next_turn(tmp_path: Path) -> None:
     assert answer.prompt == "And then?"
     header = "<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\nred<|im_end|>\n"
     assert answer.rendered == header + str(alone.rendered)
-    with pytest.raises(ConfigError, match="completes texts, and is asked for the next turn of a conversation"):
+    with pytest.raises(ConfigError, match=r"a prompt is a conversation, but .* only completes texts"):
         opened.generate([messages], chat=False)
 
 
-def test_a_prompt_as_it_is_begins_with_bos_where_the_tokenizer_says_so(tmp_path: Path) -> None:
+def test_a_plain_prompt_begins_with_bos_if_the_tokenizer_adds_it(tmp_path: Path) -> None:
     folder = write_tiny_chat_folder(tmp_path / "base", adds_bos=True)
     opened = open_model(str(folder), device="cpu")
     assert opened.encoder is not None
@@ -205,7 +205,7 @@ def test_an_old_checkpoint_is_not_looked_for_on_the_hub(
         locate_model(ref, root_dir=str(tmp_path))
 
 
-def test_a_prompt_with_tokens_that_the_embedding_lacks_is_refused_by_their_names(tmp_path: Path) -> None:
+def test_a_prompt_with_tokens_that_the_embedding_lacks_is_rejected_by_their_names(tmp_path: Path) -> None:
     base = write_tiny_chat_folder(tmp_path / "base")
     tokenizer = AutoTokenizer.from_pretrained(base)
     rows = len(tokenizer)

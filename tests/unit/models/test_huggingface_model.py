@@ -138,7 +138,7 @@ def test_a_batch_without_a_supervised_token_has_loss_0_and_gradients_of_0() -> N
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
 
-def test_a_model_with_a_state_refuses_packed_rows_and_takes_plain_ones() -> None:
+def test_a_model_with_a_state_rejects_packed_rows_and_takes_plain_ones() -> None:
     config = transformers.MambaConfig(vocab_size=VOCAB_SIZE, hidden_size=32, num_hidden_layers=2)
     model = HuggingFaceModel(transformers.AutoModelForCausalLM.from_config(config))
     batch = packed_batch()
@@ -148,7 +148,7 @@ def test_a_model_with_a_state_refuses_packed_rows_and_takes_plain_ones() -> None
     assert float(model(batch)[0]) > 0
 
 
-def test_a_model_without_positions_to_restart_refuses_packed_rows() -> None:
+def test_a_model_without_positions_to_restart_rejects_packed_rows() -> None:
     config = transformers.BloomConfig(vocab_size=VOCAB_SIZE, hidden_size=32, n_layer=2, n_head=4)
     model = HuggingFaceModel(transformers.AutoModelForCausalLM.from_config(config))
     with pytest.raises(ConfigError, match="BloomForCausalLM cannot train on packed rows"):

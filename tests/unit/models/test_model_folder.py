@@ -129,7 +129,7 @@ def test_missing_extra_and_misshapen_tensors_are_named(changes: dict[str, Any], 
         read_model_folder(tmp_path)
 
 
-def test_writing_refuses_what_is_not_the_whole_model(tmp_path: Path) -> None:
+def test_writing_rejects_what_is_not_the_whole_model(tmp_path: Path) -> None:
     state_dict = tiny_decoder().state_dict()
     del state_dict["final_norm.weight"]
     with pytest.raises(ValueError, match=r"missing tensors: final_norm\.weight"):

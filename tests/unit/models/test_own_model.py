@@ -150,8 +150,8 @@ def test_weights_written_are_the_weights_read_and_tied_ones_stay_tied(tmp_path: 
     [
         (Tied, {"widht": 8}, r"model\.name: .*:Tied\(vocab_size=61, widht=8\) failed \(TypeError: .*'widht'"),
         (Tied, {"width": -1}, r"failed \(RuntimeError: .* at .*\.py:\d+\)"),
-        (NotAModule, {}, r"NotAModule should be a class below torch\.nn\.Module, and it is not"),
-        (WithoutLogits, {}, r"WithoutLogits has no method logits; llmtrain\.contracts\.Model says what it needs"),
+        (NotAModule, {}, r"NotAModule is not a subclass of torch\.nn\.Module"),
+        (WithoutLogits, {}, r"WithoutLogits has no method logits: add it; llmtrain\.contracts\.Model lists"),
         (WithoutWeights, {}, "has no parameters, so there is nothing to train"),
     ],
 )
@@ -163,7 +163,7 @@ def test_a_class_that_is_no_such_model_is_one_message(cls: type, options: dict[s
 def test_a_wrong_result_and_state_that_cannot_be_saved_are_one_message() -> None:
     with pytest.raises(ConfigError, match=r"forward of .* should return two tensors, .* but it returned Tensor"):
         own(WrongResult)(random_batch())
-    with pytest.raises(ConfigError, match=r"_extra_state in the state dict of .* is no tensor"):
+    with pytest.raises(ConfigError, match=r"_extra_state in the state dict of .* is not a tensor"):
         own(NotSaved).saved_tensors()
 
 

@@ -24,9 +24,7 @@ def tiny(tmp_path: Path) -> str:
     ("optimizer", "precision", "bytes_each"),
     [("adamw", "32", 16), ("adamw", "bf16-mixed", 16), ("adamw", "bf16-true", 8), ("sgd", "32", 12)],
 )
-def test_the_bytes_that_training_keeps_are_counted_from_the_parameters(
-    optimizer: str, precision: str, bytes_each: int
-) -> None:
+def test_state_bytes_are_counted_from_the_parameters(optimizer: str, precision: str, bytes_each: int) -> None:
     model = load_config("quickstart").config.decoder(wanted_by="a test")
     decoder = Decoder(model, 300)
     config = OptimizerConfig.model_validate({"name": optimizer})
@@ -35,7 +33,7 @@ def test_the_bytes_that_training_keeps_are_counted_from_the_parameters(
     assert state_bytes(decoder, optimizer=config, precision="32") == 4 * decoder.num_parameters()
 
 
-def test_of_a_model_of_transformers_the_frozen_weights_count_once(tmp_path: Path) -> None:
+def test_frozen_weights_have_no_gradients_or_optimizer_state(tmp_path: Path) -> None:
     folder = write_tiny_folder(tmp_path / "base")
     model = {"name": "huggingface", "path": str(folder)}
     file = str(write_config(tmp_path / "run.yaml", SYNTHETIC | {"model": model}))
@@ -50,7 +48,7 @@ def test_of_a_model_of_transformers_the_frozen_weights_count_once(tmp_path: Path
     assert strategy_for(quantized, world_size=2, precision="bf16-mixed", memory_bytes=1).strategy == "ddp"
 
 
-def test_a_plan_shows_the_choice_and_counts_the_parts(tiny: str) -> None:
+def test_a_plan_shows_the_chosen_strategy_and_its_memory(tiny: str) -> None:
     large = ["model.d_model=8192", "model.num_layers=48", "model.attention.num_heads=64", "trainer.micro_batch_size=1"]
     config = load_config(tiny, [*large, "model.ffn.d_ff=256", "data.seq_len=8"]).config
     sharded = plan(config, device="h100", num_ranks=16)
@@ -63,7 +61,7 @@ def test_a_plan_shows_the_choice_and_counts_the_parts(tiny: str) -> None:
     assert "gathered" not in ddp["memory"]["parts"]
 
 
-def test_a_plan_with_split_matrices_has_fewer_data_parallel_ranks(tiny: str) -> None:
+def test_a_plan_with_tensor_parallelism_has_fewer_data_parallel_ranks(tiny: str) -> None:
     keys = ["distributed.strategy=fsdp_tp", "distributed.tensor_parallel=2"]
     layout = plan(load_config(tiny, keys).config, device="h100", num_ranks=8)["layout"]
     assert (layout["strategy"], layout["tensor_parallel"], layout["batch_size"]) == ("fsdp_tp", 2, 16)

@@ -40,7 +40,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(error: Exception) -> No
     assert not is_out_of_memory(error)
 
 
-def test_what_a_container_leaves_is_all_that_a_run_out_of_memory_counts_with(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_available_memory_is_limited_by_the_container(monkeypatch: pytest.MonkeyPatch) -> None:
     resident = 10 * MB
     monkeypatch.setattr(psutil.Process, "memory_info", lambda _: SimpleNamespace(rss=resident, vms=resident))
     monkeypatch.setattr(failed_allocation, "memory_limit", lambda: MemoryLimit(80 * MB, used=30 * MB))

@@ -15,7 +15,7 @@ from tests.support.predicted_memory import memory_of
 GB = 10**9
 
 
-def test_a_checkpoint_on_the_way_is_copied_beside_the_step() -> None:
+def test_a_checkpoint_before_the_last_step_adds_its_copy_to_the_peak() -> None:
     step = memory_of()
     shape: dict[str, Any] = {"on_gpu": False, "compiled": False, "process_bytes": 10**9}
     parts = overhead(step, saves_on_the_way=True, **shape)
@@ -24,7 +24,7 @@ def test_a_checkpoint_on_the_way_is_copied_beside_the_step() -> None:
     assert overhead(step, saves_on_the_way=True, on_gpu=True, compiled=True, process_bytes=10**9) == {}
 
 
-def test_blocks_that_are_computed_again_leave_holes_for_what_they_made_in_between() -> None:
+def test_recomputed_blocks_fragment_the_heap() -> None:
     step = memory_of(activation_checkpointing=True)
     shape: dict[str, Any] = {"on_gpu": False, "process_bytes": 10**9, "saves_on_the_way": False}
     otherwise = 100 * step.transient
@@ -38,7 +38,7 @@ def test_blocks_that_are_computed_again_leave_holes_for_what_they_made_in_betwee
     assert compiled[0] == compiled[1]
 
 
-def test_a_rank_holds_its_share_and_what_is_gathered_for_the_moment() -> None:
+def test_a_sharded_rank_holds_its_part_and_the_gathered_layers() -> None:
     decoder = Decoder(load_config("quickstart").config.decoder(wanted_by="a test"), 300)
     parts = {"parameters": 4 * GB, "gradients": 4 * GB, "optimizer_state": 8 * GB, "logits": GB}
     of_one = StepMemory(parts=parts, persistent=12 * GB)

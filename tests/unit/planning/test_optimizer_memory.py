@@ -93,7 +93,7 @@ def test_the_schedule_reaches_both_optimizers() -> None:
 
 
 @pytest.mark.parametrize(("of", "to"), [("adamw8bit", "adamw"), ("adamw", "adamw8bit")])
-def test_state_of_other_bits_is_refused(of: str, to: str) -> None:
+def test_state_of_other_bits_is_rejected(of: str, to: str) -> None:
     model = model_of()
     optimizer = optimizer_of(model, name=of)
     step(model, optimizer, seed=0)
@@ -189,7 +189,7 @@ def test_a_copy_that_is_saved_gives_the_same_next_steps_to_the_bit(name: str) ->
     assert all(torch.equal(tensor, other.state_dict()[key]) for key, tensor in model.state_dict().items())
 
 
-def test_a_checkpoint_without_the_copies_is_refused_and_the_other_way_round() -> None:
+def test_a_checkpoint_without_the_copies_is_rejected_and_the_other_way_round() -> None:
     states = {}
     for kept in (True, False):
         model = model_of(torch.bfloat16)

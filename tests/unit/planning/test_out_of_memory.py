@@ -18,7 +18,7 @@ from llmtrain.planning.out_of_memory import (
     correction,
     describe,
     needed,
-    room,
+    usable_bytes,
 )
 from llmtrain.planning.step_memory import PARTS
 
@@ -33,7 +33,7 @@ def config(*overrides: str) -> Config:
 
 
 def bounds(**different: Any) -> Bounds:
-    values = {"sequences": 12, "world_size": 1, "strategy": "single", "can_halve": True}
+    values = {"sequences": 12, "world_size": 1, "strategy": "single", "can_use_bf16": True}
     return Bounds(**{**values, **different})
 
 
@@ -85,22 +85,22 @@ def test_the_cheapest_change_comes_first_and_is_no_larger_than_needed(
 ) -> None:
     original = config()
 
-    assert cheapest(original, predicted(original), room=room_gb * GB, bounds=bounds()) == Fit(
+    assert cheapest(original, predicted(original), limit=room_gb * GB, bounds=bounds()) == Fit(
         changes, round(gigabytes * GB)
     )
 
 
-def test_parameters_are_sharded_where_there_are_ranks_and_sequences_get_shorter_last() -> None:
+def test_several_ranks_shard_before_sequences_become_shorter() -> None:
     original = config("trainer.activation_checkpointing=true")
 
     on_four = cheapest(
         original,
         predicted(original),
-        room=7 * GB,
-        bounds=bounds(world_size=4, strategy="ddp", can_halve=False),
+        limit=7 * GB,
+        bounds=bounds(world_size=4, strategy="ddp", can_use_bf16=False),
     )
-    alone = cheapest(original, predicted(original), room=8.5 * GB, bounds=bounds(can_halve=False))
-    nothing = cheapest(original, predicted(original), room=8 * GB, bounds=bounds(can_halve=False))
+    alone = cheapest(original, predicted(original), limit=8.5 * GB, bounds=bounds(can_use_bf16=False))
+    nothing = cheapest(original, predicted(original), limit=8 * GB, bounds=bounds(can_use_bf16=False))
 
     assert on_four
     assert on_four.changes == {
@@ -111,33 +111,33 @@ def test_parameters_are_sharded_where_there_are_ranks_and_sequences_get_shorter_
     assert nothing is None
 
 
-def test_a_global_batch_size_needs_no_accumulation_beside_it() -> None:
+def test_a_configured_global_batch_size_needs_no_accumulation_steps() -> None:
     original = config("trainer.global_batch_size=24")
 
-    fit = cheapest(original, predicted(original), room=60 * GB, bounds=bounds(sequences=24))
+    fit = cheapest(original, predicted(original), limit=60 * GB, bounds=bounds(sequences=24))
 
     assert fit
     assert fit.changes == {"trainer.micro_batch_size": 8}
 
 
-def test_a_prediction_that_has_proved_too_low_is_corrected_in_what_comes_and_goes() -> None:
+def test_a_prediction_that_was_too_low_scales_its_temporary_tensors() -> None:
     factor = correction(held(), NOW)  # 82 GB were needed at least, and 58 predicted
 
     assert factor == pytest.approx((82 - 8) / 50)
     assert needed(NOW, corrected_by=factor) == 82 * GB
     assert correction(held(peak=20 * GB), NOW) == 1
-    assert room(held()) == 0.95 * 80 * GB
-    assert room(held(peak=30 * GB)) == 0.95 * 42 * GB, "what was refused is not there"
+    assert usable_bytes(held()) == 0.95 * 80 * GB
+    assert usable_bytes(held(peak=30 * GB)) == 0.95 * 42 * GB, "the failed request is not available"
 
 
-def test_others_on_the_device_are_named_and_then_it_may_go_well_another_time() -> None:
+def test_memory_of_other_processes_is_named_and_the_run_may_be_tried_again() -> None:
     crowded = held(available=50 * GB, peak=45 * GB, requested=6 * GB)
 
     assert not crowded.would_fail_again
     assert held().would_fail_again
     lines = describe(crowded, NOW, None, device="cuda:0", step=3).splitlines()
     assert lines[0] == (
-        "out of memory on cuda:0 in step 3: 6.00 GB more were asked for; at most 45.00 GB were held, and this process "
+        "out of memory on cuda:0 in step 3: 6.00 GB more were requested; at most 45.00 GB were held, and this process "
         "can have 50.00 GB of 81.00 GB"
     )
     assert [line.split() for line in lines[1:9]] == [
@@ -145,9 +145,9 @@ def test_others_on_the_device_are_named_and_then_it_may_go_well_another_time() -
         ["parameters", "2.00", "GB", "2.00", "GB"],
         ["gradients", "2.00", "GB", "2.00", "GB"],
         ["optimizer", "state", "4.00", "GB", "4.00", "GB"],
-        ["all", "else", "37.00", "GB", "50.00", "GB"],
+        ["the", "rest", "37.00", "GB", "50.00", "GB"],
         ["activations", "40.00", "GB"],
         ["logits", "10.00", "GB"],
-        ["together", "45.00", "GB", "58.00", "GB"],
+        ["total", "45.00", "GB", "58.00", "GB"],
     ]
-    assert lines[9] == "other processes hold 31.00 GB: without them it may fit as it is"
+    assert lines[9] == "other processes hold 31.00 GB: without them the step may fit as it is"

@@ -28,11 +28,11 @@ def test_muon_keeps_one_state_of_a_matrix() -> None:
     assert adamw.persistent - muon.persistent == 4 * matrices + 4 * num_matrices
 
 
-def test_half_the_bytes_when_the_weights_are_bf16() -> None:
+def test_bf16_weights_take_half_the_bytes() -> None:
     assert memory_of(precision="bf16-true").parts["parameters"] * 2 == memory_of().parts["parameters"]
 
 
-def test_activations_grow_with_the_batch_and_gradients_meet_them_when_they_accumulate() -> None:
+def test_activations_grow_with_the_batch_and_accumulated_gradients_add_to_them() -> None:
     one, four = memory_of(micro_batch_size=4), memory_of(micro_batch_size=16)
     assert four.transient / one.transient == pytest.approx(4, rel=0.1)
     accumulated = memory_of(micro_batch_size=16, num_micro_batches=3)
@@ -41,7 +41,7 @@ def test_activations_grow_with_the_batch_and_gradients_meet_them_when_they_accum
     assert four.parts["gradients"] == 0
 
 
-def test_compiled_parts_keep_less() -> None:
+def test_compiled_parts_keep_fewer_activations() -> None:
     shape: dict[str, Any] = {"micro_batch_size": 8, "seq_len": 64, "precision": "bf16-mixed"}
     eager, compiled = memory_of(**shape), memory_of(compiled=True, **shape)
     assert compiled.persistent == eager.persistent
@@ -49,7 +49,7 @@ def test_compiled_parts_keep_less() -> None:
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_checkpointed_blocks_keep_their_inputs_alone(compiled: bool) -> None:
+def test_checkpointed_blocks_keep_only_their_inputs(compiled: bool) -> None:
     shape: dict[str, Any] = {"micro_batch_size": 4, "seq_len": 64, "num_layers": 6, "compiled": compiled}
     assert memory_of(activation_checkpointing=True, **shape).transient < 0.5 * memory_of(**shape).transient
 

@@ -63,7 +63,7 @@ def test_the_table_knows_a_device_by_the_name_that_torch_gives(name: str, bf16: 
         "",
     ],
 )
-def test_part_of_a_device_or_an_unknown_one_has_no_peak(name: str) -> None:
+def test_a_part_of_a_gpu_and_an_unknown_one_have_no_peak(name: str) -> None:
     assert find_gpu(name) is None
 
 

@@ -62,14 +62,14 @@ def test_the_rows_say_loss_rate_speed_memory_validation_and_checkpoint() -> None
     assert later["loss"] == "3.210"
 
 
-def test_what_is_not_known_has_no_row() -> None:
+def test_a_metric_that_is_not_known_has_no_row() -> None:
     latest = LatestMetrics()
     assert (latest.rows(spark_cells=24), latest.note(), latest.lines(width=80)) == ([], "", [])
     latest.update({"train/loss": math.nan})
     assert latest.rows(spark_cells=24) == [("loss", "nan")]
 
 
-def test_the_newest_warning_stays_in_sight_and_they_are_counted() -> None:
+def test_the_newest_warning_stays_visible_with_the_number_of_warnings() -> None:
     latest = LatestMetrics()
     latest.warned("waiting for data\n took 30 % of the time")
     assert latest.note() == "waiting for data took 30 % of the time"
@@ -84,7 +84,7 @@ def shown(latest: LatestMetrics, *, width: int) -> list[str]:
     return [line.rstrip() for line in captured.get().splitlines()]
 
 
-def test_metrics_stand_in_pairs_where_there_is_room_and_below_each_other_elsewhere() -> None:
+def test_metrics_are_in_two_columns_if_they_fit_else_in_one() -> None:
     latest = a_run()
     for loss in range(40):
         latest.update({"train/loss": 3.0 - loss / 100})
@@ -102,7 +102,7 @@ def test_metrics_stand_in_pairs_where_there_is_room_and_below_each_other_elsewhe
 
 
 @given(st.lists(st.floats(-1e6, 1e6) | st.just(math.nan) | st.just(math.inf), max_size=600), st.integers(0, 40))
-def test_a_sparkline_has_at_most_its_cells_and_shows_the_lowest_and_the_highest(
+def test_a_sparkline_has_no_more_cells_than_given_and_shows_the_lowest_and_the_highest(
     values: list[float], cells: int
 ) -> None:
     curve = sparkline(values, cells=cells)
@@ -140,7 +140,7 @@ def watch(*, columns: int, rows: int = 40, until: str) -> Terminal:
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_the_view_stands_below_the_bar_while_the_run_lasts_and_the_bar_alone_is_left(columns: int) -> None:
+def test_metrics_are_below_the_bar_during_the_run_and_only_the_bar_is_left(columns: int) -> None:
     tty = watch(columns=columns, until="ago")
 
     for text in (
@@ -161,7 +161,7 @@ def test_the_view_stands_below_the_bar_while_the_run_lasts_and_the_bar_alone_is_
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(45, 40), (100, 8)])
-def test_a_terminal_without_room_has_the_bar_alone(columns: int, rows: int) -> None:
+def test_a_small_terminal_has_only_the_bar(columns: int, rows: int) -> None:
     tty = watch(columns=columns, rows=rows, until="420/900")
 
     assert "grad" not in tty.raw

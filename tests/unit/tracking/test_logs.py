@@ -9,13 +9,13 @@ import pytest
 
 from llmtrain.config.sections.running import LoggingConfig
 from llmtrain.errors import ConfigError, Preempted, RunError
-from llmtrain.tracking.logs import note_reason, setup_logging
+from llmtrain.tracking.logs import log_end_reason, setup_logging
 from tests.support.terminal import terminal_as_stderr
 
 model_log = logging.getLogger("llmtrain.model")
 
 
-def test_a_line_on_the_terminal_tells_time_level_and_stage_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_on_stderr_has_time_level_and_stage(capsys: pytest.CaptureFixture[str]) -> None:
     setup_logging(LoggingConfig(), run_folder=None, rank=0)
     model_log.info("14.2M parameters")
     model_log.debug("not at this level")
@@ -29,7 +29,7 @@ def test_a_line_on_the_terminal_tells_time_level_and_stage_on_stderr(capsys: pyt
     assert re.fullmatch(r"\d\d:\d\d:\d\d WARN  \[checkpoint\] step_000500( x){90} is \[bold\]damaged\[/bold\]", second)
 
 
-def test_setting_up_twice_says_each_thing_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_line_is_written_once_after_setting_up_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     setup_logging(LoggingConfig(), run_folder=None, rank=0)
     setup_logging(LoggingConfig(), run_folder=tmp_path, rank=0)
     setup_logging(LoggingConfig(), run_folder=tmp_path, rank=0)
@@ -62,7 +62,7 @@ def test_other_ranks_write_to_a_file_of_their_own_only(tmp_path: Path, capsys: p
     assert (tmp_path / "logs" / "rank_3.log").read_text().endswith("WARN  [model] here is rank 3\n")
 
 
-def test_json_lines_carry_stage_rank_metrics_and_tracebacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_lines_have_stage_rank_metrics_and_tracebacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     setup_logging(LoggingConfig(json_output=True), run_folder=tmp_path, rank=0)
     logging.getLogger("llmtrain.train").info("step %d", 5, extra={"step": 5, "metrics": {"train/loss": 3.5}})
     try:
@@ -95,7 +95,7 @@ def test_secrets_do_not_reach_the_terminal_or_the_file(tmp_path: Path, capsys: p
         assert text.endswith("fetching https://***@host/x with --token ***\n")
 
 
-def test_other_libraries_loggers_are_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_loggers_of_other_libraries_are_not_changed(capsys: pytest.CaptureFixture[str]) -> None:
     root = logging.getLogger()
     before = root.handlers[:]
     setup_logging(LoggingConfig(level="DEBUG"), run_folder=None, rank=0)
@@ -109,7 +109,7 @@ def test_other_libraries_loggers_are_left_alone(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err.count("once") == 1
 
 
-def test_a_log_file_that_cannot_be_made_is_the_users_to_mend(tmp_path: Path) -> None:
+def test_a_log_file_that_cannot_be_made_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("in the way")
 
     with pytest.raises(ConfigError, match=r"cannot write the log file .*logs/train.log: .*logging.log_to_file=false"):
@@ -133,13 +133,13 @@ def test_a_full_disk_ends_the_log_file_with_one_line_and_not_the_run(
     assert lines == ["step 0", f"{path} cannot be written any more; the run goes on without it", "step 1", "step 2"]
 
 
-def test_why_a_run_ends_is_in_its_log_and_not_on_the_terminal_twice(
+def test_the_reason_for_a_runs_end_is_in_its_log_file_and_not_twice_on_the_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     setup_logging(LoggingConfig(), run_folder=tmp_path, rank=0)
-    note_reason(RunError("the disk is full"))
-    note_reason(Preempted("step 3 is saved"))
-    note_reason(ZeroDivisionError("oops"))
+    log_end_reason(RunError("the disk is full"))
+    log_end_reason(Preempted("step 3 is saved"))
+    log_end_reason(ZeroDivisionError("oops"))
     text = (tmp_path / "logs" / LoggingConfig().file_name).read_text()
     assert "ERROR [run] the disk is full" in text
     assert "WARN  [run] step 3 is saved" in text
@@ -147,7 +147,7 @@ def test_why_a_run_ends_is_in_its_log_and_not_on_the_terminal_twice(
     assert capsys.readouterr().err == ""
 
 
-def test_a_terminal_gets_lines_between_words_and_a_pipe_a_line_for_each_record(
+def test_a_terminal_line_is_wrapped_between_words_and_a_pipe_gets_one_line_a_record(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     line = "step 120/900  val 3.100  perplexity 22.2  bits/byte 1.460  exact_match 0.25  rougeL 0.5  eta 6m30s"

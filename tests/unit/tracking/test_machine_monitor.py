@@ -28,7 +28,7 @@ from llmtrain.tracking.machine_monitor import (
 CPU = torch.device("cpu")
 
 
-def test_a_sample_tells_of_processor_memory_disk_and_network(tmp_path: Path) -> None:
+def test_a_sample_has_cpu_memory_disk_and_network(tmp_path: Path) -> None:
     monitor = MachineMonitor(run=tmp_path, device=CPU, interval_sec=60)
     until = time.process_time() + 0.2
     while time.process_time() < until:
@@ -80,7 +80,7 @@ def test_the_thread_samples_until_the_block_ends(tmp_path: Path) -> None:
     assert not monitor._thread.is_alive()
 
 
-def test_an_interval_of_0_samples_nothing(tmp_path: Path) -> None:
+def test_an_interval_of_0_turns_sampling_off(tmp_path: Path) -> None:
     with MachineMonitor(run=tmp_path, device=CPU, interval_sec=0) as monitor:
         assert monitor.take() == {}
         assert not monitor._thread.is_alive()
@@ -125,7 +125,7 @@ class Gpu:
         return 61
 
 
-def test_a_gpu_is_found_by_its_id_and_what_it_does_not_tell_is_left_out(
+def test_a_gpu_is_found_by_its_id_and_values_that_it_does_not_report_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = Gpu()
@@ -163,7 +163,7 @@ def test_one_rank_has_plain_names() -> None:
     assert metrics_of_all_ranks({RSS_GB: 2.0}, rank=0, world_size=1, sum_floats=refuse) == {RSS_GB: 2.0}
 
 
-def test_several_ranks_have_a_figure_each_and_their_mean_and_the_highest_peak() -> None:
+def test_several_ranks_have_their_own_metrics_a_mean_and_the_highest_peak() -> None:
     metrics = of_all([{RSS_GB: 1.0, PEAK_RSS_GB: 2.0}, {RSS_GB: 4.0, PEAK_RSS_GB: 5.0, GPU_POWER_WATTS: 300.0}])
 
     assert metrics == {
@@ -178,13 +178,13 @@ def test_several_ranks_have_a_figure_each_and_their_mean_and_the_highest_peak() 
     }
 
 
-def test_of_many_ranks_the_extremes_are_told() -> None:
+def test_many_ranks_have_mean_min_and_max_only() -> None:
     metrics = of_all([{RSS_GB: float(rank)} for rank in range(17)])
 
     assert metrics == {RSS_GB: 8.0, f"{RSS_GB}/min": 0.0, f"{RSS_GB}/max": 16.0}
 
 
-def test_the_first_sample_of_a_run_measures_the_processor(tmp_path: Path) -> None:
+def test_the_first_sample_of_a_run_measures_the_cpu(tmp_path: Path) -> None:
     with MachineMonitor(run=tmp_path, device=CPU, interval_sec=0.3) as monitor:
         metrics: dict[str, float] = {}
         until = time.monotonic() + 20

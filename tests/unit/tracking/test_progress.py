@@ -41,7 +41,7 @@ class Clock:
         return self.now
 
 
-def test_a_plain_line_holds_the_metrics_in_one_scheme(
+def test_a_log_line_has_the_metrics_in_a_fixed_order(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = Clock()
@@ -59,12 +59,12 @@ def test_a_plain_line_holds_the_metrics_in_one_scheme(
     assert capsys.readouterr() == ("", "")
 
 
-def test_an_unknown_device_has_no_mfu_and_a_broken_loss_is_shown_as_it_is() -> None:
+def test_an_unknown_device_has_no_mfu_and_a_loss_of_nan_is_shown() -> None:
     assert describe({"train/loss": math.nan, "train/tokens_per_sec": 512.0}) == "loss nan  512 tok/s"
     assert set(METRICS) < set(METRIC_NAMES)
 
 
-def test_time_left_follows_the_pace_without_the_first_step_and_after_a_resume(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_eta_leaves_out_the_first_step_also_after_a_resume(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     with caplog.at_level("INFO", "llmtrain"), Progress(1000, start_step=500, plain=True, clock=clock) as progress:
         clock.now += 60  # compiling
@@ -86,7 +86,7 @@ def test_time_left_follows_the_pace_without_the_first_step_and_after_a_resume(ca
     ]
 
 
-def test_tracked_work_is_told_every_ten_seconds_and_not_at_all_when_it_is_short(
+def test_tracked_work_is_logged_every_ten_seconds_and_not_at_all_if_it_is_short(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock = Clock()
@@ -155,7 +155,7 @@ def test_the_bar_leaves_the_terminal_in_order_when_the_run_fails() -> None:
     assert re.search(r"starting .*━+ +3/40", tty.screen()[-1])
 
 
-def test_no_color_takes_the_colours_and_not_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_color_removes_the_colours_and_not_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     colours = {}
     for name in ("NO_COLOR", "COLORTERM"):
         monkeypatch.setenv(name, "1")
@@ -202,7 +202,7 @@ def test_a_quiet_rank_shows_nothing(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("columns", "metrics"), [(60, "loss 3.210  6.1k tok/s eta 20s"), (45, "loss 3.210 eta 20s"), (32, " eta 20s")]
 )
-def test_on_a_narrow_terminal_whole_metrics_go_and_the_rest_stays(columns: int, metrics: str) -> None:
+def test_a_narrow_terminal_drops_full_metrics_from_the_end(columns: int, metrics: str) -> None:
     clock = Clock()
     with terminal_as_stderr(columns=columns) as tty, Progress(40, clock=clock) as progress:
         progress.stage("training")
@@ -256,7 +256,7 @@ def wait_for(child: int, *, timeout_sec: float) -> bool:
     return False
 
 
-def test_telling_of_each_document_costs_little() -> None:
+def test_tracking_each_document_costs_little() -> None:
     with terminal_as_stderr(), Progress(900) as progress:
         began = time.thread_time()
         for done in range(20_000):

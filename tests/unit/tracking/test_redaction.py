@@ -37,7 +37,7 @@ def test_argv_is_written_without_secrets(argv: list[str], written: list[str]) ->
 
 
 @pytest.mark.parametrize("secret", [HF, OPENAI, GITHUB, AWS, JWT])
-def test_known_shapes_of_tokens_go_wherever_they_stand(secret: str) -> None:
+def test_tokens_of_known_forms_are_redacted_anywhere(secret: str) -> None:
     assert redact(f"fetching with {secret}, then on") == "fetching with ***, then on"
     assert redact({"notes": [f"x={secret}"]}) == {"notes": ["x=***"]}
 
@@ -60,11 +60,11 @@ def test_known_shapes_of_tokens_go_wherever_they_stand(secret: str) -> None:
         ("6.1k tok/s, tokens: 5, tokenizer: bpe", "6.1k tok/s, tokens: 5, tokenizer: bpe"),
     ],
 )
-def test_text_is_written_without_secrets_and_otherwise_as_it_is(text: str, written: str) -> None:
+def test_text_is_redacted_and_otherwise_unchanged(text: str, written: str) -> None:
     assert redact(text) == written
 
 
-def test_names_of_secrets() -> None:
+def test_names_of_secrets_are_recognized() -> None:
     names = (
         "token HF_TOKEN hubToken api_key AWS_SECRET_ACCESS_KEY key password credentials tracking.wandb.api_key apikey"
     )
@@ -73,7 +73,7 @@ def test_names_of_secrets() -> None:
     assert [name for name in names.split() if not is_secret_name(name)] == []
 
 
-def test_names_that_only_sound_like_secrets() -> None:
+def test_names_that_only_sound_like_secrets_are_not_secret() -> None:
     names = (
         "tokenizer tokens max_tokens eos_token pad_token_id tokens_per_sec PWD num_key_value_heads text_key keyboard"
     )
@@ -93,7 +93,7 @@ def test_no_key_of_the_config_is_taken_for_a_secret() -> None:
     assert [name for name in sorted(names(Config)) if is_secret_name(name)] == []
 
 
-def test_under_a_secrets_name_everything_goes_but_whether_there_is_one() -> None:
+def test_under_a_secret_name_all_values_are_redacted_except_none_true_and_false() -> None:
     config = {"hub": {"token": None, "password": 1234, "credentials": {"user": "u"}, "use_auth": True, "x": (1, 2.5)}}
 
     assert redact(config) == {
@@ -131,7 +131,7 @@ def test_no_secret_survives_at_any_depth_and_redacting_twice_changes_nothing(doc
 
 
 @pytest.mark.parametrize("piece", ["a", "a_", "a.", "a-", "a=", "://", "--a ", "a: ", "hf_", "sk-", "a@"])
-def test_a_long_line_takes_no_time(piece: str) -> None:
+def test_redacting_a_long_line_takes_linear_time(piece: str) -> None:
     began = time.thread_time()
     redact(piece * 5_000)
     assert time.thread_time() - began < 0.5

@@ -118,7 +118,7 @@ def test_a_good_sink_gets_everything_in_order() -> None:
 
 
 @pytest.mark.parametrize(("first_bad_step", "calls", "missed"), [(None, 0, 20), (4, 4, 17)])
-def test_a_sink_that_raises_is_named_once_and_turned_off(
+def test_a_sink_that_raises_gives_one_warning_and_is_turned_off(
     first_bad_step: int | None, calls: int, missed: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad, good = RaisingSink(first_bad_step), RecordingSink()
@@ -183,7 +183,7 @@ def test_a_sink_that_never_answers_costs_a_step_less_than_a_hundredth(blocked: B
     assert statistics.median(seconds) < 0.012 / 100
 
 
-def test_a_slow_sink_misses_metrics_and_the_count_is_right(caplog: pytest.LogCaptureFixture) -> None:
+def test_metrics_that_a_slow_sink_misses_are_counted(caplog: pytest.LogCaptureFixture) -> None:
     slow = RecordingSink(delay_sec=0.005)
     group = SinkGroup([slow], queue_size=10)
     group.start(RUN_INFO)
@@ -269,9 +269,7 @@ def test_the_end_does_not_wait_for_a_tracker_that_is_down(caplog: pytest.LogCapt
 
 
 @pytest.mark.parametrize("error", [Unreachable("nobody at home"), ValueError("bad")])
-def test_a_sink_that_gives_up_after_the_end_says_nothing_more(
-    error: Exception, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_sink_that_fails_after_the_end_logs_nothing_more(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     class Late(BlockedSink):
         def log(self, step: int, metrics: Mapping[str, float]) -> None:
             self.release.wait()
@@ -295,7 +293,7 @@ def test_a_sink_that_gives_up_after_the_end_says_nothing_more(
     ]
 
 
-def test_lines_that_a_sink_took_and_could_not_send_count_as_missed(caplog: pytest.LogCaptureFixture) -> None:
+def test_lines_that_a_sink_accepted_but_did_not_send_count_as_missed(caplog: pytest.LogCaptureFixture) -> None:
     class Batching(RecordingSink):
         """Sends at the end, when nobody answers any more."""
 
@@ -340,7 +338,7 @@ def test_metrics_that_cannot_be_written_do_not_stop_the_run(tmp_path: Path, capl
     assert "JsonlSink failed at start" in caplog.text
 
 
-def test_wandb_that_is_disabled_makes_no_sink_and_an_unknown_mode_is_refused(
+def test_wandb_that_is_disabled_makes_no_sink_and_an_unknown_mode_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
@@ -348,7 +346,7 @@ def test_wandb_that_is_disabled_makes_no_sink_and_an_unknown_mode_is_refused(
     assert make_wandb_sink(tracking, run=tmp_path) is None
 
     monkeypatch.setenv("WANDB_MODE", "loud")
-    with pytest.raises(ValueError, match="WANDB_MODE is loud; it takes online, offline or disabled"):
+    with pytest.raises(ValueError, match="WANDB_MODE is loud: set it to online, offline or disabled"):
         make_wandb_sink(plain_config(["tracking.wandb.enabled=true"]).tracking, run=tmp_path)
 
 

@@ -51,7 +51,7 @@ def test_each_line_is_in_the_file_as_soon_as_it_is_logged(tmp_path: Path) -> Non
     sink.finish({})
 
 
-def test_what_is_not_finite_is_null_and_named_so_that_a_line_stays_json(tmp_path: Path) -> None:
+def test_a_value_that_is_not_finite_is_null_and_named_under_non_finite(tmp_path: Path) -> None:
     sink = JsonlSink(tmp_path / "metrics.jsonl")
     sink.start(run_info(tmp_path))
     sink.log(1, {"train/loss": math.nan, "train/grad_norm": -math.inf, "train/lr": 1e-3})
@@ -76,7 +76,7 @@ class FullDisk(FileIO):
         return written
 
 
-def test_lines_that_a_full_disk_does_not_take_wait_until_it_does(
+def test_lines_wait_while_the_disk_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(sinks, "FileIO", FullDisk)
@@ -176,7 +176,7 @@ def test_damage_in_the_middle_costs_one_line_and_is_named(tmp_path: Path, caplog
     write_steps(path, range(5, 6), resumed_step=4)
 
     assert [line["step"] for line in read_metrics(path)] == [1, 3, 4, 5]
-    assert f"{path}:2 is cut or damaged" in caplog.text
+    assert f"{path}:2 is cut off or damaged" in caplog.text
 
 
 def test_tensorboard_shows_each_step_of_a_resumed_run_once(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_tensorboard_shows_each_step_of_a_resumed_run_once(tmp_path: Path) -> No
     assert points == [(step, 1.0) for step in range(1, 6)] + [(step, 2.0) for step in range(6, 11)]
 
 
-def test_tensorboard_takes_no_tensorflow_though_there_is_one(tmp_path: Path) -> None:
+def test_tensorboard_does_not_import_an_installed_tensorflow(tmp_path: Path) -> None:
     (tmp_path / "tensorflow.py").write_text("raise SystemExit('tensorflow was imported')\n")
     code = "import sys; from pathlib import Path; from llmtrain.tracking.sinks import TensorBoardSink as Sink;"
     code += (

@@ -28,7 +28,7 @@ BUSY = "import time\nwhile time.process_time() < 0.3: pass\nprint(time.process_t
 """Uses a core for 0.3 seconds, and says for how long it did."""
 
 
-def test_use_is_what_others_took_a_second() -> None:
+def test_use_is_the_cpu_time_of_others_per_second() -> None:
     after = Reading(
         at_sec=110.0,
         busy_sec=1035.0,
@@ -63,12 +63,12 @@ def test_without_a_quota_nothing_is_throttled() -> None:
         ),
         (
             replace(CALM, throttled_share=0.8, others_cores=3.0),
-            "the container used up its processor time in 80 % of the quota's periods; end other processes in the "
+            "the container used up its CPU quota in 80 % of the periods; end other processes in the "
             "container, or raise its CPU limit",
         ),
         (
             replace(CALM, swapped_mb_per_sec=12.0),
-            "the machine moves memory to and from the disk (12 MB/s); end processes that hold much memory, or lower "
+            "the machine swaps memory to and from the disk (12 MB/s); end processes that hold much memory, or lower "
             "trainer.micro_batch_size",
         ),
         (
@@ -78,7 +78,7 @@ def test_without_a_quota_nothing_is_throttled() -> None:
         ),
         (
             replace(CALM, clock_mhz=1200.0),
-            "the processors' clock fell from 2600 to 1200 MHz; the machine is too hot or saves power",
+            "the CPU's clock fell from 2600 to 1200 MHz; the machine is too hot or saves power",
         ),
         (CALM, NO_CAUSE),
         (replace(CALM, clock_mhz=None), NO_CAUSE),
@@ -88,12 +88,12 @@ def test_the_cause_is_named_with_what_to_do(now: Use, expected: str) -> None:
     assert likely_cause(CALM, now, needs=NEEDS) == expected
 
 
-def test_what_was_so_at_the_start_is_no_cause() -> None:
+def test_use_that_was_the_same_at_the_start_is_no_cause() -> None:
     busy = replace(CALM, others_cores=1.5, throttled_share=0.5, stolen_cores=0.5, swapped_mb_per_sec=3.0)
     assert likely_cause(busy, busy, needs=NEEDS) == NO_CAUSE
 
 
-def test_others_are_no_cause_where_enough_cores_are_left() -> None:
+def test_other_processes_are_no_cause_if_enough_cores_are_left() -> None:
     now = replace(CALM, others_cores=3.0)
     assert likely_cause(CALM, now, needs=replace(NEEDS, cores=8)) == NO_CAUSE
     assert likely_cause(CALM, now, needs=replace(NEEDS, cores=8, processes=2)).startswith("other processes use 3.0")
@@ -115,20 +115,20 @@ def test_others_are_no_cause_where_enough_cores_are_left() -> None:
         (Needs(cores=2, processes=1, threads=2, on_cpu=False), "end them, or run them elsewhere"),
     ],
 )
-def test_fewer_threads_are_advised_where_there_is_a_thread_to_spare(needs: Needs, advice: str) -> None:
+def test_fewer_threads_are_advised_if_there_is_a_thread_to_spare(needs: Needs, advice: str) -> None:
     others = max(1.0, needs.cores - needs.processes * needs.threads + 0.5)
     cause = likely_cause(CALM, replace(CALM, others_cores=others), needs=needs)
     assert cause.startswith("other processes use ")
     assert cause.endswith(f"; {advice}")
 
 
-def test_one_core_is_told_in_percent() -> None:
+def test_use_of_one_core_is_in_percent() -> None:
     needs = Needs(cores=1, processes=1, threads=1, on_cpu=True)
     cause = likely_cause(CALM, replace(CALM, others_cores=0.48), needs=needs)
     assert cause.startswith("other processes use 48 % of the one core that this run computes on")
 
 
-def test_work_of_this_process_is_its_own_and_that_of_another_is_not() -> None:
+def test_cpu_time_of_this_process_is_not_counted_as_that_of_others() -> None:
     counters = MachineCounters()
     before = counters.read()
     end = before.own_sec[os.getpid()] + 0.2

@@ -61,13 +61,15 @@ def test_time_counts_when_a_block_fails_and_while_it_is_open() -> None:
     assert times.summary().seconds["other"] == 1.0
 
 
-def test_an_activity_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(ValueError, match="'eval': take one of step, data, compile, evaluation, saving"):
+def test_an_activity_that_does_not_exist_is_rejected() -> None:
+    with pytest.raises(
+        ValueError, match="'eval' is not an activity: use one of step, data, compile, evaluation, saving"
+    ):
         Timings().spent("eval").__enter__()  # type: ignore[arg-type]
 
 
 @given(st.recursive(st.integers(0, 9), lambda inner: st.lists(inner, max_size=4), max_leaves=20), st.integers(0, 4))
-def test_however_blocks_nest_the_parts_add_up_to_the_whole(tree: object, first: int) -> None:
+def test_times_of_nested_blocks_add_up_to_the_wall_time(tree: object, first: int) -> None:
     clock = Clock()
     times = Timings(clock=clock)
     activities: list[Activity] = ["step", "data", "compile", "evaluation", "saving"]
@@ -113,7 +115,7 @@ def test_tokens_per_second_leave_out_compiling_evaluating_and_saving() -> None:
     assert throughput.tokens_per_sec() == pytest.approx(20 * 4096 / 15)
 
 
-def test_a_step_that_compiles_again_spoils_no_window() -> None:
+def test_a_step_that_compiles_again_does_not_change_the_speed() -> None:
     clock = Clock()
     times = Timings(clock=clock)
     throughput = Throughput(times)
@@ -178,7 +180,7 @@ def test_a_slow_beginning_is_not_judged(caplog: pytest.LogCaptureFixture) -> Non
     assert caplog.messages == []
 
 
-def test_a_resumed_run_counts_on_from_what_its_checkpoint_kept() -> None:
+def test_a_resumed_run_adds_to_the_times_of_its_checkpoint() -> None:
     clock = Clock()
     times = Timings(clock=clock)
     throughput = Throughput(times)

@@ -87,7 +87,7 @@ def test_an_output_that_cannot_be_is_refused_before_anything_is_written(model: s
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"stop_tokens": ["no such token"]}, "'no such token' is no token of this model"),
+        ({"stop_tokens": ["no such token"]}, "'no such token' is not one token of this model"),
         ({"stop_tokens": [300]}, "stop token 300 is not in the vocabulary of 278 tokens"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"stop": [""]}, "a stop text is empty"),
@@ -129,7 +129,7 @@ def test_a_prompt_that_is_too_long_does_not_end_the_conversation(model: str, cap
 
 def test_a_prompt_that_is_no_unicode_does_not_end_the_conversation(model: str) -> None:
     results = converse(model, lines=["caf\udce9", "x"], say=lambda _: None, **FEW)
-    assert results[0]["error"].startswith(r"the prompt 'caf\udce9' is no valid Unicode: at character 4 it has half")
+    assert results[0]["error"].startswith(r"the prompt 'caf\udce9' is not valid Unicode: character 4 is half")
     assert results[1]["tokens"] == 8
 
 

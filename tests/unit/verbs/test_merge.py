@@ -127,7 +127,7 @@ def test_an_adapter_that_meets_its_base_in_more_bits_says_so(tmp_path: Path, cap
     run = as_run(tmp_path / "runs", adapter, base=base, model={"lora": {"r": 4}, "quantization": "nf4"})
     with caplog.at_level("INFO"):
         open_model(str(run), device="cpu")
-    assert "was trained on its base in nf4, and meets it as it is stored" in caplog.text
+    assert "was trained on its base in nf4; here the base is used as it is stored" in caplog.text
 
 
 def test_rounding_alone_is_no_reason_to_refuse_and_hides_no_fault(
@@ -178,7 +178,7 @@ def test_what_cannot_be_merged_is_said(tmp_path: Path) -> None:
     merge(str(adapter), replace(rounded, tolerance=advised, to=str(tmp_path / "accepted")))
     merge(str(adapter), replace(rounded, dtype="float32", to=str(tmp_path / "exact")))
     shutil.rmtree(base)
-    with pytest.raises(ConfigError, match="its base is not to be had"):
+    with pytest.raises(ConfigError, match="its base model cannot be opened"):
         merge(str(adapter), Request(to=str(tmp_path / "out"), device="cpu"))
 
 

@@ -94,7 +94,7 @@ def test_the_time_is_tokens_over_speed(tiny: str) -> None:
 
 
 def test_an_unknown_device_lists_those_that_are_known(tiny: str) -> None:
-    with pytest.raises(ConfigError, match=r"--device h1000: not known; it is this, cpu or one of .*h100, "):
+    with pytest.raises(ConfigError, match=r"--device h1000 is not known: use this, cpu or one of .*h100, "):
         planned(tiny, device="h1000")
 
 
@@ -170,7 +170,7 @@ def test_the_command_prints_one_document_or_a_page(tiny: str, capfd: pytest.Capt
 
 def test_a_gpu_that_is_not_here_has_to_be_named(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ConfigError, match=r"run\.device is cuda, and there is no such device here: .*--device h100"):
+    with pytest.raises(ConfigError, match=r"run\.device is cuda, but this machine has no such device: .*--device h100"):
         planned(tiny, "run.device=cuda")
 
 

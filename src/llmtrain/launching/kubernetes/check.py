@@ -1,6 +1,6 @@
-"""Find what a schema accepts and a cluster rejects or never runs, before anything is submitted; each with its fix.
+"""Finds faults that a schema accepts but a cluster rejects or never runs, before anything is submitted.
 
-It reads documents, whoever made them, so it holds for a kustomize overlay as well as for what `render` returns.
+It reads plain documents, so it checks a kustomize overlay as well as the result of `render`. Each fault has its fix.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Workload(NamedTuple):
     kind: str
     name: str
     spec: Document
-    """Spec of the Job, the JobSet's Job or the StatefulSet; it holds the template."""
+    """Spec of the Job, of the JobSet's Job, or of the StatefulSet: the one that has the pod template."""
     outer: Document
-    """The workload's own spec."""
+    """The workload's own spec, which differs from `spec` for a JobSet."""
 
     @property
     def where(self) -> str:
@@ -53,7 +53,7 @@ class Workload(NamedTuple):
 
     @property
     def labels(self) -> dict[str, str]:
-        """Labels of the pods, those that the controller adds included."""
+        """Labels of the pods, including those that the controller adds."""
         own = self.spec["template"].get("metadata", {}).get("labels", {})
         added = {"Job": "batch.kubernetes.io/job-name", "JobSet": "jobset.sigs.k8s.io/jobset-name"}
         return {**own, **({added[self.kind]: self.name} if self.kind in added else {})}
@@ -65,7 +65,7 @@ class Workload(NamedTuple):
 
 
 def check(documents: Sequence[Document]) -> list[ManifestFault]:
-    """Return everything that is wrong with the documents of a run."""
+    """Return all faults in the documents of a run."""
     checks: tuple[Callable[[Workload, Sequence[Document]], Iterator[ManifestFault]], ...] = (
         _failure_policy,
         _host_names,
@@ -91,15 +91,15 @@ def _workload(document: Document) -> Workload | None:
 
 
 def _document(document: Document) -> Iterator[ManifestFault]:
-    """Check what holds for any document: its name, its labels, its size."""
+    """Check any document: its name, its labels, its size."""
     where = f"{document['kind']}/{document['metadata']['name']}"
     name = document["metadata"]["name"]
     if len(name) > MAX_LABEL or not LABEL.fullmatch(name):
         rule = f"at most {MAX_LABEL} of a to z, 0 to 9 and -, beginning with a letter"
-        yield ManifestFault(where, f"{name!r} is no name", f"take {rule}")
+        yield ManifestFault(where, f"{name!r} is not a valid name", f"use {rule}")
     for label, value in document["metadata"].get("labels", {}).items():
         if len(str(value)) > MAX_LABEL:
-            yield ManifestFault(where, f"the label {label} has {len(value)} characters", f"take at most {MAX_LABEL}")
+            yield ManifestFault(where, f"the label {label} has {len(value)} characters", f"use at most {MAX_LABEL}")
     if document["kind"] == "ConfigMap":
         size = sum(len(text.encode()) for text in document.get("data", {}).values())
         if size > MAX_CONFIG_MAP:
@@ -111,7 +111,7 @@ def _failure_policy(workload: Workload, _: Sequence[Document]) -> Iterator[Manif
     restart = workload.pod.get("restartPolicy")
     if workload.kind == "StatefulSet":
         if restart != "Always":
-            yield ManifestFault(workload.where, f"restartPolicy is {restart}", "a StatefulSet takes Always alone")
+            yield ManifestFault(workload.where, f"restartPolicy is {restart}", "set it to Always, as StatefulSets need")
         return
     if workload.spec.get("podFailurePolicy") and restart != "Never":
         yield ManifestFault(
@@ -162,7 +162,7 @@ def _service(workload: Workload, documents: Sequence[Document]) -> Iterator[Mani
         yield ManifestFault(where, "it is not headless, so pods have no names of their own", "set clusterIP: None")
     if not spec.get("publishNotReadyAddresses"):
         fix = "set publishNotReadyAddresses: true, since pods meet before they are ready"
-        yield ManifestFault(where, "it names ready pods alone", fix)
+        yield ManifestFault(where, "it only names pods that are ready", fix)
 
 
 def _grace_period(workload: Workload, _: Sequence[Document]) -> Iterator[ManifestFault]:
@@ -202,13 +202,13 @@ def _disruption_budgets(workload: Workload, documents: Sequence[Document]) -> It
             continue
         least = spec.get("minAvailable")
         if "maxUnavailable" in spec or not isinstance(least, int):
-            asks = "maxUnavailable" if "maxUnavailable" in spec else f"minAvailable {least}"
+            given = "maxUnavailable" if "maxUnavailable" in spec else f"minAvailable {least}"
             fix = f"set minAvailable: {workload.size}, an integer"
-            yield ManifestFault(where, f"{asks} cannot be computed for the pods of a {workload.kind}", fix)
+            yield ManifestFault(where, f"{given} cannot be computed for the pods of a {workload.kind}", fix)
 
 
 def _process_group(workload: Workload, _: Sequence[Document]) -> Iterator[ManifestFault]:
-    """Check that the pods run as one group."""
+    """Check that the pods run at the same time, as one process group."""
     if workload.kind == "StatefulSet":
         if workload.spec.get("podManagementPolicy") != "Parallel":
             fix = "set podManagementPolicy: Parallel"
@@ -227,7 +227,7 @@ def _process_group(workload: Workload, _: Sequence[Document]) -> Iterator[Manife
 
 
 def _references(workload: Workload, documents: Sequence[Document]) -> Iterator[ManifestFault]:
-    """Check what the pods refer to and hold: the config, claims, variables, GPUs."""
+    """Check what the pods refer to: the ConfigMap, Secrets, variables, devices."""
     maps = {document["metadata"]["name"] for document in documents if document["kind"] == "ConfigMap"}
     for volume in workload.pod.get("volumes", []):
         name = volume.get("configMap", {}).get("name")
@@ -251,6 +251,6 @@ def _references(workload: Workload, documents: Sequence[Document]) -> Iterator[M
 
 
 def _variables(workload: Workload) -> dict[str, str]:
-    """Return the variables of the containers whose values stand in the template."""
+    """Return the containers' variables whose values are in the template itself."""
     containers = workload.pod["containers"]
     return {one["name"]: one["value"] for each in containers for one in each.get("env", []) if "value" in one}

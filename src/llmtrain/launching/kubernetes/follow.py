@@ -1,4 +1,4 @@
-"""Follows a run on a cluster to its end: prints its log, names what is wrong, and returns the run's own exit code."""
+"""Follows a run on a cluster to its end: prints its log, reports what is wrong, and returns its final state."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 from llmtrain.errors import ConfigError, RunError
 from llmtrain.launching.kubernetes.kubectl import Kubectl
 from llmtrain.launching.kubernetes.pod import CONTAINER
-from llmtrain.launching.kubernetes.watch import PodSeen, Seen, age_sec, look
+from llmtrain.launching.kubernetes.watch import ClusterState, PodState, age_sec, read_state
 
 POLL_SEC: Final = 2.0
 PATIENCE_SEC: Final = 300.0
@@ -23,54 +23,54 @@ def follow(
     *,
     say: Callable[[str], None],
     patience_sec: float = PATIENCE_SEC,
-) -> Seen:
-    """Return the run's state at its end. `say` is told each new thing that is wrong with it.
+) -> ClusterState:
+    """Wait until the run ends and return its state. `say` is called with each new problem.
 
-    Raises RunError if a pod waits in vain, or has waited for a node for more than `patience_sec`; the run stays as it
-    is. Raises ConfigError if there is no such run.
+    Raises RunError if a pod can never start, or has waited for a node for more than `patience_sec`; the run is not
+    changed. Raises ConfigError if there is no such run.
     """
-    told: set[str] = set()
+    reported: set[str] = set()
     log = _Log(kubectl)
     try:
         while True:
-            seen = look(kubectl, name)
-            for cause in _causes(seen):
-                if cause not in told:
+            state = read_state(kubectl, name)
+            for cause in _causes(state):
+                if cause not in reported:
                     say(cause)
-                    told.add(cause)
-            log.show(next((pod for pod in seen.pods if pod.index == 0), None))
-            if seen.exit_code is not None:
-                return seen
-            _reject_waiting(name, seen, patience_sec=patience_sec)
+                    reported.add(cause)
+            log.show(next((pod for pod in state.pods if pod.index == 0), None))
+            if state.exit_code is not None:
+                return state
+            _reject_waiting(name, state, patience_sec=patience_sec)
             time.sleep(POLL_SEC)
     except ConfigError:
-        if not told and log.is_new:
+        if not reported and log.is_new:
             raise
         raise RunError(f"the run {name} was deleted while it was followed") from None
     finally:
         log.close()
 
 
-def _causes(seen: Seen) -> list[str]:
-    causes = [f"{pod.name}: {pod.cause}" for pod in seen.pods if pod.cause]
-    return [*causes, *([seen.cause] if seen.cause else [])]
+def _causes(state: ClusterState) -> list[str]:
+    causes = [f"{pod.name}: {pod.cause}" for pod in state.pods if pod.cause]
+    return [*causes, *([state.cause] if state.cause else [])]
 
 
-def _reject_waiting(name: str, seen: Seen, *, patience_sec: float) -> None:
+def _reject_waiting(name: str, state: ClusterState, *, patience_sec: float) -> None:
     after = f"; the run is still there: llmtrain launch k8s delete {name}"
-    for pod in seen.pods:
-        if pod.in_vain:
+    for pod in state.pods:
+        if pod.is_stuck:
             raise RunError(f"{pod.name} cannot start: {pod.cause}{after}")
         if pod.pending and age_sec(pod, now=datetime.now(UTC)) > patience_sec:
             raise RunError(
                 f"{pod.name} has had no node for {patience_sec:.0f} s: {pod.cause or 'no reason given'}{after}"
             )
-    if seen.cause and seen.cause.startswith("FailedCreate"):
-        raise RunError(f"the cluster makes no pods, {seen.cause}{after}")
+    if state.cause and state.cause.startswith("FailedCreate"):
+        raise RunError(f"the cluster creates no pods, {state.cause}{after}")
 
 
 class _Log:
-    """The log of the first pod, printed as it comes; that of its successor when it is replaced."""
+    """Prints the log of the first pod as it comes; if the pod is replaced, that of the new one."""
 
     def __init__(self, kubectl: Kubectl) -> None:
         self._kubectl = kubectl
@@ -82,7 +82,7 @@ class _Log:
         """True if no pod has been shown yet."""
         return self._pod is None
 
-    def show(self, pod: PodSeen | None) -> None:
+    def show(self, pod: PodState | None) -> None:
         if pod is None or pod.phase == "Pending" or pod.name == self._pod:
             return
         self.close()
@@ -90,7 +90,7 @@ class _Log:
         self._process = self._kubectl.follow_logs(pod.name, f"--container={CONTAINER}")
 
     def close(self) -> None:
-        """Wait for the rest of the log of a pod that has ended; stop at that of one that has not."""
+        """Wait for the rest of the log, and stop following it if it does not end, since its pod still runs."""
         if self._process is None:
             return
         try:

@@ -14,30 +14,30 @@ MANAGER: Final = "llmtrain"
 """Owner of the fields that `apply` sets."""
 HINTS: Final = {
     "refused": "there is no cluster at that address: look at `kubectl config get-contexts`",
-    "namespaces": "make the namespace first: kubectl create namespace NAME",
-    "doesn't have a resource type": "the cluster lacks what this kind needs: install it, or take --kind job",
-    "no matches for kind": "the cluster lacks what this kind needs: install it, or take --kind job",
-    "forbidden": "your account may not do this: ask for the right, or name another --namespace",
-    "immutable": "a run's pods cannot be changed: delete the run first (llmtrain launch k8s delete), or take --name",
+    "namespaces": "create the namespace first: kubectl create namespace NAME",
+    "doesn't have a resource type": "the cluster does not know this kind: install its controller, or use --kind job",
+    "no matches for kind": "the cluster does not know this kind: install its controller, or use --kind job",
+    "forbidden": "your account may not do this: ask for the permission, or give another --namespace",
+    "immutable": "a run's pods cannot be changed: delete the run first (llmtrain launch k8s delete), or give --name",
 }
-"""Parts of kubectl's messages, and what to do."""
+"""What to do, by a part of kubectl's message."""
 
 
 class Kubectl:
-    """kubectl, for one namespace; None: its current one."""
+    """kubectl for one namespace; None: kubectl's current one."""
 
     def __init__(self, namespace: str | None) -> None:
         self._command = ["kubectl", *([f"--namespace={namespace}"] if namespace else [])]
 
     def run(self, *arguments: str, stdin: str | None = None, timeout_sec: float = TIMEOUT_SEC) -> str:
-        """Return what kubectl prints. Raises RunError with its message and a hint, ConfigError without kubectl."""
+        """Return kubectl's stdout. Raises RunError with its message and a hint, ConfigError if kubectl is missing."""
         try:
             done = subprocess.run(
                 [*self._command, *arguments], input=stdin, capture_output=True, text=True, timeout=timeout_sec
             )
         except FileNotFoundError:
             raise ConfigError(
-                "kubectl is not installed, and submits the run: see kubernetes.io/docs/tasks/tools"
+                "kubectl, which talks to the cluster, is not installed: see kubernetes.io/docs/tasks/tools"
             ) from None
         except subprocess.TimeoutExpired:
             message = f"kubectl {arguments[0]} has not answered for {timeout_sec:.0f} s: is the cluster reachable?"
@@ -49,7 +49,7 @@ class Kubectl:
         return done.stdout
 
     def get(self, kind: str, name: str) -> Document | None:
-        """Return an object; None if there is none, or if the cluster knows no such kind."""
+        """Return an object; None if it does not exist, or if the cluster does not know its kind."""
         try:
             text = self.run("get", kind, name, "--output=json", "--ignore-not-found")
         except RunError as error:
@@ -65,8 +65,8 @@ class Kubectl:
         return items
 
     def apply(self, text: str) -> list[str]:
-        """Make or change the objects of a YAML text, by server-side apply. Return a line about each."""
-        # The server checks every field when it applies; --validate would only have kubectl fetch all schemas before.
+        """Create or change the objects of a YAML text by server-side apply. Return a line about each."""
+        # The server checks every field when it applies them; with --validate, kubectl would first fetch all schemas.
         options = [
             "--server-side",
             "--force-conflicts",

@@ -13,7 +13,7 @@ from llmtrain.errors import ConfigError
 from llmtrain.tracking.redaction import is_secret_name, line_with_secret, redact
 
 PORT: Final = 29400
-"""Port of the first pod where the pods meet."""
+"""Port of the first pod, at which the pods meet."""
 LABEL: Final = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
 MAX_LABEL: Final = 63
 """Longest name of a host, a Service or a Job, and longest value of a label."""
@@ -31,7 +31,7 @@ class ClusterRun:
     """Id of the run, name of all its objects, and start of the names of its hosts."""
     settings: KubernetesConfig
     config_text: str
-    """The config's file as it was written. Interpolations are replaced in the pod, where the variables are."""
+    """Text of the config file. Interpolations are resolved in the pod, which has the variables."""
     config_file: str
     overrides: Sequence[str]
     gpus: int
@@ -44,7 +44,7 @@ class ClusterRun:
 
     @property
     def selector(self) -> dict[str, str]:
-        """Label that the run's objects have and no others."""
+        """Label that only this run's objects have."""
         return {"app.kubernetes.io/instance": self.name}
 
     @property
@@ -64,21 +64,21 @@ def host_name(name: str, *, kind: str, index: int) -> str:
 
 
 def name_of(wanted: str, *, kind: str, nodes: int) -> str:
-    """Return `wanted` as a name for the run's objects, so short that the last pod's host name is a label of DNS.
+    """Return `wanted` as a valid name for the run's objects, short enough for the host name of its last pod.
 
-    A name that has to be shortened ends in a digest of the full one, so that two long names stay different.
+    A name that is shortened ends in a digest of the full one, so that two long names stay different.
     """
     name = re.sub(r"[^a-z0-9]+", "-", wanted.lower()).strip("-")
     name = name if name[:1].isalpha() else f"run-{name}".strip("-")
-    room = MAX_LABEL - len(host_name("", kind=kind, index=nodes - 1))
-    if len(name) <= room:
+    max_length = MAX_LABEL - len(host_name("", kind=kind, index=nodes - 1))
+    if len(name) <= max_length:
         return name
     digest = hashlib.sha256(wanted.encode()).hexdigest()[:6]
-    return f"{name[: room - 7].rstrip('-')}-{digest}"
+    return f"{name[: max_length - 7].rstrip('-')}-{digest}"
 
 
 def check_run(run: ClusterRun) -> None:
-    """Raise ConfigError for a secret that the cluster would show, and for settings that exclude each other."""
+    """Raise ConfigError for a secret that others could read in the cluster, and for settings that contradict."""
     settings = run.settings
     for variable, value in settings.env.items():
         if is_secret_name(variable) or redact(value) != value:
@@ -94,12 +94,12 @@ def check_run(run: ClusterRun) -> None:
         )
     if redact(list(run.overrides)) != list(run.overrides):
         raise ConfigError(
-            f"an override holds a secret, which everybody could read in the cluster: put it into the Secret "
-            f"{settings.env_from}"
+            f"an override contains a secret, which everybody could read in the cluster: put it into the Secret "
+            f"{settings.env_from}, and write ${{oc.env:NAME}} in the config"
         )
     if settings.gang_scheduling and settings.kind != "job":
         raise ConfigError(
-            f"kubernetes.gang_scheduling is for kubernetes.kind: job, but the kind is {settings.kind}: remove one"
+            f"kubernetes.gang_scheduling needs kubernetes.kind: job, but the kind is {settings.kind}: change one"
         )
     privileged: dict[str, str | None] = {"rdma": settings.rdma, "storage.host_path": settings.storage.host_path}
     for key, wanted in privileged.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from llmtrain.config.sections.kubernetes import VOLUMES, KubernetesConfig
+from llmtrain.distributed.launch import OWN_STORE, SHUTDOWN_TIMEOUT
 from llmtrain.launching.kubernetes.launch import PORT, ClusterRun, Document
 
 CONTAINER: Final = "trainer"
@@ -23,7 +24,7 @@ INDEX_FIELDS: Final = {
     "jobset": "metadata.annotations['batch.kubernetes.io/job-completion-index']",
     "statefulset": "metadata.labels['apps.kubernetes.io/pod-index']",
 }
-"""Field in which each kind of workload writes a pod's number."""
+"""Field of a pod that has its number, by kind of workload."""
 
 
 def pod_template(run: ClusterRun) -> Document:
@@ -84,7 +85,7 @@ def _container(run: ClusterRun) -> Document:
 
 
 def command(run: ClusterRun) -> list[str]:
-    """Return the command of every pod. The kubelet puts the pod's number in the place of $(NODE_RANK)."""
+    """Return the command of every pod. The kubelet replaces $(NODE_RANK) by the pod's number."""
     words = [*run.overrides, *(["tracking.mlflow.enabled=true"] if run.settings.mlflow else [])]
     words += ["output.root_dir=/runs", f"output.run_id={run.name}"]
     processes: list[str] = []
@@ -107,8 +108,8 @@ def _environment(run: ClusterRun) -> list[Document]:
         "TORCHINDUCTOR_CACHE_DIR": "/tmp/torchinductor",
         "TRITON_CACHE_DIR": "/tmp/triton",
         "PYTHONDONTWRITEBYTECODE": "1",
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(settings.shutdown_sec),
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        SHUTDOWN_TIMEOUT: str(settings.shutdown_sec),
+        OWN_STORE: "1",
     }
     if settings.nodes > 1:  # an option of torchrun: pods come up minutes apart, when nodes are added or images fetched
         variables["PET_RDZV_CONF"] = f"timeout={settings.startup_minutes * 60}"
@@ -172,7 +173,7 @@ def _volumes(run: ClusterRun) -> list[Document]:
 
 
 def claim_name(settings: KubernetesConfig, volume: str) -> str:
-    """Return the name of a volume's claim: one that exists already, or ours."""
+    """Return the name of a volume's claim: the existing one from the config, or the one that we make."""
     return dict[str, str](settings.storage.claims.items()).get(volume, f"llmtrain-{volume}")
 
 
@@ -206,7 +207,7 @@ def _placement(run: ClusterRun) -> Document:
 
 
 def _toleration(taint: str) -> Document:
-    """Return the toleration of a taint as kubectl writes it: key, key:Effect or key=value:Effect."""
+    """Return the toleration of a taint in kubectl's notation: key, key:Effect or key=value:Effect."""
     rest, colon, effect = taint.partition(":")
     key, equals, value = rest.partition("=")
     toleration = {"key": key, "operator": "Equal", "value": value} if equals else {"key": key, "operator": "Exists"}

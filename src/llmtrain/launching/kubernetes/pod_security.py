@@ -1,6 +1,6 @@
-"""Find what the Pod Security Standard `restricted` forbids in a pod.
+"""Finds what the Pod Security Standard `restricted` forbids in a pod.
 
-The API server only warns when a Job is made in a namespace that enforces it, and then blocks the Job's pods.
+When a Job is created in a namespace that enforces the standard, the API server only warns, and then blocks its pods.
 Source: https://kubernetes.io/docs/concepts/security/pod-security-standards/
 """
 
@@ -24,7 +24,7 @@ ALLOWED_CAPABILITY: Final = "NET_BIND_SERVICE"
 
 
 def violations(pod: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield what is forbidden in the spec of a pod, each with its fix."""
+    """Yield each thing that is forbidden in the spec of a pod, with its fix."""
     for key in ("hostNetwork", "hostPID", "hostIPC"):
         if pod.get(key):
             yield key, "remove it"
@@ -35,15 +35,15 @@ def violations(pod: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for sysctl in pod_context.get("sysctls", []):
         if sysctl["name"] not in SYSCTLS:
             yield f"the sysctl {sysctl['name']}", "remove it"
-    yield from _of_both(pod_context, "the pod")
+    yield from _in_security_context(pod_context, "the pod")
     for container in [*pod.get("initContainers", []), *pod.get("containers", []), *pod.get("ephemeralContainers", [])]:
-        yield from _of_container(container, pod_context)
+        yield from _in_container(container, pod_context)
 
 
-def _of_container(container: dict[str, Any], pod_context: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _in_container(container: dict[str, Any], pod_context: dict[str, Any]) -> Iterator[tuple[str, str]]:
     context, name = container.get("securityContext") or {}, f"container {container['name']}"
     merged = {**pod_context, **context}
-    yield from _of_both(context, name)
+    yield from _in_security_context(context, name)
     if merged.get("runAsNonRoot") is not True:
         yield f"{name} to run as root", "set runAsNonRoot: true"
     if (merged.get("seccompProfile") or {}).get("type") not in SECCOMP:
@@ -70,8 +70,8 @@ def _of_container(container: dict[str, Any], pod_context: dict[str, Any]) -> Ite
         yield f"{name} to probe another host", "remove host from its probes"
 
 
-def _of_both(context: dict[str, Any], name: str) -> Iterator[tuple[str, str]]:
-    """Yield what is forbidden in the security context of a pod or a container."""
+def _in_security_context(context: dict[str, Any], name: str) -> Iterator[tuple[str, str]]:
+    """Yield each thing that is forbidden in the security context of a pod or a container, with its fix."""
     if context.get("runAsUser") == 0:
         yield f"{name} to run as user 0", "set runAsUser: 1000"
     if (context.get("seccompProfile") or {}).get("type") == "Unconfined":

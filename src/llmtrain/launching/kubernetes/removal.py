@@ -1,4 +1,4 @@
-"""Ends a run's pods, and removes its objects from the cluster. Its volumes stay."""
+"""Ends a run's pods, and deletes its objects from the cluster, but not its volumes."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from llmtrain.launching.kubernetes.watch import INSTANCE, WORKLOADS, exit_code, 
 SURROUNDINGS: Final = "service,configmap,networkpolicy,poddisruptionbudget"
 POLL_SEC: Final = 1.0
 REMOVAL_SEC: Final = 60
-"""Time for the cluster to remove pods, beside their grace period."""
+"""Time for the cluster to remove pods, after their grace period."""
 
 
-def make_way(kubectl: Kubectl, name: str) -> None:
-    """Delete a workload `name` that has failed. Raises ConfigError for one that goes on, or that is finished."""
+def delete_failed(kubectl: Kubectl, name: str) -> None:
+    """Delete the workload `name` if it has failed. Raises ConfigError if it is still running, or finished."""
     for kind in WORKLOADS:
         if (old := kubectl.get(kind, name)) is None:
             continue
         code = exit_code(kind, old, newest_pods(kubectl.items("pods", f"--selector={INSTANCE}={name}")))
         if code is None:
             raise ConfigError(
-                f"the run {name} is on the cluster and not over: look at it (llmtrain launch k8s status {name}), stop "
-                f"it (llmtrain launch k8s stop {name}), or give the new one another --name"
+                f"the run {name} is on the cluster and has not ended: look at it (llmtrain launch k8s status {name}), "
+                f"stop it (llmtrain launch k8s stop {name}), or give the new one another --name"
             )
         if code == 0:
             raise ConfigError(
@@ -36,9 +36,9 @@ def make_way(kubectl: Kubectl, name: str) -> None:
 
 
 def end_pods(kubectl: Kubectl, name: str) -> dict[str, int | None]:
-    """Delete a run's workload, wait until its pods have ended, and return their exit codes as far as they were seen.
+    """Delete a run's workload, wait until its pods have ended, and return their exit codes; None if it was not seen.
 
-    The pods get SIGTERM and save. Raises RunError if they are still there long after their grace period.
+    The pods get SIGTERM and save. Raises RunError if they still exist long after their grace period.
     """
     kind, workload = find_workload(kubectl, name)
     kubectl.run("delete", kind, name, "--cascade=foreground", "--wait=false")
@@ -53,7 +53,7 @@ def end_pods(kubectl: Kubectl, name: str) -> dict[str, int | None]:
 
 
 def delete_objects(kubectl: Kubectl, name: str) -> list[str]:
-    """End a run and delete all its objects but the volumes. Return a line about each."""
+    """End a run and delete all its objects except the volumes. Return a line about each."""
     kind, workload = find_workload(kubectl, name)
     end_pods(kubectl, name)
     group = ",podgroup" if "schedulingGroup" in str(workload["spec"]) else ""

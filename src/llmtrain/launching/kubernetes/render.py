@@ -1,4 +1,4 @@
-"""All documents of a run, as plain dicts and as YAML that kubectl reads."""
+"""Renders all documents of a run, as plain dicts and as YAML that kubectl reads."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from llmtrain.launching.kubernetes.workloads import workload
 
 PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./()=$-]*(:[A-Za-z0-9_./-]+)*")
 YAML_1_1 = re.compile(r"(y|yes|n|no|true|false|on|off|null)", re.IGNORECASE)
-"""kubectl reads YAML 1.1, where these words are no text."""
+"""kubectl reads YAML 1.1, in which these words are not text."""
 _NO_TEXT = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\uffff"
 BLOCK = re.compile(rf"[^\s{_NO_TEXT}][^\t{_NO_TEXT}]*[^\s{_NO_TEXT}]\n")
-"""Text that a block of lines keeps: no control characters, no blank at its begin, one line break at its end."""
+"""Text that a YAML block keeps as it is: no control characters, no blank at its start, one line break at its end."""
 
 
 class _Representer(SafeRepresenter):
-    """Writes texts of several lines as blocks, and quotes what is not plainly text in YAML 1.1 too."""
+    """Writes texts of several lines as blocks, and quotes what YAML 1.1 might not read as text."""
 
     def represent_str(self, data: str) -> ScalarNode:
         style = None if PLAIN.fullmatch(data) and not YAML_1_1.fullmatch(data) else '"'
@@ -39,7 +39,7 @@ _Representer.add_representer(str, _Representer.represent_str)
 
 
 def render(run: ClusterRun) -> list[Document]:
-    """Return all objects of the run, in the order in which they are made; in its namespace if it names one."""
+    """Return all objects of the run, in the order of their creation, with the namespace if the run has one."""
     documents = [*surroundings(run), workload(run)]
     if run.settings.namespace is None:
         return documents
@@ -56,7 +56,7 @@ def render(run: ClusterRun) -> list[Document]:
 
 
 def to_yaml(documents: Iterable[Document]) -> str:
-    """Return the documents as YAML, which kubectl and this program read as the same values."""
+    """Return the documents as YAML that kubectl and this program read in the same way."""
     yaml = YAML(typ="safe", pure=True)
     yaml.Representer = _Representer
     yaml.default_flow_style = False

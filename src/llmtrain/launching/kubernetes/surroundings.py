@@ -1,4 +1,4 @@
-"""Render what a run needs beside its workload: names for its pods, config, volumes, rules for network and drains."""
+"""Renders the objects that a run needs besides its workload: Service, ConfigMap, volumes, network and drain rules."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from llmtrain.launching.kubernetes.launch import PORT, ClusterRun, Document
 from llmtrain.launching.kubernetes.pod import SERVICE_ACCOUNT, claim_name
 
 METADATA_SERVERS = ["169.254.0.0/16"]
-"""Addresses at which clouds give credentials of the machine to whoever asks."""
+"""Addresses at which clouds give any process the machine's credentials."""
 
 
 def surroundings(run: ClusterRun) -> list[Document]:
-    """Return all objects of the run but its workload, in the order in which they are made."""
+    """Return all objects of the run except its workload, in the order of their creation."""
     settings = run.settings
     documents = [_namespace(run)] if settings.pod_security == "privileged" else []
     documents += [
@@ -41,7 +41,7 @@ def _metadata(run: ClusterRun) -> Document:
 
 
 def _shared(run: ClusterRun) -> dict[str, str]:
-    """Return the labels of objects that belong to all runs of the namespace."""
+    """Return the labels of objects that all runs of the namespace share."""
     return {name: value for name, value in run.labels.items() if name not in run.selector}
 
 
@@ -73,7 +73,7 @@ def _claims(run: ClusterRun) -> list[Document]:
 
 
 def _service(run: ClusterRun) -> Document:
-    """Return the headless Service, by which each pod has a name before it is ready."""
+    """Return the headless Service, which gives each pod a host name even before it is ready."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -88,7 +88,7 @@ def _service(run: ClusterRun) -> Document:
 
 
 def _network_policy(run: ClusterRun) -> Document:
-    """Let the pods talk to each other, to DNS, to MLflow if it is used, and outside at some ports."""
+    """Allow the pods to reach each other, DNS, MLflow if it is used, and some ports outside of the cluster."""
     settings = run.settings
     peers = {"podSelector": {"matchLabels": run.selector}}
     dns = [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]
@@ -115,7 +115,7 @@ def _network_policy(run: ClusterRun) -> Document:
 
 
 def _disruption_budget(run: ClusterRun) -> Document:
-    """Return the budget that lets no pod be drained: the run would stop for all of them."""
+    """Return a budget that lets no pod be drained, since all pods would stop."""
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",

@@ -1,6 +1,6 @@
-"""The state of a run on a cluster: its pods, how far it is, what is wrong, and the exit code it ended with.
+"""Reads the state of a run on a cluster: its pods, its progress, what is wrong, and its exit code.
 
-kubectl get job, pods, events ─▶ look ─▶ Seen: pods with rank and cause · step and loss · over or not
+kubectl get job, pods, events ─▶ read_state ─▶ ClusterState: pods with rank and cause · step and loss · exit code
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from llmtrain.distributed.exit_codes import STRONGEST_FIRST
+from llmtrain.distributed.exit_codes import STRONGEST_FIRST, strongest
 from llmtrain.errors import ConfigError
 from llmtrain.launching.kubernetes.kubectl import Kubectl
 from llmtrain.launching.kubernetes.launch import REPLICA, Document
@@ -22,17 +22,17 @@ INSTANCE: Final = "app.kubernetes.io/instance"
 INDEX: Final = ("batch.kubernetes.io/job-completion-index", "apps.kubernetes.io/pod-index")
 STEP: Final = re.compile(r"step (\d+)/(\S+)\s+loss ([\d.]+)")
 LOG_LINES: Final = 200
-IMAGE: Final = "is the image's name right, and may the cluster pull it? (kubernetes.image; on kind: `make k8s-image`)"
+IMAGE: Final = "check the image's name, and that the cluster may pull it (kubernetes.image; on kind: `make k8s-image`)"
 WAITING: Final = {
-    "ErrImagePull": (IMAGE, False),  # tried again, so a registry's hiccup passes
+    "ErrImagePull": (IMAGE, False),  # the kubelet tries again, so a registry may be down for a moment
     "ImagePullBackOff": (IMAGE, True),
     "ErrImageNeverPull": (IMAGE, True),
     "InvalidImageName": (IMAGE, True),
-    "CreateContainerConfigError": ("make the Secret or ConfigMap that it names", True),
+    "CreateContainerConfigError": ("create the Secret or ConfigMap that it names", True),
     "CreateContainerError": ("look at `kubectl describe pod`", True),
-    "RunContainerError": ("does the image have `llmtrain` on its PATH?", True),
+    "RunContainerError": ("check that the image has `llmtrain` on its PATH", True),
 }
-"""Reasons for which a container waits: what to do, and whether it waits in vain."""
+"""Reason for which a container waits → what to do, and whether it can never start without that."""
 OUT_OF_MEMORY: Final = (
     "out of memory (OOMKilled): raise kubernetes.memory, or lower trainer.micro_batch_size or data.num_workers"
 )
@@ -40,35 +40,35 @@ EVICTED: Final = "evicted"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PodSeen:
-    """A pod of the run."""
+class PodState:
+    """State of a pod of the run."""
 
     name: str
     index: int | None
     ranks: str
-    """The ranks of its processes, in words."""
+    """Ranks of its processes: `rank 0`, `ranks 0 to 7`."""
     phase: str
     exit_code: int | None
     cause: str | None
     """Reason why the pod fails or waits, with what to do."""
-    in_vain: bool
-    """True if the pod waits for something that does not come."""
+    is_stuck: bool
+    """True if the pod can never start."""
     pending: bool
     """True if the pod waits for a node."""
     created: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """A run at one moment."""
+class ClusterState:
+    """State of a run on the cluster at one moment."""
 
     kind: str
-    pods: list[PodSeen]
-    """The newest of each number."""
+    pods: list[PodState]
+    """The newest pod of each number."""
     step: int | None
     loss: float | None
     exit_code: int | None
-    """Exit code of the run; None while it is not over."""
+    """Exit code of the run; None until it ends."""
     cause: str | None
     """Message of the cluster about the run itself."""
 
@@ -81,14 +81,14 @@ class Seen:
 
 
 def find_workload(kubectl: Kubectl, name: str) -> tuple[str, Document]:
-    """Return kind and object of the run `name`. Raises ConfigError if there is none."""
+    """Return the kind and the workload of the run `name`. Raises ConfigError if there is none."""
     for kind in WORKLOADS:
         if (found := kubectl.get(kind, name)) is not None:
             return kind, found
     raise ConfigError(f"there is no run {name!r} on the cluster: `llmtrain launch k8s status` lists all")
 
 
-def look(kubectl: Kubectl, name: str) -> Seen:
+def read_state(kubectl: Kubectl, name: str) -> ClusterState:
     """Return the state of the run `name`. Raises ConfigError if there is none."""
     kind, workload = find_workload(kubectl, name)
     pods = newest_pods(kubectl.items("pods", f"--selector={INSTANCE}={name}"))
@@ -96,33 +96,35 @@ def look(kubectl: Kubectl, name: str) -> Seen:
     cause = _cause_of(workload)
     if cause is None and not pods:
         cause = _no_pods(kubectl, name, kind=kind)
-    return Seen(kind=kind, pods=pods, step=step, loss=loss, exit_code=exit_code(kind, workload, pods), cause=cause)
+    return ClusterState(
+        kind=kind, pods=pods, step=step, loss=loss, exit_code=exit_code(kind, workload, pods), cause=cause
+    )
 
 
-def newest_pods(documents: list[Document]) -> list[PodSeen]:
+def newest_pods(documents: list[Document]) -> list[PodState]:
     """Return the newest pod of each number, in the order of the numbers."""
-    newest: dict[int | None, PodSeen] = {}
+    newest: dict[int | None, PodState] = {}
     for pod in sorted((describe_pod(document) for document in documents), key=lambda pod: pod.created):
         newest[pod.index] = pod
     return [newest[index] for index in sorted(newest, key=lambda index: -1 if index is None else index)]
 
 
-def describe_pod(document: Document) -> PodSeen:
-    """Return what is known of a pod."""
+def describe_pod(document: Document) -> PodState:
+    """Return the state of a pod from its Kubernetes object."""
     metadata, status = document["metadata"], document.get("status", {})
     container: Document = next((one for one in status.get("containerStatuses", []) if one["name"] == CONTAINER), {})
     state, last = container.get("state", {}), container.get("lastState", {})
     ended = state.get("terminated") or last.get("terminated")
-    cause, in_vain = _cause_of_pod(status, state.get("waiting"), ended)
+    cause, is_stuck = _cause_of_pod(status, state.get("waiting"), ended)
     index = _index(metadata)
-    return PodSeen(
+    return PodState(
         name=metadata["name"],
         index=index,
         ranks=_ranks(document["spec"]["containers"], index),
         phase=status.get("phase", "Pending"),
         exit_code=ended["exitCode"] if ended else None,
         cause=cause,
-        in_vain=in_vain,
+        is_stuck=is_stuck,
         pending=status.get("phase", "Pending") == "Pending" and not container,
         created=metadata.get("creationTimestamp") or "",
     )
@@ -135,7 +137,7 @@ def _index(metadata: Mapping[str, Any]) -> int | None:
 
 
 def _ranks(containers: list[Document], index: int | None) -> str:
-    """Return the ranks of a pod's processes in words, from its number and --nproc of its command."""
+    """Return the ranks of a pod's processes as a phrase, from its number and --nproc of its command."""
     if index is None:
         return "no rank"
     words: list[str] = next((one.get("command", []) for one in containers if one["name"] == CONTAINER), [])
@@ -147,18 +149,18 @@ def _ranks(containers: list[Document], index: int | None) -> str:
 def _cause_of_pod(
     status: Mapping[str, Any], waiting: Mapping[str, Any] | None, ended: Mapping[str, Any] | None
 ) -> tuple[str | None, bool]:
-    """Return what is wrong with a pod, and whether waiting is in vain."""
+    """Return what is wrong with a pod, and whether it can never start."""
     conditions = {one["type"]: one for one in status.get("conditions", [])}
     if status.get("reason") == "Evicted":
-        return f"{EVICTED}: {status.get('message', 'its node ran short of something')}", False
+        return f"{EVICTED}: {status.get('message', 'its node was short of a resource')}", False
     disrupted = conditions.get("DisruptionTarget", {})
     if disrupted.get("status") == "True":
         return f"disrupted ({disrupted.get('reason')}): {disrupted.get('message', '')}".rstrip(": "), False
     if ended and ended.get("reason") == "OOMKilled":
         return OUT_OF_MEMORY, False
     if waiting and waiting.get("reason") in WAITING:
-        advice, in_vain = WAITING[waiting["reason"]]
-        return f"{waiting['reason']} ({waiting.get('message', 'no message')}): {advice}", in_vain
+        advice, is_stuck = WAITING[waiting["reason"]]
+        return f"{waiting['reason']} ({waiting.get('message', 'no message')}): {advice}", is_stuck
     scheduled = conditions.get("PodScheduled", {})
     if scheduled.get("status") == "False":
         return f"pending, {scheduled.get('reason')}: {scheduled.get('message', '')}", False
@@ -175,18 +177,18 @@ def _cause_of(workload: Document) -> str | None:
 
 
 def _no_pods(kubectl: Kubectl, name: str, *, kind: str) -> str | None:
-    """Return why the run has no pods: a quota or a policy may forbid them."""
+    """Return the latest warning about a run without pods: a quota or a policy may forbid them."""
     owner = f"{name}-{REPLICA}-0" if kind == "jobset" else name
     selector = f"--field-selector=involvedObject.name={owner},type=Warning"
     events = sorted(kubectl.items("events", selector), key=lambda event: event.get("lastTimestamp") or "")
     return f"{events[-1]['reason']}: {events[-1]['message']}" if events else None
 
 
-def exit_code(kind: str, workload: Document, pods: list[PodSeen]) -> int | None:
-    """Return the exit code that the run ended with; None while it is not over.
+def exit_code(kind: str, workload: Document, pods: list[PodState]) -> int | None:
+    """Return the exit code of the run; None until it ends.
 
-    The pods' codes count as those of processes on one machine. A StatefulSet has no end of its own: its run is over
-    when every pod has ended well, or one has ended with a code that would come again.
+    The pods' codes are combined like those of processes on one machine. Kubernetes does not end a StatefulSet: its run
+    has ended when every pod has exited with 0, or when one has exited with a code that would come again.
     """
     codes = [pod.exit_code for pod in pods if pod.exit_code]
     if kind == "statefulset":
@@ -200,17 +202,16 @@ def exit_code(kind: str, workload: Document, pods: list[PodSeen]) -> int | None:
         return 0
     if "Failed" not in conditions:
         return None
-    told = re.search(r"exit code (\d+)", conditions["Failed"].get("message", ""))
-    return _strongest([*codes, *([int(told[1])] if told else [])])
+    named = re.search(r"exit code (\d+)", conditions["Failed"].get("message", ""))
+    return _strongest([*codes, *([int(named[1])] if named else [])])
 
 
 def _strongest(codes: list[int]) -> int:
-    """Return the code that counts; that of a pod which was killed (137: out of memory) is 1."""
-    known = {code if code in STRONGEST_FIRST else 1 for code in codes}
-    return next((code for code in STRONGEST_FIRST if code in known), 1)
+    """Return the code that counts for the failed run. A pod that was killed (137: out of memory) counts as 1."""
+    return strongest(code if code in STRONGEST_FIRST else 1 for code in codes or [1])
 
 
-def _progress(kubectl: Kubectl, pods: list[PodSeen]) -> tuple[int | None, float | None]:
+def _progress(kubectl: Kubectl, pods: list[PodState]) -> tuple[int | None, float | None]:
     """Return the last step and loss that the first pod has logged."""
     first = next((pod for pod in pods if pod.index == 0 and pod.phase != "Pending"), None)
     if first is None:
@@ -219,8 +220,8 @@ def _progress(kubectl: Kubectl, pods: list[PodSeen]) -> tuple[int | None, float 
     return (int(found[-1][0]), float(found[-1][2])) if found else (None, None)
 
 
-def age_sec(pod: PodSeen, *, now: datetime) -> float:
-    """Return the seconds since the pod was made."""
+def age_sec(pod: PodState, *, now: datetime) -> float:
+    """Return the seconds since the pod was created."""
     try:
         return (now - datetime.fromisoformat(pod.created)).total_seconds()
     except ValueError:

@@ -1,7 +1,7 @@
 """The workload around a run's pods: an Indexed Job, a JobSet or a StatefulSet.
 
-A Job's failure policy goes by the exit codes of `errors.py`: 42 and 2 would come again, so they end the Job; 75 and
-disruptions are tried again without counting; 76 and 1 count.
+A Job's failure policy follows the exit codes of `errors.py`. 42 and 2 would come again, so they end the Job. 75 and
+disruptions are tried again and do not count as retries; 76 and 1 count.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _metadata(run: ClusterRun) -> Document:
 
 
 def _job(run: ClusterRun) -> Document:
-    # One failure of the run can end every pod with a code that counts, so the limit grows with their number.
+    # One failure of the run can end every pod with a code that counts, so the limit is for all pods together.
     spec = _job_spec(run, backoff_limit=run.settings.retries * run.settings.nodes)
     spec["ttlSecondsAfterFinished"] = run.settings.keep_hours * 3600
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": _metadata(run), "spec": spec}
@@ -48,7 +48,7 @@ def _job_spec(run: ClusterRun, *, backoff_limit: int) -> Document:
 
 
 def _job_set(run: ClusterRun) -> Document:
-    """Return a JobSet, which starts all pods again when one has failed, and makes its Service itself."""
+    """Return a JobSet, which restarts all pods when one has failed, and creates its Service itself."""
     job = {"metadata": {"labels": dict(run.labels)}, "spec": _job_spec(run, backoff_limit=0)}
     hopeless = {"name": "hopeless", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
     return {
@@ -65,7 +65,7 @@ def _job_set(run: ClusterRun) -> Document:
 
 
 def _stateful_set(run: ClusterRun) -> Document:
-    """Return a StatefulSet: pods that keep their places, and whose run goes on whenever one starts again."""
+    """Return a StatefulSet, whose pods keep their numbers and resume the run whenever they are restarted."""
     return {
         "apiVersion": "apps/v1",
         "kind": "StatefulSet",

@@ -1,7 +1,7 @@
-"""ssh: runs one of `scripts/` on a machine, and says what a failed connection means.
+"""Runs one of `scripts/` on another machine by ssh, and explains failed connections.
 
-Nothing is ever asked: a key or an agent logs in, and only a host whose key is known is talked to. ssh writes its own
-messages to a file of their own (-E), so that they cannot be taken for messages of the script.
+ssh never prompts: a key or an agent logs in, and a host whose key is not known is rejected. ssh writes its messages to
+a file (-E), so that they are not mistaken for messages of the script.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ Result = TypeVar("Result")
 SCRIPTS = Path(__file__).parent / "scripts"
 OPTIONS = (
     *("BatchMode=yes", "StrictHostKeyChecking=yes", "ConnectTimeout=15"),
-    *("ServerAliveInterval=10", "ServerAliveCountMax=3"),  # a connection that is silent for 40 seconds is lost
+    *("ServerAliveInterval=10", "ServerAliveCountMax=3"),  # ssh gives up a connection that is silent for 40 seconds
     *("ClearAllForwardings=yes", "RemoteCommand=none"),
 )
 SSH_FAILED = 255
-TOLD, REASON = 97, "llmtrain: "
-"""Exit code of a script that gave its reason on stderr, and what stands before the reason."""
+SCRIPT_FAILED, REASON_PREFIX = 97, "llmtrain: "
+"""Exit code of `fail` in scripts/prelude.sh, which writes the reason to stderr, and the prefix of that reason."""
 RECONNECT_SECONDS = 300.0
-"""Seconds for which a lost connection is tried again."""
+"""Seconds for which we try to reconnect."""
 STEADY_SECONDS = 60.0
-"""An attempt that lasted longer was connected, so the time begins anew."""
+"""An attempt that lasted longer than this was connected, so RECONNECT_SECONDS begin again."""
 
 
 class ConnectionLost(RunError):
-    """There is no connection to a machine, or it broke. What runs there goes on."""
+    """A machine could not be reached, or the connection broke. Processes there continue."""
 
     kind = "unreachable"
 
@@ -53,7 +53,7 @@ class ScriptResult:
 
 
 def ssh_words(machine: RemoteMachine, *, messages: str | None = None) -> list[str]:
-    """Return the words of ssh without the host; its own messages go to the file `messages`."""
+    """Return the ssh command without the host. ssh writes its own messages to the file `messages`."""
     words = ["ssh"]
     if machine.ssh_config is not None:
         words += ["-F", str(Path(machine.ssh_config).expanduser().absolute())]
@@ -64,7 +64,7 @@ def ssh_words(machine: RemoteMachine, *, messages: str | None = None) -> list[st
 
 
 def script_line(machine: RemoteMachine, name: str, *arguments: str) -> str:
-    """Return the line that runs scripts/NAME.sh in the machine's folder, whatever its login shell."""
+    """Return a command line that runs scripts/NAME.sh for the machine's folder, in any login shell."""
     text = "\n".join((SCRIPTS / f"{part}.sh").read_text(encoding="utf-8") for part in ("prelude", name))
     lines = (line.strip() for line in text.splitlines())
     body = "\n".join(line for line in lines if line and not line.startswith("#"))
@@ -74,30 +74,30 @@ def script_line(machine: RemoteMachine, name: str, *arguments: str) -> str:
 def run_script(
     machine: RemoteMachine, name: str, *arguments: str, stdin: bytes = b"", show: bool = False
 ) -> ScriptResult:
-    """Run a script there to its end, with `stdin`; its stderr goes to ours if `show`.
+    """Run a script there to its end, with `stdin`. With `show`, its stderr is shown here.
 
-    Raises RunError with the script's reason if it gave one, ConfigError or ConnectionLost if ssh could not log in.
+    Raises RunError if the script failed with a reason, ConfigError or ConnectionLost if ssh could not log in.
     """
     with messages_file() as messages:
         command = [*_ssh(machine, messages=messages), script_line(machine, name, *arguments)]
         done = _run(command, input=stdin, stdout=subprocess.PIPE, stderr=None if show else subprocess.PIPE)
         if done.returncode == SSH_FAILED or done.returncode < 0:
             raise connection_error(machine, messages.read())
-    reason = (done.stderr or b"").decode(errors="replace").strip().removeprefix(REASON)
-    if done.returncode == TOLD:
-        raise RunError(f"{machine}: {reason or 'the reason stands above'}")
+    reason = (done.stderr or b"").decode(errors="replace").strip().removeprefix(REASON_PREFIX)
+    if done.returncode == SCRIPT_FAILED:
+        raise RunError(f"{machine}: {reason or 'the reason is above'}")
     if done.returncode and reason:
         raise RunError(f"{machine}: {name} ended with exit code {done.returncode}: {reason}")
     return ScriptResult(done.returncode, done.stdout)
 
 
 def stream_script(machine: RemoteMachine, name: str, *arguments: str, write: Callable[[bytes], None]) -> int:
-    """Run a script there, hand what it writes to `write` as it comes, and return its exit code.
+    """Run a script there, pass its stdout to `write` as it comes, and return its exit code.
 
-    Raises as `run_script`, also where the connection breaks in the middle.
+    Raises as `run_script`, also if the connection breaks while the script runs.
     """
     with messages_file() as messages, NamedTemporaryFile(prefix="llmtrain-ssh-") as reason:
-        # stdin stays open as long as this side lives, which is how the other side knows. Ctrl-C is not for ssh.
+        # stdin stays open while this process lives, so the script knows when it is gone. Ctrl-C must not reach ssh.
         process = subprocess.Popen(
             [*_ssh(machine, messages=messages), script_line(machine, name, *arguments)],
             stdin=subprocess.PIPE,
@@ -116,14 +116,14 @@ def stream_script(machine: RemoteMachine, name: str, *arguments: str, write: Cal
             process.communicate()
         if code == SSH_FAILED or code < 0:
             raise connection_error(machine, messages.read())
-        if code == TOLD:
+        if code == SCRIPT_FAILED:
             reason.seek(0)
-            raise RunError(f"{machine}: {reason.read().decode(errors='replace').strip().removeprefix(REASON)}")
+            raise RunError(f"{machine}: {reason.read().decode(errors='replace').strip().removeprefix(REASON_PREFIX)}")
     return code
 
 
 def address_of(machine: RemoteMachine) -> str:
-    """Return the host's own name or address, where the SSH config gives it another name."""
+    """Return the host name or address to which the SSH config resolves the machine's name."""
     words = ssh_words(machine)
     done = _run([*words, "-G", "--", machine.destination], input=b"", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     lines = [line.partition(" ") for line in done.stdout.decode(errors="replace").splitlines()]
@@ -131,7 +131,7 @@ def address_of(machine: RemoteMachine) -> str:
 
 
 def attach_terminal(machine: RemoteMachine, name: str, *arguments: str) -> int:
-    """Run a script there with this terminal, and return its exit code. Raises as `run_script`."""
+    """Run a script there on this terminal, and return its exit code. Raises as `run_script`."""
     with messages_file() as messages:
         command, *options = _ssh(machine, messages=messages)
         words = [command, "-tt", *options, script_line(machine, name, *arguments)]
@@ -141,8 +141,8 @@ def attach_terminal(machine: RemoteMachine, name: str, *arguments: str) -> int:
     return code
 
 
-def persistently(machine: RemoteMachine, attempt: Callable[[], Result]) -> Result:
-    """Return what `attempt` returns; while it raises ConnectionLost, try again for RECONNECT_SECONDS."""
+def with_reconnects(attempt: Callable[[], Result]) -> Result:
+    """Call `attempt` and return its result. While it raises ConnectionLost, call it again for RECONNECT_SECONDS."""
     first_failure, delay = None, 1.0
     while True:
         began = time.monotonic()
@@ -150,7 +150,7 @@ def persistently(machine: RemoteMachine, attempt: Callable[[], Result]) -> Resul
             return attempt()
         except ConnectionLost as error:
             now = time.monotonic()
-            if first_failure is None or now - began > STEADY_SECONDS:  # it was connected in between
+            if first_failure is None or now - began > STEADY_SECONDS:
                 first_failure, delay = now, 1.0
                 log.warning("%s; connecting again", error)
             if now - first_failure > RECONNECT_SECONDS:
@@ -178,12 +178,12 @@ class MessagesFile:
 
 
 def connection_error(machine: RemoteMachine, messages: str) -> RunError | ConfigError:
-    """Return what ssh's messages mean, and what to do."""
+    """Return an error that explains ssh's messages and says what to do."""
     login = f"ssh{f' -p {machine.port}' if machine.port else ''} {machine.destination}"
     if "IDENTIFICATION HAS CHANGED" in messages or "host key has changed" in messages:
         return ConfigError(
-            f"the host key of {machine} is not the known one: another machine answers there, or it was set up anew. "
-            f"Ask whoever runs it; then remove the old key, `ssh-keygen -R {machine.host}`, and log in once by hand"
+            f"the host key of {machine} has changed: another machine answers there, or it was reinstalled. Ask its "
+            f"administrator; then remove the old key, `ssh-keygen -R {machine.host}`, and log in once by hand"
         )
     if "host key" in messages.lower():
         return ConfigError(
@@ -192,8 +192,8 @@ def connection_error(machine: RemoteMachine, messages: str) -> RunError | Config
         )
     if "Permission denied" in messages or "Too many authentication failures" in messages:
         return ConfigError(
-            f"{machine} does not let you in: it needs a key (`ssh-copy-id {machine.destination}`), which an agent "
-            "holds if it has a passphrase (`ssh-add`); passwords are not asked for"
+            f"{machine} does not let you in: log in by a key (`ssh-copy-id {machine.destination}`), and load a key "
+            "with a passphrase into an agent (`ssh-add`); passwords are not supported"
         )
     last = messages.strip().splitlines()[-1:] or ["the connection was closed"]
     if "Could not resolve" in last[0] or "onfig" in last[0]:

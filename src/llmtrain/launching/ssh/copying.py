@@ -1,6 +1,7 @@
-"""rsync: the project and this program to a machine, runs from there. Only changes travel, and a broken copy goes on.
+"""Copies the project and this program to a machine by rsync, and runs from there. Only changes are sent.
 
-rsync runs in the folder there by way of scripts/rsync.sh, so no path of the other side is ever a word of its own.
+A copy that broke is continued. scripts/rsync.sh starts rsync there in the right folder, so rsync's own arguments
+contain no remote path, which a shell could misread.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from pathlib import Path
 
 from llmtrain.errors import ConfigError, RunError
 from llmtrain.launching.ssh.connection import (
-    REASON,
+    REASON_PREFIX,
     SSH_FAILED,
     connection_error,
     messages_file,
-    persistently,
     script_line,
     ssh_words,
+    with_reconnects,
 )
 from llmtrain.launching.ssh.quoting import rsync_shell
 from llmtrain.launching.ssh.remote import RemoteMachine
@@ -31,13 +32,13 @@ NOT_PUSHED = (
     *("/.llmtrain/", ".git/", ".venv*/", "venv/", "__pycache__/", "*.egg-info/", ".*_cache/", ".hypothesis/", "/site/"),
     *(".env", ".env.*", "*.pem", "id_rsa*", "id_ed25519*", ".netrc", ".ssh/", ".aws/", "/artifacts/"),
 )
-"""Environments, caches, results and secrets."""
+"""Patterns of environments, caches, results and secrets."""
 REPLACED = f"{STATE}/replaced"
 PARTIAL = ".llmtrain-partial"
 BROKEN = (10, 12, 20, 30, 35, SSH_FAILED)
 """Exit codes of rsync for a connection that could not be made or that broke."""
 VANISHED = 24
-"""Files were deleted while they were copied, as a run that trains deletes old checkpoints."""
+"""Exit code of rsync if files were deleted while they were copied: a run that trains deletes old checkpoints."""
 
 
 def push_project(
@@ -45,12 +46,12 @@ def push_project(
 ) -> int:
     """Copy the project `folder` to the machine, and return the number of files that were sent.
 
-    `exclude`: more patterns of files that stay here. With `delete`, files there that are not here are moved to
-    .llmtrain/replaced, but none of those that `protect` matches. Nothing outside the machine's folder changes.
+    `exclude`: more patterns of files that are not sent. With `delete`, files there that do not exist here are moved to
+    .llmtrain/replaced, unless they match `protect`. Nothing outside the machine's folder changes.
     """
     if folder == Path.home() or folder == Path(folder.anchor):
         raise ConfigError(
-            f"{folder} is no project: change into the folder of the config and the data, and push from there"
+            f"{folder} is not a project folder: change into the folder of the config and the data, and push from there"
         )
     words = ["--copy-unsafe-links", *(f"--exclude={pattern}" for pattern in (*exclude, *NOT_PUSHED))]
     if delete:
@@ -60,7 +61,7 @@ def push_project(
 
 
 def push_program(machine: RemoteMachine) -> int:
-    """Copy this program to the machine, as it is here."""
+    """Copy the source of this program to the machine."""
     words = ["--delete", "--exclude=__pycache__/", "./"]
     return _copy(machine, words, place=f"{STATE}/package/llmtrain", make=True, source=PACKAGE)
 
@@ -68,15 +69,14 @@ def push_program(machine: RemoteMachine) -> int:
 def fetch_run(machine: RemoteMachine, name: str, *, root: str) -> Path:
     """Copy the run `root`/`name` from the machine to the same place here, and return its folder.
 
-    A file gets its name when all have come. A copy that broke goes on where it was, now or at the next call.
+    Files get their names only when all have arrived. A copy that broke is continued, now or at the next call.
     """
     if "/" in name or name in ("", ".", ".."):
-        raise ConfigError(f"{name!r} is no run's id: `llmtrain launch ssh status` names the newest")
+        raise ConfigError(f"{name!r} is not a run's id: `llmtrain launch ssh status` shows the newest run")
     folder = Path(root) / name
     folder.mkdir(parents=True, exist_ok=True)
     words = ["--exclude=.*", "--delay-updates", f"--partial-dir={PARTIAL}"]
-    persistently(
-        machine,
+    with_reconnects(
         lambda: _copy(
             machine, words, place=f"{root if Path(root).is_absolute() else f'./{root}'}/{name}", make=False, into=folder
         ),
@@ -96,7 +96,10 @@ def _copy(
     source: Path | None = None,
     into: Path | None = None,
 ) -> int:
-    """Run rsync in a local folder, `source` or `into`. Return the number of files that were copied."""
+    """Run rsync from the local folder `source`, or to the local folder `into`. Return the number of copied files.
+
+    `place` is the folder there; `make` makes it if it does not exist.
+    """
     other_side = f"{_bracketed(machine.destination)}:./"
     with messages_file() as messages:
         command = [
@@ -112,15 +115,15 @@ def _copy(
             )
         except FileNotFoundError:
             raise ConfigError("rsync is not installed here: apt-get install rsync") from None
-        told = messages.read()
+        ssh_messages = messages.read()
     stderr = done.stderr.decode(errors="replace")
     if done.returncode in (0, VANISHED):
         found = re.search(rb"files transferred: ([\d,.]+)", done.stdout)
         return int(re.sub(rb"\D", b"", found[1])) if found else 0
-    if reason := re.search(rf"^{REASON}(.*?)(?=^rsync|\Z)", stderr, re.MULTILINE | re.DOTALL):
+    if reason := re.search(rf"^{REASON_PREFIX}(.*?)(?=^rsync|\Z)", stderr, re.MULTILINE | re.DOTALL):
         raise RunError(f"{machine}: {reason[1].strip()}")
     if done.returncode in BROKEN:
-        raise connection_error(machine, told or stderr.partition("\n")[0])
+        raise connection_error(machine, ssh_messages or stderr.partition("\n")[0])
     raise RunError(f"{machine}: {stderr.strip() or f'rsync ended with exit code {done.returncode}'}")
 
 
@@ -130,7 +133,7 @@ def _bracketed(destination: str) -> str:
 
 
 def patterns_of(paths: Sequence[str]) -> list[str]:
-    """Return patterns of rsync that mean these paths alone, of those that lie in this folder."""
+    """Return rsync patterns that match exactly those of `paths` that are in the current folder."""
     here = Path.cwd()
     inside = [full.relative_to(here) for path in paths if (full := here / Path(path).expanduser()).is_relative_to(here)]
     return ["/" + re.sub(r"([*?\[\\])", r"\\\1", str(path)) for path in inside if path.parts]

@@ -2,8 +2,8 @@
 
     HF_TOKEN=hf_…          export HF_HOME="~/.cache/huggingface"          # a comment
 
-Values are taken literally: `$` has no meaning. python-dotenv passes over a line that it cannot read with a warning;
-here it is an error, since a token that is missing shows hours later.
+Values are literal: `$` has no meaning. A line that cannot be read is an error, since a missing token might be noticed
+only hours later; python-dotenv would skip the line with a warning.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _LINE = re.compile(
 
 
 def read_env_file(path: str) -> dict[str, str]:
-    """Return the variables of the file. Raises ConfigError with file and line, and without the value."""
+    """Return the variables of the file. Raises ConfigError with the file and line, but not the value."""
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"the env file {path} cannot be read: {why}") from None
     variables = {}
     for number, line in enumerate(text.splitlines(), start=1):

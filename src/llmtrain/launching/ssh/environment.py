@@ -1,4 +1,4 @@
-"""The environment on a machine: made by uv, or given as `remote.python`; and what is asked of the machine."""
+"""The Python environment on a machine, made by uv or given as `remote.python`, and facts about the machine."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ OLDEST_PYTHON = ">=3.11"
 TOOLS = ("rsync", "tmux")
 
 
-def look_at(machine: RemoteMachine, *, job: str) -> dict[str, Any]:
-    """Return what is there: `gpu` a list of names, `free` bytes, `folder`, and of the job `state`, `name`, `exit`."""
+def inspect_machine(machine: RemoteMachine, *, job: str) -> dict[str, Any]:
+    """Return facts about the machine: `gpu` (a list of names), `free` (bytes on disk), `folder`, tools that it has.
+
+    Also facts about the job: `state`, `name`, `session` and `exit` (its exit code).
+    """
     found: dict[str, Any] = {"gpu": []}
     for line in run_script(machine, "look", job).stdout.decode(errors="replace").splitlines():
         name, _, value = line.partition(" ")
@@ -34,7 +37,7 @@ def look_at(machine: RemoteMachine, *, job: str) -> dict[str, Any]:
 
 
 def check_tools(machine: RemoteMachine, found: dict[str, Any]) -> None:
-    """Raise RunError if a program that is needed there is missing."""
+    """Raise RunError if a program that we need there is missing."""
     missing = [tool for tool in TOOLS if tool not in found]
     if missing:
         raise RunError(
@@ -43,26 +46,26 @@ def check_tools(machine: RemoteMachine, found: dict[str, Any]) -> None:
 
 
 def make_environment(machine: RemoteMachine, remote: Remote) -> None:
-    """Install the packages there, unless a Python is named that has them."""
+    """Install the packages there, unless `remote.python` names a Python that has them."""
     if remote.python is None:
         log.info("%s: installing packages; the first time takes minutes", machine)
         stdin = requirements(remote.extras).encode()
         run_script(machine, "environment", OLDEST_PYTHON, stdin=stdin, show=True)
 
 
-def ask_program(machine: RemoteMachine, remote: Remote, *words: str) -> Any:
-    """Return the document of `llmtrain *words --json` there. Raises RunError if there is none."""
+def run_llmtrain(machine: RemoteMachine, remote: Remote, *words: str) -> Any:
+    """Run `llmtrain *words --json` there, and return its document. Raises RunError if it prints none."""
     answer = run_script(machine, "program", remote.python or OWN_PYTHON, *words, "--json")
     try:
         return json.loads(answer.stdout)
     except ValueError:
         raise RunError(
-            f"{machine}: llmtrain {words[0]} ended with exit code {answer.exit_code} and no document"
+            f"{machine}: llmtrain {words[0]} ended with exit code {answer.exit_code} and printed no JSON document"
         ) from None
 
 
 def requirements(extras: Sequence[str]) -> str:
-    """Return the packages to install: of requirements.lock beside a checkout, else those of the installed package."""
+    """Return the packages to install: from requirements.lock of a checkout, else those that the package declares."""
     lock = Path(__file__).parents[4] / "requirements.lock"
     try:
         known = requires("llmtrain") or []

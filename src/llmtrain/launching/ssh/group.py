@@ -1,4 +1,4 @@
-"""The processes of a run over several machines: how many on each, and where they meet."""
+"""The processes of a run on several machines: how many each machine starts, and where they meet."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from llmtrain.config.sections.schema import Config
 from llmtrain.distributed.rendezvous import first_machine
 from llmtrain.errors import ConfigError
 from llmtrain.launching.ssh.connection import address_of, run_script
-from llmtrain.launching.ssh.environment import OWN_PYTHON, check_tools, look_at
-from llmtrain.launching.ssh.job import Node, get, put
+from llmtrain.launching.ssh.environment import OWN_PYTHON, check_tools, inspect_machine
+from llmtrain.launching.ssh.job import Node, read_file, write_file
 from llmtrain.launching.ssh.remote import Remote, RemoteMachine
 
 log = logging.getLogger("llmtrain.ssh")
@@ -26,14 +26,14 @@ def group_words(
     rendezvous: str | None,
     resume: bool,
 ) -> list[list[str]]:
-    """Return the words of `llmtrain train` for each node: --nproc, --nnodes, --node-rank and --rendezvous.
+    """Return the options --nproc, --nnodes, --node-rank and --rendezvous of `llmtrain train` for each node.
 
-    Without `nproc` a single machine has one process, and of several each has one for each GPU. Raises ConfigError
-    where the machines do not fit together.
+    Without `nproc`, a single machine starts one process, and each of several machines starts one for each GPU. Raises
+    ConfigError if the machines have different folders or numbers of GPUs.
     """
     if len(nodes) == 1:
         return [[f"--nproc={nproc}"] if nproc else []]
-    found = [look_at(node.machine, job=node.job) for node in nodes]
+    found = [inspect_machine(node.machine, job=node.job) for node in nodes]
     for node, facts in zip(nodes, found, strict=True):
         check_tools(node.machine, facts)
     folders = {str(facts.get("folder")): node.machine.name for node, facts in zip(nodes, found, strict=True)}
@@ -43,8 +43,10 @@ def group_words(
     check_sharing(nodes, config, resume=resume)
     num_gpus = {node.machine.name: len(facts["gpu"]) for node, facts in zip(nodes, found, strict=True)}
     if nproc is None and len(set(num_gpus.values())) > 1:
-        told = ", ".join(f"{name} has {number}" for name, number in num_gpus.items())
-        raise ConfigError(f"the hosts have different numbers of GPUs ({told}): give --nproc, the processes on each")
+        listed = ", ".join(f"{name} has {number}" for name, number in num_gpus.items())
+        raise ConfigError(
+            f"the hosts have different numbers of GPUs ({listed}): give --nproc, the number of processes on each"
+        )
     place = first_machine(config.distributed.rendezvous, option=rendezvous) if config else rendezvous
     if place is None:
         address = address_of(remote.first)
@@ -54,18 +56,18 @@ def group_words(
 
 
 def free_port(machine: RemoteMachine, remote: Remote) -> int:
-    """Return a port that is free there. Raises ConfigError if Python does not run there."""
+    """Return a free port there. Raises ConfigError if Python does not run there."""
     answer = run_script(machine, "port", remote.python or OWN_PYTHON)
     if answer.exit_code or not answer.stdout.strip().isdigit():
-        raise ConfigError(f"{machine}: Python does not run there: llmtrain launch ssh init")
+        raise ConfigError(f"{machine}: Python does not run there: make the environment by `llmtrain launch ssh init`")
     return int(answer.stdout)
 
 
 def check_sharing(nodes: Sequence[Node], config: Config | None, *, resume: bool) -> None:
-    """Raise ConfigError if the run needs a folder that all machines see, and they do not; else warn."""
+    """Check whether the machines share the project's folder. If not, warn, or raise ConfigError if the run needs it."""
     token = token_hex(8)
-    put(nodes[0].machine, "shared", token)
-    alone = ", ".join(node.machine.name for node in nodes[1:] if get(node.machine, "shared") != token.encode())
+    write_file(nodes[0].machine, "shared", token)
+    alone = ", ".join(node.machine.name for node in nodes[1:] if read_file(node.machine, "shared") != token.encode())
     if not alone:
         return
     sharded = config is not None and config.distributed.strategy in ("fsdp", "fsdp_tp")

@@ -1,7 +1,7 @@
-"""A job on one machine or several: a command of llmtrain in tmux there, which needs no connection.
+"""A job on one machine or several: a command of llmtrain in tmux there, which runs on without a connection.
 
-    start ─▶ tmux there ─▶ llmtrain train …          follow ─▶ its log, from any position, and its exit code
-                                                     stop   ─▶ SIGTERM, which saves
+    start ─▶ tmux there ─▶ llmtrain train …          follow    ─▶ its log, from any position, and its exit code
+                                                     terminate ─▶ SIGTERM, after which it saves
 
 Each machine is a node with a folder .llmtrain/KIND-NODE, so machines may share one file system.
 """
@@ -23,9 +23,10 @@ from secrets import token_hex
 
 from llmtrain.config.loading.load import LoadedConfig, shipped_configs
 from llmtrain.config.sections.schema import Config
-from llmtrain.distributed.exit_codes import STRONGEST_FIRST
+from llmtrain.distributed.exit_codes import strongest
+from llmtrain.distributed.stop_signals import handled_by
 from llmtrain.errors import RunError
-from llmtrain.launching.ssh.connection import SCRIPTS, ConnectionLost, persistently, run_script, stream_script
+from llmtrain.launching.ssh.connection import SCRIPTS, ConnectionLost, run_script, stream_script, with_reconnects
 from llmtrain.launching.ssh.environment import OWN_PYTHON
 from llmtrain.launching.ssh.quoting import quote, quote_path
 from llmtrain.launching.ssh.remote import Remote, RemoteMachine
@@ -34,11 +35,11 @@ from llmtrain.runs.folders import make_run_id
 log = logging.getLogger("llmtrain.ssh")
 
 LOST = 98
-"""Exit code of follow.sh for a job that left none: it was killed, or the machine was restarted."""
+"""Exit code of follow.sh for a job without an exit code: it was killed, or the machine was restarted."""
 TRY_AGAIN = 75
 NEWEST, AUTO = "latest", "auto"
 GRACE_SECONDS = 30.0
-"""Seconds that the other nodes may take to end by themselves when one has failed."""
+"""Seconds that the other nodes have to end by themselves after one has failed."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Node:
 
     @property
     def job(self) -> str:
-        """The name of the job's folder there."""
+        """Name of the job's folder there."""
         return f"{self.kind}-{self.number}"
 
 
@@ -61,33 +62,33 @@ def nodes_of(remote: Remote, kind: str) -> list[Node]:
     return [Node(machine, kind, number) for number, machine in enumerate(remote.machines)]
 
 
-def put(machine: RemoteMachine, name: str, content: str) -> None:
-    """Write a file below .llmtrain there, for its owner alone. The content never stands on a command line."""
+def write_file(machine: RemoteMachine, name: str, content: str) -> None:
+    """Write a file below .llmtrain there, readable only by its owner. The content is never on a command line."""
     run_script(machine, "put", name, stdin=content.encode())
 
 
 def put_variables(machine: RemoteMachine, remote: Remote) -> None:
     """Write the variables of the env file there, if there is one."""
     if remote.variables is not None:
-        put(machine, "env", "".join(f"{name}={quote(value)}\n" for name, value in remote.variables.items()))
+        write_file(machine, "env", "".join(f"{name}={quote(value)}\n" for name, value in remote.variables.items()))
 
 
-def get(machine: RemoteMachine, name: str) -> bytes:
-    """Return a file below .llmtrain there; empty if there is none."""
+def read_file(machine: RemoteMachine, name: str) -> bytes:
+    """Return the content of a file below .llmtrain there; empty if there is none."""
     return run_script(machine, "get", name).stdout
 
 
 def start(node: Node, words: Sequence[str], *, remote: Remote, name: str) -> None:
     """Start `llmtrain *words` there, as the job `name`. Raises RunError if one is running already."""
     put_variables(node.machine, remote)
-    put(node.machine, f"{node.job}/command.new", f"exec {_python(remote)} -m llmtrain {quote(*words)}\n")
-    put(node.machine, f"{node.job}/run.new", (SCRIPTS / "job.sh").read_text(encoding="utf-8"))
+    write_file(node.machine, f"{node.job}/command.new", f"exec {_python(remote)} -m llmtrain {quote(*words)}\n")
+    write_file(node.machine, f"{node.job}/run.new", (SCRIPTS / "job.sh").read_text(encoding="utf-8"))
     session = re.sub(r"[^\w-]", "_", f"{node.job}-{name}-{token_hex(3)}", flags=re.ASCII)
     run_script(node.machine, "start", node.job, session, name)
 
 
-def run_named(resume: str | None, config: Config | None) -> str:
-    """Return the name of the run that is resumed, or else of the new one."""
+def name_of_run(resume: str | None, config: Config | None) -> str:
+    """Return the id of the run that `resume` names, or of the new run."""
     if resume not in (None, AUTO):
         parts = Path(str(resume)).parts
         return parts[parts.index("checkpoints") - 1] if "checkpoints" in parts[1:] else parts[-1]
@@ -97,20 +98,20 @@ def run_named(resume: str | None, config: Config | None) -> str:
 
 
 def config_there(node: Node, loaded: LoadedConfig | None) -> list[str]:
-    """Return CONFIG there: the name of a shipped one, else the text of the file as it is here, put beside the job."""
+    """Return CONFIG for the command there: the name of a shipped config, else the path of a copy of the file."""
     if loaded is None:
         return []
     if loaded.source in shipped_configs():
         return [loaded.source]
     place = f"{node.job}/{Path(loaded.source).name}"
-    put(node.machine, place, loaded.as_written)
+    write_file(node.machine, place, loaded.as_written)
     return [f".llmtrain/{place}"]
 
 
 def follow(node: Node, write: Callable[[bytes], None], *, begin: int = 0, wait_for_end: bool = True) -> int:
-    """Hand the job's log to `write`, from byte `begin` (or from its last -`begin` lines), and return its exit code.
+    """Pass the job's log to `write`, from byte `begin` (or its last -`begin` lines) on, and return the job's exit code.
 
-    A lost connection is made again, and the log goes on where it broke. Raises ConnectionLost after a long time.
+    After a lost connection the log continues where it broke. Raises ConnectionLost if reconnecting fails for long.
     """
     copied = _Copied(begin, write)
 
@@ -119,7 +120,7 @@ def follow(node: Node, write: Callable[[bytes], None], *, begin: int = 0, wait_f
         words = (node.job, str(copied.position), "follow" if wait_for_end else "once")
         return stream_script(node.machine, "follow", *words, write=copied.take)
 
-    code = persistently(node.machine, attempt) if wait_for_end else attempt()
+    code = with_reconnects(attempt) if wait_for_end else attempt()
     if code == LOST:
         log.error("%s: the job ended without an exit code: it was killed, or the machine was restarted", node.machine)
         return TRY_AGAIN
@@ -127,7 +128,7 @@ def follow(node: Node, write: Callable[[bytes], None], *, begin: int = 0, wait_f
 
 
 class _Copied:
-    """The part of a log that was received. The other side begins with a line that says where it begins."""
+    """Keeps the position in a received log. follow.sh first sends a line with the position at which it begins."""
 
     def __init__(self, begin: int, write: Callable[[bytes], None]) -> None:
         self.position = begin
@@ -145,7 +146,8 @@ class _Copied:
                 return
             if not line.strip().isdigit():
                 raise RunError(
-                    f"a login there writes {line.decode(errors='replace')!r}: silence it, as rsync needs it too"
+                    f"a login there prints {line.decode(errors='replace')!r}: silence it (~/.bashrc), since rsync "
+                    "does not work with it either"
                 )
             self.position, self._head = int(line), None
         self._write(chunk)
@@ -155,12 +157,12 @@ class _Copied:
 def follow_all(nodes: Sequence[Node], *, begin: int = 0) -> int:
     """Show the logs of all nodes on stderr until all have ended, and return one exit code for them.
 
-    SIGINT and SIGTERM stop the job there, which saves. When one node fails, the others are stopped after
-    GRACE_SECONDS: they may wait for it. Raises ConnectionLost where the connection to a machine was lost for good.
+    SIGINT and SIGTERM stop the job there, after it has saved. When one node fails, the others are stopped after
+    GRACE_SECONDS, since they may wait for it. Raises ConnectionLost if the connection to a machine cannot be restored.
     """
     codes: list[int] = []
     lost: list[ConnectionLost] = []
-    following = {_in_background(partial(follow, node, Shown(node).write, begin=begin)): node for node in nodes}
+    following = {_in_background(partial(follow, node, LogPrinter(node).write, begin=begin)): node for node in nodes}
     with _stop_signals() as stop:
         failed_for = 0.0
         while following:
@@ -179,12 +181,11 @@ def follow_all(nodes: Sequence[Node], *, begin: int = 0) -> int:
                     terminate(node)
     if lost:
         raise ConnectionLost(f"{lost[0]}. The job goes on there: follow it with llmtrain launch ssh logs --follow")
-    failed = [code for code in codes if code]
-    return next((code for code in STRONGEST_FIRST if code in failed), failed[0] if failed else 0)
+    return strongest(codes)
 
 
 def _in_background(work: Callable[[], int]) -> Future[int]:
-    """Start `work` in a thread for which the end of the program does not wait."""
+    """Start `work` in a daemon thread, so that the program can end before it does."""
     future: Future[int] = Future()
 
     def run() -> None:
@@ -198,20 +199,20 @@ def _in_background(work: Callable[[], int]) -> Future[int]:
 
 
 def terminate(node: Node) -> None:
-    """Send SIGTERM to the job, which saves and ends. It does not wait for that."""
+    """Send SIGTERM to the job, which then saves and ends. It does not wait for that."""
     log.info("%s: stopping the job, which saves first", node.machine)
-    persistently(node.machine, lambda: run_script(node.machine, "stop", node.job))
+    with_reconnects(lambda: run_script(node.machine, "stop", node.job))
 
 
-class Shown:
-    """Writes a node's log to stderr; a line of any node but the first begins with the machine's name."""
+class LogPrinter:
+    """Writes a node's log to stderr. Lines of all nodes but the first begin with the machine's name."""
 
     def __init__(self, node: Node) -> None:
         self._prefix = f"[{node.machine}] ".encode() if node.number else b""
         self._rest = b""
 
     def write(self, chunk: bytes) -> None:
-        """Show the lines that are complete."""
+        """Write the complete lines, and keep the rest for the next chunk."""
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         sys.stderr.buffer.write(b"".join(self._prefix + line + b"\n" for line in lines))
         sys.stderr.flush()
@@ -219,7 +220,7 @@ class Shown:
 
 @contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
-    """Yield an event that SIGINT and SIGTERM set; Ctrl-C a second time raises KeyboardInterrupt."""
+    """Yield an event that SIGINT and SIGTERM set. A second Ctrl-C raises KeyboardInterrupt."""
     requested = threading.Event()
     count = 0
 
@@ -230,15 +231,11 @@ def _stop_signals() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         requested.set()
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handled_by(note, (signal.SIGINT, signal.SIGTERM)):
         yield requested
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _python(remote: Remote) -> str:
-    """Return Python there, quoted: `remote.python`, which is a name or a path, or that of the environment."""
+    """Return the quoted name or path of Python there: `remote.python`, or that of the environment that we make."""
     python = remote.python or OWN_PYTHON
     return quote_path(python) if python.startswith("~/") else quote(python)

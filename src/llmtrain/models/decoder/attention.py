@@ -1,4 +1,4 @@
-"""Self-attention: projections and the ways to compute it. Masks are in mask.py, norms and residuals in decoder.py.
+"""Self-attention: projections, and several ways to compute it. Masks are in mask.py, norms and residuals in decoder.py.
 
     x ─ q, k, v projections ─ heads ─ (QK-norm) ─ (rotary) ─ (cache) ─ attend ─ output projection
 
@@ -32,13 +32,13 @@ CUDNN_FIRST = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
-"""Kernels of the fused attention on a GPU, where cuDNN's may be one of them."""
+"""Kernels of fused attention on a GPU in the order of preference, including cuDNN's."""
 CUDNN_MULTIPLE = 128
 """cuDNN plans each new shape for half a second. There are few lengths that are multiples of this number."""
 
 
 class QueryBlock(NamedTuple):
-    """Queries from start to end - 1, and the keys that they can see, from first_key to end_key - 1."""
+    """Queries from start to end - 1, and the keys that they may attend to, from first_key to end_key - 1."""
 
     start: int
     end: int
@@ -65,7 +65,7 @@ def fused_attention(
     """Call PyTorch's scaled_dot_product_attention, [b, h, t, d].
 
     `mask` is bool, or float and added to the scores, or None for causal attention. On a GPU, training without a mask
-    may use cuDNN's kernel, which is the fastest; the engine has turned it off for all else.
+    may use cuDNN's kernel, which is the fastest; elsewhere the engine has turned it off.
     """
     if mask is not None and mask.is_floating_point():
         mask = mask.to(q_bhtc.dtype)
@@ -95,9 +95,9 @@ def explicit_attention(
 ) -> Tensor:
     """Compute scores, float32 softmax and product, [b, t, h · d]. `mask` is added to scores; `slopes` [h] are ALiBi's.
 
-    The queries are split into blocks, and each block meets only the keys up to its own end. That saves a quarter of the
-    work with 2 blocks, three eighths with 4, and more with a window. A masked score weighs exactly 0, so leaving it out
-    changes no result.
+    The queries are split into blocks, and each block is multiplied only with the keys up to its own end. That saves a
+    quarter of the work with 2 blocks, three eighths with 4, and more with a window. A masked score has a weight of
+    exactly 0, so leaving it out changes no result.
     """
     b, h, t, c = q_bhtc.shape
     n, s, d = v_bnsd.shape[1:]
@@ -144,7 +144,7 @@ def query_blocks(num_queries: int, num_keys: int, *, window: int | None = None) 
 
 
 def _biased(scores_bngts: Tensor, mask: Tensor, slopes: Tensor | None, block: QueryBlock) -> Tensor:
-    """Add the mask to a block's scores, and ALiBi's bias where there are slopes."""
+    """Add the mask to a block's scores, and ALiBi's bias if there are slopes."""
     biased = scores_bngts + mask[:, :, None, block.start : block.end, block.first_key : block.end_key]
     if slopes is None:
         return biased

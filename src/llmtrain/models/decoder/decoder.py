@@ -101,7 +101,7 @@ class Decoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all weights anew from PyTorch's global generator: the same values, sharded or not."""
+        """Draw all weights from PyTorch's global generator: the same values, sharded or not."""
         config: DecoderConfig = self.config
         std = config.init_std
         into_residual = std / math.sqrt(2 * config.num_layers) if config.residual_scaled_init else std
@@ -284,7 +284,7 @@ class Decoder(nn.Module):
         *,
         device: torch.device,
     ) -> AttentionInputs:
-        """Build the inputs that all layers share in this forward."""
+        """Build the inputs that all layers share in this forward pass."""
         attention = self.config.attention
         slopes = None if self.alibi is None else self.alibi(device)
         mask, explicit = build_mask(

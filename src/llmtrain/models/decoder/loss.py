@@ -26,12 +26,15 @@ CHUNK_LOGITS_CPU = 2**25
 CHUNK_LOGITS_GPU = 2**27
 """128 and 512 MiB of float32: with a large vocabulary a chunk has fewer tokens."""
 GPU_TILE = 128
-"""Tokens: a product of so many rows fills the tiles that a GPU computes."""
+"""Number of tokens: a product with a multiple of this number of rows fills the tiles that a GPU computes."""
 
 
 class ChunkKernels(NamedTuple):
-    """The work on one chunk. These functions are compiled, and not the loop over them, so that all chunks share the
-    compiled code: an unrolled loop would compile each chunk by itself."""
+    """Functions that compute one chunk.
+
+    They are compiled, and the loop over the chunks is not, so that all chunks share the compiled code. An unrolled loop
+    would compile each chunk separately.
+    """
 
     gradients: Callable[[Tensor, Tensor, Tensor, Tensor | None, int], tuple[Tensor, Tensor]]
     loss: Callable[[Tensor, Tensor, Tensor, int], Tensor]
@@ -89,7 +92,7 @@ def padded_vocab_size(vocab_size: int, *, device: str) -> int:
 
 
 def _padded(weight_vd: Tensor) -> Tensor:
-    """Return the matrix with rows of zeros up to `padded_vocab_size`; what they predict is masked in each chunk."""
+    """Return the matrix with rows of zeros up to `padded_vocab_size`. Each chunk masks the logits of these rows."""
     vocab_size = weight_vd.shape[0]
     missing = padded_vocab_size(vocab_size, device=device_type_of(weight_vd.device)) - vocab_size
     return F.pad(weight_vd, (0, 0, 0, missing)) if missing else weight_vd

@@ -1,6 +1,6 @@
-"""Attention masks and ALiBi's bias, built once a forward for all layers.
+"""Attention masks and ALiBi's bias, built once a forward pass for all layers.
 
-A mask is indexed by slots. A row's slots are its tokens in order, after its padding where there is a cache, so a
+A mask is indexed by slots. A row's slots are its padding, if there is a cache, and then its tokens in order, so a
 difference of slots is a difference of positions.
 """
 
@@ -16,23 +16,23 @@ from llmtrain.models.decoder.position import RotaryTables
 from llmtrain.models.device_type import device_type_of
 
 EXPLICIT_MAX_KEYS = 2048
-"""Longest rows for which the CPU computes attention explicitly. Beyond it the memory of the scores weighs more."""
+"""Longest rows for which the CPU computes attention explicitly. For longer ones the scores take too much memory."""
 
 
 class AttentionInputs(NamedTuple):
-    """Inputs that all layers share, built once a forward."""
+    """Inputs that all layers share, built once a forward pass."""
 
     mask: Tensor | None
     """[1 or b, 1, t, s]. If `explicit`, float32 that is added to the scores. Otherwise bool, true where a query may
-    look; or None for plain causal attention of t queries to t keys; or with ALiBi [1 or b, h, t, s] float32 that
-    includes the bias."""
+    attend to a key; or None for plain causal attention of t queries to t keys; or with ALiBi [1 or b, h, t, s] float32
+    that includes the bias."""
     rope: RotaryTables | None
     explicit: bool
     """True if scores, softmax and product are computed here and not by the fused kernel."""
     slopes: Tensor | None = None
     """[h] float32: ALiBi's slopes. Explicit attention applies them itself, so that no bias for each head is stored."""
     window: int | None = None
-    """Largest number of keys that a query sees. The mask holds it too; this tells which keys can be left out."""
+    """Largest number of keys that a query attends to. The mask includes it; here it tells which keys to leave out."""
 
 
 def build_mask(
@@ -44,12 +44,12 @@ def build_mask(
     window: int | None = None,
     slopes: Tensor | None = None,
 ) -> tuple[Tensor | None, bool]:
-    """Return the mask of a forward, and whether attention is explicit, which decides the mask's form.
+    """Return the mask of a forward pass, and whether attention is explicit, which decides the mask's form.
 
-    `document_ids` [b, s] number the documents of all keys. A query may look at keys of its own document that are not
-    after it and, with a `window`, at most window - 1 before it. It may always look at itself, so no row of scores is
-    empty. The fused kernel's own causal mask aligns the first query with the first key. That is wrong as soon as a
-    cache holds earlier keys, so it is used only without a cache.
+    `document_ids` [b, s] number the documents of all keys. A query attends to keys of its own document that are not
+    after it and, with a `window`, at most window - 1 before it. It always attends to itself, so no row of scores is
+    empty. The fused kernel's own causal mask aligns the first query with the first key, which is wrong if a cache holds
+    earlier keys. So it is used only without a cache.
     """
     past = 0 if cache is None else cache.length
     explicit = device_type_of(device) == "cpu" and past + num_queries <= EXPLICIT_MAX_KEYS

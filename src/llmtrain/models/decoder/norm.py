@@ -1,4 +1,4 @@
-"""Norms. They compute in float32 and return the dtype of their input. decoder.py decides where they stand."""
+"""Norms. They compute in float32 and return the dtype of their input. decoder.py applies them."""
 
 from __future__ import annotations
 

@@ -32,9 +32,9 @@ class Rotary(nn.Module):
     """Tables of rotary position embeddings (Su et al. 2021, arXiv:2104.09864), for positions below max_seq_len.
 
     The tables are neither parameters nor buffers. So they stay float32 when the model is cast, DDP does not broadcast
-    them, checkpoints do not hold them, and they are filled when a model leaves the meta device. The compiled graph gets
-    them as inputs and reads them. If it computed them, every kernel that rotates would compute sines anew (12 % of a
-    training step on a CPU).
+    them, checkpoints do not contain them, and they are filled when a model leaves the meta device. They are inputs of
+    the compiled graph. If the graph computed them, every kernel that rotates would compute the sines again, which takes
+    12 % of a training step on a CPU.
     """
 
     cos: Tensor

@@ -1,8 +1,8 @@
-"""Causal models of transformers behind the contract that the loop trains.
+"""Causal models of transformers, wrapped for the training loop.
 
-load     a config and a model folder → HuggingFaceModel: quantized, with adapters, or without values for now
-model    the model: loss, logits, packed rows; head, attention and cache hold its parts
-folder   a checkpoint's `model/` of such a model; parts reads weights one tensor at a time
-spec     the same model in every shape, without values: for `plan`
-quantization   the values that weights have in 4 or 8 bits
+load           builds a HuggingFaceModel from a config and a model folder: quantized, with adapters, or without values
+model          the wrapper: loss, logits, packed rows; its parts are in head, attention and cache
+folder         writes and reads the `model/` of a checkpoint; parts reads weights one tensor at a time
+spec           the same model with all shapes and no values, for `plan`
+quantization   rounds weights to the values that they have in 4 or 8 bits
 """

@@ -1,8 +1,8 @@
-"""Attention in the compiled blocks of a model of transformers on a CPU, computed by the decoder's blocked attention.
+"""Computes attention of a compiled model of transformers on a CPU by the decoder's blocked attention.
 
-PyTorch's fused kernel takes three times as long there in bfloat16, and more where rows are short (docs/performance.md).
-The function is registered with transformers under its own name and gets the masks that `sdpa` gets. It calls `sdpa` for
-everything that it does not cover.
+PyTorch's fused kernel takes three times as long there in bfloat16, and more if rows are short (docs/performance.md).
+The function is registered with transformers under its own name and gets the same masks as `sdpa`. It calls `sdpa` in
+all cases that it does not cover.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from llmtrain.models.device_type import device_type_of
 
 BLOCKED = "llmtrain_blocked"
 WITHOUT_EFFECT = {"position_ids", "use_cache", "output_attentions", "sliding_window"}
-"""Arguments that models pass to any attention and that change nothing here. A window is in the mask already."""
+"""Arguments that models pass to any attention and that have no effect here. The mask already includes a window."""
 
 
 def choose_blocked(causal_lm: Any) -> None:
-    """Let a model that uses `sdpa` on a CPU use this one. Blocks that are not compiled are no faster for it."""
+    """Replace `sdpa` by this attention in a model on a CPU. Only compiled blocks become faster by it."""
     on_cpu = device_type_of(next(causal_lm.parameters()).device) == "cpu"
     if on_cpu and causal_lm.config._attn_implementation == "sdpa" and causal_lm._can_set_attn_implementation():
         causal_lm.set_attn_implementation(BLOCKED)
@@ -43,9 +43,9 @@ def blocked_forward(
 ) -> tuple[Tensor, None]:
     """Compute query [b, h, t, d], key and value [b, n, s, d] → [b, t, h, d].
 
-    `attention_mask` is [b, 1, t, s], or None for causal attention. It covers training only: generation meets many
-    lengths, and each would be compiled. In training packed rows have one length, and one graph serves all lengths that
-    need one block of queries. With several blocks each length would be compiled, so those go to `sdpa`.
+    `attention_mask` is [b, 1, t, s], or None for causal attention. Only training is covered: generation has many
+    lengths, and each would be compiled. In training, packed rows have one length, and one graph serves all lengths that
+    need one block of queries. With several blocks, each length would be compiled, so these use `sdpa`.
     """
     (b, h, t, d), s = query.shape, key.shape[2]
     is_covered = (

@@ -1,7 +1,7 @@
 """Key/value cache of a model of transformers, for prompts of different lengths padded on the left.
 
-It meets the contract of `generation.decoding`. The tensors live in transformers' DynamicCache, which knows what sliding
-windows and hybrid layers need.
+It implements DecodingCache of `generation.decoding`. The tensors are in transformers' DynamicCache, which supports
+sliding windows and hybrid layers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ class HuggingFaceCache:
         self._is_padded = bool(self._first_slots.any())
 
     def mask(self, num_tokens: int) -> Tensor | None:
-        """Return [b, s] 1 for every slot, the next `num_tokens` included, that is no padding; None without padding."""
+        """Return [b, s]: 1 for each slot with a token, including the next `num_tokens`, 0 for padding.
+
+        Return None if there is no padding.
+        """
         if not self._is_padded:
             return None
         slots = torch.arange(self.length + num_tokens, device=self._first_slots.device)

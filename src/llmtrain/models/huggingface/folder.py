@@ -1,7 +1,7 @@
-"""A checkpoint's `model/` of a HuggingFaceModel: an adapter that peft loads, or a full model that transformers loads.
+"""Writes and reads the `model/` of a checkpoint of a HuggingFaceModel: an adapter for peft, or a full model.
 
-Both come with tokenizer and chat templates, and with the base's companions, byte for byte. Atomic writes and hashes
-are the checkpoint store's.
+Both come with the tokenizer, the chat templates and the base's companions, byte for byte. The checkpoint store does
+atomic writes and hashes.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from llmtrain.models.lora import read_adapter, trainable_state_dict, write_adapt
 
 
 def checkpoint_tensors(model: HuggingFaceModel) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint by the network's own names: with an adapter only the trainable ones.
+    """Return the tensors of a checkpoint by the network's own names: with an adapter, only the trainable ones.
 
-    Tied weights stand under each of their names.
+    Tied weights are included under each of their names.
     """
     return trainable_state_dict(model.network) if is_adapter(model) else dict(model.network.state_dict(keep_vars=True))
 
@@ -43,11 +43,10 @@ def write_huggingface_folder(
     tokenizer_folder: Path | None,
     base: Path | None = None,
 ) -> None:
-    """Write `state_dict`, as `checkpoint_tensors` returns it, and all that is needed to use it.
+    """Write `state_dict`, as `checkpoint_tensors` returns it, and everything needed to use it.
 
-    `base` is the folder of the model that was tuned. `model` gives names and configuration. Its own tensors are not
-    read, since training may change them meanwhile.
-    Raises ValueError if the tensors are not those of such a model.
+    `base` is the folder of the model that is fine-tuned. `model` gives names and configuration. Its own tensors are not
+    read, since training may change them meanwhile. Raises ValueError if the tensors are not those of such a model.
     """
     folder.mkdir(parents=True, exist_ok=True)
     expected = checkpoint_tensors(model).keys()
@@ -66,7 +65,7 @@ def write_huggingface_folder(
 
 @torch.no_grad()
 def read_huggingface_folder(folder: Path, model: HuggingFaceModel) -> None:
-    """Load exactly what `write_huggingface_folder` wrote. Raises ConfigError if it is not of such a model."""
+    """Load the tensors that `write_huggingface_folder` wrote into `model`. Raises ConfigError if they do not fit."""
     if is_adapter(model):
         read_adapter(folder, model.network)
         return

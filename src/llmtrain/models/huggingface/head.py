@@ -1,8 +1,8 @@
-"""The output layer of a model of transformers, and the loss over it where it is more than one matrix.
+"""The output layer of a model of transformers, and the loss for output layers that are not a single matrix.
 
-models/decoder/loss.py has the fast form, for a plain weight, trained or frozen. Here are the other forms: a head with a
-bias or adapters, or with capped logits (Gemma 2). As there, the gradients of a chunk of tokens are computed right after
-its loss, and the backward pass only scales them.
+models/decoder/loss.py has the fast loss for a single weight matrix. Here is the loss for a head with a bias or
+adapters, or with capped logits (Gemma 2). As there, the gradients of a chunk of tokens are computed right after its loss, and the
+backward pass only scales them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Head:
 
     @property
     def is_plain(self) -> bool:
-        """True if logits are a product with one weight, times a factor."""
+        """True if the logits are the product with one weight matrix, times a factor."""
         return type(self.linear) is nn.Linear and self.softcap is None and getattr(self.linear, "bias", None) is None
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class _LossAndGradients(torch.autograd.Function):
 
 
 def _weight_dtype(linear: nn.Module, hidden: Tensor) -> torch.dtype:
-    """Return the dtype that the head computes in; under autocast, which casts by itself, that of `hidden`."""
+    """Return the dtype that the head computes in; under autocast, which casts itself, that of `hidden`."""
     if torch.is_autocast_enabled(hidden.device.type):
         return hidden.dtype
     weight = getattr(linear, "weight", None)

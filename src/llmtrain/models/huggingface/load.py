@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 
 
 def fetch(config: HuggingFaceConfig) -> tuple[Path, Path]:
-    """Return the folders of model and tokenizer, fetched from the Hub if needed. One rank calls it before the others.
+    """Return the folders of the model and the tokenizer, fetched if needed. One rank calls it before the others.
 
     Raises ConfigError or RunError as `fetch_model` does.
     """
@@ -57,12 +57,12 @@ def build_huggingface(
     device: torch.device = CPU,
     empty: bool = False,
 ) -> HuggingFaceModel:
-    """Return the model in `folder` as `config` asks for it. `precision` is the trainer's resolved precision.
+    """Build the model in `folder` with the settings of `config`. `precision` is the resolved trainer.precision.
 
-    Weights in 4 or 8 bits are made on `device`, others on the CPU. With `empty`, weights that can be read tensor by
+    Weights in 4 or 8 bits are created on `device`, others on the CPU. With `empty`, weights that can be read tensor by
     tensor stay on the meta device, for `read_in_parts`.
 
-    Raises ConfigError if the folder holds no causal model that transformers knows, if tensors are missing or have the
+    Raises ConfigError if the folder has no causal model that transformers knows, if tensors are missing or have the
     wrong shape, if a LoRA target matches nothing, or if this machine cannot quantize.
     """
     if config.quantization != "none":
@@ -88,7 +88,7 @@ def build_huggingface(
         network = _empty(config, folder, dtype) if empty else None
         network = network or _pretrained(config, folder, dtype, quantized)
     if not precision.startswith("bf16"):
-        choose_compute_dtype(network, device)  # weights that are stored in 4 bits name their own
+        choose_compute_dtype(network, device)  # layers stored in 4 bits have a compute dtype of their own
     keep_stored_layout(network)
     make_generation_config_savable(network)
     if config.lora is None:
@@ -111,11 +111,11 @@ def read_huggingface(
     device: torch.device,
     trust_remote_code: bool = False,
 ) -> HuggingFaceModel:
-    """Return the model in `folder`, with `adapter` if one is given, on `device` and in evaluation mode.
+    """Load the model in `folder`, with `adapter` if one is given, to `device`, in evaluation mode.
 
-    Weights keep their stored dtype, unless `device` does not compute it natively; then they are float32. `quantized`
-    rounds the base to the values that it has in 4 or 8 bits, in float32. Raises ConfigError if the folder holds no
-    causal model that transformers knows, if tensors are missing, or if the adapter belongs to another model.
+    Weights keep their stored dtype, unless `device` does not compute it natively; then they are float32. With
+    `quantized`, the base is float32, rounded to the values that it has in 4 or 8 bits. Raises ConfigError if the folder
+    has no causal model that transformers knows, if tensors are missing, or if the adapter belongs to another model.
     """
     transformers_logging.disable_progress_bar()
     dtype = "auto" if quantized is None else torch.float32
@@ -123,7 +123,7 @@ def read_huggingface(
     network = _pretrained(config, folder, dtype)
     if quantized is not None:
         round_as_quantized(network, quantized)
-    # Before the adapter, since adding one may compute matrix products.
+    # This comes before the adapter, since adding one may compute matrix products.
     keep_stored_layout(network)
     network = with_computing_dtype(HuggingFaceModel(network), device).network
     if adapter is not None:
@@ -155,7 +155,7 @@ def check_quantization(quantization: str, *, device: torch.device) -> None:
 
 
 def quantization_config(quantization: str, *, compute_dtype: torch.dtype = torch.bfloat16) -> Any:
-    """Return transformers' settings: nf4 with double quantization (QLoRA, arXiv:2305.14314), int8, or None."""
+    """Return transformers' settings for nf4 with double quantization (QLoRA, arXiv:2305.14314) or int8; else None."""
     if quantization == "nf4":
         return BitsAndBytesConfig(
             load_in_4bit=True,
@@ -167,7 +167,7 @@ def quantization_config(quantization: str, *, compute_dtype: torch.dtype = torch
 
 
 def _quantized(quantization: str, *, precision: str, device: torch.device) -> dict[str, Any]:
-    """Return arguments for weights in 4 or 8 bits, made on `device`. Products are computed as `precision` says."""
+    """Return the arguments of from_pretrained for weights in 4 or 8 bits on `device`, computed in `precision`."""
     if quantization == "none":
         return {}
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs every cast of every layer
@@ -184,7 +184,7 @@ def _random(config: HuggingFaceConfig, folder: Path, *, seed: int) -> Any:
 
 
 def _empty(config: HuggingFaceConfig, folder: Path, dtype: torch.dtype) -> Any:
-    """Return the model without values, or None, and log why, where each process has to read all of it."""
+    """Return the model without values. If each process has to read all weights, log why and return None."""
     if config.quantization != "none" or (config.lora and config.lora.begins_with_base):
         return None
     with init_empty_weights(include_buffers=False):
@@ -229,8 +229,8 @@ def _pretrained(
         raise _cannot_build(config, error) from error
     if missing := sorted(found["missing_keys"]):
         raise ConfigError(
-            f"model.path {config.path}: the weights lack {_some(missing)}, which would be drawn at random: "
-            "is this a causal language model, and complete?"
+            f"model.path {config.path}: the weights lack {_some(missing)}, which would be drawn at random: name a "
+            "complete causal language model"
         )
     if wrong := sorted(str(key[0] if isinstance(key, tuple) else key) for key in found["mismatched_keys"]):
         raise ConfigError(f"model.path {config.path}: tensors of the wrong shape: {_some(wrong)}")
@@ -266,10 +266,10 @@ def _some(names: list[str]) -> str:
 
 
 def make_generation_config_savable(network: Any) -> None:
-    """Let transformers save the model's generation settings, of which it refuses many that were published.
+    """Change the model's generation settings so that transformers saves them; it rejects many published ones.
 
-    The base's generation_config.json takes their place afterwards, as it is. Without such a file they come from its
-    config.json. Settings for sampling do nothing in a greedy model, and are left out there.
+    Afterwards the base's generation_config.json, if there is one, replaces the saved file. Sampling settings have no
+    effect in a greedy model, and are removed there.
     """
     settings = network.generation_config
     if settings is None:

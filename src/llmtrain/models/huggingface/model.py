@@ -2,9 +2,9 @@
 
     batch ─ positions that restart at each document ─ base model ─ hidden states of supervised tokens ─ head ─▶ loss
 
-Logits exist for supervised tokens only. Documents that share a row do not see each other: the first packed batch tries
-the model with two documents in one row, on the device and backend it trains on, and a model that leaks is rejected.
-Loading is in `load`, adapters are in `models.lora`, the loss is in `head`.
+Logits are computed only for supervised tokens. Documents that share a row do not attend to each other: before the first
+packed batch the model is tried with two documents in one row, on the device and backend of the training, and a model
+that mixes them is rejected. Loading is in `load`, adapters are in `models.lora`, the loss is in `head`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from llmtrain.models.huggingface.head import Head
 from llmtrain.screen import counted
 
 Packing = Literal["positions", "flat", "mask"]
-"""Ways to keep documents that share a row apart.
+"""How documents that share a row are kept from attending to each other.
 
 - positions: position_ids restart at each document, and transformers derives a mask from them.
-- flat: the same position_ids, with all rows joined into one, the only form in which flash attention reads them.
-- mask: a mask that is made here.
+- flat: the same position_ids, with all rows joined into one, which flash attention requires.
+- mask: a mask that is built here.
 """
 
 
@@ -79,8 +79,8 @@ class HuggingFaceModel(nn.Module):
     ) -> Tensor:
         """Return [b, t, vocab] scores of the token after each position; [b, 1, vocab] with `last_only`.
 
-        With a cache, `input_ids` follow the tokens that the cache holds, and are added to it. Documents that share a
-        row cannot be told apart then.
+        With a cache, `input_ids` follow the tokens that the cache holds, and are added to it. Then `document_ids` have
+        no effect.
         """
         if cache is not None:
             return self._continued(input_ids, cache, last_only=last_only)
@@ -116,14 +116,14 @@ class HuggingFaceModel(nn.Module):
 
     @property
     def max_seq_len(self) -> int | None:
-        """Longest sequence that the model was made for; None if it has no such limit."""
+        """Longest sequence that the model takes, in tokens; None if it has no such limit."""
         return getattr(self._text_config, "max_position_embeddings", None)
 
     def check_length(self, seq_len: int, *, path: str) -> None:
-        """Raise ConfigError if rows of `seq_len` tokens are longer than the model at `path` was made for."""
+        """Raise ConfigError if the model at `path` takes only rows shorter than `seq_len` tokens."""
         if self.max_seq_len is not None and seq_len > self.max_seq_len:
             raise ConfigError(
-                f"data.seq_len is {seq_len}, but the model in {path} is made for "
+                f"data.seq_len is {seq_len}, but the model in {path} takes at most "
                 f"{counted(self.max_seq_len, 'token')}: lower "
                 "data.seq_len"
             )
@@ -162,20 +162,20 @@ class HuggingFaceModel(nn.Module):
         return int(total) + 12 * int(config.num_hidden_layers) * int(width) * seq_len
 
     def assume_standard(self) -> None:
-        """Skip what the first batch tries out, for a model without values: assume the usual head and packing."""
+        """Assume the usual head and packing, for a model without values, which cannot be tried with a first batch."""
         self._head_is_known = True
         self._packing = "positions"
 
     def tensor_parallel_plan(self, size: int) -> dict[str, str]:
-        """Map each layer to how it is split over `size` ranks, as the family's plan in transformers says.
+        """Return by name how each layer is split over `size` ranks, from the plan that transformers has for the model.
 
-        Raises ConfigError if the family has no plan, if the plan has parts that are not known here, or if `size` does
-        not divide the heads.
+        Raises ConfigError if there is no plan, if the plan has styles that are not known here, or if `size` does not
+        divide the heads.
         """
         config, kind = self._text_config, type(self.causal_lm).__name__
         theirs: dict[str, str] = getattr(config, "base_model_tp_plan", None) or {}
         if not theirs:
-            raise ConfigError(f"distributed.strategy is fsdp_tp, but transformers has no plan for {kind}: take fsdp")
+            raise ConfigError(f"distributed.strategy is fsdp_tp, but transformers has no plan for {kind}: use fsdp")
         reject_uneven(
             {
                 f"the model's {name}": int(number)
@@ -192,7 +192,7 @@ class HuggingFaceModel(nn.Module):
             if known not in STYLES:
                 raise ConfigError(
                     f"distributed.strategy is fsdp_tp, but {kind} splits {name} in a way that is not supported "
-                    f"({style}): take fsdp"
+                    f"({style}): use fsdp"
                 )
             plan[f"{prefix}.{name}"] = known
         return plan
@@ -202,7 +202,7 @@ class HuggingFaceModel(nn.Module):
         causal_lm, options = self.causal_lm, {"use_reentrant": False}
         if not causal_lm.supports_gradient_checkpointing:
             raise ConfigError(
-                f"trainer.activation_checkpointing: {type(causal_lm).__name__} does not have it; set it to false"
+                f"trainer.activation_checkpointing: {type(causal_lm).__name__} does not support it; set it to false"
             )
         if hasattr(causal_lm, "activation_checkpointing_enable"):
             causal_lm.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
@@ -216,9 +216,9 @@ class HuggingFaceModel(nn.Module):
         self._loss_kernels = compiled_kernels(**options)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HuggingFaceModel:
-        """Move and cast all tensors, but only move buffers that are derived from the config, as rotary frequencies.
+        """Move and cast all tensors, but do not cast buffers that are derived from the config, as rotary frequencies.
 
-        In bfloat16 the frequencies would be off by up to 0.4 %, and with them the positions of a long sequence.
+        In bfloat16 the frequencies would be wrong by up to 0.4 %, and so would the positions in a long sequence.
         """
         derived = [
             (module, name, buffer)
@@ -259,7 +259,7 @@ class HuggingFaceModel(nn.Module):
         raise ConfigError(f"trainer.compile: no blocks found in {type(self.causal_lm).__name__}; set it to false")
 
     def _head(self) -> Head:
-        """Return the output layer with the family's change to logits: Gemma caps, Cohere, Granite scale."""
+        """Return the output layer with the change that a model makes to logits: Gemma caps, Cohere and Granite scale."""
         config = self._text_config
         scale = float(getattr(config, "logit_scale", None) or 1.0)
         if config.model_type.startswith("granite"):
@@ -269,7 +269,7 @@ class HuggingFaceModel(nn.Module):
 
     @torch.no_grad()
     def _knows_head(self, input_ids: Tensor) -> bool:
-        """Return whether `_head` gives the model's own logits; tried once. If not, the model's own forward is used."""
+        """Return whether `_head` gives the model's own logits, which is tried once. If not, its own forward is used."""
         if self._head_is_known is None:
             few = input_ids[:1, :4]
             with self._evaluating():
@@ -294,10 +294,10 @@ class HuggingFaceModel(nn.Module):
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Turn dropout, autocast's cache and compiled code off within the block, which tries the model.
+        """Turn off dropout, autocast's cache and compiled code within the block, in which the model is tried.
 
-        A weight whose first cast happened here, without gradients, would have no gradient in the step if autocast
-        cached it. Compiled code is off because a few tokens are not worth a compilation.
+        If autocast cached a weight that is first cast here, without gradients, the weight would have no gradient in the
+        step. Compiled code is off because a few tokens are not worth a compilation.
         """
         device = self.device.type
         training = [module for module in self.network.modules() if module.training]
@@ -347,7 +347,7 @@ class HuggingFaceModel(nn.Module):
 
     @torch.no_grad()
     def _find_packing(self, input_ids: Tensor) -> Packing:
-        """Return the first way in which a document in a packed row gives what it gives alone.
+        """Return the first packing with which a document in a packed row has the same hidden states as alone.
 
         Raises ConfigError if there is none.
         """
@@ -356,7 +356,7 @@ class HuggingFaceModel(nn.Module):
         layers = set(getattr(config, "layer_types", None) or [])
         recurrent = getattr(causal_lm, "_is_stateful", False) or any("attention" not in layer for layer in layers)
         if recurrent or any("linear" in layer for layer in layers):
-            raise _cannot_pack(kind, "its state is carried from one document of a row into the next")
+            raise _cannot_pack(kind, "its state passes from one document of a row to the next")
         ways: list[Packing] = ["flat"] if "flash" in str(attention) else ["positions"]
         if "position_ids" not in inspect.signature(self._base.forward).parameters:
             raise _cannot_pack(kind, "its positions cannot restart within a row")
@@ -366,14 +366,13 @@ class HuggingFaceModel(nn.Module):
             with self._evaluating():
                 if self._keeps_apart(input_ids, way):
                     return way
-        raise _cannot_pack(kind, f"with attention {attention} documents in one row see each other")
+        raise _cannot_pack(kind, f"with attention {attention} documents in one row attend to each other")
 
     def _keeps_apart(self, input_ids: Tensor, packing: Packing) -> bool:
-        """Return whether a second document has the hidden states that it has alone, whatever the first one is.
+        """Return whether a second document in a row has the same hidden states as alone, whatever the first one is.
 
-        Two rows of two documents each are tried. The first documents differ, so that a leak shows. Alone are the same
-        tokens as in the packed rows: int8 layers round by the largest value of all tokens of a batch, so another batch
-        would differ by that.
+        Two rows of two documents each are tried, whose first documents differ. The comparison has the same tokens, one
+        document a row, since int8 layers round by the largest value of all tokens in a batch.
         """
         vocab_size, device = self.vocab_size, input_ids.device
         first, other, second = (torch.arange(start, start + 6, device=device) % vocab_size for start in (3, 11, 29))
@@ -388,7 +387,7 @@ class HuggingFaceModel(nn.Module):
 
 
 def block_causal(document_ids: Tensor) -> Tensor:
-    """Return [b, 1, t, t] bool: true where the query (row) may see the key (column)."""
+    """Return [b, 1, t, t] bool: true where the query (row) may attend to the key (column)."""
     same = document_ids[:, None, :, None] == document_ids[:, None, None, :]
     return same.tril()
 
@@ -403,7 +402,7 @@ def _error(found: Tensor, expected: Tensor) -> Tensor:
 
 
 def _tolerance(device: torch.device, module: nn.Module) -> float:
-    """Return the `_error` that is allowed: larger where 16 bits are computed in than in float32."""
+    """Return the allowed `_error`, which is larger in 16 bits than in float32."""
     narrow = any(p.dtype in (torch.bfloat16, torch.float16) for p in module.parameters())
     return 0.02 if narrow or torch.is_autocast_enabled(device.type) else 1e-4
 

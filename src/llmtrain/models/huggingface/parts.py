@@ -1,7 +1,8 @@
 """Reads a model of transformers from its safetensors files one tensor at a time: each rank its own part.
 
-transformers reads the full model, and for some families changes names and shapes on the way. Here nothing is changed,
-so `why_not_in_parts` checks first that every tensor lies in the files as it is. If not, transformers has to read it.
+transformers reads the full model, and changes names and shapes for some models. This file changes nothing, so
+`why_not_in_parts` first checks that the files have every tensor with the network's name and shape. If not, transformers
+has to read the model.
 """
 
 from __future__ import annotations
@@ -15,10 +16,8 @@ from safetensors import SafetensorError, safe_open
 
 from llmtrain.distributed.sharding import part_of, rows_of
 from llmtrain.errors import ConfigError
-from llmtrain.models.fetch import WEIGHTS_INDEX
+from llmtrain.models.fetch import WEIGHTS_FILE, WEIGHTS_INDEX
 from llmtrain.models.safetensors_header import read_header
-
-WEIGHTS = "model.safetensors"
 
 
 def why_not_in_parts(folder: Path, network: Any, *, exactly: bool = False) -> str | None:
@@ -68,7 +67,7 @@ def _stored_name(name: str) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    if (folder / WEIGHTS).exists():
-        return [folder / WEIGHTS]
+    if (folder / WEIGHTS_FILE).exists():
+        return [folder / WEIGHTS_FILE]
     names = json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))["weight_map"].values()
     return [folder / name for name in sorted(set(names))]

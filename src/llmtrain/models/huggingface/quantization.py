@@ -1,6 +1,6 @@
-"""Values that weights have in 4 or 8 bits, computed on any machine, by bitsandbytes' own arithmetic.
+"""Rounds weights to the values that they have in 4 or 8 bits, on any machine, with bitsandbytes' own arithmetic.
 
-Loading a model in 4 or 8 bits is in `load`.
+`load` loads a model in 4 or 8 bits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llmtrain.installing import install_extra
 
 
 class Quantized(NamedTuple):
-    """Storage of a base model while adapters on it are trained."""
+    """How a base model is stored while adapters on it are trained."""
 
     kind: Literal["nf4", "int8"]
     dtype: torch.dtype = torch.bfloat16
@@ -24,10 +24,10 @@ class Quantized(NamedTuple):
 
 
 def keep_stored_layout(network: nn.Module) -> None:
-    """Keep bitsandbytes from packing weights in 4 bits anew in the first forward pass on a CPU with AVX512-BF16.
+    """Keep bitsandbytes from repacking weights in 4 bits in the first forward pass on a CPU with AVX512-BF16.
 
-    Packed, no backward pass can use them, their scales are rounded to bfloat16, and a matrix whose number of columns is
-    no multiple of 64 ends in an error.
+    Repacked weights have no backward pass, their scales are rounded to bfloat16, and a matrix whose number of columns
+    is not a multiple of 64 raises an error.
     """
     for layer in network.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
@@ -36,9 +36,9 @@ def keep_stored_layout(network: nn.Module) -> None:
 
 @torch.no_grad()
 def round_as_quantized(network: Any, quantized: Quantized) -> None:
-    """Round the weights of `network`, a model of transformers in float32, to the values that they have quantized.
+    """Round the weights of `network`, a model of transformers in float32, to the values of their quantized form.
 
-    These are the weights of all linear layers except the output, as when a model is loaded quantized. nf4 has double
+    As when a model is loaded quantized, these are the weights of all linear layers except the output. nf4 has double
     quantization, int8 one scale for each row. Raises ConfigError without bitsandbytes.
     """
     from llmtrain.models.lora import is_linear  # here, since it imports peft, which takes seconds
@@ -57,7 +57,7 @@ def round_as_quantized(network: Any, quantized: Quantized) -> None:
 def _round(layer: nn.Module, quantized: Quantized) -> None:
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    # Conv1D, which GPT-2 has, keeps the matrix transposed; transformers turns it before it is quantized.
+    # GPT-2's Conv1D keeps the matrix transposed; transformers transposes it before it is quantized.
     transposed = type(layer).__name__ == "Conv1D"
     matrix = (weight.t() if transposed else weight).contiguous().to(quantized.dtype)
     rounded = _nf4(matrix) if quantized.kind == "nf4" else _int8(matrix)

@@ -1,4 +1,4 @@
-"""The model that `build_huggingface` would build, made from config.json alone: every shape, and no values.
+"""Builds the model of `build_huggingface` from config.json alone, with all shapes and no values.
 
     config.json ─ from_config, without storage ─ adapters ─ frozen weights in 4 or 8 bits ─▶ HuggingFaceModel
 
@@ -28,9 +28,9 @@ def huggingface_spec(
 ) -> HuggingFaceModel:
     """Return the model of `config` without values. `precision` is the trainer's resolved precision.
 
-    Its forward assumes what a real model tries out: that documents in a row can be kept apart, and that the output
-    layer is the usual one. `quantized=False` leaves the weights unquantized, to count them. Raises ConfigError, as
-    `build_huggingface` does, if the architecture is unknown or a LoRA target matches nothing.
+    Its forward pass assumes what a real model is tried for: that documents in a row can be kept apart, and that the
+    output layer is the usual one. With `quantized=False` the weights are not quantized, so that they can be counted.
+    Raises ConfigError, as `build_huggingface` does, if the architecture is unknown or a LoRA target matches nothing.
     """
     attention = config.attn_implementation
     if attention is not None and "flash" in attention:
@@ -56,7 +56,7 @@ def _quantize(network: nn.Module, kind: Literal["nf4", "int8"], *, head: nn.Modu
 
 
 class _QuantizedLinear(nn.Module):
-    """Layer as large as bitsandbytes' Linear4bit or Linear8bitLt: weights and constants, without values."""
+    """Layer of the same size as bitsandbytes' Linear4bit or Linear8bitLt: weights and constants, without values."""
 
     def __init__(self, layer: nn.Module, kind: Literal["nf4", "int8"]) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class _QuantizedLinear(nn.Module):
 
 
 class _Dequantized(torch.autograd.Function):
-    """Product with dequantized weights, which are made for it and again for the backward pass, as in bitsandbytes."""
+    """Product with dequantized weights. As in bitsandbytes, the backward pass dequantizes them again."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, out_features: int) -> Tensor:

@@ -81,7 +81,11 @@ MISTAKES: dict[str, tuple[Change, str, str]] = {
     ),
     "replacement": (put(job, podReplacementPolicy="TerminatingOrFailed"), "podReplacementPolicy", "set it to Failed"),
     "host name": (rename_job, "has 64 characters", "shorten the run's name by 1"),
-    "name": (lambda d: of_kind(d, "Service")["metadata"].update(name="A_b"), "'A_b' is no name", "take at most 63"),
+    "name": (
+        lambda d: of_kind(d, "Service")["metadata"].update(name="A_b"),
+        "'A_b' is not a valid name",
+        "use at most 63",
+    ),
     "label": (lambda d: d[-1]["metadata"]["labels"].update(x="y" * 64), "label x has 64", "at most 63"),
     "no service": (no_service, "subdomain is one, but the Services are none", "the same name"),
     "subdomain": (put(pod, subdomain="two"), "subdomain is two, but the Services are one", "the same name"),
@@ -89,7 +93,11 @@ MISTAKES: dict[str, tuple[Change, str, str]] = {
     "selector": (put(spec_of("Service"), selector={"a": "b"}), "misses the pods of Job/one (a: b)", "select labels"),
     "empty selector": (put(spec_of("Service"), selector=None), "misses the pods of Job/one (empty)", "select labels"),
     "headless": (put(spec_of("Service"), clusterIP=None), "not headless", "clusterIP: None"),
-    "not ready": (put(spec_of("Service"), publishNotReadyAddresses=None), "ready pods alone", "publishNotReady"),
+    "not ready": (
+        put(spec_of("Service"), publishNotReadyAddresses=None),
+        "only names pods that are ready",
+        "publishNotReady",
+    ),
     "grace": (
         put(pod, terminationGracePeriodSeconds=150),
         "is 150, but TORCH_ELASTIC_SHUTDOWN_TIMEOUT is 150",
@@ -168,7 +176,7 @@ FORBIDDEN: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("mistake", FORBIDDEN)
-def test_what_restricted_pod_security_forbids_is_found(mistake: str) -> None:
+def test_faults_under_restricted_pod_security_are_found(mistake: str) -> None:
     change, what = FORBIDDEN[mistake]
     documents = documents_of()
     change(documents)
@@ -176,7 +184,7 @@ def test_what_restricted_pod_security_forbids_is_found(mistake: str) -> None:
     assert any("restricted Pod Security forbids" in line and what in line for line in found)
 
 
-def test_a_container_may_narrow_what_its_pod_leaves_open() -> None:
+def test_a_container_may_set_what_its_pod_does_not() -> None:
     safe = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}, "allowPrivilegeEscalation": False}
     safe["capabilities"] = {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]}
     assert list(violations({"containers": [{"name": "a", "securityContext": safe}]})) == []

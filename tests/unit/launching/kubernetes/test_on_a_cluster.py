@@ -58,16 +58,16 @@ def test_a_dry_run_checks_and_prints_and_submits_nothing(api: FakeCluster, capsy
     assert api.changes == []
 
 
-def test_a_run_that_goes_on_or_is_finished_is_left_alone(api: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_running_or_finished_run_is_not_replaced(api: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
     started(api)
     assert run(list(LAUNCH)) == 2
-    assert "the run one is on the cluster and not over" in capsys.readouterr().err
+    assert "the run one is on the cluster and has not ended" in capsys.readouterr().err
     api.end("one", "Complete")
     assert run(list(LAUNCH)) == 2
     assert "the run one is finished" in capsys.readouterr().err
 
 
-def test_a_run_that_failed_makes_way_for_the_next(api: FakeCluster) -> None:
+def test_a_failed_run_is_replaced_by_the_next(api: FakeCluster) -> None:
     started(api)
     api.drop("pods")
     api.end("one", "Failed")
@@ -143,11 +143,11 @@ def test_following_prints_the_log_and_ends_with_0_when_the_run_is_complete(
 CAUSES: dict[str, tuple[dict[str, Any], str]] = {
     "image": (
         pod("one", 0, "Pending", waiting={"reason": "ImagePullBackOff", "message": "Back-off pulling x"}),
-        "one-0-0 cannot start: ImagePullBackOff (Back-off pulling x): is the image's name right",
+        "one-0-0 cannot start: ImagePullBackOff (Back-off pulling x): check the image's name",
     ),
     "secret": (
         pod("one", 0, "Pending", waiting={"reason": "CreateContainerConfigError", "message": 'secret "x" not found'}),
-        'CreateContainerConfigError (secret "x" not found): make the Secret',
+        'CreateContainerConfigError (secret "x" not found): create the Secret',
     ),
     "no node": (
         pod(
@@ -169,7 +169,7 @@ CAUSES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("cause", CAUSES)
-def test_a_pod_that_waits_in_vain_is_named_and_not_waited_for(
+def test_a_pod_that_can_never_start_ends_the_wait_with_its_cause(
     api: FakeCluster, cause: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     waiting, message = CAUSES[cause]
@@ -178,7 +178,7 @@ def test_a_pod_that_waits_in_vain_is_named_and_not_waited_for(
     assert message in capsys.readouterr().err
 
 
-def test_memory_and_eviction_are_named(api: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
+def test_out_of_memory_and_eviction_are_named_as_causes(api: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
     evicted = pod("one", 1, "Failed", reason="Evicted", message="The node was low on resource: ephemeral-storage.")
     out_of_memory = pod("one", 0, "Failed", terminated={"exitCode": 137, "reason": "OOMKilled"})
     started(api, out_of_memory, evicted)
@@ -191,9 +191,7 @@ def test_memory_and_eviction_are_named(api: FakeCluster, capsys: pytest.CaptureF
     assert "BackoffLimitExceeded" in out
 
 
-def test_pods_that_the_cluster_does_not_make_are_explained(
-    api: FakeCluster, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_without_pods_gets_the_clusters_reason(api: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
     started(api)
     api.drop("pods")
     event = {
@@ -204,7 +202,7 @@ def test_pods_that_the_cluster_does_not_make_are_explained(
     }
     api.put("events", {"metadata": {"name": "e"}, **event})
     assert run(["launch", "k8s", "status", "one", "--follow"]) == 1
-    assert "the cluster makes no pods, FailedCreate: quota exceeded" in capsys.readouterr().err
+    assert "the cluster creates no pods, FailedCreate: quota exceeded" in capsys.readouterr().err
 
 
 def test_stopping_waits_until_the_pods_have_saved(api: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,7 +231,7 @@ def test_deleting_leaves_the_volumes(api: FakeCluster) -> None:
     assert {resource for resource, _ in api.objects} == {"serviceaccounts", "persistentvolumeclaims"}
 
 
-def test_the_pods_of_a_stateful_set_stay_and_their_last_end_counts(
+def test_a_stateful_set_ends_with_the_last_exit_codes_of_its_pods(
     api: FakeCluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started(api, kind="statefulset")
@@ -248,7 +246,7 @@ def test_the_pods_of_a_stateful_set_stay_and_their_last_end_counts(
 
 def test_a_kind_that_is_not_installed_is_one_message(api: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*LAUNCH, "--kind", "jobset"]) == 1
-    assert "install it, or take --kind job" in capsys.readouterr().err
+    assert "install its controller, or use --kind job" in capsys.readouterr().err
 
 
 def test_no_cluster_and_no_kubectl_are_one_message_each(
@@ -260,10 +258,10 @@ def test_no_cluster_and_no_kubectl_are_one_message_each(
     assert "there is no cluster at that address" in capsys.readouterr().err
     monkeypatch.setenv("PATH", str(tmp_path))
     assert run(list(LAUNCH)) == 2
-    assert "kubectl is not installed" in capsys.readouterr().err
+    assert "kubectl, which talks to the cluster, is not installed" in capsys.readouterr().err
 
 
-def test_wrong_words_are_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_are_one_message(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["launch", "k8s"]) == 2
     assert "CONFIG is missing" in capsys.readouterr().err
     assert run([*LAUNCH, "--env", "A", "--dry-run"]) == 2

@@ -66,7 +66,7 @@ def validate(document: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("kind", "overlay"), list(product(KINDS, OVERLAYS)))
-def test_every_kind_with_every_setting_is_valid_and_accepted(kind: str, overlay: str) -> None:
+def test_every_kind_with_every_setting_passes_the_schema_and_the_check(kind: str, overlay: str) -> None:
     documents = documents_of(f"kubernetes.kind={kind}", *OVERLAYS[overlay])
     assert check(documents) == []
     for document in documents:
@@ -74,7 +74,7 @@ def test_every_kind_with_every_setting_is_valid_and_accepted(kind: str, overlay:
 
 
 @pytest.mark.parametrize("version", ["v1alpha2", "v1beta1"])
-def test_pods_are_scheduled_together_only_if_asked(version: str) -> None:
+def test_pods_are_scheduled_together_only_with_gang_scheduling(version: str) -> None:
     documents = documents_of(f"kubernetes.gang_scheduling={version}", "kubernetes.nodes=4")
     for document in documents:
         validate(document)
@@ -82,7 +82,7 @@ def test_pods_are_scheduled_together_only_if_asked(version: str) -> None:
     assert group["spec"]["schedulingPolicy"] == {"gang": {"minCount": 4}}
     assert pod_of(documents)["schedulingGroup"] == {"podGroupName": group["metadata"]["name"]}
     assert "schedulingGroup" not in pod_of(documents_of())
-    with pytest.raises(ConfigError, match=r"is for kubernetes\.kind: job"):
+    with pytest.raises(ConfigError, match=r"needs kubernetes\.kind: job"):
         cluster_run_of(f"kubernetes.gang_scheduling={version}", "kubernetes.kind=jobset")
 
 
@@ -105,7 +105,7 @@ def test_the_pods_of_a_job_get_rank_and_rendezvous_from_its_index() -> None:
     assert "--rendezvous=one-node-0-0.one:29400" in command(job_set)
 
 
-def test_pods_wait_for_each_other_as_long_as_a_start_may_take() -> None:
+def test_the_rendezvous_waits_for_startup_minutes() -> None:
     container = pod_of(documents_of("kubernetes.nodes=2", "kubernetes.startup_minutes=30"))["containers"][0]
     assert {"name": "PET_RDZV_CONF", "value": "timeout=1800"} in container["env"]
 
@@ -115,11 +115,11 @@ def test_one_process_needs_no_launcher() -> None:
     assert command(cluster_run_of("kubernetes.gpus_per_node=8", name="one"))[-1] == "--nproc=8"
 
 
-def test_a_dollar_of_an_override_stays_what_it_is() -> None:
+def test_a_dollar_in_an_override_is_escaped() -> None:
     assert "run.notes=$$(HOME)" in command(cluster_run_of("run.notes=$(HOME)"))
 
 
-def test_exit_codes_decide_what_is_tried_again() -> None:
+def test_exit_codes_decide_whether_a_pod_is_retried() -> None:
     spec = of_kind(documents_of("kubernetes.nodes=2"), "Job")["spec"]
     rules = [(rule["action"], rule.get("onExitCodes", {}).get("values")) for rule in spec["podFailurePolicy"]["rules"]]
     assert rules == [("FailJob", [2, 42]), ("Ignore", None), ("Ignore", [75])]
@@ -140,7 +140,7 @@ def test_volumes_outlive_the_run_and_secrets_are_references() -> None:
     assert pod["terminationGracePeriodSeconds"] == 180
 
 
-def test_the_config_travels_as_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_config_map_has_the_text_of_the_config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA_ROOT", "/here")
     file = tmp_path / "mine.json"
     file.write_text(json.dumps({"data": {"name": "tokens", "train": "${oc.env:DATA_ROOT}/x"}}))
@@ -153,7 +153,7 @@ def test_the_config_travels_as_it_was_written(tmp_path: Path, monkeypatch: pytes
     [
         (["kubernetes.env={HF_TOKEN: abc}"], "kubernetes.env.HF_TOKEN is a secret"),
         (["kubernetes.env={A: hf_abcdefghijklmnopqrst}"], "kubernetes.env.A is a secret"),
-        (["run.notes=hf_abcdefghijklmnopqrst"], "an override holds a secret"),
+        (["run.notes=hf_abcdefghijklmnopqrst"], "an override contains a secret"),
         (["kubernetes.rdma=rdma/ib"], "restricted Pod Security forbids: set kubernetes.pod_security"),
         (["kubernetes.storage.host_path=/srv"], "restricted Pod Security forbids: set kubernetes.pod_security"),
         (["run.device=cpu", "kubernetes.gpus_per_node=8"], "each pod would hold 8 GPUs"),
@@ -165,7 +165,7 @@ def test_the_config_travels_as_it_was_written(tmp_path: Path, monkeypatch: pytes
         (["kubernetes.pod_security=privileged"], "name one for these runs alone"),
     ],
 )
-def test_what_cannot_be_is_one_message(words: list[str], message: str) -> None:
+def test_settings_that_cannot_work_are_one_message(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         cluster_run_of(*words)
 
@@ -178,7 +178,7 @@ def test_a_secret_in_the_config_is_found_with_its_line(tmp_path: Path) -> None:
 
 
 @given(st.text(min_size=1, max_size=300), st.sampled_from(KINDS), st.integers(1, 20000))
-def test_any_name_becomes_one_whose_hosts_are_labels(wanted: str, kind: str, nodes: int) -> None:
+def test_any_name_becomes_one_with_valid_host_names(wanted: str, kind: str, nodes: int) -> None:
     name = name_of(wanted, kind=kind, nodes=nodes)
     last = host_name(name, kind=kind, index=nodes - 1)
     assert len(last) <= 63
@@ -197,7 +197,7 @@ def test_long_names_that_differ_at_their_end_stay_different() -> None:
 @pytest.mark.parametrize(
     "character", [*map(chr, range(32)), "\x7f", "\x85", "\u2028", "\ufeff", "\ufffe", "\U0001f600"]
 )
-def test_any_character_is_kept_at_every_place_of_a_line(character: str) -> None:
+def test_yaml_keeps_any_character_at_any_place(character: str) -> None:
     for text in (f"{character}ab\n", f"a{character}b\n", f"ab{character}\n", f"ab{character}", f"a\n{character}\nb\n"):
         assert yaml.safe_load(to_yaml([{"text": text}])) == {"text": text}
 
@@ -212,7 +212,7 @@ def test_any_character_is_kept_at_every_place_of_a_line(character: str) -> None:
         max_size=4,
     )
 )
-def test_yaml_1_1_reads_the_same_text(data: dict[str, str]) -> None:
+def test_yaml_1_1_readers_get_the_same_text(data: dict[str, str]) -> None:
     document = {"kind": "ConfigMap", "data": data}
     assert list(yaml.safe_load_all(to_yaml([document, document]))) == [document, document]
 

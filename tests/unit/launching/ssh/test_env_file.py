@@ -10,7 +10,7 @@ from llmtrain.errors import ConfigError
 from llmtrain.launching.ssh.env_file import read_env_file
 
 
-def test_lines_with_and_without_export_quotes_and_comments(tmp_path: Path) -> None:
+def test_lines_may_have_export_quotes_and_comments(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text(
         "# tokens\n\nexport HF_TOKEN=\"hf_x\"\nWANDB_API_KEY=a#b=c  # mine\nHF_HOME='~/it s'\n  export  EMPTY=\n"
         'QUOTED="say \\"x\\" $5 \\n"\r\nSPACED = two words \n'
@@ -33,6 +33,6 @@ def test_a_line_that_sets_nothing_is_named_without_its_value(tmp_path: Path, lin
     assert "secret" not in str(caught.value)
 
 
-def test_a_file_that_is_not_there_is_one_message(tmp_path: Path) -> None:
+def test_a_missing_env_file_is_one_message(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"the env file .* cannot be read: No such file"):
         read_env_file(str(tmp_path / "none"))

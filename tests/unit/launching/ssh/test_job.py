@@ -14,7 +14,7 @@ from llmtrain.config.sections.schema import Config
 from llmtrain.errors import ConfigError
 from llmtrain.launching.ssh import connection, group, job
 from llmtrain.launching.ssh.connection import ConnectionLost
-from llmtrain.launching.ssh.job import Node, run_named
+from llmtrain.launching.ssh.job import Node, name_of_run
 from llmtrain.launching.ssh.remote import remote_of
 
 LOG = b"".join(b"line %d\n" % number for number in range(30))
@@ -44,7 +44,7 @@ def breaking(cuts: Sequence[int]) -> Callable[..., int]:
 
 
 @given(cuts=st.lists(st.integers(0, len(LOG)), max_size=4), begin=st.sampled_from([0, 9, -1, -5]))
-def test_a_log_comes_whole_and_once_however_often_the_connection_breaks(cuts: list[int], begin: int) -> None:
+def test_a_log_arrives_complete_and_once_however_often_the_connection_breaks(cuts: list[int], begin: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job, "stream_script", breaking(cuts))
         patch.setattr("time.sleep", lambda seconds: None)
@@ -54,7 +54,7 @@ def test_a_log_comes_whole_and_once_however_often_the_connection_breaks(cuts: li
     assert b"".join(received) == wanted
 
 
-def test_a_connection_that_does_not_come_back_is_given_up_and_the_job_is_said_to_go_on(
+def test_a_connection_that_stays_lost_ends_with_a_message_that_the_job_continues(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(job, "stream_script", breaking([0] * 99))
@@ -88,19 +88,19 @@ def test_a_job_that_left_no_exit_code_can_be_tried_again(monkeypatch: pytest.Mon
     assert job.follow_all(nodes(1)) == 75
 
 
-def test_a_run_is_named_by_what_is_resumed_or_by_its_config() -> None:
+def test_a_run_is_named_by_the_resumed_run_or_by_its_config() -> None:
     config = Config.model_validate({"data": {"name": "synthetic"}, "output": {"run_id": "mine"}})
-    assert run_named("runs/one/checkpoints/step_000010", config) == "one"
-    assert run_named("runs/one", None) == run_named("one", None) == "one"
-    assert run_named("auto", config) == run_named(None, config) == "mine"
-    assert run_named("latest", None) == "latest"
+    assert name_of_run("runs/one/checkpoints/step_000010", config) == "one"
+    assert name_of_run("runs/one", None) == name_of_run("one", None) == "one"
+    assert name_of_run("auto", config) == name_of_run(None, config) == "mine"
+    assert name_of_run("latest", None) == "latest"
 
 
-def test_processes_on_several_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_machine_gets_its_process_options(monkeypatch: pytest.MonkeyPatch) -> None:
     facts: dict[str, dict[str, Any]] = {
         f"host{index}": {"folder": "/x", "gpu": ["H100"] * 4, "rsync": "yes", "tmux": "yes"} for index in range(2)
     }
-    monkeypatch.setattr(group, "look_at", lambda machine, job: facts[machine.name])
+    monkeypatch.setattr(group, "inspect_machine", lambda machine, job: facts[machine.name])
     monkeypatch.setattr(group, "address_of", lambda machine: "10.0.0.1")
     monkeypatch.setattr(group, "check_sharing", lambda *words, **options: None)
     monkeypatch.setattr(group, "free_port", lambda machine, remote: 1234)

@@ -49,7 +49,7 @@ def test_a_script_gets_exactly_these_words_from_every_login_shell(shell: str, wo
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_words_behind_the_line_follow_and_the_script_may_have_lines(shell: str) -> None:
+def test_words_after_the_line_become_arguments_and_a_script_may_have_several_lines(shell: str) -> None:
     line = command_line(f"shift\n# it's a comment\n{ECHO}\n", "first", "sec'ond")
     assert words_after(shell, f"{line} --server .") == ["sec'ond", "--server", "."]
 
@@ -57,7 +57,7 @@ def test_words_behind_the_line_follow_and_the_script_may_have_lines(shell: str) 
 @given(words=st.lists(TEXT, min_size=1, max_size=4))
 @example(words=ODD)
 @settings(max_examples=30)
-def test_quoted_words_are_read_back(words: list[str]) -> None:
+def test_sh_reads_quoted_words_back(words: list[str]) -> None:
     assert words_after("sh", f"set -- {quote(*words)}; {ECHO}") == words
 
 
@@ -70,7 +70,7 @@ def test_only_a_leading_tilde_means_the_home(path: str) -> None:
     assert words_after("sh", f"set -- {quote_path(f'/x/{path}')}; {ECHO}") == [f"/x/{path}"]
 
 
-def test_a_path_without_a_beginning_is_in_the_home() -> None:
+def test_a_relative_path_is_in_the_home() -> None:
     assert words_after("sh", f"set -- {quote_path('a~b')} {quote_path('~')}; {ECHO}") == [
         f"{os.environ['HOME']}/a~b",
         os.environ["HOME"],

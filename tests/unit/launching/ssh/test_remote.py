@@ -16,7 +16,7 @@ def remote(keys: dict[str, object] | None = None, environ: dict[str, str] | None
     return remote_of(config, given, environ=environ or {})
 
 
-def test_variables_as_make_leaves_them_are_enough() -> None:
+def test_variables_from_a_makefile_are_enough() -> None:
     machine = remote(environ=MAKE).first
     assert (machine.destination, machine.folder, machine.port) == ("me@192.168.1.100", "~/Dev/project", None)
 
@@ -34,18 +34,18 @@ def test_flags_win_over_the_config_and_the_config_over_variables() -> None:
     "host",
     ["-oProxyCommand=x", "a;b", "a'b", "$(x)", "me@-x", "-l@a", "a:0", "a:70000", "a:b", "user@", "`x`", "a\x00"],
 )
-def test_what_is_no_machine_is_rejected(host: str) -> None:
-    with pytest.raises(ConfigError, match="is no machine"):
+def test_a_malformed_host_is_rejected(host: str) -> None:
+    with pytest.raises(ConfigError, match="is not a machine"):
         remote(host=[host], dir="/x")
 
 
 @pytest.mark.parametrize("folder", ["/", "~", "~/", ".", "//"])
-def test_the_whole_home_or_disk_is_no_project_folder(folder: str) -> None:
-    with pytest.raises(ConfigError, match="one of its own"):
+def test_a_home_folder_or_a_root_is_rejected_as_project_folder(folder: str) -> None:
+    with pytest.raises(ConfigError, match="one for this project alone"):
         remote(host=["a"], dir=folder)
 
 
-def test_what_is_missing_or_double_is_said() -> None:
+def test_a_missing_or_repeated_host_is_rejected() -> None:
     with pytest.raises(ConfigError, match=r"--host USER@HOST, remote\.host in the config, or REMOTE_HOST"):
         remote(dir="/x")
     with pytest.raises(ConfigError, match=r"--dir DIR, remote\.dir in the config, or REMOTE_DIR"):
