@@ -3,8 +3,8 @@
     argv ─▶ run ─▶ a command (prepare.py, convert.py, train.py, …) ─▶ Outcome ─▶ stdout
                      └─ raises ─▶ one message on stderr, and an exit code
 
-No command is written here. Only the file of the given command is imported, and none of these files imports anything
-heavy before its command is called.
+No command is defined here. Only the file of the given command is imported, and none of these files imports anything
+large before its command is called.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from llmtrain.models.fetch import use_older_names
 from llmtrain.screen import known_width, visible, wrapped
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
-"""The error that Typer raises for a command line that it cannot read; it exports only a subclass."""
+"""Error that Typer raises for a command line that it cannot parse. Typer exports only a subclass of it."""
 
 INTERRUPTED = 130
 
@@ -48,15 +48,15 @@ VERBS: Final = {
     "lineage": ("lineage",),
     "config": ("validate", "print-config", "list-configs", "version"),
 }
-"""The files of this folder that hold commands, and the commands of each, in the order of `--help`."""
+"""File of this folder → its commands, in the order of `--help`."""
 
 
 WORKS: Final = ("prepare", "convert", "train", "export", "merge", "publish")
-"""The commands whose result is in files: they have worked whether or not somebody reads what they print of it."""
+"""Commands whose result is in files: they have succeeded even if nobody reads their stdout."""
 
 
 def program(verb: str | None = None) -> typer.Typer:
-    """Return the program with the file of `verb` alone; with all files where there is no such command."""
+    """Return the program with only the file of the command `verb`; with all files if there is no such command."""
     app = typer.Typer(
         name="llmtrain",
         help="One config file takes a decoder-only language model from raw text to a published model.",
@@ -80,7 +80,7 @@ def run(argv: Sequence[str]) -> int:
     """Run one command line, print its result, and return the exit code.
 
     0 done; 1 failed; 2 usage or config error; 42 will fail again; 75 try again; 76 hang; 130 interrupted. With
-    `--json` stdout holds one JSON document, for an error too, and everything else goes to stderr.
+    `--json` one JSON document goes to stdout, also for an error, and everything else to stderr.
     """
     if sys.platform == "win32":
         print("error: llmtrain runs on Linux and macOS; on Windows, run it inside WSL2", file=sys.stderr)
@@ -116,7 +116,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _call(argv: Sequence[str]) -> Outcome:
-    """Run the command, without Typer's `main`, for which any broken pipe, a data worker's too, is a silent exit."""
+    """Run the command without Typer's `main`, which exits silently at any broken pipe, also a data worker's."""
     command = typer.main.get_command(program(argv[0]))
     with command.make_context("llmtrain", list(argv)) as context:
         outcome = command.invoke(context)
@@ -127,8 +127,8 @@ def _call(argv: Sequence[str]) -> Outcome:
 def _fail(message: str, *, kind: str, code: int, as_json: bool) -> int:
     rank = os.environ.get("RANK", "0")
     what = "stopped" if kind == Preempted.kind else "error"
-    told = f"{what}: {message}" if rank == "0" else f"[rank {rank}] {what}: {message}"
-    for line in visible(told).split("\n"):
+    text = f"{what}: {message}" if rank == "0" else f"[rank {rank}] {what}: {message}"
+    for line in visible(text).split("\n"):
         print("\n".join(wrapped(line, known_width(2), indent=2)), file=sys.stderr)
     if as_json:
         _print(json_document({"error": {"kind": kind, "message": message, "exit_code": code}}))
@@ -136,14 +136,14 @@ def _fail(message: str, *, kind: str, code: int, as_json: bool) -> int:
 
 
 def _print(text: str) -> None:
-    """Print on the first rank alone."""
+    """Print on rank 0 only."""
     if os.environ.get("RANK", "0") == "0" and text:
         print(text, flush=True)
 
 
 @contextlib.contextmanager
 def _stdout_is_stderr() -> Iterator[None]:
-    """Send everything that is printed, by C libraries and child processes too, to stderr."""
+    """Redirect stdout to stderr within the block, also for C libraries and child processes."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
@@ -156,7 +156,7 @@ def _stdout_is_stderr() -> Iterator[None]:
 
 
 def _usage_message(error: Any, argv: Sequence[str]) -> str:
-    """Return Typer's message, the answers to old commands and flags, and where help is."""
+    """Return Typer's message, answers to old commands and flags, and how to get help."""
     from llmtrain.cli.unknown_flags import answers
     from llmtrain.config.loading.renamed import old_command
 

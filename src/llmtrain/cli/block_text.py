@@ -1,4 +1,4 @@
-"""Writes blocks for a terminal: aligned, wrapped to its width, with colours where it shows them."""
+"""Renders blocks as text for a terminal: aligned, wrapped to its width, in colour if the terminal has colours."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from llmtrain.screen import columns_of, padded, visible, wrapped
 
 BAR_WIDTH = 40
 MIN_ROOM = 20
-"""Columns that a value needs beside its name; with fewer it stands below."""
+"""Number of columns that a value needs beside its name; with fewer it is put below the name."""
 INDENT = "    │ "
 BELOW = "  "
-"""Begins the line of cells that stand below the first one of their row."""
+"""Beginning of a line of cells that are below the first cell of their row."""
 _STYLES = {(True, False): "32", (True, True): "1;32", (False, True): "36"}
 """Styles by (span is learned, span is a control token): green, bold green, cyan."""
 
@@ -80,7 +80,7 @@ def _lines(block: Values | Bars | Lines | Passage, colour: bool, width: int | No
 
 
 def _values(rows: Sequence[tuple[str, str]], width: int | None) -> Iterator[str]:
-    """Yield names and values in two columns; a value that has no room beside the names stands below its own."""
+    """Yield names and values in two columns; a value that is too wide is put below its name."""
     longest = max((columns_of(name) for name, _ in rows), default=0)
     room = None if width is None else width - longest - 2
     for name, value in rows:
@@ -97,7 +97,10 @@ def _values(rows: Sequence[tuple[str, str]], width: int | None) -> Iterator[str]
 
 
 def _table(table: Table, alike: Sequence[Table], width: int | None) -> Iterator[str]:
-    """Yield a table. Where it is too wide, dispensable columns are left out; then it is divided, and repeats names."""
+    """Yield the lines of a table. If it is too wide, dispensable columns are left out; then it is divided into parts.
+
+    Each part repeats the first column. Tables that are `alike` have the same column widths.
+    """
     if table.title:
         yield from wrapped(visible(table.title), width, indent=2)
     head = [visible(cell) for cell in table.head]
@@ -121,9 +124,9 @@ def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
 
 
 def _layout(widths: list[int], columns: Sequence[int], width: int | None) -> tuple[int | None, list[list[int]]]:
-    """Return the width of the first column, None where the others stand below it, and the columns of each part.
+    """Return the width of the first column, or None if the others are put below it, and the columns of each part.
 
-    They stand below it where that spares a division. Lowers `widths` to the room.
+    They are put below it if that avoids a division. Lowers `widths` to the available width.
     """
     if width is None:
         return widths[0], [list(columns)]
@@ -137,7 +140,7 @@ def _layout(widths: list[int], columns: Sequence[int], width: int | None) -> tup
 
 
 def _parts(widths: Sequence[int], columns: Sequence[int], room: int) -> list[list[int]]:
-    """Return as many columns at a time as stand beside each other in `room`, at least one."""
+    """Divide the columns into parts that fit into `room`, each of at least one column."""
     parts: list[list[int]] = [[]]
     for column in columns:
         if parts[-1] and sum(widths[one] + 2 for one in [*parts[-1], column]) > room:
@@ -149,7 +152,7 @@ def _parts(widths: Sequence[int], columns: Sequence[int], room: int) -> list[lis
 def _row(row: Sequence[str], first: int | None, widths: Mapping[int, int], width: int | None) -> Iterator[str]:
     """Yield the lines of a row; a cell that is wrapped is aligned to the left.
 
-    Where a word is wider than its column's room, the cells stand below the first one.
+    If a word is wider than its column, the cells are put below the first one.
     """
     cells = {column: wrapped(row[column], room) for column, room in widths.items()}
     taken = sum(2 + max(widths[column], *map(columns_of, cell)) for column, cell in cells.items())
@@ -170,7 +173,7 @@ def _row(row: Sequence[str], first: int | None, widths: Mapping[int, int], width
 # -- text of the data --------------------------------------------------------------------------------------------------
 
 Run = tuple[str, str]
-"""Text and its style, empty for none."""
+"""Text and its style; the style may be empty."""
 
 
 def _runs(spans: Sequence[Span], colour: bool) -> Iterator[Run]:

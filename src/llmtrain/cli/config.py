@@ -80,7 +80,7 @@ def version(json: Json = False) -> Outcome:
 
 
 def summarise(config: Config) -> list[str]:
-    """Describe a run of this config in two lines."""
+    """Return two lines that describe a run of this config."""
     model, data, trainer = config.model, config.data, config.trainer
     if trainer.max_epochs is not None:
         length = f"{trainer.max_epochs:g} epochs"
@@ -105,7 +105,7 @@ def summarise(config: Config) -> list[str]:
 
 
 def model_in_words(model: ModelConfig) -> str:
-    """Return the kind of the model, and its size or where it comes from."""
+    """Return the kind of the model, and its size or origin."""
     from llmtrain.config.sections.model import DecoderConfig
     from llmtrain.config.sections.own import OwnModelConfig
 
@@ -117,7 +117,7 @@ def model_in_words(model: ModelConfig) -> str:
 
 
 def _source_in_words(data: DataConfig) -> str:
-    """Return where the training data come from; of several sources the first."""
+    """Return the source of the training data; of several sources, the first and the number of the others."""
     if data.name == "synthetic":
         return "random tokens"
     train = getattr(data, "path", getattr(data, "train", data.name))

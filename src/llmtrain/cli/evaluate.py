@@ -26,7 +26,7 @@ ROWS = (
     ("seconds", "seconds"),
 )
 MAX_NAMED = 5
-"""Number of rows that the terminal names of those that got worse, or were trained on; metrics.json names more."""
+"""Largest number of rows that are listed as worse, or as trained on; metrics.json lists more."""
 
 
 Model = Annotated[
@@ -131,7 +131,7 @@ def evaluate(
     model, values = _model_and_overrides(model, overrides)
     if baseline is not None and no_baseline:
         raise ConfigError(
-            "--baseline names a model to compare with, and --no-baseline asks for none: remove one of them"
+            "--baseline names a model to compare with, but --no-baseline was given as well: remove one of them"
         )
     given = {
         "data": data,
@@ -160,7 +160,7 @@ def evaluate(
 
 
 def _model_and_overrides(model: str | None, overrides: Sequence[str] | None) -> tuple[str | None, list[str]]:
-    """Return MODEL, which is the first word unless that is key=value, and the overrides."""
+    """Return MODEL and the overrides. The first word is MODEL unless it is key=value."""
     from llmtrain.config.loading.overrides import looks_like_override
 
     values = list(overrides or [])
@@ -178,7 +178,7 @@ def _blocks(result: Mapping[str, Any]) -> Iterator[Block]:
 
 
 def _options(given: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the options as command-line words, for the processes that are started."""
+    """Yield the options as command-line arguments, for the processes that --nproc starts."""
     if "baseline" in given and given["baseline"] is None:
         yield "--no-baseline"
     for name, value in given.items():
@@ -191,10 +191,10 @@ def _options(given: Mapping[str, Any]) -> Iterator[str]:
 
 def _of_rows(result: Mapping[str, Any]) -> Iterator[Block]:
     """Yield the report of an evaluation of rows."""
-    about = [("model", str(result["model"]))]
+    models = [("model", str(result["model"]))]
     if result["baseline"]:
-        about.append(("baseline", str(result["baseline"])))
-    yield Values([*about, ("report", f"{result['output']}/report.html")])
+        models.append(("baseline", str(result["baseline"])))
+    yield Values([*models, ("report", f"{result['output']}/report.html")])
     parts = {**result["files"], "all": result} if len(result["files"]) > 1 else {"all": result}
     yield Table(
         "scores",

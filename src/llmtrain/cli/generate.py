@@ -1,4 +1,4 @@
-"""generate: text of a trained model."""
+"""generate: generates text with a model."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def generate(
     }
     if interactive:
         if prompt or prompts or output:
-            raise ConfigError("--interactive reads its prompts from stdin: leave --prompt, --prompts and --output out")
+            raise ConfigError("--interactive reads its prompts from stdin: remove --prompt, --prompts and --output")
         return _converse(model, settings)
     texts = [_read_stdin() if text == "-" else text for text in prompt or ([] if prompts else ["-"])]
     with large_imports():
@@ -126,7 +126,7 @@ def generate(
 
 
 def _written(result: dict[str, Any]) -> str:
-    """Return the prompt and its continuation; or a question with its answer below."""
+    """Return the prompt and its continuation; for a turn, the answer is put below the question."""
     between = "\n\n" if "rendered" in result else ""
     return f"{result['prompt']}{between}{result['completion']}"
 
@@ -149,7 +149,7 @@ def _say(piece: str) -> None:
 
 
 def _typed_lines() -> Iterator[str]:
-    """Yield the lines of a terminal, with line editing, or of a pipe, up to an empty line or the end."""
+    """Yield lines from a terminal, with line editing, or from a pipe, up to an empty line or the end."""
     asks = sys.stdin.isatty() and sys.stdout.isatty()
     if asks:
         print("type a prompt a line; Ctrl-C stops a text, an empty line or Ctrl-D ends", file=sys.stderr)

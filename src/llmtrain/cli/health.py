@@ -40,7 +40,7 @@ def health(
     It reads the run's folder, so every machine that sees the folder gives the same answer.
     """
     if started == progress:
-        raise ConfigError("health answers one question: give --started or --progress")
+        raise ConfigError("health answers one question: give either --started or --progress")
     if started and max_age is not None:
         raise ConfigError("--max-age is for --progress: remove it")
     from llmtrain.verbs.health import health as examine

@@ -1,4 +1,4 @@
-"""Imports torch, and the modules that build on it, in less time."""
+"""Makes importing torch, and modules that import it, faster."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def large_imports() -> Iterator[None]:
-    """Import in this block without garbage collection; later collections skip the imported objects.
+    """Turn off garbage collection within the block; later collections skip the imported objects.
 
-    Importing torch makes a million lasting objects. The collector would visit them again and again, which takes a
-    sixth of the time of the imports. Where torch is already imported, nothing changes.
+    Importing torch makes a million objects that stay. The collector would visit them again and again, which takes a
+    sixth of the time of the imports. If torch is already imported, nothing changes.
     """
     if "torch" in sys.modules:
         yield

@@ -25,7 +25,7 @@ _SHARD_VALUES = (
 
 
 def blocks_of_shards(result: Mapping[str, Any]) -> Iterator[Block]:
-    """Yield what was found in token shards: documents, lengths, sources, windows, the first documents and items."""
+    """Yield the report on token shards: documents, lengths, sources, windows, the first documents and sequences."""
     yield named_values(result, _SHARD_VALUES)
     if result["row_groups_read"] < result["row_groups"]:
         read, there = result["row_groups_read"], result["row_groups"]
@@ -46,7 +46,7 @@ def blocks_of_shards(result: Mapping[str, Any]) -> Iterator[Block]:
 
 
 def blocks_of_rows(result: Mapping[str, Any]) -> Iterator[Block]:
-    """Yield what was found in rows without a config: shapes, lengths in characters and bytes, first rows, faults."""
+    """Yield the report on rows without a config: shapes, lengths in characters and bytes, first rows, faults."""
     values = [("rows", f"{result['rows']:,}")]
     if result["bytes"] is not None:
         values.append(("bytes of text", f"{result['bytes']['total']:,} (longest row {result['bytes']['longest']:,})"))
@@ -81,7 +81,7 @@ def blocks_of_texts(result: Mapping[str, Any]) -> Iterator[Block]:
 
 
 def blocks_of_chat(result: Mapping[str, Any], *, split: str) -> Iterator[Block]:
-    """Yield what was found in the rows of a config: counts and faults of both splits, lengths and rows of one."""
+    """Yield the report on the rows of a config: counts and faults of both splits, lengths and rows of one."""
     yield Values([("tokenizer", result["tokenizer"]), ("template", result["template"])])
     shown = [(name, result[key]) for name, key in (("training", "train"), ("validation", "val")) if result[key]]
     values = [dict(_chat_values(part)) for _, part in shown]

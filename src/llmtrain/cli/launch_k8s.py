@@ -232,7 +232,7 @@ def _code(code: int | None) -> str:
 
 
 def _state(found: Mapping[str, Any], *, ends: bool) -> Outcome:
-    """Return a run's state as text. `ends`: with the run's own exit code."""
+    """Return a run's state as text. With `ends`, the command exits with the run's own exit code."""
     head = f"{found['run']}  {found['kind']}  {found['state']}"
     if found["step"] is not None:
         head += f"  step {found['step']}  loss {found['loss']:g}"

@@ -70,7 +70,7 @@ Delete = Annotated[
 
 
 class _DefaultGroup(TyperGroup):
-    """A group whose first word may be CONFIG: then the sub-command is DEFAULT."""
+    """A command group in which CONFIG instead of a sub-command means the sub-command DEFAULT."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if (
@@ -83,7 +83,7 @@ class _DefaultGroup(TyperGroup):
 
 
 def _is_config(word: str) -> bool:
-    """Return whether a word is a file or a config that ships, and not a sub-command with a slip of the pen."""
+    """Return whether a word is a file or a shipped config, and not a mistyped sub-command."""
     from llmtrain.config.loading.load import shipped_configs
 
     return any(sign in word for sign in "./=") or word in shipped_configs()
@@ -342,7 +342,7 @@ STATUS = ("host", "state", "run", "step", "loss", "tokens/s", "GPUs", "free")
 def _loaded(
     word: str | None, overrides: Sequence[str] | None, option: str | None, *, required: bool = True
 ) -> tuple[LoadedConfig | None, list[str]]:
-    """Load CONFIG with its overrides, where there is one."""
+    """Load CONFIG with its overrides, if there is one."""
     from llmtrain.config.loading.load import load_config
 
     ref, values = read_words(word, overrides, option, required=required)
@@ -350,13 +350,13 @@ def _loaded(
 
 
 def _config(word: str | None) -> Config | None:
-    """Load the CONFIG that says which machines are meant, where there is one."""
+    """Load the CONFIG that names the machines, if there is one."""
     loaded, _ = _loaded(word, None, None, required=False)
     return loaded.config if loaded else None
 
 
 def _remote(config: Config | None, **given: Any) -> Remote:
-    """Return the machines that are meant, and let what is done there be logged."""
+    """Return the machines from the flags and the config, and set up logging."""
     from llmtrain.config.sections.running import LoggingConfig
     from llmtrain.launching.ssh.remote import remote_of
     from llmtrain.tracking.logs import setup_logging

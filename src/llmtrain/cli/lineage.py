@@ -1,4 +1,4 @@
-"""lineage: where a model came from, as text, as JSON and as a picture."""
+"""lineage: shows where a model came from, as text, as JSON and as a picture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmtrain.cli.output import Outcome
 from llmtrain.screen import known_width
 
 WIDTH: Final = 80
-"""Columns where none are known."""
+"""Width in columns if that of the terminal is not known."""
 
 
 def add_to(app: typer.Typer) -> None:

@@ -1,7 +1,7 @@
-"""Arguments and options that several commands share: CONFIG, key=value, MODEL, --json; and a bare --resume.
+"""Arguments and options that several commands share: CONFIG, key=value, MODEL, --json; and --resume without a value.
 
-An option that names a path of this machine has the callback `local`, which rejects addresses such as s3://bucket/x. One
-that is read wherever it lies has the callback `readable`.
+Every option for a path of this machine has the callback `local`, which rejects addresses such as s3://bucket/x. One for
+a path or an address has the callback `readable`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ NEWEST = "latest"
 
 
 def local(parameter: typer.CallbackParam, value: Any) -> Any:
-    """Return what an option or argument was given: a path, several, or none. Raises ConfigError for an address."""
+    """Return the value of an option or argument: a path, several, or None. Raises ConfigError for an address."""
     return _checked(parameter, value, LOCAL)
 
 
 def readable(parameter: typer.CallbackParam, value: Any) -> Any:
-    """Return what an option or argument was given: a path or an address, several, or none. Raises ConfigError."""
+    """Return the value of an option or argument: a path or an address, several, or None. Raises ConfigError."""
     return _checked(parameter, value, ADDRESS)
 
 
@@ -72,7 +72,7 @@ def read_words(
 ) -> tuple[str | None, list[str]]:
     """Return CONFIG, from the first word or --config, and the overrides.
 
-    Raises ConfigError where both are given, and where neither is given though one is required.
+    Raises ConfigError if both are given, or if neither is given and one is required.
     """
     from llmtrain.config.loading.overrides import looks_like_override
 
@@ -93,9 +93,9 @@ def read_words(
 
 
 def read_config_or_run(word: str | None, overrides: Sequence[str] | None, option: str | None) -> tuple[str, list[str]]:
-    """Return CONFIG and the overrides as `read_words` does; a run or a checkpoint stands for its config.yaml.
+    """Return CONFIG and the overrides as `read_words` does; a run or a checkpoint is replaced by its config.yaml.
 
-    Runs are looked for in output.root_dir. The name of a config that ships means that config.
+    Runs are searched in output.root_dir. The name of a shipped config means that config.
     """
     from pathlib import Path
 
@@ -112,7 +112,7 @@ def read_config_or_run(word: str | None, overrides: Sequence[str] | None, option
 
 
 def name_resume(argv: Sequence[str]) -> list[str]:
-    """Give a bare `--resume` of a training the value `latest`, since Typer has no option whose value may be left out.
+    """Give a `--resume` without a value the value `latest`, since Typer has no option whose value may be left out.
 
     The word after --resume is its value unless it starts with a dash, is key=value, or has the ending of a config file.
     """

@@ -1,4 +1,4 @@
-"""The result of a command, and how it is printed: as one JSON document, or as blocks of text."""
+"""The result of a command, and functions that print it: as one JSON document, or as blocks of text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Outcome(NamedTuple):
     text: str | Sequence[Block]
     """Blocks are wrapped to the terminal; a text, such as YAML, keeps its lines."""
     exit_code: int = 0
-    """1 where the command worked and its answer is no; 2 where the rows that it read have faults."""
+    """1 if the command worked and its answer is no; 2 if the rows that it read have faults."""
 
 
 def json_document(document: Any) -> str:
@@ -34,7 +34,7 @@ def json_document(document: Any) -> str:
 
 
 def printable(text: str | Sequence[Block], *, stream: int = 1) -> str:
-    """Return the text of an Outcome as it is printed on stdout (1) or stderr (2); a terminal obeys nothing in it."""
+    """Return the text of an Outcome for stdout (1) or stderr (2), with control characters escaped."""
     if isinstance(text, str):
         return visible(text)
     from llmtrain.cli.block_text import as_text, wants_colour
@@ -43,15 +43,15 @@ def printable(text: str | Sequence[Block], *, stream: int = 1) -> str:
 
 
 def named_values(result: Mapping[str, Any], rows: Sequence[tuple[str, str]]) -> Values:
-    """Return the rows (label, key) that `result` has a value for."""
+    """Return label and value for each row (label, key) whose key has a value in `result`."""
     return Values([(label, show(result[key])) for label, key in rows if result.get(key) is not None])
 
 
 class _LastingFile(io.FileIO):
-    """File of a standard stream. Once its reader has left (`| head`, a closed terminal) the rest goes nowhere."""
+    """File of a standard stream. Once its reader has left (`| head`, a closed terminal), the rest is discarded."""
 
     def __init__(self, descriptor: int, *, reader_left: frozenset[int] | None) -> None:
-        """`reader_left`: the errors that say so; None: all, since what cannot be written is no reason to stop."""
+        """`reader_left`: the errors that mean that; None: all errors, so that no failed write stops the program."""
         super().__init__(descriptor, "wb", closefd=False)
         self._reader_left = reader_left
         self.has_reader = True
@@ -68,9 +68,9 @@ class _LastingFile(io.FileIO):
 
 
 def keep_streams() -> None:
-    """Let no write to stdout or stderr end the work, whoever reads them, and whatever they are encoded in.
+    """Keep writes to stdout and stderr from ending the program when a reader leaves or an encoding lacks a character.
 
-    Characters that a stream's encoding lacks are written as `\\xe9`, `\\u4f60`. A stream that is closed goes nowhere.
+    Such characters are written as `\\xe9`, `\\u4f60`. Output to a closed stream is discarded.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
         pass
@@ -90,14 +90,14 @@ def _lasting(stream: Any, descriptor: int, *, reader_left: frozenset[int] | None
 
 
 def stdout_is_read() -> bool:
-    """Return whether stdout has taken all that was written to it so far."""
+    """Return whether everything that was written to stdout so far could be written."""
     sys.stdout.flush()
     file = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     return not isinstance(file, _LastingFile) or file.has_reader
 
 
 def show(value: Any) -> str:
-    """Return a value as a table shows it."""
+    """Return a value as text for a table."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):

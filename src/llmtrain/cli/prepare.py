@@ -29,7 +29,7 @@ ROWS = (
     ("made now", "made_now"),
     ("seconds", "seconds"),
 )
-"""Counts of text and of rows; each has some of them."""
+"""Counts of text and of rows; a result has only some of them."""
 
 
 def add_to(app: typer.Typer) -> None:

@@ -1,4 +1,4 @@
-"""export, merge, publish: write a model for other programs, check it, and publish it."""
+"""export, merge, publish: writes a model for other programs, checks it, and publishes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""runs, report, ui: runs in a list, side by side, as a page, or live."""
+"""runs, report, ui: shows runs as a list, side by side, as a page, or live."""
 
 from __future__ import annotations
 
@@ -152,11 +152,11 @@ def ui(
 def _remove(names: Sequence[str], *, root_dir: str, yes: bool) -> Outcome:
     from llmtrain.verbs.runs import remove_runs
 
-    def ask(about: Sequence[Mapping[str, Any]]) -> bool:
+    def confirm(found: Sequence[Mapping[str, Any]]) -> bool:
         if yes:
             return True
-        users = [f"{user} started from a model in {run['id']}" for run in about for user in run["used_by"]]
-        print(printable([_table(about), *(Lines(line, ()) for line in users)], stream=2), file=sys.stderr)
+        users = [f"{user} started from a model in {run['id']}" for run in found for user in run["used_by"]]
+        print(printable([_table(found), *(Lines(line, ()) for line in users)], stream=2), file=sys.stderr)
         if not sys.stdin.isatty():
             raise ConfigError("there is nobody to ask: add --yes to remove these runs for good")
         print("Remove for good? [y/N] ", end="", file=sys.stderr, flush=True)
@@ -164,7 +164,7 @@ def _remove(names: Sequence[str], *, root_dir: str, yes: bool) -> Outcome:
 
     if not names:
         raise ConfigError("runs rm: name the runs to remove, by id or folder")
-    done = remove_runs(names, root_dir=root_dir, agree=ask)
+    done = remove_runs(names, root_dir=root_dir, agree=confirm)
     if not done["removed"]:
         return Outcome(done, "nothing was removed", 1)
     return Outcome(done, f"removed {', '.join(done['removed'])} ({_bytes(done['bytes'])})")
@@ -217,7 +217,7 @@ def _problems(found: Sequence[Mapping[str, Any]]) -> Iterator[Block]:
 
 
 def _comparison(compared: Mapping[str, Any]) -> Iterator[Block]:
-    """Yield tables with one head, so that all values of a run stand in one column."""
+    """Yield tables with the same head, so that all values of a run are in one column."""
     runs = compared["runs"]
     head = ["", *(run["id"] for run in runs)]
     yield Table("", head, [[key, *(_value(run[key]) for run in runs)] for key in RESULTS])

@@ -86,7 +86,7 @@ def train(
     if group:
         taken = None
         if max_restarts and resume is None and loaded is not None and not dry_run:
-            # Processes that are started again continue the run of the first ones, so its name is made here.
+            # Restarted processes continue the run of the first ones, so its id is made before these start.
             resume, taken = AUTO, _take_folder(loaded.config, nnodes=nnodes, node_rank=node_rank)
             values = [*values, f"output.run_id={taken.name}"]
         options = [f"--resume={resume}"] if resume is not None else []
@@ -107,7 +107,7 @@ def train(
 
 
 def _say(config: Config, message: str) -> None:
-    """Log a line before torch is imported, which takes silent seconds."""
+    """Log a line before torch is imported, which takes seconds without any output."""
     from llmtrain.tracking.logs import setup_logging
 
     setup_logging(config.logging, run_folder=None, rank=int(os.environ.get("RANK", "0")))
@@ -143,7 +143,7 @@ def _take_folder(config: Config, *, nnodes: int, node_rank: int | None) -> Path:
 def _dry_run(result: Mapping[str, Any]) -> Lines:
     losses = [f"{loss:.4g}" for loss in result["losses"]]
     planned = result["planned_steps"]
-    told = (
+    text = (
         f"dry run: {len(losses)} forward steps, losses {', '.join(losses)}; a run would take {counted(planned, 'step')}"
     )
-    return Lines(told, ())
+    return Lines(text, ())

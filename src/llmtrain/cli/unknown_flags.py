@@ -1,7 +1,7 @@
-"""Answers to flags that a command lacks: a flag of an older system, or a key of the config.
+"""Answers flags that a command does not have: flags of an older system, and keys of the config.
 
 argv, command ─▶ answers ─┬─ config/loading/renamed.py ─┐
-                          └─ the schema ────────┴─▶ `--lora-r is model.lora.r now: model.lora.r=8`
+                          └─ the schema ────────────────┴─▶ `--lora-r is model.lora.r now: model.lora.r=8`
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from llmtrain.config.sections.schema import Config
 
 
 def answers(argv: Sequence[str], command: Any) -> Iterator[str]:
-    """Yield a line for each flag in `argv` that `command` lacks and that has an answer; None is the program itself."""
+    """Yield a line for each flag in `argv` that `command` lacks and that has an answer. None: the program itself."""
     parameters = command.params if command else []
     known = {flag for parameter in parameters for flag in (*parameter.opts, *parameter.secondary_opts)}
     takes_keys = command is None or any(parameter.name == "overrides" for parameter in parameters)
@@ -52,13 +52,13 @@ def _answer(flag: str, values: Sequence[str], *, command: str, takes_keys: bool)
 
 
 def _override(key: str, values: Sequence[str]) -> str:
-    """Return an override for the shell: of a key with its value (`trainer.precision: 32`), or with what was typed."""
+    """Return an override for the shell, with the value in `key` (`trainer.precision: 32`) or else the typed one."""
     key, _, value = key.partition(": ")
     return shlex.quote(f"{key}={value or _typed(key, values)}")
 
 
 def _typed(key: str, values: Sequence[str]) -> str:
-    """Return the words behind a flag as a value of `key`; `…` where they do not fit."""
+    """Return the words after a flag as a value of `key`; `…` if they do not fit."""
     annotations: list[Any] = [each.field.annotation for each in walk(Config) if each.dotted == key]
 
     def takes(value: object) -> bool:

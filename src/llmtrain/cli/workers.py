@@ -1,4 +1,4 @@
-"""The options of commands that run in several processes: --nproc and those that go with it."""
+"""Options of commands that run in several processes (--nproc and others), and the start of these processes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ MaxRestarts = Annotated[
 def worker_group_of(
     nproc: int | None, *, nnodes: int, node_rank: int | None, rendezvous: str | None, max_restarts: int = 0
 ) -> WorkerGroup | None:
-    """Return the processes to start, or None to run in this one. Raises ConfigError where --nproc is missing."""
+    """Return the processes to start, or None to run in this process. Raises ConfigError if --nproc is missing."""
     if nproc is not None:
         return WorkerGroup(nproc, nnodes=nnodes, node_rank=node_rank, rendezvous=rendezvous, max_restarts=max_restarts)
     if nnodes > 1 or node_rank is not None or rendezvous is not None or max_restarts:
@@ -54,24 +54,24 @@ def worker_group_of(
 
 
 def run_in(group: WorkerGroup, arguments: Sequence[str], *, as_json: bool) -> Outcome:
-    """Run a command line in the worker group, whose first process prints the result. Raises WorkersFailed."""
+    """Run a command line in the worker group and return its result, which rank 0 prints. Raises WorkersFailed."""
     code, output = launch(group, [*arguments, *(["--json"] if as_json else [])], capture=as_json)
     return outcome_of(code, output, as_json=as_json)
 
 
 def outcome_of(code: int, output: str, *, as_json: bool) -> Outcome:
-    """Return what processes that were started printed. Raises WorkersFailed if they failed."""
+    """Return the result from the output of the processes. Raises WorkersFailed if they failed."""
     document = _last_document(output) if as_json else {}
     if code:
         error = document.get("error", {})
-        message = error.get("message", f"the processes ended with exit code {code}; their messages stand above")
+        message = error.get("message", f"the processes ended with exit code {code}; their messages are above")
         kinds = {kind.exit_code: kind.kind for kind in (ConfigError, WillFailAgain, Preempted, Hang)}
         raise WorkersFailed(message, exit_code=code, kind=error.get("kind", kinds.get(code, RunError.kind)))
     return Outcome(document, "" if as_json else output.rstrip("\n"))
 
 
 def _last_document(output: str) -> dict[str, Any]:
-    """Return the last JSON document of the output, to which the first process adds one at each start."""
+    """Return the last JSON document of the output. Rank 0 prints one at each start."""
     document: dict[str, Any] = {}
     rest = output.strip()
     while rest:

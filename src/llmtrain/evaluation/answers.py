@@ -1,8 +1,8 @@
-"""A model's answers to questions, and its loss on the expected ones: in batches, shared among processes, kept on disk.
+"""Lets a model answer questions and measures its loss on the expected answers: in batches, on all processes.
 
     questions ─ this process's share, by length ─ batch ─ generate, loss ─▶ a line each in the journal ─▶ all answers
 
-What the journal has already is not asked again.
+The journal is on disk. Questions whose answers it has are not asked again.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ log = logging.getLogger("llmtrain.eval")
 
 TOO_LONG = "prompt too long"
 BATCHES_AT_A_TIME = 8
-"""Whose answers are written down together: rows that end make place for others of these."""
+"""Number of batches that are generated and written together. Among them, rows that end are replaced by others."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asking:
-    """Settings by which questions are answered."""
+    """Settings for answering questions."""
 
     decoding: Decoding
     end_of_turn: str
     """Text of the control token that ends an answer, besides the model's own end tokens."""
     with_loss: bool = True
-    """Measure the loss on the expected answers as well."""
+    """True if the loss on the expected answers is measured as well."""
 
     @staticmethod
     def of(settings: EvaluationConfig, *, seed: int, end_of_turn: str, with_loss: bool = True) -> Asking:
-        """Return it as a config wants it."""
+        """Return the settings from those of a config."""
         decoding = Decoding(
             max_new_tokens=settings.max_new_tokens,
             sampling=Sampling(temperature=settings.temperature, top_p=settings.top_p, seed=seed),
@@ -65,11 +65,11 @@ class Answer(NamedTuple):
     loss_sum: float
     """Sum of the loss over the tokens of the expected answer, in nats."""
     loss_tokens: int
-    """0 where the question and the expected answer are too long for the context."""
+    """0 if the question and the expected answer are too long for the context."""
 
 
 class AnswerJournal:
-    """Answers on disk, a line each: written by this process, read of all processes that came before."""
+    """Keeps answers on disk, a line each. It reads those of all earlier processes, and writes those of this one."""
 
     def __init__(self, folder: Path, name: str, *, rank: int) -> None:
         self._file = folder / f"{name}.part-{rank}.jsonl"
@@ -83,15 +83,15 @@ class AnswerJournal:
                     continue
 
     def append(self, answers: Mapping[str, Answer]) -> None:
-        """Write them, so that a process that is killed has lost no finished batch."""
+        """Write answers at once, so that a process that is killed loses no finished batch."""
         with self._file.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps([key, *answer], ensure_ascii=False) + "\n" for key, answer in answers.items())
 
 
 def ask_all(questions: Sequence[Question], model: LanguageModel, *, chat: bool | None) -> list[Asked]:
-    """The questions as the model reads them. ConfigError with every row that its template does not take."""
+    """Render each question for the model. Raises ConfigError with every row that its chat template rejects."""
     if model.encoder is None:
-        raise ConfigError(f"{model.folder} has no tokenizer, so it cannot be asked anything")
+        raise ConfigError(f"{model.folder} has no tokenizer, so it cannot answer questions")
     faults, asked = RowFaults(), []
     unused: dict[str, Unused] = {}
     for question in questions:
@@ -100,7 +100,7 @@ def ask_all(questions: Sequence[Question], model: LanguageModel, *, chat: bool |
             add_unused(unused, {name: Unused(1, question.source) for name in asked[-1].unused})
         except RowError as error:
             faults.add(RowFault(question.source, str(error)))
-    faults.raise_if_any("Correct these rows, or ask in plain text: evaluation.chat=false.")
+    faults.raise_if_any("Correct these rows, or give the prompts as plain text: evaluation.chat=false.")
     if warning := unused_line(unused):
         log.warning("evaluation.data: %s", warning)
     return asked
@@ -116,11 +116,11 @@ def answer_all(
     before_batch: Callable[[], None] = lambda: None,
     after_row: Callable[[int], None] = lambda _: None,
 ) -> list[Answer]:
-    """Return an answer to each question, in their order, on every rank; the same for any batches and number of ranks.
+    """Return an answer to each question, in their order, on every rank.
 
-    `before_batch` is called as often on every rank; `after_row` is told how many questions of this rank's are done. A
-    prompt that leaves no room in the context is answered by nothing. Ranks share the questions; where the model is cut
-    over them, all answer each one, batch by batch together.
+    The answers do not depend on the batches or the number of ranks. Ranks share the questions; if the model is sharded,
+    all ranks answer each question together. The answer to a prompt that fills the context is empty. `before_batch` is
+    called equally often on every rank; `after_row` is called with the number of this rank's questions that are done.
     """
     keys = unique_keys(asked)
     known = journal.known if journal else {}
@@ -153,7 +153,7 @@ def answer_all(
 
 
 def unique_keys(asked: Sequence[Asked]) -> list[str]:
-    """A key for each question, by what it says; the second of two equal ones has another."""
+    """Return a key for each question, from its content. Equal questions get different keys."""
     counts: Counter[str] = Counter()
     keys = []
     for one in asked:
@@ -165,7 +165,7 @@ def unique_keys(asked: Sequence[Asked]) -> list[str]:
 class _Writer:
     def __init__(self, language_model: LanguageModel, how: Asking) -> None:
         if language_model.tokenizer is None or language_model.encoder is None:
-            raise ConfigError(f"{language_model.folder} has no tokenizer, so it cannot be asked anything")
+            raise ConfigError(f"{language_model.folder} has no tokenizer, so it cannot answer questions")
         self._model, self._tokenizer = language_model.model, language_model.tokenizer
         self._encoder, self._decoding, self._with_loss = language_model.encoder, how.decoding, how.with_loss
         end = self._tokenizer.token_id(how.end_of_turn) if how.end_of_turn else None
@@ -180,7 +180,7 @@ class _Writer:
         *,
         on_end: Callable[[int], None],
     ) -> list[Answer]:
-        """Return the answers to some questions."""
+        """Return the answers to some questions, from their tokens `prompts` and the keys of their random numbers."""
         fits = [len(prompt) < self._limit for prompt in prompts]
         generated = iter(
             generate(
@@ -191,11 +191,11 @@ class _Writer:
                 on_end=on_end,
             )
         )
-        whole = self._encoder.encode([one.whole for one in asked]) if self._with_loss else []
-        # A row that the context does not hold would have the loss of a part of it: it has none.
+        full = self._encoder.encode([one.with_answer for one in asked]) if self._with_loss else []
+        # A row that does not fit into the context gets no loss, since it would be that of a part.
         rows = [
             (one.input_ids.tolist(), one.supervised.tolist()) if len(one.input_ids) <= self._limit else ((), ())
-            for one in whole
+            for one in full
         ]
         losses = row_losses(self._model, rows) if self._with_loss else [RowLoss(0.0, 0)] * len(prompts)
         answers = []

@@ -1,4 +1,4 @@
-"""Find the model that an evaluation compares with: the base of the model, what was published last, or a named one."""
+"""Finds the baseline of an evaluation: the base of the model, the model published last, or a named one."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from llmtrain.generation.open_model import base_of, locate_model, tuned_from
 
 
 def find_base(folder: Path) -> Path:
-    """Return the folder of the model that the one in `folder` was tuned from. Raises ConfigError if there is none."""
+    """Return the folder of the model from which the one in `folder` was fine-tuned. Raises ConfigError without one."""
     base = tuned_from(folder)
     if base is None:
-        raise ConfigError(f"evaluation.subject is base, but nothing says what {folder} was tuned from: name the base")
+        raise ConfigError(
+            f"evaluation.subject is base, but the model from which {folder} was tuned is not known: name the base"
+        )
     return base
 
 
 def find_baseline(folder: Path, settings: EvaluationConfig, *, root: str) -> Path | None:
-    """Return the folder of the model that `settings.baseline` names; None: compare with none.
+    """Return the folder of the model that `settings.baseline` names; None if there is nothing to compare with.
 
-    Raises ConfigError where it is not to be had, or is the model itself.
+    Raises ConfigError if it cannot be opened, or is the model itself.
     """
     if settings.baseline is None:
         return None
@@ -39,11 +41,14 @@ def find_baseline(folder: Path, settings: EvaluationConfig, *, root: str) -> Pat
         if settings.baseline != LAST_PUBLISHED:
             raise
         raise ConfigError(
-            f"what was published last, {ref} (says {Path(root) / PUBLISHED_NAME}), is not to be had: {error}. Name "
+            f"the model published last, {ref} (see {Path(root) / PUBLISHED_NAME}), cannot be opened: {error}. Name "
             "another --baseline, or compare with none: --no-baseline"
         ) from error
     if baseline == folder:
-        raise ConfigError(f"evaluation.baseline: {settings.baseline} is the model itself, {folder}")
+        raise ConfigError(
+            f"evaluation.baseline: {settings.baseline} is the model itself, {folder}: name another --baseline, or "
+            "compare with none: --no-baseline"
+        )
     return baseline
 
 
@@ -52,6 +57,8 @@ def _last_published(root: str) -> str:
     try:
         return str(json.loads(file.read_text(encoding="utf-8"))["model"])
     except FileNotFoundError:
-        raise ConfigError(f"nothing was published from {Path(root).absolute()} yet: there is no {file.name}") from None
+        raise ConfigError(
+            f"nothing was published from {Path(root).absolute()} yet: there is no {file.name}; name another --baseline"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file} does not say what was published last ({error!r})") from error

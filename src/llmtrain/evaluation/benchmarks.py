@@ -2,8 +2,8 @@
 
     tasks ─ lm_eval ─▶ requests ─ TaskModel ─▶ row_losses, complete ─▶ answers ─ lm_eval ─▶ scores
 
-The harness asks three things of a model (how likely is this continuation, how likely is this text, how does it go on),
-and all that it asks for is answered here by what measures rows elsewhere, the native decoder's included.
+The harness makes three kinds of requests: the likelihood of a continuation, the likelihood of a text, and a generated
+continuation. They are answered by the same functions that evaluate rows, for any kind of model.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ log = logging.getLogger("llmtrain.eval")
 
 T = TypeVar("T")
 DEFAULT_NEW_TOKENS = 256
-"""New tokens of a task that names no number."""
+"""Number of new tokens for a task that does not set it."""
 LONGEST_CONTEXT = 2048
 """Context length of a model without a limit, in tokens."""
 
@@ -48,16 +48,16 @@ LONGEST_CONTEXT = 2048
 def evaluate_tasks(
     folder: Path, settings: EvaluationConfig, *, seed: int, root_dir: str, engine: Engine
 ) -> dict[str, Any]:
-    """The document of metrics.json, with the score of every task, on every rank.
+    """Evaluate the tasks and write metrics.json; return its document, with the score of every task, on every rank.
 
-    Raises ConfigError for tasks that are not known, or cannot be had.
+    Raises ConfigError for tasks that are not known, or cannot be loaded.
     """
     began = time.monotonic()
     with _seeded(seed), engine.main_first():  # one rank fetches what a task needs
         tasks = _load(settings, seed=seed)
     language_model = load_language_model(folder, device=engine.device)
     if language_model.tokenizer is None:
-        raise ConfigError(f"{folder} has no tokenizer, so it cannot be asked anything")
+        raise ConfigError(f"{folder} has no tokenizer, so it cannot answer questions")
     log.info("%s for %s", ", ".join(settings.tasks), folder)
     with _seeded(seed), Progress(quiet=not engine.is_main) as progress:
         model = TaskModel(language_model, engine=engine, batch_size=settings.batch_size, seed=seed, progress=progress)
@@ -87,7 +87,7 @@ def evaluate_tasks(
 
 
 class TaskModel(TemplateLM):  # type: ignore[misc]  # what the harness calls has to be one of its own
-    """A model as the harness wants it. Several processes share its requests, which it does not know of."""
+    """A model with the harness's interface. Several processes share the requests; to the harness there is only one."""
 
     def __init__(
         self, language_model: LanguageModel, *, engine: Engine, batch_size: int, seed: int, progress: Progress
@@ -105,29 +105,31 @@ class TaskModel(TemplateLM):  # type: ignore[misc]  # what the harness calls has
 
     @property
     def prefix_token_id(self) -> int:
-        """Token that a text without context begins with."""
+        """Token with which a text without context begins."""
         bos_id = self._opened.encoder.bos_id if self._opened.encoder else None
         return self.eot_token_id if bos_id is None else int(bos_id)
 
     @property
     def tokenizer_name(self) -> str:
-        """Names the harness's own caches, which are off."""
+        """Name for the harness's own caches, which are off."""
         return str(self._opened.folder)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Tokens of a text, after a BOS token where the tokenizer adds one and none is there."""
+        """Return the tokens of a text, with a BOS token if the tokenizer adds one and the text has none."""
         if self._opened.encoder is None:
             return self._tokenizer.encode(string)
         return self._opened.encoder.encode_prompt(string, is_complete=add_special_tokens is False)
 
     def apply_chat_template(self, chat_history: list[dict[str, Any]], add_generation_prompt: bool = True) -> str:
-        """The text that asks for the next turn."""
+        """Return the turns as the prompt for the next turn."""
         if not add_generation_prompt:
-            raise ConfigError("evaluation.chat: a task begins the answer itself, which chat templates do not know of")
+            raise ConfigError(
+                "evaluation.chat: a task begins the answer itself, which chat templates do not support: set it to false"
+            )
         return self._opened.render(chat_history)
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """Return the chat template's text, for the harness's notes."""
+        """Return the chat template's text, for the harness's records."""
         return self._opened.encoder.template.text if self._opened.encoder else ""
 
     def _loglikelihood_tokens(
@@ -147,7 +149,7 @@ class TaskModel(TemplateLM):  # type: ignore[misc]  # what the harness calls has
         return self._shared(rows, measure)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """The log probability of each text, in windows of the context's length."""
+        """Return the log probability of each text, computed in windows of the context's length."""
         windows: list[tuple[Any, list[int], list[int]]] = []
         owners: list[int] = []
         for owner, request in enumerate(requests):
@@ -209,7 +211,7 @@ class TaskModel(TemplateLM):  # type: ignore[misc]  # what the harness calls has
         return [one.completion for one in found]
 
     def _shared(self, items: Sequence[Any], work: Callable[[Sequence[Any]], list[T]]) -> list[T]:
-        """The results of all items in their order, each worked out by one process."""
+        """Return the results of all items in their order, each computed by one process."""
         rank, world_size = self._engine.rank, self._engine.world_size
         parts = self._engine.gather(work(items[rank::world_size]))
         return [parts[index % world_size][index // world_size] for index in range(len(items))]
@@ -220,7 +222,7 @@ class TaskModel(TemplateLM):  # type: ignore[misc]  # what the harness calls has
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Let tasks that draw at random, such as the order of choices, draw the same each time."""
+    """Seed Python's and numpy's generators within the block, for tasks that draw, such as the order of choices."""
     before = random.getstate(), np.random.get_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -232,7 +234,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _load(settings: EvaluationConfig, *, seed: int) -> Any:
-    """The tasks as the harness has them: by name, or from a YAML file."""
+    """Return the harness's tasks, by name or from YAML files. Raises ConfigError if one cannot be loaded."""
     files = [name for name in settings.tasks if name.endswith((".yaml", ".yml"))]
     if missing := [name for name in files if not Path(name).is_file()]:
         raise ConfigError(f"evaluation.tasks: {missing[0]}: no such file")
@@ -247,7 +249,9 @@ def _load(settings: EvaluationConfig, *, seed: int) -> Any:
         ) from error
     for name, task in loaded["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False):
-            raise ConfigError(f"evaluation.tasks: {name} runs what the model writes; it is not run here")
+            raise ConfigError(
+                f"evaluation.tasks: {name} runs code that the model writes, which is not allowed: remove it"
+            )
         if settings.num_fewshot is not None:
             task.set_config(key="num_fewshot", value=settings.num_fewshot)
         elif task.get_config("num_fewshot") is None:
@@ -257,7 +261,7 @@ def _load(settings: EvaluationConfig, *, seed: int) -> Any:
 
 
 def _scores(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
-    """A task's metrics without the harness's filters in their names, where there is one filter alone."""
+    """Return a task's metrics. If there is only one of the harness's filters, their names do not include it."""
     values = {key: value for key, value in found["results"][name].items() if "," in key}
     filters = {key.partition(",")[2] for key in values}
     named = {key.partition(",")[0] if len(filters) == 1 else key: value for key, value in values.items()}

@@ -1,8 +1,8 @@
-"""Compare two models on the same rows: differences pair by pair, with bootstrap intervals.
+"""Compares two models on the same rows: paired differences, with bootstrap intervals.
 
-Rows are drawn anew with replacement, the same rows for both models (Koehn 2004, "Statistical significance tests for
-machine translation evaluation"): the middle 95 % of all draws' differences is the interval. Corpus metrics are computed
-from the sums of the drawn rows' statistics, so nothing is counted again.
+Rows are resampled with replacement, the same rows for both models (Koehn 2004, "Statistical significance tests for
+machine translation evaluation"). The interval is the middle 95 % of the differences of all resamples. Corpus metrics
+are computed from the sums of the drawn rows' statistics, so no text is counted again.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from numpy.typing import NDArray
 from llmtrain.evaluation.scores import Measure, Statistics
 
 _ROWS_AT_A_TIME = 8_000_000
-"""Drawn rows that are held in memory."""
+"""Number of drawn rows that are in memory at a time."""
 TIE = 1e-9
-"""Rows that differ by less are as good as each other."""
+"""Two scores of a row that differ by less are equal."""
 NOT_DEFINED = "not defined"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A measure of two models on the same rows; `difference` is tuned − base, whichever way is better."""
+    """A measure of two models on the same rows. `difference` is always tuned − base."""
 
     base: float
     tuned: float
     difference: float
     low: float
-    """The 95 % interval of the difference: from here …"""
+    """Lower end of the 95 % interval of the difference."""
     high: float
-    """… to here."""
+    """Upper end of the interval."""
     wins: int
-    """Rows on which the model is better."""
+    """Number of rows on which the tuned model is better."""
     losses: int
     ties: int
     higher_is_better: bool
 
     @property
     def verdict(self) -> str:
-        """better or worse where the interval leaves 0 out, else unclear; not defined where no row gives a value."""
+        """better or worse if the interval excludes 0, else unclear; not defined if no row has a value."""
         if np.isnan(self.difference) and self.wins + self.losses + self.ties:
             return NOT_DEFINED
         if not (self.low > 0.0 or self.high < 0.0):
@@ -58,7 +58,7 @@ def compare(
     num_resamples: int,
     rows: NDArray[np.bool_] | None = None,
 ) -> dict[str, Difference]:
-    """Each measure of a model against a baseline's on the same rows, all of them or those chosen."""
+    """Compare each measure of a model with that of a baseline, on all rows or on those that `rows` [rows] selects."""
     ours = {measure.name: _chosen(statistics[measure.name], rows) for measure in measures}
     theirs = {measure.name: _chosen(baseline[measure.name], rows) for measure in measures}
     drawn = _resampled_differences(measures, ours, theirs, seed=seed, num_resamples=num_resamples)
@@ -83,7 +83,7 @@ def compare(
 
 
 def row_gains(measure: Measure, ours: Statistics, theirs: Statistics) -> NDArray[np.float64]:
-    """[rows] by how much each row is better by this measure; below 0: worse. 0 where it has none on either side."""
+    """Return [rows]: how much better each row of `ours` is by this measure; below 0: worse; 0 if it is not defined."""
     pairs = zip(ours.tolist(), theirs.tolist(), strict=True)
     gains = np.array([measure.row_score(our) - measure.row_score(their) for our, their in pairs], np.float64)
     return np.nan_to_num(gains if measure.higher_is_better else -gains, nan=0.0)
@@ -97,7 +97,7 @@ def _resampled_differences(
     seed: int,
     num_resamples: int,
 ) -> dict[str, NDArray[np.float64]]:
-    """[num_resamples] by measure: the difference on rows drawn with replacement."""
+    """Return [num_resamples] differences by measure, each on rows drawn with replacement."""
     num_rows = len(next(iter(ours.values()))) if ours else 0
     generator = np.random.default_rng(seed)
     drawn: dict[str, list[float]] = {measure.name: [] for measure in measures}

@@ -1,8 +1,8 @@
-"""Find questions that a model was trained on: the prompt word for word, or 13 words in a row.
+"""Finds questions that a model was trained on: the same prompt, or 13 consecutive words.
 
-13-grams of lower-cased words (characters, in scripts without spaces) as in Brown et al. 2020 (arXiv:2005.14165,
-appendix C); one that stands in more than ten training rows is boilerplate (a system text, a common instruction) and
-says nothing, as there.
+13-grams are of lower-cased words (characters, in scripts without spaces), as in Brown et al. 2020 (arXiv:2005.14165,
+appendix C). As there, a 13-gram in more than ten training rows does not count: it is boilerplate, such as a system text
+or a common instruction.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ BOILERPLATE_ROWS = 10
 
 
 class Overlap(NamedTuple):
-    """A question that the model may have learned from."""
+    """A question that the training data contain."""
 
     question: int
-    """Its index."""
+    """Index of the question."""
     kind: Literal["exact", "13-gram"]
     trained_on: str
     """`file:line` of the first such training row."""
 
 
 def find_overlaps(questions: Sequence[Question], training: Iterable[tuple[Example, str]]) -> list[Overlap]:
-    """At most one for each question, in their order; an exact one goes before a 13-gram."""
+    """Return at most one overlap for each question, in their order; an exact one is preferred to a 13-gram."""
     prompts: dict[str, list[int]] = {}
     ngrams: dict[int, list[int]] = {}
     for index, question in enumerate(questions):

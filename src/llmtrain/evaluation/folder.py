@@ -1,4 +1,4 @@
-"""Folder of an evaluation: found again where one like it was stopped, and finished with metrics.json.
+"""The folder of an evaluation. An evaluation that was stopped is continued in its folder; metrics.json finishes it.
 
 <run>/eval/<time>/{metrics.json, predictions.jsonl, report.html}
                   {identity, *.part-*.jsonl} until it is finished
@@ -26,13 +26,15 @@ PUBLISHED_NAME = "last-published.json"
 
 
 def evaluation_folder(model: Path, *, root: Path, identity: str) -> Path:
-    """A new folder in the run of `model`, or below `root` for a model of no run; or the one in which an evaluation of
-    the same `identity` was begun and not finished."""
+    """Return the folder of an unfinished evaluation of the same `identity`, or make a new one.
+
+    It is in the run of `model`, or below `root` for a model of no run.
+    """
     run = model.parent.parent.parent
     evaluations = run / "eval" if is_run(run) else root.absolute() / "eval"
     for begun in sorted(evaluations.glob("*/identity"), reverse=True):
         if begun.read_text(encoding="utf-8") == identity:
-            log.info("going on with %s", begun.parent)
+            log.info("continuing the evaluation in %s", begun.parent)
             return begun.parent
     name = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     folder, number = evaluations / name, 1
@@ -45,14 +47,14 @@ def evaluation_folder(model: Path, *, root: Path, identity: str) -> Path:
 
 
 def write_evaluation(folder: Path, document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """The three files; metrics.json last: it says that all is there."""
+    """Write the three files. metrics.json is the last, so that it shows that all are complete."""
     _replace(folder / "predictions.jsonl", (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     _replace(folder / "report.html", [report_page(document, rows)])
     write_metrics(folder, document)
 
 
 def write_metrics(folder: Path, document: Mapping[str, Any]) -> None:
-    """metrics.json, which ends an evaluation."""
+    """Write metrics.json, which finishes an evaluation, and delete the files of unfinished ones in the folder."""
     write_json(folder / "metrics.json", _finite(document))
     for part in [*folder.glob("*.part-*.jsonl"), folder / "identity"]:
         part.unlink(missing_ok=True)
@@ -64,7 +66,7 @@ def _replace(path: Path, lines: Iterable[str]) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """Replace numbers that are not finite by null, as JSON wants it."""
+    """Replace numbers that are not finite by None, since JSON has none."""
     if isinstance(value, float):
         return value if np.isfinite(value) else None
     if isinstance(value, Mapping):

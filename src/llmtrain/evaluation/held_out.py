@@ -1,4 +1,4 @@
-"""Open the data that a model's loss is measured on: token shards or rows, of its run or others, for its tokenizer."""
+"""Opens the held-out data on which a model's loss is measured: token shards or rows, of its run or named ones."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ DEFAULT_SEQ_LEN = 1024
 
 
 def evaluation_config(folder: Path, *, data: list[str]) -> Config:
-    """The config that the model in `folder` was trained with, or a plain one; with `data` as its data if named.
+    """Return the config with which the model in `folder` was trained, or a default one, with `data` if that is given.
 
-    Raises ConfigError where nothing says what to measure the model on.
+    Raises ConfigError if neither the model's run nor `data` names data.
     """
     config = config_beside(folder)
     if config is None and not data:
-        raise ConfigError(f"{folder} stands alone, so nothing says what to measure it on: name some with --data")
+        raise ConfigError(f"{folder} belongs to no run, so there is no validation data: name some with --data")
     if config is not None and not data:
         return config
     seq_len = DEFAULT_SEQ_LEN if config is None else config.data.seq_len
@@ -52,12 +52,15 @@ def are_rows(data: list[str]) -> bool:
     rows = [path for path in data if _holds_rows(path)]
     if rows and len(rows) < len(data):
         shards = next(path for path in data if path not in rows)
-        raise ConfigError(f"--data {rows[0]} has rows, and {shards} token shards: measure the model on each for itself")
+        raise ConfigError(f"--data {rows[0]} has rows, and {shards} token shards: measure the model on each separately")
     return bool(rows)
 
 
 def open_held_out(config: Config, language_model: LanguageModel, *, engine: Engine) -> ValidationSet:
-    """The held-out data of `config`, for this model. Raises ConfigError if there is none, or it is of another model."""
+    """Open the held-out data of `config` for this model.
+
+    Raises ConfigError if there is none, or if it has tokens that the model does not have.
+    """
     found: ValidationSet | None
     limit = language_model.model.max_seq_len or config.data.seq_len
     if isinstance(config.data, ChatConfig):
@@ -70,7 +73,7 @@ def open_held_out(config: Config, language_model: LanguageModel, *, engine: Engi
     if found is None:
         raise ConfigError(f"{language_model.folder} names no validation data: name some with --data")
     vocab_size = language_model.model.vocab_size
-    if isinstance(config.data, ChatConfig):  # whose tokenizer is the model's
+    if isinstance(config.data, ChatConfig):  # rows are tokenized by the model's tokenizer
         language_model.check_vocab_size(found.facts.vocab_size, of=f"the tokenizer of {language_model.folder}")
     if found.facts.vocab_size > vocab_size:
         raise ConfigError(
@@ -100,12 +103,12 @@ def _open_rows(
     supervised = int(store.num_supervised.sum())
     texts = (ids[learned] for ids, learned in map(store.tokens, range(len(store))))
     num_bytes = language_model.tokenizer.num_bytes(texts)
-    # Bits are counted of what is supervised, so bytes are as well.
+    # The loss is that of supervised tokens, so only their bytes count.
     return replace(rows, facts=replace(rows.facts, num_tokens=supervised, num_bytes=num_bytes))
 
 
 def _holds_rows(path: str) -> bool:
-    """Return whether a path holds rows: by its kind; Parquet does unless a manifest says that it is token shards."""
+    """Return whether a path has rows, by the kind of its files. Parquet has rows unless a manifest says otherwise."""
     local = Path(os.path.expanduser(path))
     kind = format_of(path)
     if is_remote(path) or kind not in (None, "parquet"):

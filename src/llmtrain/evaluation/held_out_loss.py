@@ -1,4 +1,4 @@
-"""Measure how well a model predicts held-out text: loss, perplexity, bits per byte; of rows only what is supervised."""
+"""Measures a model's loss, perplexity and bits per byte on held-out text; in rows, only of supervised tokens."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def measure_loss(
     root: str,
     engine: Engine,
 ) -> dict[str, Any]:
-    """Measure the model in `folder`, and write metrics.json; returns its document, on every rank.
+    """Measure the model in `folder` and write metrics.json; return its document on every rank.
 
-    `given` are the keys that the command line named; `steps` limits the batches of each rank. Raises ConfigError for a
-    key that has no meaning here, and for data that cannot be read.
+    `given` are the keys from the command line; `steps` limits the batches of each rank. Raises ConfigError for a key
+    that does not apply to the loss, and for data that cannot be read.
     """
     if needless := sorted(given.keys() - {"data", "batch_size"}):
         raise ConfigError(
-            f"--{needless[0].replace('_', '-')} is for rows that are answered, prompts with completions or messages: "
-            "name some with --data"
+            f"--{needless[0].replace('_', '-')} is for rows with answers (prompts with completions, or messages): name "
+            "some with --data"
         )
     began = time.monotonic()
     config = evaluation_config(folder, data=settings.files)

@@ -1,8 +1,7 @@
-"""Asking a model while it trains: a sample of evaluation.data, answered now and then, and measured as `eval` does.
+"""Lets a model answer a sample of evaluation.data while it trains, and measures the answers as `eval` does.
 
-The weights are those of the moment, and the precision is that of the weights; of training, where they are cut over the
-processes, which then answer every question together. Asking changes nothing of the training: it draws from generators
-of its own.
+The model answers with its present weights, in their precision; if it is sharded, in the precision of training, and all
+processes answer every question together. This does not change the training: it has random generators of its own.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from llmtrain.generation.language_model import AnyModel, LanguageModel
 
 @dataclass(frozen=True, kw_only=True)
 class Interview:
-    """The questions of a run, and the model that is asked."""
+    """The questions of a run in training, and the model that answers them."""
 
     language_model: LanguageModel
     questions: Sequence[Question]
@@ -36,7 +35,7 @@ class Interview:
     engine: Engine
 
     def hold(self, *, before_batch: Callable[[], None]) -> list[Answer]:
-        """An answer to each question, on every rank. `before_batch` is called as often on each of them."""
+        """Return an answer to each question, on every rank. `before_batch` is called equally often on every rank."""
         assert self.language_model.encoder is not None
         with writing(self.language_model.model, engine=self.engine):
             return answer_all(
@@ -65,14 +64,16 @@ class Interview:
 def open_interview(
     config: Config, engine: Engine, model: AnyModel, *, tokenizer: Path | None, model_folder: Path | None
 ) -> Interview:
-    """Return the questions that `config` wants the model to be asked while it trains, and the model that is asked.
+    """Return the interview of evaluation.data and `model`.
 
-    `model_folder` is where the model came from, if from transformers. Raises ConfigError for faults of rows, metrics
-    that do not exist, and a model that cannot be asked.
+    `model_folder` is the folder from which the model was loaded, if it is one of transformers. Raises ConfigError for
+    faults of rows, metrics that do not exist, and a model without a tokenizer.
     """
     settings = config.evaluation
     if tokenizer is None:
-        raise ConfigError("evaluation.every_steps: the data have no tokenizer, so the model cannot be asked anything")
+        raise ConfigError(
+            "evaluation.every_steps: the data has no tokenizer, so the model cannot answer: remove the key"
+        )
     metrics_named(settings.metrics, ignore_case=settings.ignore_case)
     language_model = live_model(config, model, tokenizer_folder=tokenizer, model_folder=model_folder, for_rows=True)
     questions = read_questions(settings.files, key="evaluation.data", max_samples=settings.max_samples)

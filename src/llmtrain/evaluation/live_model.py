@@ -1,6 +1,6 @@
-"""A model in training as one that can write: its module as it is, with the tokenizer that it is trained with.
+"""Makes a LanguageModel of a model in training: its module itself, with the tokenizer of the training data.
 
-What it writes is what it would write if a checkpoint were opened now; writing changes nothing of the training.
+It generates the same text as a checkpoint saved now would, and does not change the training.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from llmtrain.models.companions import end_tokens
 def live_model(
     config: Config, module: AnyModel, *, tokenizer_folder: Path, model_folder: Path | None, for_rows: bool = False
 ) -> LanguageModel:
-    """`module` with the tokenizer in `tokenizer_folder`; `model_folder` is where it came from, if from transformers.
+    """Return `module` as a LanguageModel with the tokenizer in `tokenizer_folder`.
 
-    `for_rows`: with an encoder in any case, as `load_language_model` does. Raises ConfigError for a tokenizer that
-    cannot be read.
+    `model_folder` is the folder from which the model was loaded, if it is one of transformers. `for_rows`: make an
+    encoder in any case, as `load_language_model` does. Raises ConfigError for a tokenizer that cannot be read.
     """
     if not for_rows and not isinstance(config.data, ChatConfig):
         tokenizer = load_tokenizer(tokenizer_folder)
@@ -52,9 +52,9 @@ def live_model(
 
 @contextmanager
 def writing(module: AnyModel, *, engine: Engine) -> Iterator[None]:
-    """Put the model into evaluation mode, not compiled: compiling for each new length would take minutes.
+    """Put the model into evaluation mode within the block, not compiled: compiling each new length takes minutes.
 
-    Where the module is cut over the ranks, all of them must enter, and ask it for the same.
+    If the module is sharded, all ranks must enter the block and call the model with the same tokens.
     """
     was_training = module.training
     module.eval()

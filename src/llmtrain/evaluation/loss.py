@@ -1,4 +1,4 @@
-"""Loss, perplexity and bits per byte on held-out text, weighted by token (a mean of batch means is not the mean)."""
+"""Measures loss, perplexity and bits per byte on batches. Every token has the same weight, whatever its batch."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class LossResult:
     """Mean over the supervised tokens, in nats."""
     num_tokens: int
     bits_per_byte: float | None
-    """Bits that the model needs for one byte of the text; None where the bytes are unknown."""
+    """Bits that the model needs for one byte of the text; None if the number of bytes is not known."""
 
     @property
     def perplexity(self) -> float:
-        """exp(loss); infinite where that is too large for a float."""
+        """exp(loss); infinite if that is too large for a float."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     def metrics(self) -> dict[str, float]:
-        """Return the metrics by their names for sinks; bits per byte only where the bytes are known."""
+        """Return the metrics by their names for sinks, with bits per byte if it is known."""
         metrics = {VAL_LOSS: self.loss, VAL_PERPLEXITY: self.perplexity}
         return metrics if self.bits_per_byte is None else {**metrics, VAL_BITS_PER_BYTE: self.bits_per_byte}
 
@@ -43,10 +43,10 @@ def evaluate_loss(
     tokens_per_byte: float | None,
     before_batch: Callable[[], None] = lambda: None,
 ) -> LossResult:
-    """The loss of `model` on `batches`: this rank's share of the evaluation, of equal length on every rank.
+    """Return the loss of `model` over the batches of all ranks.
 
-    `tokens_per_byte` is that of the whole validation text. `before_batch` is called before each batch: to show
-    progress, or to raise.
+    `batches` are this rank's share; every rank has the same number. `tokens_per_byte` is that of the full validation
+    text. `before_batch` is called before each batch: to show progress, or to raise.
     """
     was_training = model.training
     model.eval()

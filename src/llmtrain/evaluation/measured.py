@@ -1,4 +1,4 @@
-"""Answers with their statistics, and what follows from them: scores, the comparison, the lines of predictions.jsonl."""
+"""Statistics of answers, and their results: scores, the comparison, the lines of predictions.jsonl."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from llmtrain.evaluation.questions import Question, short_names
 from llmtrain.evaluation.scores import Measure, Statistics, measures_of, row_statistics, scores
 
 MAX_NAMED = 20
-"""Rows that are named of those that got worse."""
-_OF_TOKENS = ("loss", "perplexity")
-_LOSS_FIGURES = (*_OF_TOKENS, "bits_per_byte")
+"""Largest number of rows that are listed as worse than the baseline's, for each metric."""
+_TOKEN_METRICS = ("loss", "perplexity")
+_LOSS_METRICS = (*_TOKEN_METRICS, "bits_per_byte")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Results of the rows of a model, and of its baseline if there is one."""
+    """Answers and statistics of a model, and of its baseline if there is one."""
 
     questions: Sequence[Question]
     answers: Sequence[Answer]
@@ -37,7 +37,7 @@ class Measured:
     num_resamples: int
 
     def document(self) -> dict[str, Any]:
-        """Scores and comparison of all rows, and of each file."""
+        """Return the scores and the comparison of all rows and of each file, for metrics.json."""
         names = short_names(question.file for question in self.questions)
         all_rows = self._part(None)
         files = {
@@ -47,7 +47,7 @@ class Measured:
         return {
             "data": ", ".join(names.values()),
             "tokens": int(self.statistics["loss"][:, 1].sum()),
-            **{name: all_rows["scores"][name] for name in _LOSS_FIGURES},
+            **{name: all_rows["scores"][name] for name in _LOSS_METRICS},
             **all_rows,
             "files": files,
             "got_worse": self._got_worse(),
@@ -62,7 +62,7 @@ class Measured:
     def rows(self, overlaps: Sequence[Overlap]) -> list[dict[str, Any]]:
         """Return lines for predictions.jsonl, in the order of the questions.
 
-        `change` is by the first metric that tells two rows apart, of those that more is better of, else by the loss.
+        `change` is by the first metric of generated text that differs between the models in any row, else by the loss.
         """
         trained_on = {overlap.question: f"{overlap.trained_on} ({overlap.kind})" for overlap in overlaps}
         gains = self._gains()
@@ -104,13 +104,13 @@ class Measured:
         return found
 
     def _comparable(self) -> list[Measure]:
-        """Without the loss of a token where the two models' tokens are not the same; bits are, of bytes."""
+        """Return the measures that compare the two models; without those per token if their tokenizers differ."""
         assert self.baseline is not None
         same_tokens = np.array_equal(self.statistics["loss"][:, 1], self.baseline["loss"][:, 1])
-        return [measure for measure in self.measures if same_tokens or measure.name not in _OF_TOKENS]
+        return [measure for measure in self.measures if same_tokens or measure.name not in _TOKEN_METRICS]
 
     def _rows_not_defined(self) -> dict[str, int]:
-        """Return by metric the number of rows for which it is not defined, where there are some."""
+        """Return by metric the number of rows for which it is not defined; only metrics with any."""
         written = [measure for measure in self.measures if measure.higher_is_better]
         found = {
             measure.name: sum(np.isnan(measure.row_score(row)) for row in self.statistics[measure.name].tolist())
@@ -151,10 +151,10 @@ def measure(
     *,
     seed: int,
 ) -> Measured:
-    """The statistics of every row, for the model and the baseline.
+    """Compute the statistics of every row, for the model and the baseline.
 
-    A row that is too long for the context of one of them has no loss on either side. Raises ConfigError for a metric
-    of the user's own that gives no number.
+    A row that is too long for the context of one of them has no loss for either. Raises ConfigError if a metric of the
+    user's own returns no number.
     """
     sides = [answers] if baseline_answers is None else [answers, baseline_answers]
     has_loss = [all(side[row].loss_tokens for side in sides) for row in range(len(questions))]
@@ -169,7 +169,7 @@ def measure(
             np.float64,
         )
         written = row_statistics(pairs, settings.metrics, ignore_case=settings.ignore_case)
-        return {**dict.fromkeys(_LOSS_FIGURES, loss), **written}
+        return {**dict.fromkeys(_LOSS_METRICS, loss), **written}
 
     expected = [question.expected for question in questions]
     metrics = metrics_named(settings.metrics, ignore_case=settings.ignore_case, expected=expected)

@@ -1,10 +1,10 @@
-"""Metrics of written text against what was expected: each as a row's statistics, whose sums give the corpus's score.
+"""Metrics that compare generated text with expected text.
 
     (prediction, expected) ─ statistics ─▶ numbers of a row ─ summed over rows ─▶ score
 
-Means of rows are such sums too, so that all that is done with scores (totals, resampling) is done in one way. BLEU and
-chrF are sacreBLEU's, ROUGE is counted as the rouge-score package counts it, and tests hold it to that. `words` splits
-text of any script. An empty prediction counts as any other: it has nothing in common with what was expected. No torch.
+Means over rows are such sums too, so totals and resamples of all metrics are computed in one way. BLEU and chrF are
+sacreBLEU's; ROUGE equals that of the rouge-score package, which tests check. `words` splits text of any script. An
+empty prediction counts like any other: it has nothing in common with the expected text. No torch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROUGE_WORDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One number; more is better."""
+    """A metric: one number, of which more is better."""
 
     name: str
     definition: str
@@ -48,19 +48,19 @@ class Metric:
 
 
 def metrics_named(names: Sequence[str], *, ignore_case: bool = False, expected: Sequence[str] = ()) -> list[Metric]:
-    """The metrics of these names; or of import paths (`my_pkg.metrics:length_ratio`).
+    """Return the metrics of these names or import paths (`my_pkg.metrics:length_ratio`).
 
-    `expected`: the expected texts, whose scripts choose the tokenizers that BLEU's signature names. Raises ConfigError
-    for a name that is none, and what cannot be imported.
+    `expected`: the expected texts, whose scripts decide which tokenizers BLEU's signature names. Raises ConfigError for
+    an unknown name, and for a function that cannot be imported.
     """
     metrics = [_bleu_metric(expected) if name == "bleu" else _metric(name, ignore_case=ignore_case) for name in names]
     if twice := [name for name, count in Counter(metric.name for metric in metrics).items() if count > 1]:
-        raise ConfigError(f"evaluation.metrics names {', '.join(twice)} twice")
+        raise ConfigError(f"evaluation.metrics names {', '.join(twice)} twice: name each once")
     return metrics
 
 
 def mean_metric(name: str, definition: str, row: Callable[[str, str], float]) -> Metric:
-    """The mean over rows of what `row` gives for (prediction, expected), without the rows for which that is nan."""
+    """Return a metric: the mean of `row(prediction, expected)` over the rows for which that is not nan."""
 
     def statistics(prediction: str, expected: str) -> tuple[float, float]:
         value = row(prediction, expected)
@@ -109,7 +109,7 @@ def _metric(name: str, *, ignore_case: bool) -> Metric:
 
 
 def exact_match(prediction: str, expected: str, *, ignore_case: bool = False) -> float:
-    """1 where both are the same but for blanks around them, else 0, as for a prediction that is empty."""
+    """Return 1 if both are equal except for blanks around them and not empty, else 0."""
     prediction, expected = composed(prediction).strip(), composed(expected).strip()
     if ignore_case:
         prediction, expected = composed(prediction.casefold()), composed(expected.casefold())
@@ -117,13 +117,13 @@ def exact_match(prediction: str, expected: str, *, ignore_case: bool = False) ->
 
 
 def jaccard(prediction: str, expected: str) -> float:
-    """Words of both over words of either; 0 where neither has any."""
+    """Return the number of words in both over that of words in either; 0 if there are no words."""
     ours, theirs = set(split_at_blanks(prediction)), set(split_at_blanks(expected))
     return len(ours & theirs) / len(ours | theirs) if ours or theirs else 0.0
 
 
 def rouge_n(prediction: str, expected: str, *, order: int) -> float:
-    """F1 of n-grams (Lin 2004); nan where `_has_no_words`."""
+    """Return the F1 of n-grams (Lin 2004); nan if `expected` has no words."""
     if _has_no_words(expected):
         return math.nan
     ours, theirs = _ngrams(prediction, order), _ngrams(expected, order)
@@ -132,7 +132,7 @@ def rouge_n(prediction: str, expected: str, *, order: int) -> float:
 
 
 def rouge_l(prediction: str, expected: str) -> float:
-    """F1 of the longest common subsequence (Lin 2004); nan where `_has_no_words`."""
+    """Return the F1 of the longest common subsequence (Lin 2004); nan if `expected` has no words."""
     if _has_no_words(expected):
         return math.nan
     ours, theirs = _words(prediction), _words(expected)
@@ -140,22 +140,25 @@ def rouge_l(prediction: str, expected: str) -> float:
 
 
 def rouge_lsum(prediction: str, expected: str) -> float:
-    """F1 of the union of common subsequences over lines; of single lines that is rougeL's."""
+    """Return the F1 of the union of common subsequences over lines; for texts of one line it is rougeL."""
     if ("\n" not in prediction and "\n" not in expected) or _has_no_words(expected):
         return rouge_l(prediction, expected)
     return float(_rouge_scorer().score(expected, prediction)["rougeLsum"].fmeasure)
 
 
 def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
-    """Its length, by columns of bits (Hyyrö 2004), some hundred times faster than by a table in Python."""
+    """Return the length of the longest common subsequence, by bit columns (Hyyrö 2004).
+
+    That is about a hundred times faster than a table in Python.
+    """
     places: dict[str, int] = {}
     for index, word in enumerate(first):
         places[word] = places.get(word, 0) | 1 << index
-    whole = (1 << len(first)) - 1
-    column = whole
+    all_bits = (1 << len(first)) - 1
+    column = all_bits
     for word in second:
         matched = column & places.get(word, 0)
-        column = ((column + matched) | (column - matched)) & whole
+        column = ((column + matched) | (column - matched)) & all_bits
     return len(first) - column.bit_count()
 
 
@@ -166,13 +169,13 @@ def _f1(common: int, ours: int, theirs: int) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-@lru_cache(maxsize=4)  # of one row's two texts, for several metrics
+@lru_cache(maxsize=4)  # for the two texts of a row, which several metrics split
 def _words(text: str) -> tuple[str, ...]:
     return tuple(split_words(text))
 
 
 def _has_no_words(expected: str) -> bool:
-    """Return whether nothing can be counted: signs alone, as a formula is. ASCII counts as rouge-score counts it."""
+    """Return whether a text that is not ASCII has no words, as a formula. For ASCII, rouge-score's result counts."""
     return not expected.isascii() and not _words(expected)
 
 
@@ -197,7 +200,7 @@ def _bleu_metric(expected_texts: Sequence[str]) -> Metric:
     from sacrebleu.metrics import BLEU
 
     corpus = BLEU()
-    corpus.corpus_score(["a"], [["a"]])  # it knows its signature once it was used
+    corpus.corpus_score(["a"], [["a"]])  # it has a signature only after its first use
     tokenizers = sorted(set(map(bleu_tokenizer, expected_texts))) or ["13a"]
 
     @cache
@@ -251,7 +254,7 @@ def _chrf_metric() -> Metric:
 
 
 def _custom(path: str) -> Metric:
-    """A function of the user's own."""
+    """Return the metric of a function of the user's own, by import path."""
     if not path.partition(":")[2]:
         guess = nearest(path, BUILT_IN)
         hint = f"; did you mean {guess!r}?" if guess else ""
@@ -268,8 +271,11 @@ def _custom(path: str) -> Metric:
                 f"expected ({type(error).__name__}: {error})"
             ) from error
         if not isinstance(value, Real) or not math.isfinite(value):
-            raise ConfigError(f"evaluation.metrics: {path} gave {value!r} for the prediction {prediction[:80]!r}")
+            raise ConfigError(
+                f"evaluation.metrics: {path} returned {value!r} for the prediction {prediction[:80]!r}: it should "
+                "return a finite number"
+            )
         return float(value)
 
-    about = (inspect.getdoc(function) or "no description").partition("\n")[0]
-    return mean_metric(path, f"{about} (mean of rows)", row)
+    description = (inspect.getdoc(function) or "no description").partition("\n")[0]
+    return mean_metric(path, f"{description} (mean of rows)", row)

@@ -1,7 +1,7 @@
-"""Rows as questions: what a model is asked, and what it should answer.
+"""Makes questions of rows: the prompt that a model gets, and the expected answer.
 
 prompt + completion ─▶ the prompt as it is, or a user's turn ─▶ the completion
-messages           ─▶ the turns before the last answer      ─▶ that answer
+messages            ─▶ the turns before the last answer      ─▶ that answer
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ class Question(NamedTuple):
     """A row of an evaluation."""
 
     file: str
-    """The path that it comes from, as it was named."""
+    """Path of its file, as the user wrote it."""
     source: str
     """`file:line`."""
     example: Chat | PromptCompletion
-    """Example that is asked; of a conversation, all turns up to the expected answer."""
+    """Example with the question; a conversation ends with the expected answer."""
     expected: str
 
     @property
     def prompt(self) -> str:
-        """Return the prompt for people: the question alone, or all turns with their roles."""
+        """Prompt to show to people: a single question, or all turns with their roles."""
         if isinstance(self.example, PromptCompletion):
             return self.example.prompt
         turns = self.turns
@@ -44,7 +44,7 @@ class Question(NamedTuple):
 
     @property
     def turns(self) -> list[Message]:
-        """Those before the answer; of a prompt, the one of a user."""
+        """Turns before the answer; a prompt is one turn of a user."""
         if isinstance(self.example, PromptCompletion):
             return [{"role": "user", "content": self.example.prompt}]
         return self.example.messages[:-1]
@@ -52,25 +52,25 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """A question as a model reads it, whichever model."""
+    """A question as text for a model."""
 
     text: str
     is_complete: bool
     """True if a template made the text, so that no BOS token is added."""
-    whole: Rendered
-    """The same with the expected answer after it, which is learned or measured."""
+    with_answer: Rendered
+    """The text followed by the expected answer, whose loss is measured."""
     key: str
-    """Hash of the text and the expected answer: the same for the same question, wherever it stands."""
+    """Hash of the text and the expected answer, which is the same for equal questions."""
     unused: tuple[str, ...] = ()
-    """Names of the row's values that the model is not shown."""
+    """Names of the row's values that the text does not contain."""
 
 
 def read_questions(
     paths: Sequence[str], *, key: str, text_column: str | None = None, max_samples: int | None = None
 ) -> list[Question]:
-    """The rows at `paths`, at most `max_samples` of each, in their order.
+    """Read the questions at `paths`, at most `max_samples` of each, in their order.
 
-    Raises ConfigError with every fault of the rows by `file:line`: a row of text has nothing to answer.
+    Raises ConfigError that names every faulty row by `file:line`; a row of plain text is one, since it has no answer.
     """
     faults = RowFaults()
     questions: list[Question] = []
@@ -82,9 +82,9 @@ def read_questions(
 
 
 def ask(question: Question, template: ChatTemplate, *, chat: bool) -> Asked:
-    """The question's text by the template; a prompt that is no conversation is put through it with `chat` alone.
+    """Render a question by the chat template. A plain prompt is rendered as a turn only with `chat`.
 
-    Raises RowError where the template does not take the turns.
+    Raises RowError if the template rejects the turns.
     """
     example: Example = question.example
     if isinstance(example, PromptCompletion) and chat:
@@ -96,14 +96,14 @@ def ask(question: Question, template: ChatTemplate, *, chat: bool) -> Asked:
         assert isinstance(example, PromptCompletion)
         text, is_complete = example.prompt, False
     covered = cover(example, template=template, supervise="last")
-    whole = covered.texts[-1]
+    with_answer = covered.texts[-1]
     digest = hashlib.sha256(f"{text}\0{question.expected}".encode()).hexdigest()
     unused = tuple(covered.unused)
-    return Asked(text=text, is_complete=is_complete, whole=whole, key=digest[:32], unused=unused)
+    return Asked(text=text, is_complete=is_complete, with_answer=with_answer, key=digest[:32], unused=unused)
 
 
 def short_names(files: Iterable[str]) -> dict[str, str]:
-    """Return a name for each path in tables: the file's own where no two are the same."""
+    """Return a name for each path, to show in tables: the file's name, or the path if two files have that name."""
     paths = list(dict.fromkeys(files))
     names = [PurePath(path).name or path for path in paths]
     return {path: name if names.count(name) == 1 else path for path, name in zip(paths, names, strict=True)}

@@ -1,4 +1,4 @@
-"""The loss of each row for itself, so that rows can be compared pair by pair; of batches as a whole it is loss.py's."""
+"""Measures the loss of each row, so that rows can be compared in pairs. loss.py measures that of full batches."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class ScoringModel(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Device on which tokens should be."""
+        """Device on which the model expects tokens."""
         ...
 
     @property
     def vocab_size(self) -> int:
-        """Scores per position."""
+        """Number of logits per position."""
         ...
 
     def logits(self, input_ids: Tensor) -> Tensor:
-        """[b, t, vocab] scores of the token after each of `input_ids`."""
+        """Return logits [b, t, vocab] of the token after each of `input_ids`."""
         ...
 
 
@@ -39,7 +39,7 @@ class RowLoss(NamedTuple):
     """Sum of the loss, in nats."""
     num_tokens: int
     is_likeliest: bool = True
-    """True if each of the tokens is the likeliest one in its place."""
+    """True if each of these tokens is the likeliest one at its position."""
 
 
 @torch.inference_mode()
@@ -49,10 +49,10 @@ def row_losses(
     *,
     after_batch: Callable[[int], None] = lambda _: None,
 ) -> list[RowLoss]:
-    """The loss of each row, given as its tokens and which of them count, in their order.
+    """Return the loss of each row, in their order. A row is its tokens, and for each whether it counts.
 
-    Rows of like length are computed together, padded on the right, where nothing looks at the padding. `after_batch` is
-    told how many rows are done.
+    Rows of similar length are computed together, padded on the right, where no token attends to the padding.
+    `after_batch` is called with the number of rows that are done.
     """
     found = [RowLoss(0.0, 0) for _ in rows]
     by_length = sorted(range(len(rows)), key=lambda row: len(rows[row][0]), reverse=True)

@@ -1,7 +1,7 @@
-"""`eval` on rows, top to bottom: models → questions → answers of both → statistics → scores, comparison → files.
+"""Evaluates rows: models → questions → answers of both models → statistics → scores, comparison → files.
 
-Answers are kept as they come, so that an evaluation that was stopped goes on where it was: an unfinished one of the
-same questions, models and decoding is found again (`evaluation_folder`).
+Answers are written as they come, so that an evaluation that was stopped can be continued: `evaluation_folder` finds an
+unfinished one with the same questions, models and decoding.
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ class Subjects:
     model: Path
     baseline: Path | None
     trained_on: Config | None
-    """The config whose training rows the questions are looked for in."""
+    """Config whose training rows are searched for the questions."""
 
 
 def evaluate_rows(
     subjects: Subjects, settings: EvaluationConfig, *, seed: int, root_dir: str, engine: Engine
 ) -> dict[str, Any]:
-    """The document of metrics.json, which says where it is, on every rank.
+    """Evaluate the models and write all files; return the document of metrics.json on every rank.
 
-    Raises ConfigError for faults of rows, and for what cannot be asked.
+    Raises ConfigError for faults of rows, and for a model that cannot answer questions.
     """
     began = time.monotonic()
-    metrics_named(settings.metrics, ignore_case=settings.ignore_case)  # what is wrong with them is wrong now
+    metrics_named(settings.metrics, ignore_case=settings.ignore_case)  # a wrong metric is rejected before models load
     questions = read_questions(settings.files, key="evaluation.data", max_samples=settings.max_samples)
     model = load_language_model(subjects.model, device=engine.device, for_rows=True)
     asked = ask_all(questions, model, chat=settings.chat)
@@ -80,7 +80,7 @@ def evaluate_rows(
     )
     answers, baseline_answers = answer(model, name="model"), None
     if subjects.baseline is not None:
-        del model  # one at a time is in memory
+        del model  # so that only one model is in memory
         trusted = trusts_code(config_beside(subjects.model)) and subjects.baseline == tuned_from(subjects.model)
         opened = load_language_model(subjects.baseline, device=engine.device, for_rows=True, trust_remote_code=trusted)
         baseline_answers = answer(opened, name="baseline")
@@ -129,20 +129,20 @@ def _answers(
 
 
 def _identity(subjects: Subjects, settings: EvaluationConfig, asked: Sequence[Asked], *, seed: int) -> str:
-    """Return what makes two evaluations the same, whatever their batch size and the use of their answers."""
+    """Return a hash that is equal for evaluations with the same answers, whatever their batch size and metrics."""
     decoding = settings.model_dump(mode="json", include={"max_new_tokens", "temperature", "top_p"})
     models = [model_fingerprint(folder) for folder in (subjects.model, subjects.baseline) if folder is not None]
-    about = json.dumps([models, decoding, seed, unique_keys(asked)], sort_keys=True)
-    return hashlib.sha256(about.encode()).hexdigest()
+    content = json.dumps([models, decoding, seed, unique_keys(asked)], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 # -- contamination -----------------------------------------------------------------------------------------------------
 
 
 def _overlaps(questions: Sequence[Question], config: Config | None) -> list[Overlap] | str:
-    """The questions among the training rows; or why they were not looked for."""
+    """Return the questions that are in the training rows, or the reason why these were not searched."""
     if config is None:
-        return "nothing says what the model was trained on"
+        return "the model's training data is not known"
     try:
         return find_overlaps(questions, training_rows(config))
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""Turn rows into scores: statistics of every row and metric, on all cores where there are many, and their sums."""
+"""Computes scores: statistics of every row and metric (on all cores if there are many rows), and their sums."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from llmtrain.distributed.limits import usable_cores
 from llmtrain.evaluation.metrics import Metric, metrics_named
 
 Statistics = NDArray[np.float64]
-"""[rows, k]: what a metric counts of each row."""
+"""[rows, k]: a metric's counts of each row."""
 
 MANY_ROWS = 20_000
-"""Number of rows from which on other processes help; each takes a second to start."""
+"""Number of rows from which several processes are used; each takes a second to start."""
 _CHUNK_ROWS = 2_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """Metric or loss as it is shown, with the function that makes its score of the rows' statistics."""
+    """A metric or a loss: its name and definition, and the functions that compute scores from statistics."""
 
     name: str
     definition: str
@@ -35,7 +35,7 @@ class Measure:
 
 
 def measures_of(metrics: Sequence[Metric], *, with_loss: bool) -> list[Measure]:
-    """The metrics, after the measures of the loss where there is one."""
+    """Return the measures of `metrics`; with `with_loss`, those of the loss come first."""
     written = [
         Measure(
             name=metric.name,
@@ -66,7 +66,7 @@ def row_statistics(
     if workers <= 1:
         done = [_chunk(chunk, metrics) for chunk in chunks]
     else:
-        # Spawned: a fork of a process with torch's threads may hang.
+        # Processes are spawned, since a fork of a process with torch's threads may hang.
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
             jobs = [pool.submit(_named_chunk, chunk, tuple(names), ignore_case) for chunk in chunks]
             done = [job.result() for job in jobs]
@@ -77,7 +77,7 @@ def row_statistics(
 
 
 def total(statistics: Statistics, rows: NDArray[np.bool_] | None = None) -> list[float]:
-    """The sums over all rows, or over those chosen."""
+    """Return the sums over all rows, or over those that `rows` selects."""
     sums: list[float] = (statistics if rows is None else statistics[rows]).sum(axis=0).tolist()
     return sums
 
@@ -85,7 +85,7 @@ def total(statistics: Statistics, rows: NDArray[np.bool_] | None = None) -> list
 def scores(
     measures: Sequence[Measure], statistics: Mapping[str, Statistics], rows: NDArray[np.bool_] | None = None
 ) -> dict[str, float]:
-    """Each measure over all rows, or over those chosen."""
+    """Return the score of each measure over all rows, or over those that `rows` selects."""
     return {measure.name: measure.score(total(statistics[measure.name], rows)) for measure in measures}
 
 
@@ -113,7 +113,7 @@ def _bits_per_byte(sums: Sequence[float]) -> float:
     return sums[0] / math.log(2) / sums[2] if sums[2] else math.nan
 
 
-_OF_ANSWERS = "of the expected answer's tokens and the one that ends it, given the prompt"
+_OF_ANSWERS = "of the expected answer's tokens and its end token, given the prompt"
 LOSS_MEASURES = tuple(
     Measure(name=name, definition=definition, score=score, row_score=score, higher_is_better=False)
     for name, definition, score in (
@@ -122,4 +122,4 @@ LOSS_MEASURES = tuple(
         ("bits_per_byte", f"negative log probability {_OF_ANSWERS}; bits a UTF-8 byte of the answer", _bits_per_byte),
     )
 )
-"""Statistics of each: the row's loss in nats, its tokens, its bytes."""
+"""Their statistics of a row: the sum of its loss in nats, its number of tokens, its number of bytes."""

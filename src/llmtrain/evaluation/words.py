@@ -1,4 +1,4 @@
-"""Splits text into the words that metrics and the search for contamination count, in every script.
+"""Splits text of any script into words, for metrics and the search for contamination.
 
 A word is a run of letters, marks and digits, lower-cased. A script that is written without spaces (Chinese, Japanese,
 Thai, …) has no such runs: each of its characters, with its marks, is a word. So is each emoji. Texts that Unicode
@@ -31,7 +31,7 @@ _OF_CHINESE = regex.compile(r"\p{Han}", regex.V1)
 
 
 def composed(text: str) -> str:
-    """Return `text` in one of the forms that Unicode defines as equal: marks composed, no choice of an emoji's look."""
+    """Return `text` in one form of those that Unicode defines as equal: marks composed, no emoji variants."""
     return text if text.isascii() else unicodedata.normalize("NFC", text).translate({0xFE0E: None, 0xFE0F: None})
 
 
@@ -42,7 +42,7 @@ def split_words(text: str, *, with_underscores: bool = False) -> list[str]:
 
 
 def split_at_blanks(text: str) -> list[str]:
-    """Return what stands between blanks, lower-cased, with its punctuation; words of unspaced scripts stand alone."""
+    """Return the pieces between blanks, lower-cased, with punctuation; each word of an unspaced script is a piece."""
     lowered = composed(text.lower())
     if lowered.isascii():
         return lowered.split()
@@ -52,7 +52,7 @@ def split_at_blanks(text: str) -> list[str]:
 def bleu_tokenizer(text: str) -> str:
     """Return the name of sacreBLEU's tokenizer for the script of `text`.
 
-    It has one for Chinese, and divides other scripts that are written without spaces into characters.
+    sacreBLEU has one for Chinese; text of other scripts without spaces is split into characters.
     """
     unspaced = set(_OF_UNSPACED.findall(text))
     if not unspaced:

@@ -1,10 +1,10 @@
-"""Compare what two models say: logits on the same rows, and what each writes greedily after their beginnings.
+"""Compares two models: their logits on the same rows, and their greedy continuations of these rows.
 
     source ─ answer ─▶ Answers ─┐                     the source's answers are kept on the CPU, so that the two models
                                 ├─▶ ModelAgreement       need not be in memory together
     result ─ answer ─▶ Answers ─┘
 
-No cache is used: what is compared is the plain forward pass, which every format has.
+Only forward passes without a cache are compared, since every format has them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Logits = Callable[[Tensor], Tensor]
 """[b, t] int64 token ids → [b, t, vocab] scores."""
 
 NUM_WRITTEN = 4
-"""Rows after whose first half something is written."""
+"""Number of rows whose first half is continued."""
 NEW_TOKENS = 24
 
 
@@ -31,9 +31,9 @@ class Answers:
     logits: list[Tensor]
     """[t, vocab] of each row."""
     written: list[list[int]]
-    """Greedily, after the first half of each of the first NUM_WRITTEN rows."""
+    """Tokens chosen greedily after the first half of each of the first NUM_WRITTEN rows."""
     chosen_from: list[list[Tensor]]
-    """[vocab] scores from which each of these tokens was chosen."""
+    """[vocab] logits from which each of these tokens was chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,27 +47,30 @@ class ModelAgreement:
     mean_kl: float
     """Mean KL divergence of the distributions of the next token, in nats a token."""
     written: int
-    """Tokens that were written greedily by the source."""
+    """Number of tokens that the source chose greedily."""
     written_equal: int
-    """Number of these that the result wrote too, up to the first that differs in each row."""
+    """Number of these that the result chose too, up to the first that differs in each row."""
     largest_gap: float
-    """Largest preference of the source for its own token where the two first differ: a share as above."""
+    """Where the two first differ in a row: the source's logit of its own token less that of the result's token, as a
+    share of the source's largest logit; the largest over the rows."""
 
     def why_not_within(self, tolerance: float) -> str | None:
-        """Return what is over `tolerance`, a share of the largest logit; None if nothing is.
+        """Return the difference that is over `tolerance`, a share of the largest logit; None if there is none.
 
-        Two tokens whose scores are closer than the logits may differ are a tie, which may be broken either way.
+        Two tokens whose logits are within twice the tolerance are a tie, and either may be chosen.
         """
         if not self.max_difference <= tolerance:  # also for NaN
             return f"logits differ by {self.max_difference:.2e} of the largest, over the tolerance of {tolerance:.0e}"
         if not self.largest_gap <= 2 * tolerance:
-            return f"greedy texts differ, at a token that was preferred by {self.largest_gap:.2e}"
+            return (
+                f"greedy texts differ at a token that the source prefers by {self.largest_gap:.2e} of the largest logit"
+            )
         return None
 
 
 @torch.inference_mode()
 def answer(logits: Logits, rows: Sequence[Sequence[int]], *, limit: int | None = None) -> Answers:
-    """Return a model's answers to `rows` of at least two tokens; nothing longer than `limit` tokens is made."""
+    """Return a model's answers to `rows` of at least two tokens. Rows are continued to at most `limit` tokens."""
     written, chosen_from = [], []
     for row in rows[:NUM_WRITTEN]:
         ids, scores = list(row[: max(1, len(row) // 2)]), []
@@ -124,11 +127,11 @@ def _scores(logits: Logits, ids: list[Any]) -> Tensor:
 
 
 def _kl(source_tv: Tensor, result_tv: Tensor) -> float:
-    """Summed over the row's tokens."""
+    """Return the KL divergence in nats, summed over the row's tokens."""
     source, result = source_tv.double().log_softmax(-1), result_tv.double().log_softmax(-1)
     return float((source.exp() * (source - result)).sum())
 
 
 def _worst(values: Sequence[float]) -> float:
-    """The largest; NaN if one is."""
+    """Return the largest value; NaN if one is NaN."""
     return float(torch.tensor(values, dtype=torch.float64).max())

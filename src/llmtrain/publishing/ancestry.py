@@ -1,4 +1,4 @@
-"""The tree of what a model was made from, back to the text, and what of it has changed since.
+"""Builds the tree of everything that a model was made from, back to the text, with what has changed since.
 
 published folder ─▶ run ─┬─▶ checkpoint
                          ├─▶ base model ─▶ the run that made it ─▶ …
@@ -29,21 +29,21 @@ from llmtrain.training.setup.ingredients import MODEL_FILES
 DEEPEST: Final = 20
 """Longest chain of models that is followed."""
 Node = dict[str, Any]
-"""kind, name, facts (label → text), problems (sentences), made_from (nodes)."""
+"""Keys: kind, name, facts (label → text), problems (sentences), made_from (nodes)."""
 
 
 def _node(kind: str, name: str, facts: dict[str, Any], made_from: list[Node], problems: list[str]) -> Node:
-    told = {label: str(value) for label, value in facts.items() if value is not None}
-    return {"kind": kind, "name": name, "facts": told, "problems": problems, "made_from": made_from}
+    known = {label: str(value) for label, value in facts.items() if value is not None}
+    return {"kind": kind, "name": name, "facts": known, "problems": problems, "made_from": made_from}
 
 
 class Ancestry:
-    """Builds the nodes; runs that a published model only names are looked for in `root`."""
+    """Builds the nodes. Runs that a published model only names are searched in `root`; `check` finds changes."""
 
     def __init__(self, root: Path, *, check: bool) -> None:
         self.root, self.check = root, check
         self._changed: dict[str, list[str]] = {}
-        """Differences between shards and their text by folder: training and validation data share both."""
+        """Differences between shards and their text, by folder, since training and validation data share both."""
 
     def model(self, folder: Path, *, depth: int = 0) -> Node:
         """Return the node of a model's folder: of a run, exported, published, or of unknown origin."""
@@ -117,7 +117,7 @@ class Ancestry:
 
 
 def _changed_inputs(found: Ingredient, folder: Path) -> list[str]:
-    """Return what differs between the text that shards were made of and the text that is there now; hashes it all."""
+    """Return the differences between the text from which shards were made and the present text, which is hashed."""
     paths = [entry["path"] for entry in found.facts["inputs"]]
     try:
         recorded = options_as_today(found.facts["options"])

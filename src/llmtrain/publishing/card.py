@@ -1,4 +1,4 @@
-"""Put a model's card together from its run: config, data, metrics, environment, evaluation."""
+"""Makes a model's card from its run: config, data, metrics, environment, evaluation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from llmtrain._version import __version__
 from llmtrain.config.loading.load import yaml_text
@@ -49,9 +49,9 @@ _GENERAL_LIMITS = (
 def make_card(
     source: Source, origin: Source, settings: PublishConfig, evaluation: Evaluation | None
 ) -> tuple[Card, dict[str, Any]]:
-    """The card of `source`, and the curves of its run to be drawn; of a model of no run, there is less to tell.
+    """Return the card of `source`, and the curves of its run to be drawn. The card of a model of no run has less.
 
-    `origin`: the checkpoint that it was made from, which is `source` itself where nothing was made of it.
+    `origin`: the checkpoint from which `source` was exported or merged, else `source` itself.
     """
     told = run_document(origin.run) if origin.run is not None else {}
     base = _base(origin if source.config is None else source, settings)
@@ -96,7 +96,7 @@ def _base(source: Source, settings: PublishConfig) -> str | None:
 
 
 def _loading(source: Source, base: str | None, settings: PublishConfig) -> tuple[str, str]:
-    """The library, and the lines that load the model with it, which run where the folder or the repository is."""
+    """Return the library, and Python that loads the model with it, from the repository or the current folder."""
     place = settings.repo_id or "."
     here = "" if settings.repo_id else "  # this folder"
     kind = json_object(source.folder / "config.json", problems=[]).get("model_type")
@@ -141,7 +141,7 @@ def _summary(source: Source, told: Mapping[str, Any], base: str | None) -> str:
 
 
 def _public(name: str | None) -> str:
-    """The name of a model, without where it lies on this machine."""
+    """Return the name of a model without its path on this machine."""
     return str(name) if name is None or _is_on_hub(name) else Path(name).name
 
 
@@ -157,7 +157,7 @@ def _hub_dataset(path: str) -> str | None:
 
 
 def _data(source: Source, told: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    """A row a source: hashes of inputs and rows, tokens, the revision."""
+    """Yield a row for each source: hashes of inputs and rows, tokens, the revision."""
     meta = json_object(source.run / "meta.json", problems=[]) if source.run is not None else {}
     home = Path(str(meta.get("working_folder") or "."))
     for entry in told.get("data", []):
@@ -182,23 +182,16 @@ def _hash_of_rows(home: Path, path: str) -> str | None:
         return commit_in(path) or path.partition("@")[2] or None
     try:
         found = find_rows([str(home / Path(path).expanduser())], key="data.train")
-    except ConfigError:  # gone since
+    except ConfigError:  # it does not exist any more
         return None
     digests = []
     for file in found:
         if isinstance(file, DataFile):
             with file.open() as stream:
-                digests.append(_sha256(stream))
+                digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
     if len(digests) == 1:
         return digests[0]
     return hashlib.sha256("".join(digests).encode()).hexdigest() if digests else None
-
-
-def _sha256(stream: IO[bytes]) -> str:
-    digest = hashlib.sha256()
-    while piece := stream.read(1 << 20):
-        digest.update(piece)
-    return digest.hexdigest()
 
 
 def _results(told: Mapping[str, Any]) -> dict[str, str]:
@@ -245,7 +238,7 @@ def _making(source: Source, told: Mapping[str, Any]) -> Iterator[tuple[str, str]
 
 
 def _made_into(source: Source) -> Iterator[tuple[str, str]]:
-    """Yield what `export` or `merge` did, and how far the result is from what was trained and measured."""
+    """Yield what `export` or `merge` did, and how far its result differs from the model that was trained."""
     made = json_object(source.folder / EXPORT_FILE, problems=[])
     if "max_logit_difference" in made:
         yield (

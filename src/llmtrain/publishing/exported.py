@@ -1,8 +1,8 @@
-"""Shared by `export` and `merge`: the source, its held-out rows, and a folder that counts only once checked.
+"""Writes the result of `export` or `merge`, loads it again, and compares it with its source before it counts.
 
-source ─ its answers to held-out rows ──────────────────────────────┐
-written beside its place ─ loaded afresh ─ answers to the same rows ─┴─ within tolerance ─▶ export.json ─▶ moved there
-                                                                      └ else: one message, exit 1, nothing is left
+source ─ its answers to held-out rows ───────────────────────────────────┐
+written to a temporary folder ─ loaded again ─ answers to the same rows ─┴─ within tolerance ─▶ export.json ─▶ moved
+                                                                         └─ else: one message, nothing is left
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ PROBES = (
     "In 1969, three people flew to the Moon; two of them walked there for 2 hours and 31 minutes.",
     "Zażółć gęślą jaźń – ¿qué tal? Ελληνικά, русский, 中文, 日本語 🙂",
 )
-"""Texts on which a model without a run is compared, and every tokenizer."""
+"""Texts on which every tokenizer is compared, and a model without a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,30 +64,30 @@ class Request:
     """Request for a result: where, in which dtype, how exact."""
 
     to: str | None = None
-    """A folder that is not there yet; artifacts/<kind>/<name> when not given."""
+    """New folder for the result; artifacts/<kind>/<name> if not given."""
     dtype: str | None = None
-    """Dtype that weights are stored in; the source's if not given."""
+    """Dtype of the stored weights; the source's if not given."""
     data: Sequence[str] = ()
-    """Rows or shards to compare on; the run's validation data when not given."""
+    """Rows or shards to compare on; the run's validation data if not given."""
     tolerance: float | None = None
-    """Share of the largest logit by which the result may differ from its source. When not given, the rounding of its
-    weights may do what it does, and all else is judged without it."""
+    """Share of the largest logit by which the result may differ from its source. If not given, the difference that comes
+    from rounding the weights is allowed, and the rest is judged without it."""
     device: str = "auto"
     root_dir: str = "runs"
     trust_remote_code: bool = False
     """Run the Python code that comes with the model."""
     force: bool = False
-    """Replace what was made there before."""
+    """Replace an earlier result in that folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A model as it is found."""
+    """A model to export, merge or publish."""
 
     folder: Path
     """Folder of the model or the adapter."""
     name: str
-    """Name of results: the run's id, or the folder's or the model's name."""
+    """Name for results: the run's id, else the name of the folder or the model."""
     run: Path | None
     config: Config | None
     trusts_code: bool = False
@@ -95,12 +95,12 @@ class Source:
 
     @property
     def checkpoint(self) -> str | None:
-        """Its name, of a run's."""
+        """Name of the checkpoint; None for a model of no run."""
         return self.folder.parent.name if self.run is not None else None
 
 
 def find_source(ref: str, *, root_dir: str, trust_remote_code: bool = False) -> Source:
-    """The model that `ref` names. Raises ConfigError if there is none."""
+    """Find the model that `ref` names. Raises ConfigError if there is none."""
     folder = locate_model(ref, root_dir=root_dir, trust_remote_code=trust_remote_code)
     run = folder.parent.parent.parent
     config = config_beside(folder)
@@ -118,7 +118,7 @@ def find_source(ref: str, *, root_dir: str, trust_remote_code: bool = False) -> 
 
 
 def destination_of(source: Source, request: Request, *, kind: str) -> Path:
-    """Return the folder of the result. Raises ConfigError if something is there, before any model is loaded."""
+    """Return the folder for the result. Raises ConfigError if it exists, before any model is loaded."""
     folder = Path(request.to) if request.to is not None else Path("artifacts") / kind / source.name
     check_free(folder, force=request.force)
     return folder
@@ -126,7 +126,7 @@ def destination_of(source: Source, request: Request, *, kind: str) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """A source that is open, and what it says: all that a result is judged by."""
+    """A loaded source with its answers to held-out rows, with which a result is compared."""
 
     source: Source
     request: Request
@@ -134,16 +134,16 @@ class Work:
     """hf, onnx, merged …"""
     destination: Path
     model: LanguageModel
-    """Model in float32, in which two that hold the same weights agree to a hundred-thousandth."""
+    """Model in float32, in which two models with the same weights agree to a hundred-thousandth."""
     sources: Sequence[Path]
-    """Folders whose companions go along: the source's, then its base's."""
+    """Folders from which companions are copied: the source's, then its base's."""
     rows: Sequence[Sequence[int]]
     rows_from: str
     answers: Answers
 
     @property
     def eos_ids(self) -> frozenset[int]:
-        """Tokens that end a text, and a turn where the model has learned turns."""
+        """Tokens that end a text, and a turn if the model has learned turns."""
         return self.model.stop_ids(chat=self.model.chats)
 
     @property
@@ -192,9 +192,9 @@ def rounded_answers(work: Work, result: InMemory, *, dtype: torch.dtype) -> Answ
 
 
 def begin(source: Source, request: Request, model: LanguageModel, *, kind: str, base: Path | None = None) -> Work:
-    """Let the source say what it says to held-out rows; `base` is its base's folder, which may have the tokenizer.
+    """Compute the source's answers to held-out rows. `base` is the folder of its base, which may have the tokenizer.
 
-    Raises ConfigError for `request.data` that cannot be read, and a destination that is taken.
+    Raises ConfigError for `request.data` that cannot be read, and for a destination that exists.
     """
     destination = destination_of(source, request, kind=kind)
     model.model.float()
@@ -231,13 +231,13 @@ def make_and_check(
     write: Callable[[Path], None],
     reopen: Callable[[Path], Logits],
     result: InMemory | None = None,
-    **about: Any,
+    **facts: Any,
 ) -> dict[str, Any]:
-    """Write a result, load it again, compare it with what the source said; returns what stands in its export.json.
+    """Write a result, load it again, and compare its answers with the source's. Return the content of export.json.
 
-    `result`: what is written, where only its weights are rounded to `dtype`, and the comparison computes in float32. It
-    is rounded in memory first, and the file has to agree with that as two orders of sums do. `about` goes into
-    export.json. Raises RunError over the tolerance, and then nothing is at the destination.
+    `result`: what is written; only its weights are rounded to `dtype`, and the comparison computes in float32. It is
+    first rounded in memory, and the file must agree with that as two orders of sums do. `facts` are added to
+    export.json. Raises RunError if the difference is over the tolerance; then nothing is written to the destination.
     """
     judged_alone = result is not None and dtype != torch.float32
     tolerance = work.tolerance(torch.float32 if judged_alone else dtype)
@@ -251,7 +251,7 @@ def make_and_check(
             "kind": work.kind,
             "source": described(work.source),
             "dtype": str(dtype).removeprefix("torch."),
-            **about,
+            **facts,
             "compared_on": public(work.rows_from),
             **values(agreement),
             "max_difference_as_written": written.max_difference,
@@ -297,8 +297,9 @@ def _check_companions(work: Work, folder: Path) -> dict[str, Any]:
 
 
 def _held_out_rows(source: Source, model: LanguageModel, *, data: Sequence[str]) -> tuple[list[list[int]], str]:
-    """Rows of at least two tokens to compare on, and where they are from: `data`, the run's validation data, or a few
-    built-in texts where a model stands alone or its data is gone.
+    """Return rows of at least two tokens to compare on, and the name of their source.
+
+    They are from `data`, else from the run's validation data, else built-in texts.
     """
     limit = min(ROW_TOKENS, model.model.max_seq_len or ROW_TOKENS)
     if source.config is not None or data:
@@ -307,7 +308,7 @@ def _held_out_rows(source: Source, model: LanguageModel, *, data: Sequence[str])
         except ConfigError as error:
             if data:
                 raise
-            log.warning("the run's validation data cannot be had (%s): built-in texts are compared instead", error)
+            log.warning("the run's validation data cannot be read (%s): built-in texts are compared instead", error)
     if model.tokenizer is None:
         generator = torch.Generator().manual_seed(0)
         size = (NUM_ROWS, limit)
@@ -322,7 +323,7 @@ def _rows_of_data(
     config = evaluation_config(source.folder, data=list(data)).model_copy(update={"prepare": None})
     run = config.run.model_copy(update={"device": "cpu"})
     trainer = config.trainer.model_copy(update={"compile": False, "precision": "32"})
-    distributed = DistributedConfig()  # however the run was spread over processes, this is one
+    distributed = DistributedConfig()  # this is one process, whatever the run had
     engine = Engine(resolve(run, trainer, distributed), distributed=distributed)
     validation = open_held_out(config, model, engine=engine)
     with closing(validation.evaluation_batches(batch_size=1, max_batches=NUM_ROWS)) as batches:
@@ -336,17 +337,17 @@ def _rows_of_data(
 
 
 def described(source: Source) -> dict[str, Any]:
-    """Return what a result is made from, without the paths of this machine."""
-    about: dict[str, Any] = {"name": source.name, "checkpoint": source.checkpoint}
+    """Return a description of the source for export.json, without paths of this machine."""
+    description: dict[str, Any] = {"name": source.name, "checkpoint": source.checkpoint}
     if is_adapter_folder(source.folder):
         base, revision = base_of_adapter(source.folder)
-        about |= {"base": Path(base).name if Path(base).is_absolute() else base, "base_revision": revision}
+        description |= {"base": Path(base).name if Path(base).is_absolute() else base, "base_revision": revision}
     weights = sorted(source.folder.glob("*.safetensors"))
-    return about | {"weights_sha256": {file.name: file_sha256(file) for file in weights}}
+    return description | {"weights_sha256": {file.name: file_sha256(file) for file in weights}}
 
 
 def files_in(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of each file, by its path in `folder`."""
+    """Return the size and sha256 of each file, by its path in `folder`."""
     found = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in found

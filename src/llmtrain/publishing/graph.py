@@ -1,4 +1,4 @@
-"""A model as one graph without Python: torch.export's archive, or ONNX. Batch and length stay free in both.
+"""Writes a model as one graph without Python: torch.export's archive, or ONNX, for any batch size and length.
 
 decoder, or network of transformers ─ torch.export ─┬─ model.pt2 ──────────────── torch.export.load
                                                     └─ torch.onnx ─ model.onnx ── onnxruntime
@@ -29,50 +29,50 @@ TORCH_FILE = "model.pt2"
 ONNX_FILE = "model.onnx"
 INPUT, OUTPUT = "input_ids", "logits"
 _PROTOBUF_LIMIT = 1_900_000_000
-"""Bytes of weights above which ONNX keeps them in a second file: one of its own may not reach 2 GiB."""
+"""Bytes of weights above which ONNX stores them in a second file, since the first one must be smaller than 2 GiB."""
 
 
 class WithoutCache(nn.Module):
-    """A causal model of transformers as a function of token ids alone."""
+    """A causal model of transformers as a function of token ids only."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """[b, t, vocab] scores of the token after each of `input_ids` [b, t]."""
+        """Return logits [b, t, vocab] of the token after each of `input_ids` [b, t]."""
         scores: Tensor = self.network(input_ids=input_ids, use_cache=False).logits
         return scores
 
 
 def check_installed() -> None:
-    """ConfigError where what writes and runs ONNX is not there."""
+    """Raise ConfigError if a package that writes or runs ONNX is not installed."""
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
         raise ConfigError(f"--format onnx needs {', '.join(missing)}: {install_extra('onnx')}")
 
 
 def trace(model: nn.Module) -> ExportedProgram:
-    """The graph of `model`, a function of token ids, with batch and length free. RunError if it cannot be traced."""
+    """Trace `model`, a function of token ids, for any batch size and length. Raises RunError if that fails."""
     example = torch.zeros(2, 7, dtype=torch.int64)
     try:
         with torch.no_grad():
             return torch.export.export(
                 model, (example,), dynamic_shapes={INPUT: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}}, strict=False
             )
-    except Exception as error:  # whatever code of a model may raise when it is run on symbols
+    except Exception as error:  # a model's code may raise anything when it runs on symbols
         first = str(error).strip().partition("\n")[0]
         raise RunError(f"torch.export cannot trace this model ({type(error).__name__}: {first})") from error
 
 
 def write_torch(folder: Path, model: nn.Module) -> None:
-    """model.pt2. Raises RunError as `trace` does."""
+    """Write model.pt2. Raises RunError as `trace` does."""
     torch.export.save(trace(model), folder / TORCH_FILE)
 
 
 def open_torch(folder: Path, *, device: torch.device = CPU) -> Logits:
-    """The graph in model.pt2, with float32 in place of each dtype that `device` does not compute natively.
+    """Load the graph in model.pt2, with float32 instead of each dtype that `device` does not compute natively.
 
-    The weights are the stored ones, so the graph shows what is in the file. The program in the file stays as it is.
+    The weights have their stored values, and the file is not changed.
     """
     program = torch.export.load(folder / TORCH_FILE)
     module = with_computing_dtype(program.module(), device)
@@ -88,7 +88,7 @@ def _computed(argument: Any, device: torch.device) -> Any:
 
 
 def write_onnx(folder: Path, model: nn.Module) -> None:
-    """model.onnx; weights of a large model are in model.onnx.data. Raises RunError if it has no form in ONNX."""
+    """Write model.onnx, and model.onnx.data for a large model. Raises RunError if ONNX cannot express the model."""
     program = trace(model)
     try:
         with _quiet():
@@ -100,27 +100,29 @@ def write_onnx(folder: Path, model: nn.Module) -> None:
                 output_names=[OUTPUT],
                 dynamic_shapes={INPUT: {0: "batch", 1: "length"}},
             )
-    except Exception as error:  # the exporter's own classes, and those of what it calls
+    except Exception as error:  # the exporter raises errors of many classes
         first = str(error).strip().partition("\n")[0]
-        raise RunError(f"this model has no form in ONNX ({type(error).__name__}: {first})") from error
+        raise RunError(
+            f"this model cannot be written as ONNX ({type(error).__name__}: {first}): use another --format"
+        ) from error
     assert written is not None
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     written.save(folder / ONNX_FILE, external_data=size > _PROTOBUF_LIMIT)
 
 
 def open_onnx(folder: Path) -> Logits:
-    """The graph in model.onnx, computed by onnxruntime on the CPU."""
+    """Load the graph in model.onnx, which onnxruntime computes on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()  # by itself it counts the machine's cores
+    options.intra_op_num_threads = torch.get_num_threads()  # its default is the number of the machine's cores
     session = onnxruntime.InferenceSession(folder / ONNX_FILE, options, providers=["CPUExecutionProvider"])
     return lambda ids: torch.from_numpy(session.run([OUTPUT], {INPUT: ids.numpy()})[0])
 
 
 @torch.no_grad()
 def check_batches(logits: Logits, rows: list[list[int]], *, tolerance: float) -> None:
-    """RunError if rows of equal length do not get in one batch what each gets alone."""
+    """Raise RunError if rows of equal length have other logits in one batch than alone."""
     length = min(map(len, rows))
     batch = torch.tensor([row[:length] for row in rows])
     together = logits(batch).float()
@@ -132,7 +134,7 @@ def check_batches(logits: Logits, rows: list[list[int]], *, tolerance: float) ->
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter warns of libraries that are not installed, and of its own use of what is going away."""
+    """Hide the exporter's warnings about libraries that are not installed and about its own deprecated calls."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)

@@ -1,9 +1,9 @@
-"""The Hugging Face Hub: whether one may write there, and a folder as one commit, sent again where the network breaks.
+"""Publishes to the Hugging Face Hub: checks the right to write, and uploads a folder as one commit, with retries.
 
-    check_may_write ─ token · name · visibility · write access, of a repository that is made if need be
-    upload ─ the folder as one commit; weights that arrived before are not sent again
+    check_may_write ─ token · name · visibility · write access; the repository is made if it does not exist
+    upload          ─ the folder as one commit; weights that arrived before are not sent again
 
-huggingface_hub does the talking: HF_ENDPOINT, HF_TOKEN and a stored `hf auth login` count. `models.fetch` fetches.
+huggingface_hub makes the requests and reads HF_ENDPOINT, HF_TOKEN and a stored `hf auth login`. `models.fetch` fetches.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ ATTEMPTS = 5
 MAX_WAIT_SEC = 60.0
 TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 STALE = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json", "*.jinja", "*.bin")
-"""Files that are deleted from the repository in the same commit if the new model does not have them: shards of an
-earlier one, say, that would be loaded with it."""
+"""Files that the commit deletes from the repository if the new model does not have them, such as shards of an earlier
+model, which would be loaded with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Uploaded:
-    """Commit and address of what is on the Hub now."""
+    """Commit and address of a model that was uploaded."""
 
     repo_id: str
     revision: str
@@ -40,10 +40,10 @@ class Uploaded:
 
 
 def check_may_write(repo_id: str, *, private: bool) -> None:
-    """Return if this machine's token may write to `repo_id`, which is made, empty, where it is not there.
+    """Check that this machine's token may write to `repo_id`, and make an empty repository if it does not exist.
 
-    Raises ConfigError: no token, one that is not taken, no right to write, or a repository that is public where it
-    should be private; RunError: the Hub does not answer.
+    Raises ConfigError if there is no token, if it is not accepted or may not write, or if the repository is public and
+    should be private; RunError if the Hub does not answer.
     """
     from huggingface_hub import HfApi, constants, get_token
 
@@ -52,7 +52,7 @@ def check_may_write(repo_id: str, *, private: bool) -> None:
     if get_token() is None:
         raise ConfigError(f"publishing to hub:{repo_id} needs a token that may write: {TOKEN_ADVICE}")
     api = HfApi()
-    user = _asked(api.whoami, repo_id, "whoami")["name"]
+    user = _request(api.whoami, repo_id, "whoami")["name"]
     try:
         found = api.repo_info(repo_id)
     except Exception as error:
@@ -62,19 +62,19 @@ def check_may_write(repo_id: str, *, private: bool) -> None:
     if found is None:
         owner = repo_id.partition("/")[0]
         log.info("making the %s repository %s, as %s", "private" if private else "public", repo_id, user)
-        _asked(lambda: api.create_repo(repo_id, private=private, exist_ok=True), repo_id, f"create in {owner}")
+        _request(lambda: api.create_repo(repo_id, private=private, exist_ok=True), repo_id, f"create in {owner}")
     elif private and not found.private:
         raise ConfigError(
-            f"hub:{repo_id} is public, and publishing is private unless told otherwise: --public (publish.private: "
+            f"hub:{repo_id} is public, but models are published privately by default: give --public (publish.private: "
             "false), or another name"
         )
-    _asked(lambda: api.auth_check(repo_id, write=True), repo_id, "write")
+    _request(lambda: api.auth_check(repo_id, write=True), repo_id, "write")
 
 
 def upload(folder: Path, repo_id: str, *, message: str, sleep: Callable[[float], None] = time.sleep) -> Uploaded:
-    """Send all of `folder` as one commit. What fails is tried again; weights that arrived are not sent twice.
+    """Upload `folder` as one commit. Failed requests are tried again, and weights that arrived are not sent twice.
 
-    Raises RunError with what the Hub said; the same command goes on from there.
+    Raises RunError with the Hub's answer; the same command then continues the upload.
     """
     from huggingface_hub import HfApi
 
@@ -90,14 +90,15 @@ def upload(folder: Path, repo_id: str, *, message: str, sleep: Callable[[float],
             if attempt == ATTEMPTS or not _is_transient(error):
                 raise _explained(error, repo_id, uploading=True) from error
             wait = min(MAX_WAIT_SEC, _retry_after(error) or 2.0 ** (attempt - 1))
-            log.warning("the upload broke off (%s); again in %.0f s", _said(error), wait)
+            log.warning("the upload broke off (the Hub %s); trying again in %.0f s", _answer(error), wait)
             sleep(wait)
         else:
             return Uploaded(repo_id=repo_id, revision=done.oid, url=f"{api.endpoint}/{repo_id}/tree/{done.oid}")
     raise AssertionError("the last attempt returns or raises")
 
 
-def _asked(call: Callable[[], Any], repo_id: str, what: str) -> Any:
+def _request(call: Callable[[], Any], repo_id: str, what: str) -> Any:
+    """Call the Hub, and raise its errors as one message."""
     try:
         return call()
     except Exception as error:  # as in `upload`
@@ -106,19 +107,19 @@ def _asked(call: Callable[[], Any], repo_id: str, what: str) -> Any:
 
 
 def _explained(error: Exception, repo_id: str, *, uploading: bool = False) -> ConfigError | RunError:
-    """The Hub's answer in one line that says what to do."""
+    """Return the Hub's answer as an error of one line that says what to do."""
     status = _status(error)
     if status == 401:
         return ConfigError(f"hub:{repo_id}: the token is not accepted (401): {TOKEN_ADVICE}")
     if status == 403:
         return ConfigError(
-            f"hub:{repo_id}: the token may not write there (403): take one with the right to write to "
+            f"hub:{repo_id}: the token may not write there (403): use one that may write to "
             f"{repo_id.partition('/')[0]}, or another name"
         )
     if status is None and not _is_transient(error):
         raise error
-    again = ". The same command goes on from there: what has arrived is not sent again" if uploading else ": try again"
-    return RunError(f"hub:{repo_id}: the Hub {_said(error)}{again}")
+    again = ". The same command continues: what has arrived is not sent again" if uploading else ": try again"
+    return RunError(f"hub:{repo_id}: the Hub {_answer(error)}{again}")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -154,7 +155,7 @@ def _retry_after(error: BaseException) -> float | None:
     return None
 
 
-def _said(error: BaseException) -> str:
+def _answer(error: BaseException) -> str:
     status = _status(error)
     if status is not None:
         return f"answered {status}"

@@ -1,4 +1,4 @@
-"""Read an evaluation's metrics.json: the comparison with a baseline, and whether it shows a gain."""
+"""Reads an evaluation's metrics.json: the comparison with a baseline, and whether it shows an improvement."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 from llmtrain.config.loading.renamed import old_value
 from llmtrain.errors import ConfigError, RunError
 
-_OF_A_RUN = 4
-"""Last parts of a model's path that are the run's: its name, checkpoints, the checkpoint, model."""
+_PARTS_IN_RUNS = 4
+"""Number of last parts of a model's path that identify it in the folder of all runs: RUN/checkpoints/STEP/model."""
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,15 @@ class Evaluation:
 
     @property
     def comparison(self) -> Mapping[str, Mapping[str, Any]]:
-        """Return by metric: base, tuned, difference, low, high (95 %), wins, losses, ties, verdict; may be empty."""
+        """By metric: base, tuned, difference, low, high (95 %), wins, losses, ties, verdict; may be empty."""
         found: Mapping[str, Mapping[str, Any]] = self.document.get("comparison") or {}
         return found
 
 
 def find_evaluation(folders: Iterable[Path], *, models: Sequence[Path]) -> Evaluation | None:
-    """The newest evaluation of any of `models` in the eval/ folders, one with a comparison before others; None if there
-    is none.
+    """Return the newest evaluation of any of `models` in the eval/ folders; None if there is none.
 
-    A run that was moved is known by the end of its path.
+    Evaluations with a comparison are preferred. A run that was moved is recognized by the end of its path.
     """
     found = []
     for file in sorted((path for folder in folders for path in folder.glob("*/metrics.json")), reverse=True):
@@ -46,9 +45,9 @@ def find_evaluation(folders: Iterable[Path], *, models: Sequence[Path]) -> Evalu
 
 
 def check_improvement(evaluation: Evaluation | None, metric: str, *, how: str) -> None:
-    """RunError unless the comparison shows that `metric` is better; `how` is the command that compares."""
+    """Raise RunError unless the comparison shows that `metric` is better. `how` is the command that compares."""
     if evaluation is None or not evaluation.comparison:
-        raise RunError(f"not published: nothing compares this model with a baseline yet: {how}")
+        raise RunError(f"not published: this model was not compared with a baseline yet: {how}")
     found = evaluation.comparison.get(metric)
     if found is None:
         renamed = old_value(("publish", "require_improvement"), metric)
@@ -73,5 +72,5 @@ def _is_of(named: Any, model: Path) -> bool:
     if not isinstance(named, str):
         return False
     parts = Path(named).parts
-    in_run = "checkpoints" in parts[-_OF_A_RUN:]
-    return Path(named) == model or (in_run and parts[-_OF_A_RUN:] == model.parts[-_OF_A_RUN:])
+    in_run = "checkpoints" in parts[-_PARTS_IN_RUNS:]
+    return Path(named) == model or (in_run and parts[-_PARTS_IN_RUNS:] == model.parts[-_PARTS_IN_RUNS:])

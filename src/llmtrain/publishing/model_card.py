@@ -1,4 +1,4 @@
-"""A model's card: README.md, with the front matter that the Hub reads. What is in it is put together by the recipe."""
+"""Renders a model's card: README.md, with the front matter that the Hub reads. card.py collects its content."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ CONFIG_FILE = "config.yaml"
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """All that a card tells, as plain text."""
+    """Content of a card, as plain text."""
 
     name: str
     license: str
     library: str
-    """transformers, peft or llmtrain: what loads it."""
+    """Library that loads the model: transformers, peft or llmtrain."""
     summary: str
     """Summary of the model in a sentence or two."""
     loading: str
-    """Python that loads it and writes text."""
+    """Python that loads the model and generates text."""
     tags: Sequence[str] = ()
     base_model: str | None = None
     """Hub id of the base model for the front matter."""
@@ -34,21 +34,21 @@ class Card:
     description: str | None = None
     """Markdown of whoever publishes the model, as `limits`; HTML in it is shown, and not obeyed."""
     data: Sequence[Mapping[str, str]] = ()
-    """Rows of a table: what it was trained on."""
+    """Rows of the table of training data."""
     results: Mapping[str, str] = field(default_factory=dict)
     has_curves: bool = False
     comparison: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     comparison_about: str | None = None
     """Data, baseline and date of the comparison; or the reason why there is none."""
     making: Mapping[str, str] = field(default_factory=dict)
-    """Making of the model: command, seed, commit, versions."""
+    """How the model was made: command, seed, commit, versions."""
     config: str | None = None
-    """The whole config, YAML."""
+    """The full config as YAML."""
     limits: Sequence[str] = ()
 
 
 def render(card: Card) -> str:
-    """README.md."""
+    """Return the text of README.md."""
     parts = [front_matter(card), f"# {plain(card.name)}\n", f"{plain(card.summary)}\n"]
     if card.description:
         parts.append(f"{without_html(card.description)}\n")
@@ -72,7 +72,7 @@ def render(card: Card) -> str:
         parts += ["## How it was made\n", table(("", ""), card.making.items())]
     if card.config:
         config = block(card.config, language="yaml")
-        parts.append(f"<details><summary>The whole config</summary>\n\n{config}\n</details>\n")
+        parts.append(f"<details><summary>The full config</summary>\n\n{config}\n</details>\n")
     parts += ["## Limits\n", "\n".join(f"- {without_html(line)}" for line in card.limits) + "\n"]
     terms = "" if card.license != "other" else ": terms of its own, or none yet. Ask whoever made it."
     parts.append(f"## Licence\n\n{code(card.license)}{terms}\n")
@@ -80,7 +80,7 @@ def render(card: Card) -> str:
 
 
 def front_matter(card: Card) -> str:
-    """The YAML block between `---` lines."""
+    """Return the YAML block between `---` lines."""
     values: dict[str, Any] = {
         "license": card.license,
         "library_name": card.library,

@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all: filled and checked beside its place, then moved there in one step."""
+"""Makes a folder completely or not at all: it is filled and checked beside its destination, then renamed."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from llmtrain.atomic import sync
 from llmtrain.errors import ConfigError, RunError
 
 EXPORT_FILE = "export.json"
-"""File that says what a result was made of, and how far it is from its source."""
+"""File that describes a result's source, and how far the result differs from it."""
 PUBLISH_FILE = "publish.json"
 MADE_HERE = (EXPORT_FILE, PUBLISH_FILE)
 
 
 def check_free(destination: Path, *, force: bool) -> None:
-    """ConfigError if something is at `destination` already, unless `force`d and it is one that was made here."""
+    """Raise ConfigError if `destination` exists, unless `force` is given and it was made by llmtrain."""
     if not os.path.lexists(destination):
         parent = next(folder for folder in destination.absolute().parents if folder.exists())
         if not os.access(parent, os.W_OK | os.X_OK):
             raise ConfigError(f"{destination}: nothing can be written in {parent}; name another folder with --to")
         return
     if not destination.is_dir():
-        raise ConfigError(f"{destination} is there, and is no folder; name another one with --to")
+        raise ConfigError(f"{destination} exists and is not a folder; name another one with --to")
     if not any(destination.iterdir()):
         return
     if not force:
@@ -39,9 +39,9 @@ def check_free(destination: Path, *, force: bool) -> None:
 
 @contextmanager
 def new_folder(destination: Path, *, force: bool) -> Iterator[Path]:
-    """An empty folder to fill, which is moved to `destination` if the block ends well; else nothing is left of it.
+    """Yield an empty folder, and move it to `destination` if the block succeeds; otherwise delete it.
 
-    Raises ConfigError as `check_free` does; RunError if it cannot be written, on a full disk for example.
+    Raises ConfigError as `check_free` does; RunError if the folder cannot be written (a full disk).
     """
     check_free(destination, force=force)
     destination = destination.absolute()
@@ -60,7 +60,7 @@ def new_folder(destination: Path, *, force: bool) -> Iterator[Path]:
 
 @contextmanager
 def passing_folder(name: str) -> Iterator[Path]:
-    """An empty folder below artifacts/ that is gone after the block."""
+    """Yield an empty folder below artifacts/, which is deleted after the block."""
     folder = Path("artifacts").absolute() / f".{name}.passing-{os.getpid()}"
     try:
         folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Text for other people: a path of this machine gives way to the name of its file or folder."""
+"""Prepares text for other people: replaces paths of this machine by the names of their files or folders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PATH = re.compile(rf"(?:(?<=\bfile://)|(?<=\bsqlite:///)|(?<![\w./~<*-]))~?/(?:
 def public(value: Any) -> Any:
     """Return `value` without paths of this machine, in text, mappings and lists at any depth.
 
-    Text that is one path may have blanks in it; within other text a path ends at a blank.
+    A text that is one path may contain blanks; within other text, a path ends at a blank.
     """
     if isinstance(value, Mapping):
         return {key: public(entry) for key, entry in value.items()}

@@ -1,7 +1,7 @@
-"""Publish a model: find its source, check it, write the folder's files, record it.
+"""Publishes a model: finds its source, checks it, writes the folder's files, records the publication.
 
-weights, tokenizer, … as they are ─┐
-README.md, curves.svg, config.yaml ┼─ a folder beside its place ─ checked ─▶ artifacts/models/<run_id>
+weights, tokenizer, … as they are  ┐
+README.md, curves.svg, config.yaml ┼─ a temporary folder ─ checked ─▶ artifacts/models/<run_id>
 publish.json                       ┘
 """
 
@@ -49,11 +49,11 @@ EVALUATION_FILE = "evaluation.json"
 EVALUATION_KEYS = (
     *("time", "data", "rows", "tokens", "scores", "baseline_scores", "comparison", "definitions", "signatures"),
 )
-"""Keys of metrics.json that are published: no paths of this machine, and no rows."""
+"""Keys of metrics.json that are published: none has paths of this machine or rows."""
 
 
 def origin_of(source: Source, root: Path) -> Source:
-    """The checkpoint that `source` was made from, where it is what `export` or `merge` made of one; else `source`."""
+    """Return the checkpoint from which `source` was exported or merged; else `source` itself."""
     made_of = json_object(source.folder / EXPORT_FILE, problems=[]).get("source") or {}
     run = root.absolute() / str(made_of.get("name"))
     if source.run is not None or not is_run(run):
@@ -74,9 +74,9 @@ class Repository:
 
 
 def preflight(name: str, settings: PublishConfig, *, force: bool = False) -> Path | Repository:
-    """Return the destination, after all checks that need no model: `train` asks at step 0. `name` is the run's id.
+    """Return the destination, after all checks that need no model; `train` makes them at step 0.
 
-    Raises ConfigError with what to change; RunError where the Hub does not answer.
+    `name` is the run's id. Raises ConfigError with what to change; RunError if the Hub does not answer.
     """
     if (repo_id := settings.repo_id) is None:
         folder = Path(settings.to) if settings.to is not None else ARTIFACTS / name
@@ -87,23 +87,26 @@ def preflight(name: str, settings: PublishConfig, *, force: bool = False) -> Pat
 
 
 def settings_of(source: Source, given: Mapping[str, Any]) -> PublishConfig:
-    """The `publish` section of the run's config, with what was given. ConfigError for what is wrong in it."""
+    """Return the `publish` section of the run's config, updated by `given`. Raises ConfigError for wrong values."""
     section = source.config.publish if source.config is not None else None
     values = {**(section.model_dump() if section is not None else {}), **given}
     if "license" not in values:
         if str(values.get("to", "")).startswith(HUB):
             raise ConfigError(
-                "a published model has a licence: name it with --license (mit, apache-2.0, llama3.1, other …), or in "
+                "a published model needs a licence: name it with --license (mit, apache-2.0, llama3.1, other …), or in "
                 "publish.license of the config"
             )
-        log.warning("no licence is named (--license, publish.license): the card says `other`, and the Hub takes none")
+        log.warning("no licence is named (--license, publish.license): the card says `other`; the Hub would need one")
         values["license"] = "other"
     return section_of(PublishConfig, values, name="publish")
 
 
 def check_complete(source: Source, settings: PublishConfig) -> None:
-    """ConfigError for a file that is missing, or a base that nobody else has; RunError for a file that is not what was
-    saved or exported."""
+    """Check the files of the model.
+
+    Raises ConfigError for a missing file, and for a base that only this machine has; RunError for a file that was
+    changed after it was saved or exported.
+    """
     folder = source.folder
     if is_adapter_folder(folder):
         missing = [] if (folder / ADAPTER_WEIGHTS).is_file() else [ADAPTER_WEIGHTS]
@@ -113,25 +116,25 @@ def check_complete(source: Source, settings: PublishConfig) -> None:
         raise ConfigError(f"{folder} lacks {', '.join(missing)}")
     base = base_of(folder, trust_remote_code=source.trusts_code)
     if base is not None:
-        refuse_local_base(base_of_adapter(folder)[0], settings)
+        reject_local_base(base_of_adapter(folder)[0], settings)
     if find_tokenizer([folder, *([base] if base else [])]) is None:
-        raise ConfigError(f"{folder} has no tokenizer, and nobody can use a model without one: put it there")
+        raise ConfigError(f"{folder} has no tokenizer, without which nobody can use the model: copy it there")
     expected = json_object(folder / EXPORT_FILE, problems=[]).get("files", {})
     if source.run is not None:
         saved = json_object(folder.parent / MANIFEST, problems=[]).get("files", {})
-        expected = {name.removeprefix(f"{folder.name}/"): about for name, about in saved.items()}
-    for name, about in files_in(folder).items():
+        expected = {name.removeprefix(f"{folder.name}/"): entry for name, entry in saved.items()}
+    for name, entry in files_in(folder).items():
         known = expected.get(name)
-        if known is not None and known["sha256"] != about["sha256"]:
-            raise RunError(f"not published: {folder / name} is not what was saved (its sha256 is another one)")
+        if known is not None and known["sha256"] != entry["sha256"]:
+            raise RunError(f"not published: {folder / name} was changed after it was saved (its sha256 differs)")
 
 
-def refuse_local_base(base: str, settings: PublishConfig) -> None:
-    """ConfigError where an adapter goes to the Hub, and its base is a folder that nobody else has."""
+def reject_local_base(base: str, settings: PublishConfig) -> None:
+    """Raise ConfigError if an adapter is published to the Hub, and its base is a folder of this machine."""
     if settings.repo_id is not None and settings.base_model is None and Path(base).expanduser().is_dir():
         raise ConfigError(
-            f"the model is an adapter of {base}, which is on this machine alone: name the base's id on the Hub "
-            "(--base-model USER/NAME, publish.base_model), or publish the whole: llmtrain merge"
+            f"the model is an adapter of {base}, which is only on this machine: name the base's id on the Hub "
+            "(--base-model USER/NAME, publish.base_model), or merge the adapter and publish the result: llmtrain merge"
         )
 
 
@@ -141,7 +144,10 @@ def refuse_local_base(base: str, settings: PublishConfig) -> None:
 def fill_folder(
     folder: Path, *, source: Source, origin: Source, settings: PublishConfig, evaluation: Evaluation | None
 ) -> dict[str, Any]:
-    """Write all files, and look through them; returns publish.json. Loading the model once shows that it can be."""
+    """Write all files, and search them for secrets; return the content of publish.json.
+
+    The model is loaded once, which checks that it can be.
+    """
     card, curves = make_card(source, origin, settings, evaluation)
     (folder / CARD_FILE).write_text(render(card), encoding="utf-8")
     if card.has_curves and (picture := loss_picture(curves, title=f"Loss of {origin.name}")):
@@ -149,8 +155,8 @@ def fill_folder(
     if card.config is not None:
         (folder / CONFIG_FILE).write_text(card.config, encoding="utf-8")
     if evaluation is not None:
-        told = public({key: value for key, value in evaluation.document.items() if key in EVALUATION_KEYS})
-        (folder / EVALUATION_FILE).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        shown = public({key: value for key, value in evaluation.document.items() if key in EVALUATION_KEYS})
+        (folder / EVALUATION_FILE).write_text(json.dumps(shown, indent=2) + "\n", encoding="utf-8")
     for path in sorted(path for path in source.folder.iterdir() if path.is_file()):
         if path.name not in (CARD_FILE, PUBLISH_FILE):
             shutil.copyfile(path, folder / path.name)
@@ -182,10 +188,10 @@ def fill_folder(
 def record(source: Source, done: Mapping[str, Any], *, root: Path) -> None:
     """Record the publication in the run, and as the baseline that `eval --baseline last-published` finds."""
     names = ("to", "revision", "url", "published", "license", "required_improvement")
-    about = {key: done[key] for key in names if key in done}
+    entry = {key: done[key] for key in names if key in done}
     on_hub = f"{str(done['to']).removeprefix(HUB_PREFIX)}@{done['revision']}" if "revision" in done else None
     if source.run is not None:
         with (source.run / RECORD).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"checkpoint": source.checkpoint, **about}) + "\n")
+            file.write(json.dumps({"checkpoint": source.checkpoint, **entry}) + "\n")
     root.mkdir(parents=True, exist_ok=True)
-    write_json(root / PUBLISHED_NAME, {"model": on_hub or done["to"], "source": source.name, **about})
+    write_json(root / PUBLISHED_NAME, {"model": on_hub or done["to"], "source": source.name, **entry})

@@ -1,6 +1,6 @@
-"""A folder that plain transformers loads: written from a model of it or from the decoder, and opened again for checks.
+"""Writes a folder that transformers can load, from a model of transformers or a decoder, and loads it for checks.
 
-Tokenizer, chat template, end tokens and generation config go along, and are checked by loading them too.
+Tokenizer, chat template, end tokens and generation config are included, and are checked by loading them as well.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from llmtrain.publishing.agreement import Logits
 
 
 def check_has_layout(decoder: Decoder) -> None:
-    """ConfigError that names what of this decoder no class of transformers has."""
+    """Raise ConfigError if no class of transformers fits the decoder, with the features that do not fit."""
     if layout_for(decoder.config) is None:
         raise ConfigError(
             "no class of transformers is exactly this model: "
@@ -33,7 +33,7 @@ def check_has_layout(decoder: Decoder) -> None:
 def write_decoder(
     folder: Path, decoder: Decoder, *, dtype: torch.dtype, eos_id: int | None, own_names: bool = False
 ) -> None:
-    """The decoder with its weights as `dtype`, in transformers' layout or under its own names; without a tokenizer."""
+    """Write the decoder with weights in `dtype`, in transformers' layout or with its own names; no tokenizer."""
     weights = {name: tensor.to(dtype) for name, tensor in decoder.state_dict().items()}
     write_model_folder(
         folder,
@@ -47,7 +47,7 @@ def write_decoder(
 
 @torch.no_grad()
 def write_network(folder: Path, network: Any, *, dtype: torch.dtype, one_file: bool = False) -> None:
-    """A model of transformers, whose weights become `dtype` in place; `one_file`: however large it is."""
+    """Write a model of transformers, converted to `dtype` in place. `one_file`: do not split a large model."""
     from transformers.utils import logging as transformers_logging
 
     from llmtrain.models.huggingface.load import make_generation_config_savable
@@ -59,18 +59,18 @@ def write_network(folder: Path, network: Any, *, dtype: torch.dtype, one_file: b
     network.config.dtype = dtype
     output, table = network.get_output_embeddings(), network.get_input_embeddings()
     if network.config.tie_word_embeddings and output is not None and output.weight is not table.weight:
-        network.config.tie_word_embeddings = False  # the one was trained alone, and would be lost on loading
+        network.config.tie_word_embeddings = False  # they have different weights, and loading would drop one
     make_generation_config_savable(network)
     network.save_pretrained(folder, **({"max_shard_size": "10TB"} if one_file else {}))
 
 
 def find_tokenizer(folders: Sequence[Path]) -> Path | None:
-    """The first of `folders` that has a tokenizer; a chat template alone is none."""
+    """Return the first of `folders` that has a tokenizer, and not only a chat template; None if there is none."""
     return next((folder for folder in folders if has_tokenizer(folder)), None)
 
 
 def write_companions(folder: Path, *, sources: Sequence[Path], eos_ids: Collection[int]) -> None:
-    """Copy into `folder` what travels with a model, from the first of `sources` that has it; name all end tokens."""
+    """Copy a model's companions to `folder`, each from the first of `sources` that has it; set all end tokens."""
     for source in reversed(sources):
         copy_companions(source, folder)
     if (tokenizer := find_tokenizer(sources)) is not None:
@@ -79,7 +79,7 @@ def write_companions(folder: Path, *, sources: Sequence[Path], eos_ids: Collecti
 
 
 def open_network(folder: Path, *, device: torch.device, trust_remote_code: bool = False) -> Logits:
-    """The logits of the model in a folder, by transformers alone, in float32. RunError if it cannot be loaded."""
+    """Load the model in a folder with transformers only, in float32. Raises RunError if that fails."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
@@ -113,15 +113,15 @@ def logits_of(network: Any) -> Logits:
 def check_companions(
     folder: Path, *, source: Path, texts: dict[str, list[int]], eos_ids: Collection[int]
 ) -> dict[str, Any]:
-    """Check what transformers makes of tokenizer and generation config; `texts` come with the source's ids.
+    """Check that transformers reads tokenizer and generation config as the source's.
 
-    `source` has its tokenizer. Raises RunError where the result's differs.
+    `source` is the folder of the source's tokenizer; `texts` maps texts to its ids. Raises RunError for a difference.
     """
     from transformers import AutoTokenizer, GenerationConfig
     from transformers.utils import logging as transformers_logging
 
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # it warns of a decoder that it does not know, whose tokenizer it does
+    transformers_logging.set_verbosity_error()  # it warns about our decoder, of which only the tokenizer is loaded
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         settings = GenerationConfig.from_pretrained(folder, local_files_only=True)
@@ -134,10 +134,10 @@ def check_companions(
     for text, ids in texts.items():
         if (theirs := tokenizer(text, add_special_tokens=False).input_ids) != ids:
             raise RunError(
-                f"the result's tokenizer makes {theirs[:8]} … of {text[:40]!r}, and the source's {ids[:8]} …"
+                f"the result's tokenizer encodes {text[:40]!r} as {theirs[:8]} …, but the source's as {ids[:8]} …"
             )
     if tokenizer.chat_template != template:
-        raise RunError("the result has not the chat template of its source")
+        raise RunError("the result does not have the chat template of its source")
     declared = settings.eos_token_id
     ends = set(declared if isinstance(declared, list) else [] if declared is None else [declared])
     if ends != set(eos_ids) or tokenizer.eos_token_id not in ends:

@@ -30,7 +30,7 @@ from llmtrain.publishing.publication import (
     origin_of,
     preflight,
     record,
-    refuse_local_base,
+    reject_local_base,
     settings_of,
 )
 
@@ -90,7 +90,7 @@ def check_publishing(config: Config, *, run_id: str) -> None:
         )
     model = config.model
     if isinstance(model, HuggingFaceConfig) and model.lora is not None:
-        refuse_local_base(model.path, settings)
+        reject_local_base(model.path, settings)
     place = preflight(run_id, settings)
     log.info("will be published: %s", place if isinstance(place, Path) else f"hub:{place.repo_id}")
 

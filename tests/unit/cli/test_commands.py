@@ -67,7 +67,7 @@ def test_the_summary_follows_the_config(overrides: list[str], told: str, capsys:
     assert told in printed(capsys, "validate", "quickstart", *overrides)
 
 
-def test_config_may_stand_first_or_behind_an_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_may_come_first_or_after_an_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "lr=3.json"
     file.write_text('{"data": {"name": "synthetic"}}')
     for argv in (
@@ -103,7 +103,9 @@ def test_list_configs_lists_the_shipped_configs(capsys: pytest.CaptureFixture[st
     assert [one["name"] for one in shipped] == [name for name, _ in lines]
 
 
-def test_prepare_hands_the_config_over(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare_passes_the_config_to_its_verb(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     calls = stub(monkeypatch, "prepare", {"output": "data/stdlib", "documents": 1800, "tokens": 7654321})
     out = printed(capsys, "prepare", "quickstart", "prepare.shard_size=1e6")
     assert calls[0][0][0].config.prepare.shard_size == 1_000_000
@@ -117,7 +119,7 @@ def test_prepare_without_its_section_is_a_config_error(tmp_path: Path, capsys: p
     assert f"{file} has no prepare section" in capsys.readouterr().err
 
 
-def test_train_hands_over_config_overrides_and_the_run_to_resume(
+def test_train_passes_config_overrides_and_the_run_to_resume(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls = stub(monkeypatch, "train", {"run": "runs/x", "steps": 900, "val_loss": 1.25, "tokens_per_sec": 5210.4})
@@ -171,7 +173,7 @@ def test_a_dry_run_prints_its_losses(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert out == "dry run: 2 forward steps, losses 9.01, 9.02; a run would take 900 steps\n"
 
 
-def test_eval_hands_over_its_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_passes_its_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     calls = stub(monkeypatch, "evaluate", {"model": "runs/x/model", "loss": 1.5, "perplexity": 4.4817})
     out = printed(capsys, "eval")
     assert calls[0] == (
@@ -197,7 +199,7 @@ def test_eval_hands_over_its_options(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert run(["eval", "--baseline", "a", "--no-baseline"]) == 2
 
 
-def test_generate_hands_over_its_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate_passes_its_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     results = [{"prompt": "def f(", "completion": "x): return x"}, {"prompt": "a", "completion": " = 1"}]
     calls = stub(monkeypatch, "generate", results)
     assert (
@@ -252,7 +254,7 @@ def test_generate_with_a_file_of_prompts_reads_no_stdin(
 
 def test_interactive_takes_no_other_prompts(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["generate", "--interactive", "--prompt", "a"]) == 2
-    assert "leave --prompt, --prompts and --output out" in capsys.readouterr().err
+    assert "remove --prompt, --prompts and --output" in capsys.readouterr().err
 
 
 def test_a_run_is_printed_validated_and_inspected_by_its_config(

@@ -31,7 +31,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...], 
     return calls
 
 
-def test_a_config_alone_is_all_of_it(called: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_config_alone_means_push_init_and_train(called: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["launch", "ssh", "quickstart", *HOST, "--nproc", "2", "trainer.max_steps=3"]) == 0
     assert [name for name, _, _ in called] == ["push", "initialize", "train", "follow"]
     _, (remote, loaded, words), options = called[2]
@@ -48,7 +48,7 @@ def test_detached_training_returns_at_once(called: list[Any], capsys: pytest.Cap
     assert name_resume(["launch", "ssh", "train", "--resume", "--detach"])[3] == "--resume=latest"
 
 
-def test_options_of_eval_go_there_as_they_are(called: list[Any]) -> None:
+def test_options_of_eval_are_passed_unchanged(called: list[Any]) -> None:
     words = ["runs/one", "--data", "rows.jsonl", "evaluation.subject=base", "--no-baseline"]
     assert run(["launch", "ssh", "eval", *words, "--config", "eval", *HOST, "--json"]) == 0
     _, (_, loaded, given), _ = called[0]
@@ -63,13 +63,13 @@ def test_fetch_takes_a_config_and_runs(called: list[Any], tmp_path: Any) -> None
     assert (remote.first.destination, about.output.root_dir, names) == ("me@gpu2", "out", ["one", "two"])
 
 
-def test_a_mistyped_command_is_no_config(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistyped_command_is_not_taken_for_a_config(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["launch", "ssh", "statsu", *HOST]) == 2
     assert "No such command 'statsu'" in capsys.readouterr().err
     assert run(["launch", "ssh", "statsu.yaml", *HOST]) == 2
     assert "statsu.yaml: no such file" in capsys.readouterr().err
 
 
-def test_a_machine_that_is_not_named_is_a_message(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_host_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["launch", "ssh", "status"]) == 2
     assert "no machine is named" in capsys.readouterr().err

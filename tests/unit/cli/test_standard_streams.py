@@ -48,7 +48,7 @@ def test_the_shipped_configs_are_listed_in_ascii() -> None:
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-def test_work_goes_on_when_the_reader_of_a_stream_leaves(stream: str, tmp_path: Path) -> None:
+def test_a_command_continues_when_the_reader_of_a_stream_leaves(stream: str, tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     code = f"""
@@ -72,6 +72,6 @@ def test_a_full_disk_behind_stdout_is_one_message() -> None:
     assert (done.returncode, done.stderr) == (1, "error: stdout takes no more: No space left on device\n")
 
 
-def test_streams_that_are_closed_go_nowhere() -> None:
+def test_output_to_closed_streams_is_discarded() -> None:
     command = ["sh", "-c", f"exec {sys.executable} -m llmtrain list-configs --json >&- 2>&- <&-"]
     assert subprocess.run(command, check=False).returncode == 0

@@ -59,7 +59,7 @@ def test_help_needs_no_pydantic_either() -> None:
     assert {"pydantic", "pydantic_core", "ruamel"}.isdisjoint(done.stderr.splitlines()[-1].split())
 
 
-def test_the_table_of_verbs_is_what_the_files_add() -> None:
+def test_the_table_of_verbs_lists_the_commands_of_each_file() -> None:
     for file, verbs in VERBS.items():
         app = typer.Typer()
         importlib.import_module(f"llmtrain.cli.{file}").add_to(app)
@@ -67,7 +67,7 @@ def test_the_table_of_verbs_is_what_the_files_add() -> None:
         assert tuple(each.name for each in added) == verbs
 
 
-def test_the_file_of_one_verb_is_imported_alone() -> None:
+def test_only_the_file_of_the_given_verb_is_imported() -> None:
     script = "import sys; from llmtrain.cli.app import run; run(['validate', 'quickstart']); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     files = {f"llmtrain.cli.{file}" for file in VERBS}
@@ -101,7 +101,7 @@ def test_large_imports_are_not_collected_and_the_collector_is_on_again(monkeypat
     gc.unfreeze()
 
 
-def test_where_torch_is_imported_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_imports_changes_nothing_if_torch_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", sys)
     before = gc.get_freeze_count()
     with large_imports():

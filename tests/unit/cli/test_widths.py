@@ -202,7 +202,7 @@ def printed(
 
 @pytest.mark.parametrize("width", [80, 60])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_lines_fit_and_words_are_whole(
+def test_lines_fit_the_width_and_no_word_is_broken(
     command: str, width: int, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wide = printed(command, folder, monkeypatch, capsys, width=None)

@@ -121,7 +121,7 @@ def test_a_model_stored_in_bfloat16_is_computed_in_float32_where_bfloat16_is_emu
     assert set(found) == {f"local_{kind}" for kind in KINDS}
 
 
-def test_the_native_decoder_is_measured_too(tasks: list[str], tmp_path: Path) -> None:
+def test_benchmarks_measure_the_native_decoder(tasks: list[str], tmp_path: Path) -> None:
     decoder = write_tiny_model(tmp_path / "decoder")
     tokenizer = load_tokenizer(tmp_path / "decoder")
     found = scores(tmp_path / "decoder", tasks, tmp_path)

@@ -36,7 +36,7 @@ def test_wins_losses_and_ties_are_counted_by_row() -> None:
     assert found.verdict == "unclear"
 
 
-def test_of_a_loss_less_is_better() -> None:
+def test_a_lower_loss_is_better() -> None:
     found = compared([1.0] * 50, [2.0] * 49 + [0.5], higher_is_better=False)
     assert (found.wins, found.losses) == (49, 1)
     assert found.difference < 0
@@ -89,14 +89,14 @@ def test_corpus_metrics_are_resampled_from_sums_and_equal_those_of_drawn_rows() 
     assert found.verdict == "better"
 
 
-def test_a_part_of_the_rows_is_compared_alone() -> None:
+def test_selected_rows_are_compared_alone() -> None:
     ours, theirs = rows([1, 1, 0, 0]), rows([0, 0, 1, 1])
     first = np.array([True, True, False, False])
     found = compare([mean_measure()], {"m": ours}, {"m": theirs}, seed=0, num_resamples=100, rows=first)["m"]
     assert (found.tuned, found.base, found.wins, found.losses) == (1, 0, 2, 0)
 
 
-def test_rows_without_a_figure_are_ties_and_no_rows_are_unclear() -> None:
+def test_rows_without_a_value_are_ties_and_no_rows_are_unclear() -> None:
     loss = LOSS_MEASURES[0]
     ours, theirs = np.array([[0.0, 0, 0], [1.0, 2, 5]]), np.array([[0.0, 0, 0], [2.0, 2, 5]])
     assert row_gains(loss, ours, theirs).tolist() == [0.0, 0.5]

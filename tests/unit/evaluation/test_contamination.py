@@ -26,14 +26,14 @@ def sourced(*examples: Example) -> Iterator[tuple[Example, str]]:
     return ((example, f"train.jsonl:{number}") for number, example in enumerate(examples, 1))
 
 
-def test_a_prompt_word_for_word_is_named_with_the_row_that_was_trained_on() -> None:
+def test_an_identical_prompt_is_found_with_its_training_row() -> None:
     questions = [question("What is it?"), question("Why?"), question("Who?")]
     training = sourced(chat("Who?", "me"), PromptCompletion("something else", "no"), chat(" What  is\nit? ", "a cat"))
     found = find_overlaps(questions, training)
     assert [tuple(one) for one in found] == [(0, "exact", "train.jsonl:3"), (2, "exact", "train.jsonl:1")]
 
 
-def test_thirteen_words_in_a_row_are_an_overlap_and_twelve_are_none() -> None:
+def test_thirteen_consecutive_words_are_an_overlap_and_twelve_are_not() -> None:
     words = LONG.split()
     shares_13 = question(f"Tell me: {' '.join(words[:13]).upper()}, and then?")
     shares_12 = question(f"Tell me: {' '.join(words[:12])}, and then?")
@@ -55,11 +55,11 @@ def test_thirteen_words_are_found_in_scripts_that_have_no_spaces_or_marks_within
     assert find_overlaps([question(f"问：{text[: len(text) // 3]}")], sourced(Text(f"答：{text}"))) == []
 
 
-def test_the_expected_answer_is_looked_for_too() -> None:
+def test_the_expected_answer_is_searched_too() -> None:
     assert find_overlaps([question("Count.", LONG)], sourced(chat("Count, please.", LONG)))[0].kind == "13-gram"
 
 
-def test_what_many_rows_share_says_nothing_and_an_exact_prompt_still_does() -> None:
+def test_words_that_many_rows_share_are_no_overlap_but_an_identical_prompt_is() -> None:
     system = chat("x", "y")
     assert isinstance(system, Chat)
     rows = [PromptCompletion(f"{LONG} {number}", "a") for number in range(BOILERPLATE_ROWS + 1)]

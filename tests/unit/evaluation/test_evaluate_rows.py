@@ -106,7 +106,7 @@ def test_answers_are_the_same_at_any_batch_size(
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_an_evaluation_that_was_stopped_goes_on_and_asks_nothing_twice(
+def test_a_stopped_evaluation_continues_and_answers_no_question_twice(
     adapter: Path, rows: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = evaluated(adapter, rows, tmp_path / "whole", batch_size=1)
@@ -139,7 +139,7 @@ def test_an_evaluation_that_was_stopped_goes_on_and_asks_nothing_twice(
     assert again["output"] != str(begun), "what is finished is not gone on with"
 
 
-def test_what_does_not_fit_the_context_is_told_and_has_no_loss(tmp_path: Path) -> None:
+def test_rows_that_do_not_fit_the_context_are_reported_and_have_no_loss(tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "decoder", max_seq_len=16)
     file = tmp_path / "rows.jsonl"
     file.write_text(
@@ -155,7 +155,9 @@ def test_what_does_not_fit_the_context_is_told_and_has_no_loss(tmp_path: Path) -
     assert found["loss"] == pytest.approx(predictions(found)[0]["scores"]["loss"])
 
 
-def test_other_baselines(base: Path, adapter: Path, rows: list[str], tmp_path: Path) -> None:
+def test_a_baseline_may_be_named_or_the_last_published_model(
+    base: Path, adapter: Path, rows: list[str], tmp_path: Path
+) -> None:
     assert evaluated(base, rows[:1], tmp_path)["baseline"] is None, "it was tuned from nothing"
     assert evaluated(adapter, rows[:1], tmp_path, baseline=None)["comparison"] == {}
     assert evaluated(base, rows[:1], tmp_path, baseline=str(adapter))["baseline"] == str(adapter)
@@ -173,7 +175,7 @@ def test_other_baselines(base: Path, adapter: Path, rows: list[str], tmp_path: P
         evaluated(base, rows, tmp_path, subject="base")
 
 
-def test_models_of_other_tokens_are_not_compared_by_the_loss_of_a_token(
+def test_models_with_different_tokens_are_not_compared_by_loss_per_token(
     base: Path, rows: list[str], tmp_path: Path
 ) -> None:
     write_tiny_model(tmp_path / "decoder")
@@ -221,7 +223,7 @@ def test_mistakes_are_one_message(
     assert "Traceback" not in captured.err
 
 
-def test_a_missing_model_is_no_guess_at_the_hub(rows: list[str], tmp_path: Path) -> None:
+def test_a_missing_model_is_not_searched_on_the_hub(rows: list[str], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no run 'my-model'"):
         evaluate("my-model", settings={"data": rows}, root_dir=str(tmp_path))
     with pytest.raises(ConfigError, match="there is no run 'latest'"):

@@ -37,7 +37,7 @@ def evaluated(folder: Path, *rows: tuple[str, str, str]) -> dict[str, Any]:
     return document
 
 
-def test_what_no_row_defines_is_null_and_said_and_rejected(tmp_path: Path) -> None:
+def test_a_metric_that_no_row_defines_is_null_and_cannot_be_required(tmp_path: Path) -> None:
     document = evaluated(tmp_path, ("→", "→", "x"), ("∑。", "∑。", "y"))
     assert document["scores"]["exact_match"] == 1
     assert document["scores"]["rougeL"] is None

@@ -77,7 +77,7 @@ BLEU_TOKENIZER = {"Chinese": "zh", "Japanese": "char", "Thai": "char"}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_perfect_answer_is_perfect_in_every_script_and_another_is_what_the_packages_say(script: str) -> None:
+def test_metrics_equal_those_of_the_packages_in_every_script(script: str) -> None:
     class Words(Tokenizer):  # type: ignore[misc]
         def tokenize(self, text: str) -> list[str]:
             return re.findall(REFERENCE_WORDS.get(script, r"\w+"), text.lower().replace("\ufe0f", ""))
@@ -130,7 +130,7 @@ def test_the_signature_names_the_tokenizers_of_all_rows() -> None:
     assert "|tok:13a+char+zh|" in metric.signature
 
 
-def test_a_row_has_the_bleu_of_a_sentence_and_the_corpus_no_mean_of_them() -> None:
+def test_a_row_has_sentence_bleu_and_corpus_bleu_is_not_its_mean() -> None:
     pairs = [("the cat sat on the mat", "the cat sat on a mat"), ("no", "yes it is")]
     (bleu,) = metrics_named(["bleu"])
     rows = [bleu.row_score(bleu.statistics(*pair)) for pair in pairs]
@@ -142,7 +142,7 @@ def test_a_row_has_the_bleu_of_a_sentence_and_the_corpus_no_mean_of_them() -> No
     assert "version:2" in bleu.signature
 
 
-def test_exact_match_takes_blanks_off_and_case_where_it_is_asked_to() -> None:
+def test_exact_match_ignores_outer_blanks_and_optionally_case() -> None:
     assert exact_match(" Yes\n", "Yes") == 1
     assert exact_match("yes", "Yes") == 0
     assert exact_match("yes", "Yes", ignore_case=True) == 1
@@ -170,7 +170,7 @@ def test_empty_predictions_count_as_zero_and_are_not_skipped() -> None:
 
 
 @given(st.lists(st.integers(0, 3), max_size=40), st.lists(st.integers(0, 3), max_size=40))
-def test_the_longest_common_subsequence_is_that_of_the_table(first: list[int], second: list[int]) -> None:
+def test_the_longest_common_subsequence_equals_that_of_dynamic_programming(first: list[int], second: list[int]) -> None:
     row = [0] * (len(second) + 1)
     for one in first:
         before = row
@@ -207,7 +207,7 @@ def test_a_metric_of_the_user_s_own_is_the_mean_of_its_rows(monkeypatch: pytest.
         metrics_named(["bleu", "chrf", "bleu"])
 
 
-def test_several_processes_count_what_one_does() -> None:
+def test_several_processes_compute_the_same_statistics_as_one() -> None:
     draw = random.Random(3)
     pairs = [(" ".join(draw.choices(WORDS, k=8)), " ".join(draw.choices(WORDS, k=8))) for _ in range(4_100)]
     alone = row_statistics(pairs, ["rougeL", "bleu"], num_processes=1)

@@ -34,7 +34,7 @@ def template() -> ChatTemplate:
     return ChatTemplate(tiny_chat_tokenizer(CHATML))
 
 
-def test_a_prompt_is_asked_as_it_is_or_as_a_user_s_turn(tmp_path: Path, template: ChatTemplate) -> None:
+def test_a_prompt_is_rendered_as_it_is_or_as_a_users_turn(tmp_path: Path, template: ChatTemplate) -> None:
     (question,) = read(write_rows(tmp_path / "a.jsonl", {"prompt": "What is it?", "completion": " a cat"}))
     assert (question.prompt, question.expected, question.source) == ("What is it?", " a cat", f"{tmp_path}/a.jsonl:1")
     plain = ask(question, template, chat=False)
@@ -42,20 +42,20 @@ def test_a_prompt_is_asked_as_it_is_or_as_a_user_s_turn(tmp_path: Path, template
     turn = ask(question, template, chat=True)
     assert turn.text == "<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\n"
     assert turn.is_complete
-    assert turn.whole.text == f"{turn.text}a cat<|im_end|>\n"
+    assert turn.with_answer.text == f"{turn.text}a cat<|im_end|>\n"
 
 
-def test_of_a_conversation_the_last_answer_is_expected(tmp_path: Path, template: ChatTemplate) -> None:
+def test_the_last_answer_of_a_conversation_is_expected(tmp_path: Path, template: ChatTemplate) -> None:
     (question,) = read(write_rows(tmp_path / "a.jsonl", turns("hi", "hello", "who?", "me", "and?")))
     assert question.expected == "me"
     assert question.prompt == "user: hi\n\nassistant: hello\n\nuser: who?"
     asked = ask(question, template, chat=False)
     assert asked.text.endswith("user\nwho?<|im_end|>\n<|im_start|>assistant\n")
     assert "hello" in asked.text
-    assert "and?" not in asked.whole.text
+    assert "and?" not in asked.with_answer.text
 
 
-def test_what_a_model_is_not_shown_of_a_question_is_named_or_a_fault(tmp_path: Path, template: ChatTemplate) -> None:
+def test_values_that_a_model_is_not_shown_are_named_or_a_fault(tmp_path: Path, template: ChatTemplate) -> None:
     call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
     first, *others = turns("hi", "hello", "more?")["messages"]
     (question,) = read(write_rows(tmp_path / "a.jsonl", {"messages": [{**first, "name": "Ann"}, *others], "id": 3}))
@@ -66,7 +66,7 @@ def test_what_a_model_is_not_shown_of_a_question_is_named_or_a_fault(tmp_path: P
         ask(question, shows_no_calls, chat=False)
 
 
-def test_keys_are_those_of_the_text_and_the_answer(tmp_path: Path, template: ChatTemplate) -> None:
+def test_equal_questions_have_equal_keys(tmp_path: Path, template: ChatTemplate) -> None:
     rows = [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "c"}, {"prompt": "a", "completion": "b"}]
     keys = [ask(question, template, chat=False).key for question in read(write_rows(tmp_path / "a.jsonl", *rows))]
     assert keys[0] == keys[2] != keys[1]
@@ -86,7 +86,7 @@ def test_the_first_rows_of_each_file_are_taken(tmp_path: Path) -> None:
     }
 
 
-def test_rows_that_ask_nothing_are_told_by_file_and_line(tmp_path: Path) -> None:
+def test_rows_without_a_question_are_named_by_file_and_line(tmp_path: Path) -> None:
     call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
     file = write_rows(
         tmp_path / "bad.jsonl",

@@ -57,7 +57,7 @@ def test_a_model_in_training_writes_at_each_evaluation_and_trains_the_same(confi
 
 
 @pytest.mark.slow
-def test_samples_that_cannot_be_written_cost_a_warning_and_no_step(
+def test_samples_that_cannot_be_written_give_a_warning_and_stop_nothing(
     config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(path: Path, lines: list[str]) -> None:
@@ -107,13 +107,15 @@ def test_ranks_meet_before_each_batch_whether_they_write_or_not(
         (['tracking.samples.prompts=["a"]', "data.val=null"], r"there is no validation data; name it in data.val"),
     ],
 )
-def test_what_cannot_be_asked_is_rejected_before_the_run(config: str, overrides: list[str], message: str) -> None:
+def test_samples_that_cannot_be_generated_are_rejected_before_the_run(
+    config: str, overrides: list[str], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         train(load_config(config, [*overrides, "output.run_id=refused"]))
     assert not (Path(config).parent / "runs" / "refused").exists()
 
 
-def test_with_split_heads_nobody_can_be_asked(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_samples_are_rejected_with_tensor_parallelism(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     split = ["distributed.strategy=fsdp_tp", "distributed.tensor_parallel=2"]
     assert run(["validate", config, *split, 'tracking.samples.prompts=["a"]']) == 2
     assert "with distributed.strategy fsdp_tp each process has a part of its heads" in capsys.readouterr().err

@@ -35,12 +35,12 @@ def test_words_are_those_of_the_script(text: str, words: list[str]) -> None:
     assert split_words(text) == words
 
 
-def test_names_of_programs_are_one_word_where_that_is_asked_for() -> None:
+def test_names_with_underscores_are_one_word_on_request() -> None:
     assert split_words("call read_file(x)", with_underscores=True) == ["call", "read_file", "x"]
     assert split_words("call read_file(x)") == ["call", "read", "file", "x"]
 
 
-def test_pieces_between_blanks_keep_their_signs() -> None:
+def test_pieces_between_blanks_keep_their_punctuation() -> None:
     assert split_at_blanks("Привет, мир!") == ["привет,", "мир!"]
     assert split_at_blanks("世界。 Go!") == ["世", "界", "。", "go!"]
 
@@ -53,5 +53,5 @@ def test_bleu_takes_the_tokenizer_of_the_script(text: str, tokenizer: str) -> No
     assert bleu_tokenizer(text) == tokenizer
 
 
-def test_equal_texts_are_one() -> None:
+def test_texts_that_unicode_defines_as_equal_have_equal_words() -> None:
     assert composed("e\u0301❤\ufe0f") == "\u00e9❤"

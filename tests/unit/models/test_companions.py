@@ -38,7 +38,7 @@ def test_named_templates_belong_to_the_tokenizer(tmp_path: Path) -> None:
     assert folder_fingerprint(str(base)) != before
 
 
-def test_a_template_of_ones_own_takes_the_place_of_all(tmp_path: Path) -> None:
+def test_a_users_own_template_replaces_all_others(tmp_path: Path) -> None:
     base = write_full_base(tmp_path / "base", generation=GREEDY)
     Vocabulary(size=1, tokenizer_folder=base).write_template(base)
     assert AutoTokenizer.from_pretrained(base).get_chat_template(tools=[{}]) == TOOL_USE
@@ -46,7 +46,7 @@ def test_a_template_of_ones_own_takes_the_place_of_all(tmp_path: Path) -> None:
     assert AutoTokenizer.from_pretrained(base).chat_template == "{{ own }}"
 
 
-def test_templates_alone_are_no_tokenizer(tmp_path: Path) -> None:
+def test_templates_alone_do_not_count_as_a_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "additional_chat_templates").mkdir()
     (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("{{ messages }}")
     assert has_chat_template(tmp_path)
@@ -54,7 +54,7 @@ def test_templates_alone_are_no_tokenizer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [False, True])
-def test_processors_licence_and_code_go_along_and_weights_do_not(tmp_path: Path, code: bool) -> None:
+def test_processors_licence_and_code_are_copied_and_weights_are_not(tmp_path: Path, code: bool) -> None:
     base = write_full_base(tmp_path / "base", generation=GREEDY, code=code)
     (base / "stray.py").write_text("")
     (tmp_path / "out").mkdir()

@@ -100,7 +100,7 @@ def test_a_batch_of_prompts_of_different_length_equals_each_alone(decoder: Decod
 
 
 @torch.inference_mode()
-def test_nothing_sees_the_future(decoder: Decoder, ids: torch.Tensor) -> None:
+def test_no_token_attends_to_later_tokens(decoder: Decoder, ids: torch.Tensor) -> None:
     before = decoder.logits(ids)
     for changed_slot in (1, 7, SEQ_LEN - 1):
         changed = ids.clone()
@@ -111,7 +111,7 @@ def test_nothing_sees_the_future(decoder: Decoder, ids: torch.Tensor) -> None:
 
 
 @torch.inference_mode()
-def test_no_document_sees_another(decoder: Decoder, ids: torch.Tensor) -> None:
+def test_no_document_attends_to_another(decoder: Decoder, ids: torch.Tensor) -> None:
     documents = torch.tensor([[0] * 5 + [1] * 7] * 3, dtype=torch.int32)
     before = decoder.logits(ids, documents)
     for changed_document in (0, 1):

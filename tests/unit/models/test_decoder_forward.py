@@ -38,7 +38,7 @@ def test_a_later_token_leaves_earlier_logits_bit_identical(changes: dict[str, An
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
-def test_a_document_never_sees_another(changes: dict[str, Any]) -> None:
+def test_a_document_never_attends_to_another(changes: dict[str, Any]) -> None:
     decoder, ids = build(changes), random_batch(seq_len=24)["input_ids"]
     documents = torch.tensor([[0] * 10 + [1] * 14] * 2, dtype=torch.int32)
     for changed_document in (0, 1):
@@ -148,7 +148,7 @@ def test_dropout_acts_in_training_only(dropout: dict[str, Any]) -> None:
     assert torch.equal(first, decoder.logits(ids))
 
 
-def test_initial_weights_have_the_spread_that_the_config_asks_for() -> None:
+def test_initial_weights_have_the_configured_standard_deviation() -> None:
     decoder = Decoder(tiny_config(d_model=128, num_layers=8, init_std=0.05, attention={"bias": True}), 512)
     spread = {name: parameter.std().item() for name, parameter in decoder.named_parameters() if parameter.dim() == 2}
     for name, std in spread.items():
@@ -160,7 +160,7 @@ def test_initial_weights_have_the_spread_that_the_config_asks_for() -> None:
     assert plain.blocks[0].get_parameter("attention.o_proj.weight").std().item() == pytest.approx(0.2, rel=0.05)
 
 
-def test_the_seed_makes_the_weights() -> None:
+def test_the_seed_decides_the_weights() -> None:
     first, second = build().state_dict(), build().state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     torch.manual_seed(1)

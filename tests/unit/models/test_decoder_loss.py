@@ -172,7 +172,7 @@ def test_non_finite_hidden_states_show_in_the_loss() -> None:
     assert torch.isnan(next_token_loss(hidden.detach(), weight, labels))
 
 
-def test_what_the_loss_is_multiplied_with_reaches_the_gradients() -> None:
+def test_a_factor_on_the_loss_scales_the_gradients() -> None:
     once, thrice = (value_and_gradients(*inputs(), chunked=True, scale=scale) for scale in (1.0, 3.0))
     for single, triple in zip(once[1:], thrice[1:], strict=True):
         torch.testing.assert_close(single * 3, triple)

@@ -35,7 +35,7 @@ def test_shipped_configs_are_what_transformers_loads_where_they_can_be() -> None
     assert found == {"small": "qwen3", "medium": "llama", "gpt2-small": "gpt2", "complex-attention": None}
 
 
-def test_they_all_read_the_shards_of_the_quickstart() -> None:
+def test_shipped_configs_read_the_shards_of_the_quickstart() -> None:
     def source(config: Config) -> tuple[object, ...]:
         data = config.data
         assert isinstance(data, TokensConfig)

@@ -165,7 +165,7 @@ def test_llama3_scaling_slows_the_slow_dimensions_alone() -> None:
     assert slowed.tolist() == pytest.approx([1.0, 1.0, 0.5 + 0.5 / 8, 1 / 8, 1 / 8], rel=1e-6)
 
 
-def test_activations() -> None:
+def test_activations_equal_their_formulas() -> None:
     x = torch.linspace(-3, 3, 13)
     assert activate(x, "relu2").tolist() == [max(value, 0.0) ** 2 for value in x.tolist()]
     assert torch.equal(activate(x, "relu"), F.relu(x))

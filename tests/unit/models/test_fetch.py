@@ -100,7 +100,7 @@ def test_the_missing_files_of_an_interrupted_download_are_named(
 
 
 @pytest.mark.parametrize("by_variable", [True, False])
-def test_offline_the_hub_is_not_asked(monkeypatch: pytest.MonkeyPatch, by_variable: bool, tmp_path: Path) -> None:
+def test_offline_no_request_goes_to_the_hub(monkeypatch: pytest.MonkeyPatch, by_variable: bool, tmp_path: Path) -> None:
     answer(monkeypatch, AssertionError("the Hub was asked"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", by_variable)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
@@ -128,7 +128,7 @@ def test_a_stored_login_is_used(tmp_path: Path) -> None:
     assert done.stdout.strip() == "Bearer hf_stored"
 
 
-def test_an_adapter_is_not_taken_for_a_model(tmp_path: Path) -> None:
+def test_an_adapter_is_rejected_as_a_model(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"is an adapter: merge it into its base first \(llmtrain merge\)"):
         fetch(str(tmp_path))

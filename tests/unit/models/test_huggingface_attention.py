@@ -87,7 +87,7 @@ def test_sdpa_computes_what_blocked_attention_does_not_cover(
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in WITHOUT_SDPA])
-def test_compiled_blocks_take_it_for_packed_rows(family: str, calls: list[int]) -> None:
+def test_compiled_blocks_use_blocked_attention_for_packed_rows(family: str, calls: list[int]) -> None:
     batch = random_batch(VOCAB_SIZE, seq_len=24, num_documents=4)
     model = tiny_huggingface(family, attention="sdpa").train()
     for module in model.modules():

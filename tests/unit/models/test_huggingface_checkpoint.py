@@ -76,7 +76,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(
         assert torch.equal(tensor, expected[name]), name
 
 
-def test_a_checkpoint_of_an_adapter_has_its_tensors_alone(tmp_path: Path) -> None:
+def test_a_checkpoint_of_an_adapter_has_only_the_adapters_tensors(tmp_path: Path) -> None:
     model, _ = start(write_tiny_folder(tmp_path), {"lora": {"r": 4}})
     tensors = checkpoint_tensors(model)
     assert all("lora_" in name for name in tensors)

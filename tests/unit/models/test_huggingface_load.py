@@ -54,7 +54,7 @@ def test_a_random_model_is_a_function_of_the_seed_and_needs_no_weights(tmp_path:
     assert not torch.equal(first["network.lm_head.weight"], other["network.lm_head.weight"])
 
 
-def test_the_tokenizer_may_lie_in_another_folder(tmp_path: Path) -> None:
+def test_the_tokenizer_may_be_in_another_folder(tmp_path: Path) -> None:
     model, other = write_tiny_folder(tmp_path / "model"), write_tiny_folder(tmp_path / "tokenizer")
     assert fetch(HuggingFaceConfig(path=str(model))) == (model, model)
     assert fetch(HuggingFaceConfig(path=str(model), tokenizer=str(other))) == (model, other)
@@ -116,9 +116,7 @@ def test_four_bits_are_nf4_with_double_quantization() -> None:
 
 
 @pytest.mark.parametrize(("family", "tied"), [("llama", False), ("llama", True), ("gpt2", True), ("mixtral", False)])
-def test_a_whole_model_is_what_transformers_loads_and_is_taken_up_exactly(
-    tmp_path: Path, family: str, tied: bool
-) -> None:
+def test_a_full_model_is_loaded_by_transformers_and_resumed_exactly(tmp_path: Path, family: str, tied: bool) -> None:
     source = write_tiny_folder(tmp_path / "base", family, tie_word_embeddings=tied)
     model = build(source)
     with torch.no_grad():
@@ -157,7 +155,7 @@ def test_tensors_of_another_model_are_not_written_and_not_read(tmp_path: Path) -
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(r=2).model_dump()])
 @pytest.mark.parametrize("settings", [{"temperature": 0.6}, {"do_sample": False, "top_p": 0.9}, {"do_sample": True}])
-def test_a_generation_config_goes_along_as_it_is(tmp_path: Path, settings: dict[str, Any], lora: Any) -> None:
+def test_a_generation_config_is_copied_unchanged(tmp_path: Path, settings: dict[str, Any], lora: Any) -> None:
     write_tiny_folder(tmp_path)
     (tmp_path / "generation_config.json").write_text(written := json.dumps(settings))
     model = build(tmp_path, lora=lora)

@@ -155,7 +155,7 @@ def test_a_model_without_positions_to_restart_rejects_packed_rows() -> None:
         model(packed_batch())
 
 
-def test_a_leak_between_documents_is_found_and_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_mixes_documents_of_a_row_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_huggingface("mistral")
     base_forward = model._base.forward
 
@@ -167,7 +167,7 @@ def test_a_leak_between_documents_is_found_and_rejected(monkeypatch: pytest.Monk
         model(packed_batch())
 
 
-def test_layers_that_round_by_the_whole_batch_can_take_packed_rows() -> None:
+def test_layers_that_round_by_the_full_batch_can_train_on_packed_rows() -> None:
     """As those of int8 do: a leak is told from their noise."""
 
     class Rounded(nn.Linear):
@@ -246,7 +246,7 @@ def test_flops_count_what_a_token_is_multiplied_with() -> None:
     assert (model.vocab_size, model.max_seq_len) == (VOCAB_SIZE, 64)
 
 
-def test_of_a_mixture_of_experts_only_those_in_use_are_counted() -> None:
+def test_only_the_experts_in_use_are_counted() -> None:
     model = tiny_huggingface("mixtral")
     experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
     rest = model.num_parameters() - experts - VOCAB_SIZE * 32
@@ -278,7 +278,7 @@ def test_in_bfloat16_rotary_frequencies_stay_exact() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_it_trains_through_the_step_of_the_loop_in_any_split(family: str) -> None:
+def test_training_steps_do_not_depend_on_the_split_into_micro_batches(family: str) -> None:
     batch, grads = packed_batch(batch_size=4), []
     num_tokens = int((batch["labels"] != IGNORE_INDEX).sum())
     for rows in (4, 1):

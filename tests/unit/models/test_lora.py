@@ -105,7 +105,7 @@ MIXTURE: dict[str, Any] = {
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
 
-def test_what_adapters_do_not_reach_in_a_mixture_is_said_with_its_share() -> None:
+def test_weights_of_a_mixture_without_adapters_are_named_with_their_share() -> None:
     network = tiny_network("mixtral")
     total = sum(parameter.numel() for parameter in network.parameters())
     experts = 2 * (4 * 3 * 32 * 48 + 4 * 32)
@@ -118,7 +118,7 @@ def test_what_adapters_do_not_reach_in_a_mixture_is_said_with_its_share() -> Non
 
 
 @pytest.mark.parametrize("kind", ["Qwen3MoeConfig", "GptOssConfig", "DeepseekV3Config"])
-def test_what_is_left_out_of_any_mixture_is_adapted_as_the_message_says(kind: str) -> None:
+def test_the_named_weights_of_any_mixture_can_be_adapted(kind: str) -> None:
     config = getattr(transformers, kind)(**MIXTURE)
     found = weights_left_out(add_lora(AutoModelForCausalLM.from_config(config), LoraConfig(r=2)))
     assert found is not None
@@ -138,7 +138,7 @@ def test_all_linear_leaves_nothing_out_of_other_families(family: str) -> None:
         assert weights_left_out(add_lora(tiny_network(family, tie_word_embeddings=tied), LoraConfig(r=2))) is None
 
 
-def test_a_parameter_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_an_unknown_target_parameter_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no matrix 'experts.w1'. There are .*mlp.ex"):
         add_lora(tiny_network("mixtral"), LoraConfig(target_parameters=["experts.w1"]))
     with pytest.raises(ConfigError, match="the decoder only has linear layers"):
@@ -147,7 +147,7 @@ def test_a_parameter_that_is_not_there_is_named(tmp_path: Path) -> None:
         LoraConfig(target_parameters=EXPERTS, dropout=0.1)
 
 
-def test_experts_are_trained_and_taken_up_again(tmp_path: Path) -> None:
+def test_experts_are_trained_and_resumed(tmp_path: Path) -> None:
     def tuned() -> HuggingFaceModel:
         lora = LoraConfig(r=2, target_modules=[], target_parameters=EXPERTS)
         return HuggingFaceModel(add_lora(tiny_network("mixtral"), lora))

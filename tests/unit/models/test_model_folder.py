@@ -71,7 +71,7 @@ def test_an_architecture_without_a_layout_keeps_our_names(tmp_path: Path) -> Non
     assert json.loads((tmp_path / "generation_config.json").read_text()) == {"eos_token_id": 7}
 
 
-def test_the_config_of_a_layout_stands_beside_ours(tmp_path: Path) -> None:
+def test_config_json_has_the_layouts_config_and_ours(tmp_path: Path) -> None:
     write(tmp_path, tiny_decoder(positional={"rope_base": 500.0}), eos_id=7)
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["model_type"], config["rope_theta"], config["tie_word_embeddings"]) == ("llama", 500.0, True)
@@ -129,7 +129,7 @@ def test_missing_extra_and_misshapen_tensors_are_named(changes: dict[str, Any], 
         read_model_folder(tmp_path)
 
 
-def test_writing_rejects_what_is_not_the_whole_model(tmp_path: Path) -> None:
+def test_writing_rejects_an_incomplete_model(tmp_path: Path) -> None:
     state_dict = tiny_decoder().state_dict()
     del state_dict["final_norm.weight"]
     with pytest.raises(ValueError, match=r"missing tensors: final_norm\.weight"):
@@ -164,7 +164,9 @@ def test_damaged_and_absent_files_are_one_message(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_a_foreign_model_that_cannot_be_held_is_rejected(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_a_model_of_transformers_that_fits_no_layout_is_rejected(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     write(tmp_path, tiny_decoder())
     path = tmp_path / "config.json"
     config = json.loads(path.read_text()) | change

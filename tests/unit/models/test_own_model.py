@@ -93,7 +93,7 @@ def own(cls: type, **options: Any) -> OwnModel:
     return build_own_model(OwnModelConfig(name=f"{__name__}:{cls.__name__}", options=options), TINY_VOCAB_SIZE)
 
 
-def test_a_row_is_generated_alike_alone_and_beside_longer_ones_without_a_cache_of_its_own() -> None:
+def test_without_a_cache_of_its_own_a_row_is_the_same_alone_and_in_a_batch() -> None:
     model = own(Tied).eval()
     prompts = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [11], [12, 13]]
     how = Decoding(max_new_tokens=9, sampling=Sampling(temperature=0.0, seed=1), batch_size=3)
@@ -105,7 +105,7 @@ def test_a_row_is_generated_alike_alone_and_beside_longer_ones_without_a_cache_o
     assert alone[0] == expected[2 : 2 + len(alone[0])]
 
 
-def test_what_is_optional_is_used_where_it_is_there() -> None:
+def test_optional_members_are_used_if_they_exist() -> None:
     model = own(WithCache).eval()
     decoder: Decoder = model.network.decoder
     how = Decoding(max_new_tokens=6, sampling=Sampling(temperature=0.0, seed=1))
@@ -119,7 +119,7 @@ def test_what_is_optional_is_used_where_it_is_there() -> None:
     assert torch.equal(model(batch)[0], decoder(batch)[0])
 
 
-def test_what_is_optional_has_a_default() -> None:
+def test_optional_members_have_defaults() -> None:
     model = own(Tied)
     tied, table, mix = TINY_VOCAB_SIZE * 8, 32 * 8, 8 * 8 + 8
     assert model.max_seq_len == 32
@@ -177,6 +177,6 @@ def test_a_wrong_result_and_state_that_cannot_be_saved_are_one_message() -> None
         (f"{__name__}:Missing", r"model\.name: .* has no function or class 'Missing'"),
     ],
 )
-def test_a_class_that_is_not_there_is_one_message(name: str, message: str) -> None:
+def test_a_missing_class_is_one_message(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_own_model(OwnModelConfig(name=name), 7)

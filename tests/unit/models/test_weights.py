@@ -82,7 +82,7 @@ def test_every_missing_extra_and_misshapen_tensor_is_named(tmp_path: Path) -> No
     assert "blocks.0.attention_norm.weight has shape [5], expected [32]" in message
 
 
-def test_the_vocabulary_is_the_files_and_has_to_be_the_configs(tmp_path: Path) -> None:
+def test_the_vocabulary_is_that_of_the_file_and_must_be_that_of_the_config(tmp_path: Path) -> None:
     decoder = tiny_decoder()
     file = saved(tmp_path / "w.safetensors", decoder)
     assert read_decoder(tiny_config(vocab_size=TINY_VOCAB_SIZE), file).vocab_size == TINY_VOCAB_SIZE

@@ -34,7 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @torch.no_grad()
 @pytest.mark.parametrize("variant", list(VARIANTS))
-def test_the_traced_decoder_is_the_decoder_at_every_shape(variant: str) -> None:
+def test_the_traced_decoder_equals_the_decoder_at_every_shape(variant: str) -> None:
     decoder = tiny_decoder(**VARIANTS[variant])
     graph = trace(TraceableDecoder(decoder)).module()
     for shape in ((1, 1), (1, 7), (3, 1), (4, 33), (2, 64)):
@@ -62,7 +62,7 @@ def test_a_decoder_in_onnx_takes_batches_and_lengths(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_a_model_of_transformers_as_a_graph(tmp_path: Path) -> None:
+def test_a_model_of_transformers_can_be_written_as_a_graph(tmp_path: Path) -> None:
     tokenizer = tiny_chat_tokenizer(CHATML)
     tokenizer.save_pretrained(tmp_path / "base")
     network = tiny_network("qwen3", vocab_size=len(tokenizer))
@@ -75,7 +75,7 @@ def test_a_model_of_transformers_as_a_graph(tmp_path: Path) -> None:
     assert export(str(tmp_path / "base"), Request(to=str(tmp_path / "onnx")), format="onnx")["tokens"] > 50
 
 
-def test_rows_that_see_each_other_in_a_batch_are_noticed() -> None:
+def test_rows_that_influence_each_other_in_a_batch_are_rejected() -> None:
     def leaking(ids: Tensor) -> Tensor:
         return (ids.float() + ids.float().sum(0) * (len(ids) > 1))[..., None].expand(*ids.shape, 4)
 
@@ -84,7 +84,9 @@ def test_rows_that_see_each_other_in_a_batch_are_noticed() -> None:
     check_batches(lambda ids: ids.float()[..., None].expand(*ids.shape, 4), [[1, 2, 3], [4, 5]], tolerance=1e-3)
 
 
-def test_what_is_not_installed_or_not_possible_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_and_impossible_graphs_are_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_tiny_model(tmp_path / "own")
     with pytest.raises(ConfigError, match="--dtype bfloat16: onnxruntime computes a model in float32"):
         export(str(tmp_path / "own"), Request(to=str(tmp_path / "out"), dtype="bfloat16"), format="onnx")

@@ -62,9 +62,9 @@ def test_a_model_is_on_the_hub_in_one_private_commit(hub: LocalHub, trained: Pat
     assert list((tmp_path / "artifacts").iterdir()) == []
 
 
-def test_it_is_public_only_when_asked_and_never_by_an_older_repository(hub: LocalHub, trained: Path) -> None:
+def test_a_model_is_public_only_on_request_and_never_through_an_older_repository(hub: LocalHub, trained: Path) -> None:
     hub.repos["me/model"] = Repo(private=False)
-    with pytest.raises(ConfigError, match=r"hub:me/model is public, and publishing is private unless told otherwise"):
+    with pytest.raises(ConfigError, match=r"hub:me/model is public, but models are published privately by default"):
         publish("one", given=GIVEN)
     publish("one", given={**GIVEN, "private": False})
     publish("one", given={**GIVEN, "to": "hub:me/open", "private": False})
@@ -91,7 +91,7 @@ def test_a_second_publish_removes_shards_of_the_first_and_keeps_other_files(hub:
     assert json.loads(files["config.json"])["model_type"] == "llama"
 
 
-def test_who_may_not_write_hears_it_before_anything_is_done(
+def test_a_token_without_write_access_is_rejected_before_anything_is_done(
     hub: LocalHub, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError, match=r"hub:other/model: the token may not write there \(403\).*to other"):
@@ -124,7 +124,7 @@ def test_a_repository_that_another_made_meanwhile_is_no_error(hub: LocalHub) -> 
     ("part", "status"),
     [("/commit/", 409), ("/commit/", 500), ("/preupload/", None), ("/commit/", None), ("PUT /lfs/", None)],
 )
-def test_what_breaks_for_a_time_is_tried_again(hub: LocalHub, folder: Path, part: str, status: int | None) -> None:
+def test_temporary_failures_are_tried_again(hub: LocalHub, folder: Path, part: str, status: int | None) -> None:
     hub.repos["me/model"] = Repo(private=True)
     hub.fail(part, status=status, times=2)
     waits: list[float] = []
@@ -147,7 +147,7 @@ def test_too_many_requests_are_waited_for_as_long_as_the_hub_says(hub: LocalHub,
 def test_weights_that_arrived_are_not_sent_again(hub: LocalHub, folder: Path) -> None:
     hub.repos["me/model"] = Repo(private=True)
     hub.fail("/commit/", status=503, times=100)
-    with pytest.raises(RunError, match=r"hub:me/model: the Hub answered 503\. The same command goes on from there"):
+    with pytest.raises(RunError, match=r"hub:me/model: the Hub answered 503\. The same command continues"):
         upload(folder, "me/model", message="first", sleep=lambda _: None)
     assert hub.count("/commit/") >= ATTEMPTS
     assert hub.count("PUT /lfs/") == 1
@@ -166,7 +166,7 @@ def test_a_refusal_is_not_tried_again(hub: LocalHub, folder: Path) -> None:
     assert hub.count("/commit/") == 1
 
 
-def test_a_hub_that_does_not_answer_is_no_mistake_of_the_user(hub: LocalHub, trained: Path) -> None:
+def test_a_hub_that_does_not_answer_is_a_run_error(hub: LocalHub, trained: Path) -> None:
     hub.fail("/api/", status=503, times=1000)
     with pytest.raises(RunError, match=r"hub:me/model: the Hub answered 503: try again"):
         publish("one", given=GIVEN)
@@ -184,7 +184,7 @@ def test_an_adapter_of_a_local_base_needs_the_bases_name(hub: LocalHub, tmp_path
 
 
 @pytest.mark.slow
-def test_the_command_honours_the_environment(hub: LocalHub, trained: Path) -> None:
+def test_the_command_reads_the_destination_from_the_environment(hub: LocalHub, trained: Path) -> None:
     environment = {
         **os.environ,
         "HF_ENDPOINT": hub.endpoint,

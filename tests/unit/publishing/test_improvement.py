@@ -10,7 +10,7 @@ from llmtrain.errors import ConfigError
 from llmtrain.publishing.improvement import Evaluation, check_improvement
 
 
-def test_a_metric_of_an_older_name_is_answered_by_its_name_today() -> None:
+def test_a_metric_by_its_older_name_is_answered_with_its_name_today() -> None:
     evaluation = Evaluation(Path("metrics.json"), {"comparison": {"jaccard": {"verdict": "better"}}})
     check_improvement(evaluation, "jaccard", how="llmtrain eval")
     with pytest.raises(ConfigError, match=r"avg_jaccard_overlap is jaccard now; metrics\.json compares jaccard"):

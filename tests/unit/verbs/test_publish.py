@@ -108,7 +108,7 @@ def test_what_is_not_shown_to_be_better_is_refused_with_exit_1(
 ) -> None:
     arguments = ["publish", "one", "--license", "mit", "--require-improvement", "exact_match"]
     assert run(arguments) == 1
-    assert "nothing compares this model with a baseline yet: llmtrain eval one --data" in capsys.readouterr().err
+    assert "this model was not compared with a baseline yet: llmtrain eval one --data" in capsys.readouterr().err
     evaluated(trained, low=-0.01, high=0.24)
     assert run(arguments) == 1
     assert "0.61 against 0.44, difference +0.17, 95 % interval -0.01 to +0.24" in capsys.readouterr().err
@@ -124,7 +124,7 @@ def test_what_is_not_shown_to_be_better_is_refused_with_exit_1(
 def test_a_licence_and_a_free_place_are_asked_for_first(
     trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(ConfigError, match="a published model has a licence: name it with --license"):
+    with pytest.raises(ConfigError, match="a published model needs a licence: name it with --license"):
         publish("one", given={"to": "hub:me/model"})
     assert publish("one", given={"to": "mine"})["license"] == "other"
     assert "no licence is named" in caplog.text
@@ -151,7 +151,7 @@ def test_what_was_exported_from_a_run_is_published_with_the_runs_card(trained: P
     told = json.loads(Path(done["to"], "evaluation.json").read_text())
     assert told.keys() == {"time", "data", "rows", "comparison"}
     (tmp_path / "made" / "model.safetensors").write_bytes(b"other")
-    with pytest.raises(RunError, match=r"model\.safetensors is not what was saved"):
+    with pytest.raises(RunError, match=r"model\.safetensors was changed after it was saved"):
         publish("made", given={**MIT, "to": "again"})
 
 
@@ -160,7 +160,7 @@ def test_missing_and_damaged_files_are_refused(trained: Path, tmp_path: Path) ->
     (trained / "checkpoints" / "step_000200" / "MANIFEST.json").write_text(
         json.dumps({"files": {"model/model.safetensors": {"sha256": "0" * 64}}})
     )
-    with pytest.raises(RunError, match=r"model\.safetensors is not what was saved"):
+    with pytest.raises(RunError, match=r"model\.safetensors was changed after it was saved"):
         publish("one", given=MIT)
     (model / "model.safetensors").rename(model / "elsewhere")
     with pytest.raises(ConfigError, match=r"lacks model\.safetensors"):
@@ -189,7 +189,7 @@ def test_the_value_of_a_secret_variable_is_found_and_words_of_a_vocabulary_are_n
     (tmp_path / "vocab.json").write_text('{"password": 4711, "secret": 12, "api_key=": 7, "token": 3}')
     (tmp_path / "README.md").write_text("plain words zxcvbnm-asdf\n")
     check_no_secrets(tmp_path, environ={"HOME": "plain words", "SHORT_TOKEN": "plain"})
-    with pytest.raises(RunError, match=r"README\.md: it holds the value of WANDB_API_KEY"):
+    with pytest.raises(RunError, match=r"README\.md: it contains the value of WANDB_API_KEY"):
         check_no_secrets(tmp_path, environ={"WANDB_API_KEY": "zxcvbnm-asdf"})
 
 

@@ -1,8 +1,8 @@
 """The output layer of a model of transformers, and the loss for output layers that are not a single matrix.
 
 models/decoder/loss.py has the fast loss for a single weight matrix. Here is the loss for a head with a bias or
-adapters, or with capped logits (Gemma 2). As there, the gradients of a chunk of tokens are computed right after its loss, and the
-backward pass only scales them.
+adapters, or with capped logits (Gemma 2). As there, the gradients of a chunk of tokens are computed right after its
+loss, and the backward pass only scales them.
 """
 
 from __future__ import annotations

@@ -259,7 +259,7 @@ class HuggingFaceModel(nn.Module):
         raise ConfigError(f"trainer.compile: no blocks found in {type(self.causal_lm).__name__}; set it to false")
 
     def _head(self) -> Head:
-        """Return the output layer with the change that a model makes to logits: Gemma caps, Cohere and Granite scale."""
+        """Return the output layer with the model's change to logits: Gemma caps them, Cohere and Granite scale them."""
         config = self._text_config
         scale = float(getattr(config, "logit_scale", None) or 1.0)
         if config.model_type.startswith("granite"):
