@@ -75,7 +75,7 @@ def test_an_adapter_is_compared_with_its_base_on_every_file_and_all(
     assert set(written["comparison"]) == set(written["scores"]) == set(written["definitions"])
     assert "sacre" not in written["signatures"]["bleu"]
     assert re.search(r"version:\d", written["signatures"]["bleu"])
-    assert written["contamination"] == {"checked": False, "why": "nothing says what the model was trained on"}
+    assert written["contamination"] == {"checked": False, "why": "the model's training data is not known"}
 
     lines = predictions(found)
     asked = [json.loads(line) for file in rows for line in Path(file).read_text().splitlines()]
@@ -171,7 +171,7 @@ def test_a_baseline_may_be_named_or_the_last_published_model(
         evaluated(adapter, rows, tmp_path, baseline="last-published")
     with pytest.raises(ConfigError, match="is the model itself"):
         evaluated(base, rows, tmp_path, baseline=str(base))
-    with pytest.raises(ConfigError, match=r"nothing says what .*base was tuned from"):
+    with pytest.raises(ConfigError, match=r"the model from which .*base was tuned is not known"):
         evaluated(base, rows, tmp_path, subject="base")
 
 

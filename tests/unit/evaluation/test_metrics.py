@@ -191,7 +191,7 @@ def test_a_metric_of_the_user_s_own_is_the_mean_of_its_rows(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "my_metrics", module)
     assert measured([("ab", "abcd"), ("abcd", "abcd")], "my_metrics:length_ratio") == {"my_metrics:length_ratio": 0.75}
     assert metrics_named(["my_metrics:length_ratio"])[0].definition == "How long answers are. (mean of rows)"
-    with pytest.raises(ConfigError, match="my_metrics:broken gave nan for the prediction 'ab'"):
+    with pytest.raises(ConfigError, match="my_metrics:broken returned nan for the prediction 'ab'"):
         measured([("ab", "abcd")], "my_metrics:broken")
     with pytest.raises(ConfigError, match=r"my_metrics:fails failed for the prediction 'ab'.*ZeroDivisionError"):
         measured([("ab", "abcd")], "my_metrics:fails")
