@@ -145,7 +145,7 @@ def test_a_loss_that_is_no_number_names_the_rows(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.seq_len=500", "data.seq_len is 500, but the model in .* is made for 128 tokens"),
+        ("data.seq_len=500", "data.seq_len is 500, but the model in .* takes at most 128 tokens"),
         ("optimizer.name=muon", "optimizer.name is muon, but no matrix of the decoder's blocks is trained"),
         ("model.lora.target_modules=[q_prj]", "q_proj"),
     ],
@@ -187,7 +187,7 @@ def test_a_tuned_run_is_evaluated_and_writes(
     assert "rendered" not in text
     if model:
         shutil.move(str(base), str(tmp_path / "away"))
-        with pytest.raises(ConfigError, match="is an adapter, and its base is not to be had"):
+        with pytest.raises(ConfigError, match="is an adapter, and its base model cannot be opened"):
             evaluate("tuned")
         shutil.move(str(tmp_path / "away"), str(base))
 

@@ -263,7 +263,7 @@ def test_push_deletes_nothing_by_itself_and_only_inside_its_folder_when_told_to(
 def test_who_answers_there_is_checked(server: SshServer, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = {
         "stranger": (2, "the host key of stranger is not known here: log in once by hand"),
-        "keyless": (2, "keyless does not let you in: it needs a key"),
+        "keyless": (2, "keyless does not let you in: log in by a key"),
         "nowhere.invalid": (2, "Could not resolve hostname"),
         "127.0.0.1:1": (1, "no connection to 127.0.0.1:1"),
     }
@@ -274,7 +274,7 @@ def test_who_answers_there_is_checked(server: SshServer, project: Path, capsys: 
     right = known.read_text()
     known.write_text(right.partition(" ")[0] + " " + (server.folder / "user_key.pub").read_text())
     assert launch("status", "--dir", "~/x", *server.options("one")) == 2
-    assert "another machine answers there, or it was set up anew" in capsys.readouterr().err
+    assert "another machine answers there, or it was reinstalled" in capsys.readouterr().err
     known.write_text(right)
 
 

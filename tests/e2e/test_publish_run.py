@@ -132,7 +132,7 @@ def test_what_was_published_is_what_the_next_model_is_compared_with(
     said = capsys.readouterr().err
     where = f"me/tuned@{done['revision']}" if on_hub else str(tmp_path / "published")
     assert said.count("error:") == 1
-    assert f"what was published last, {where} (says runs/last-published.json), is not to be had: " in said
+    assert f"the model published last, {where} (see runs/last-published.json), cannot be opened: " in said
     assert "Name another --baseline, or compare with none: --no-baseline" in said
 
 

@@ -22,7 +22,8 @@ from llmtrain.distributed.sharding import layers_of, take_part
 from llmtrain.errors import ConfigError
 from llmtrain.import_path import import_callable, what_failed
 from llmtrain.models.companions import copy_tokenizer
-from llmtrain.models.folder import WEIGHTS_FILE, common_dtype, misfits
+from llmtrain.models.fetch import WEIGHTS_FILE
+from llmtrain.models.folder import common_dtype, misfits
 
 KEY = "model.name"
 OWN_CLASS_TYPE = "llmtrain-own-class"

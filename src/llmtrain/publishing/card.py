@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from llmtrain._version import __version__
 from llmtrain.config.loading.load import yaml_text
@@ -188,10 +188,17 @@ def _hash_of_rows(home: Path, path: str) -> str | None:
     for file in found:
         if isinstance(file, DataFile):
             with file.open() as stream:
-                digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+                digests.append(_sha256(stream))
     if len(digests) == 1:
         return digests[0]
     return hashlib.sha256("".join(digests).encode()).hexdigest() if digests else None
+
+
+def _sha256(stream: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while piece := stream.read(1 << 20):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def _results(told: Mapping[str, Any]) -> dict[str, str]:

@@ -163,7 +163,7 @@ def test_a_model_that_mixes_documents_of_a_row_is_rejected(monkeypatch: pytest.M
         return base_forward(**inputs)
 
     monkeypatch.setattr(model._base, "forward", deaf)
-    with pytest.raises(ConfigError, match="documents in one row see each other"):
+    with pytest.raises(ConfigError, match="documents in one row attend to each other"):
         model(packed_batch())
 
 

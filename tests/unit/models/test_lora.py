@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM
 from llmtrain.config.sections.lora import LoraConfig
 from llmtrain.errors import ConfigError
 from llmtrain.models.decoder.decoder import Decoder
+from llmtrain.models.fetch import ADAPTER_WEIGHTS
 from llmtrain.models.huggingface.model import HuggingFaceModel
 from llmtrain.models.lora import (
-    ADAPTER_WEIGHTS,
     add_lora,
     add_lora_to_decoder,
     merged_state_dict,

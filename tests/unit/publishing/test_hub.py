@@ -174,7 +174,7 @@ def test_a_hub_that_does_not_answer_is_a_run_error(hub: LocalHub, trained: Path)
 
 def test_an_adapter_of_a_local_base_needs_the_bases_name(hub: LocalHub, tmp_path: Path) -> None:
     adapter = str(write_tiny_adapter(tmp_path / "adapter", write_tiny_chat_folder(tmp_path / "base")))
-    with pytest.raises(ConfigError, match=r"which is on this machine alone: .*--base-model.*llmtrain merge"):
+    with pytest.raises(ConfigError, match=r"which is only on this machine: .*--base-model.*llmtrain merge"):
         publish(adapter, given=GIVEN, root_dir=str(tmp_path / "runs"))
     publish(adapter, given={**GIVEN, "base_model": "meta/llama"}, root_dir=str(tmp_path / "runs"))
     files = hub.repos["me/model"].files

@@ -175,7 +175,7 @@ def test_rows_are_counted_where_they_are_here(tmp_path: Path) -> None:
 
 def test_what_a_run_would_reject_is_rejected_by_the_plan(tmp_path: Path) -> None:
     folder = tiny(tmp_path)
-    with pytest.raises(ConfigError, match=r"data\.seq_len is 128, but the model in .* is made for 64 tokens"):
+    with pytest.raises(ConfigError, match=r"data\.seq_len is 128, but the model in .* takes at most 64 tokens"):
         planned(tmp_path, folder, "data.seq_len=128")
     with pytest.raises(ConfigError, match=r"target_modules: 'c_attn' matches no linear layer of the model\. There are"):
         planned(tmp_path, folder, "model.lora.target_modules=[c_attn]")
