@@ -87,7 +87,10 @@ def test_the_page_is_planned_and_what_it_cannot_do_is_one_message(folder: Path, 
     for verb in ("export", "merge", "publish"):
         assert "your own class, which no other program can open" in says(verb, "one", code=2)["error"]["message"]
     shutil.copytree(folder / "runs" / "one" / "model", folder / "alone")
-    assert "if the config.yaml of its run names it" in says("generate", "alone", "--prompt", "a", code=2)["error"]["message"]
+    assert (
+        "if the config.yaml of its run names it"
+        in says("generate", "alone", "--prompt", "a", code=2)["error"]["message"]
+    )
     assert "your own class" in says("inspect", "my.yaml", code=2)["error"]["message"]
     for key, message in {
         "model.name=my_pkg.models:Missing": "model.name: my_pkg.models has no function or class 'Missing'",

@@ -103,8 +103,8 @@ def _reject_tensor_parallel(config: Config, *, size: int, world_size: int) -> No
     key, model = "distributed.strategy is fsdp_tp", config.model
     if world_size % size:
         raise ConfigError(
-            f"distributed.tensor_parallel is {size}, which does not divide the {counted(world_size, 'process')}: start a "
-            f"multiple of {size}"
+            f"distributed.tensor_parallel is {size}, which does not divide the {counted(world_size, 'process')}: "
+            f"start a multiple of {size}"
         )
     if isinstance(model, OwnModelConfig):
         raise ConfigError(f"{key}, but {model.name} does not say how its matrices are split: use fsdp")

@@ -70,8 +70,8 @@ class Request:
     data: Sequence[str] = ()
     """Rows or shards to compare on; the run's validation data if not given."""
     tolerance: float | None = None
-    """Share of the largest logit by which the result may differ from its source. If not given, the difference that comes
-    from rounding the weights is allowed, and the rest is judged without it."""
+    """Share of the largest logit by which the result may differ from its source. If not given, the difference that
+    comes from rounding the weights is allowed, and the rest is judged without it."""
     device: str = "auto"
     root_dir: str = "runs"
     trust_remote_code: bool = False

@@ -44,7 +44,7 @@ def test_nothing_planted_in_a_card_is_markup() -> None:
     card = render(planted_card(TEXT)).partition("\n---\n")[2]
     found = elements(card)
     html = [token.content for token in found if token.type.startswith("html")]
-    assert html == ["<details><summary>The whole config</summary>\n", "</details>\n"]
+    assert html == ["<details><summary>The full config</summary>\n", "</details>\n"]
     assert not any((ord(character) < 32 and character != "\n") or character == "\u202e" for character in card)
     tables = [token for token in found if token.type == "table_open"]
     assert len(tables) == 4, "no cell ends its table"
