@@ -21,6 +21,7 @@ ALWAYS_SEVERAL = {
     "cli/plan.py": "processes share each matrix",
     "config/sections/training.py": "processes",
     "data/prepare/inputs.py": "files are not read",  # after a suffix
+    "data/tokens.py": "processes read: they share",
     "demos/finetune.py": "questions about",
     "distributed/peers.py": "processes did not meet",
     "distributed/rendezvous.py": "processes have to meet",

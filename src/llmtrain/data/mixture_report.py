@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llmtrain.data.mixture import Change, Mixture
+from llmtrain.screen import counted
 
 
 def source_rows(mixture: Mixture, item: int) -> list[dict[str, Any]]:
@@ -37,7 +38,7 @@ def lines_of(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield a line for each source."""
     for row in rows:
         share = f"{row['share']:.2%} of the {row['by']} (asked: {row['asked']:.2%})"
-        yield f"{row['source']}: {share}, {row['sequences']:,} sequences, {row['epochs']:.3g} epochs"
+        yield f"{row['source']}: {share}, {counted(row['sequences'], 'sequence')}, {row['epochs']:.3g} epochs"
 
 
 def change_in_words(change: Change, mixture: Mixture) -> str:

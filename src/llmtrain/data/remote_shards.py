@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from llmtrain.data.range_cache import RangeCache
 from llmtrain.errors import ConfigError, Preempted
+from llmtrain.screen import counted
 from llmtrain.storage.address import shown
 from llmtrain.storage.failures import AccessDenied, NoObject, RangeOutside, StorageError
 from llmtrain.storage.store import locate
@@ -129,8 +130,8 @@ def _read_footer(shard: RemoteShard) -> pq.FileMetaData:
     if (metadata.num_rows, metadata.num_row_groups) != (shard.rows, shard.num_row_groups):
         shard.forget((shard.size - len(content), len(content)))
         raise shard.changed(
-            f"it has {metadata.num_rows} documents in {metadata.num_row_groups} row groups instead of {shard.rows} in "
-            f"{shard.num_row_groups}"
+            f"it has {counted(metadata.num_rows, 'document')} in {metadata.num_row_groups} row groups instead of "
+            f"{shard.rows} in {shard.num_row_groups}"
         )
     return metadata
 

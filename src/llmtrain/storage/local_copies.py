@@ -27,6 +27,7 @@ from filelock import FileLock
 
 from llmtrain.atomic import file_sha256, write_json
 from llmtrain.errors import ConfigError
+from llmtrain.screen import counted
 from llmtrain.storage.address import parse_address, shown
 from llmtrain.storage.failures import AccessDenied, NoObject
 from llmtrain.storage.finding import StoredObject, find_objects
@@ -85,7 +86,7 @@ def _key(address: str, found: Sequence[StoredObject]) -> str:
 
 def _fetch(address: str, found: Sequence[StoredObject], folder: Path) -> None:
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    log.info("%s: fetching %d files into %s, once", shown(address), len(found), folder)
+    log.info("%s: fetching %s into %s, once", shown(address), counted(len(found), "file"), folder)
     try:
         files = {one.inside: _fetch_file(one, partial / one.inside) for one in found}
         address = shown(address.rstrip("/"))

@@ -50,6 +50,7 @@ def test_the_summary_holds_every_figure(tmp_path: Path) -> None:
         "peak_memory_bytes": 2_000_000_000,
         "goodput": 0.93,
         "time_spent": {"step": 298.0},
+        "mixture": None,
     }
 
 

@@ -165,7 +165,7 @@ def test_the_command_prints_one_document_or_a_page(tiny: str, capfd: pytest.Capt
     assert run(["plan", tiny, "trainer.max_steps=5"]) == 0
     page = capfd.readouterr().out
     assert "peak memory of the process" in page
-    assert "1 process (single) × 1 micro-batches of 4 × 32 tokens = 4 sequences a step" in page
+    assert "1 process (single) × 1 micro-batch of 4 × 32 tokens = 4 sequences a step" in page
 
 
 def test_a_gpu_that_is_not_here_has_to_be_named(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
