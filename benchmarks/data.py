@@ -11,6 +11,7 @@ as many tokens and looks at the sizes of their files, which are sparse.
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 import tempfile
 import time
@@ -24,7 +25,8 @@ from llmtrain.config.sections.data import TokensConfig
 from llmtrain.data.manifest import Counts, Manifest, RowGroups, Shard, Split, TokenizerRecord, write_manifest
 from llmtrain.data.mixture import ItemOrder
 from llmtrain.data.order import WindowOrder
-from llmtrain.data.prepare.shard_writer import ROW_GROUP_TOKENS, ShardWriter
+from llmtrain.data.prepare.shard_plan import ROW_GROUP_TOKENS, PlannedShard, ShardPlan
+from llmtrain.data.prepare.shard_writer import ShardWriter, document_table, write_encoded
 from llmtrain.data.shards import ShardWindows, TokenStream
 from llmtrain.data.sources import open_source
 from llmtrain.data.tokens import open_training_data
@@ -39,14 +41,23 @@ WANTED_SEEK_SEC = 0.3
 def write_shards(folder: Path) -> None:
     """Documents of random tokens; more than are kept in memory as a whole."""
     rng = np.random.default_rng(0)
-    writer = ShardWriter(folder, name="train", dtype=np.dtype(np.uint16), shard_size=SHARD_TOKENS, keep_text=False)
+    work = folder / "work"
+    work.mkdir(parents=True)
+    plan = ShardPlan("train", shard_size=SHARD_TOKENS)
+    planned: list[PlannedShard] = []
     written = 0
     while written < NUM_TOKENS:
-        tokens = rng.integers(1, 50_000, int(rng.integers(200, 3000)), dtype=np.uint16)
-        tokens[-1] = 0
-        writer.add("random", tokens=tokens, num_bytes=len(tokens), text="")
-        written += len(tokens)
-    write_manifest(folder, manifest_of(writer.close()))
+        documents = [rng.integers(1, 50_000, int(length), np.uint16) for length in rng.integers(200, 3000, 1000)]
+        for tokens in documents:
+            tokens[-1] = 0
+        name, lengths = f"{written}.arrow", [len(tokens) for tokens in documents]
+        write_encoded(work, name, document_table(["random"] * len(documents), documents, dtype="uint16"))
+        planned += plan.add(name, lengths=lengths, num_bytes=lengths)
+        written += sum(lengths)
+    shards = tuple(ShardWriter(folder, work)(shard) for shard in planned + plan.close())
+    shutil.rmtree(work)
+    rows = sum(shard.rows for shard in shards)
+    write_manifest(folder, manifest_of(Split(documents=rows, tokens=written, bytes=written, shards=shards)))
 
 
 def manifest_of(split: Split) -> Manifest:

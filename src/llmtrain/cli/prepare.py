@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -38,18 +38,37 @@ def add_to(app: typer.Typer) -> None:
 
 
 def prepare(
-    word: ConfigWord = None, overrides: Overrides = None, config: ConfigOption = None, json: Json = False
+    word: ConfigWord = None,
+    overrides: Overrides = None,
+    config: ConfigOption = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option("--engine", help="Where text is prepared: on this machine, or on a Ray cluster."),
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            metavar="HOST:PORT",
+            help="The Ray cluster, or auto for the one of this machine. Default: RAY_ADDRESS, or one of its own.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Json = False,
 ) -> Outcome:
     """Make token shards from text, or tokenise rows.
 
     The config names the text or the rows. Tokenised rows go into the cache.
     """
+    if address is not None and engine != "ray":
+        raise typer.BadParameter("it goes with --engine ray", param_hint="--address")
     from llmtrain.config.loading.load import load_config
     from llmtrain.data.prepare.parallel import resolve_num_workers
     from llmtrain.verbs.prepare import prepare as verb
 
     ref, values = read_words(word, overrides, config)
-    result = verb(load_config(str(ref), values), num_workers=resolve_num_workers(None))
+    loaded = load_config(str(ref), values)
+    result = verb(loaded, num_workers=resolve_num_workers(None), engine=engine, address=address)
     return Outcome(result, [named_values(result, ROWS), *_steps(result)])
 
 

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from llmtrain.atomic import write_text
 from llmtrain.data.manifest import RowGroups, Shard
-from llmtrain.data.prepare.parallel import ordered_map, resolve_num_workers
+from llmtrain.data.prepare.parallel import LocalExecutor, ordered_map, resolve_num_workers
 from llmtrain.data.shards import TOKENS_COLUMNS
 from llmtrain.errors import ConfigError
 
@@ -43,7 +43,8 @@ def read_footers(files: Sequence[Path], *, vocab_size: int, key: str, cache_dir:
     for folder, of_folder in by_folder.items():
         index = _read_index(folder, cache_dir)
         missing = [file for file in of_folder if _entry(index, file) is None]
-        made = ordered_map(lambda file: _read_footer(file, key=key), missing, num_workers=resolve_num_workers(None))
+        executor = LocalExecutor(resolve_num_workers(None))
+        made = ordered_map(lambda file: _read_footer(file, key=key), missing, executor=executor)
         for file, (shard, largest) in zip(missing, made, strict=True):
             index[file.name] = {
                 "mtime_ns": file.stat().st_mtime_ns,

@@ -28,7 +28,7 @@ from llmtrain.config.loading.load import load_config
 from llmtrain.config.sections.data import PrepareConfig
 from llmtrain.data.prepare.documents import open_corpus
 from llmtrain.data.prepare.inputs import find_inputs
-from llmtrain.data.prepare.parallel import resolve_num_workers
+from llmtrain.data.prepare.parallel import LocalExecutor, resolve_num_workers
 from llmtrain.data.prepare.selection import Fate, scan, select
 from llmtrain.errors import ConfigError, RunError
 from llmtrain.screen import counted
@@ -114,14 +114,14 @@ def _some(rows: list[FunctionRow], num_of_kind: int) -> Iterator[FunctionRow]:
 def _texts(options: PrepareConfig) -> Iterator[tuple[str, str]]:
     """The split and the text of each file but tests, of equal ones the first."""
     reader = open_corpus(find_inputs(options), options)
-    workers = resolve_num_workers(options.num_workers)
-    corpus = select(scan(reader, options=options, num_workers=workers, advance=lambda _: None), options)
+    executor = LocalExecutor(resolve_num_workers(options.num_workers))
+    corpus = select(scan(reader, options=options, executor=executor, advance=lambda _: None), options)
     stays = corpus.fates <= Fate.VAL
-    for unit, piece in corpus.pieces_with(stays):
-        for index, document in corpus.reread(unit, piece, stays):
+    for portion in corpus.portions(stays):
+        for index, document in zip(portion.chosen, corpus.rereader.reread(portion), strict=True):
             if _TEST_FOLDERS & set(PurePosixPath(document.file.name).parts):
                 continue
-            number = unit.first_document + index
+            number = portion.unit.first_document + index
             is_dev = int(corpus.hashes[number, 1]) < DEV_FRACTION * 2**64
             yield "test" if corpus.fates[number] == Fate.VAL else "dev" if is_dev else "train", document.text
 

@@ -19,7 +19,8 @@ from llmtrain.config.sections.data import PrepareConfig, TokensConfig
 from llmtrain.data.manifest import read_manifest
 from llmtrain.data.mixture import ItemOrder
 from llmtrain.data.order import SMALL_TOKENS, WindowOrder, rank_share
-from llmtrain.data.prepare.shard_writer import ROW_GROUP_TOKENS, ShardWriter
+from llmtrain.data.prepare.shard_plan import ROW_GROUP_TOKENS, ShardPlan
+from llmtrain.data.prepare.shard_writer import ShardWriter, document_table, write_encoded
 from llmtrain.data.shards import ShardWindows, TokenStream
 from llmtrain.data.sources import open_source
 from llmtrain.data.tokens import open_training_data, open_validation_data, reading_advice
@@ -260,13 +261,13 @@ def test_each_of_64_ranks_reads_no_more_than_a_tenth_over_its_share(
     """Counts bytes of row groups and footers, by those of a shard that is written; 64 ranks and 64 open chunks."""
     config = PrepareConfig(input="x", output="y")
     rng = np.random.default_rng(0)
-    writer = ShardWriter(
-        tmp_path, name="train", dtype=np.dtype("uint16"), shard_size=config.shard_size, keep_text=False
-    )
+    plan = ShardPlan("train", shard_size=config.shard_size)
     frequent = np.minimum(rng.zipf(1.2, 2_000_000), 8191).astype(np.uint16)
-    for number, tokens in enumerate(np.split(frequent, 2000)):
-        writer.add(f"text/{number // 100:04}.jsonl:{number}", tokens=tokens, num_bytes=4000, text="")
-    (shard,) = writer.close().shards
+    sources = [f"text/{number // 100:04}.jsonl:{number}" for number in range(2000)]
+    write_encoded(tmp_path, "0.arrow", document_table(sources, np.split(frequent, 2000), dtype="uint16"))
+    plan.add("0.arrow", lengths=[1000] * 2000, num_bytes=[4000] * 2000)
+    [planned] = plan.close()
+    shard = ShardWriter(tmp_path, tmp_path)(planned)
     footer = pq.read_metadata(tmp_path / shard.path)
     footer_bytes = footer.serialized_size / footer.num_row_groups * config.shard_size / ROW_GROUP_TOKENS
     token_bytes = (shard.size - footer.serialized_size) / shard.tokens

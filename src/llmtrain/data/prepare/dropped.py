@@ -17,7 +17,8 @@ import numpy as np
 from llmtrain.atomic import write_text
 from llmtrain.data.prepare.documents import CorpusDocument
 from llmtrain.data.prepare.encode import source_of
-from llmtrain.data.prepare.selection import Corpus, ScannedUnit
+from llmtrain.data.prepare.rereading import ScannedUnit
+from llmtrain.data.prepare.selection import Corpus
 
 DROPPED_NAME = "dropped.jsonl"
 PER_RULE = 3

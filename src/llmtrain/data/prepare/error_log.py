@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from llmtrain.data.prepare.documents import CorpusDocument
 from llmtrain.errors import ConfigError
@@ -23,14 +23,14 @@ class ErrorLog:
         self._count = 0
 
     def add_unit(
-        self, documents: Sequence[CorpusDocument], errors: Mapping[int, str], *, lines_before: int, first_row: int
+        self, documents: Mapping[int, CorpusDocument], errors: Mapping[int, str], *, lines_before: int, first_row: int
     ) -> None:
-        """Add the documents of a unit that could not be read, or that (`errors`, by index) a quality step failed on.
+        """Add the documents of a unit, by index, that could not be read, or that (`errors`) a quality step failed on.
 
         `lines_before`: lines of the file before the unit; `first_row`: rows, of JSONL lines. Raises ConfigError when
         `on_error` is fail.
         """
-        for index, document in enumerate(documents):
+        for index, document in documents.items():
             where = document.file.dataset or document.file.path
             if document.error is not None:
                 line = "" if document.line is None else f":{lines_before + document.line}"

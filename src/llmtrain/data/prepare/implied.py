@@ -24,6 +24,7 @@ from llmtrain.config.sections.data import (
 from llmtrain.data.manifest import FORMAT_VERSION
 from llmtrain.data.prepare.inputs import find_inputs
 from llmtrain.data.prepare.output import resolve_cache_dir
+from llmtrain.data.prepare.parallel import LocalExecutor
 from llmtrain.data.prepare.quality.records import identities
 from llmtrain.data.prepare.reuse import recorded_options
 from llmtrain.data.prepare.selection import fingerprint
@@ -65,7 +66,7 @@ def cache_folder(options: PrepareConfig, *, num_workers: int) -> Path:
         "steps": [record.model_dump(mode="json", exclude={"library"}) for record in identities(options.steps)],
         "inputs": [
             [source.path, source.name] if record is None else [record.name, record.sha256]
-            for source, record in zip(inputs, fingerprint(inputs, num_workers=num_workers), strict=True)
+            for source, record in zip(inputs, fingerprint(inputs, executor=LocalExecutor(num_workers)), strict=True)
         ],
         "tokenizer": tokenizer,
     }

@@ -1,5 +1,6 @@
 """The output folder: one process at a time makes it, and it changes from old to new as a whole.
 
+data/.stdlib.ray        shows the nodes of a cluster that they share the folder; there while one prepares
 data/.stdlib.lock       held (flock) by the process that prepares; stays, empty, afterwards
 data/.stdlib.partial/   what is being made; left by a killed process, and the next goes on with it (`journal`)
 data/.stdlib.old/       the folder that is being replaced, for the moment between two renames
@@ -19,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llmtrain.data.manifest import MANIFEST_NAME
-from llmtrain.errors import ConfigError, RunError
+from llmtrain.errors import ConfigError, Preempted, RunError
 from llmtrain.faults import reach
 
 logger = logging.getLogger("llmtrain.prepare")
@@ -55,7 +56,7 @@ def output_lock(output: Path, *, key: str = "prepare.output") -> Iterator[None]:
 
     The system lets go of the lock when its holder dies, however it dies.
     """
-    path = _sibling(output, "lock")
+    path = sibling(output, "lock")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -67,7 +68,7 @@ def output_lock(output: Path, *, key: str = "prepare.output") -> Iterator[None]:
         except BlockingIOError:
             logger.info("%s: another process is preparing it; waiting until it is done", output)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        old = _sibling(output, "old")
+        old = sibling(output, "old")
         if old.exists() and not output.exists():
             old.rename(output)  # a process was killed between the two renames of `_replace`
         yield
@@ -79,11 +80,12 @@ def output_lock(output: Path, *, key: str = "prepare.output") -> Iterator[None]:
 def staged_output(output: Path, *, key: str = "prepare.output", made_by_us: re.Pattern[str] = _OURS) -> Iterator[Path]:
     """A folder that takes the place of `output` when the block ends well.
 
-    It holds what a process left in it that was killed, or whose disk was full. After any other error it vanishes.
+    It holds what a process left in it that was killed, whose disk was full, or that lost its workers (Preempted). After
+    any other error it vanishes.
     Call it under `output_lock`. Raises ConfigError when `output` holds files that were not made by `prepare` (that do
     not match `made_by_us`), or cannot be written or replaced; RunError when the disk fills up.
     """
-    partial, old = _sibling(output, "partial"), _sibling(output, "old")
+    partial, old = sibling(output, "partial"), sibling(output, "old")
     try:
         _refuse_foreign_files(output, key, made_by_us)
         if old.exists():
@@ -99,14 +101,16 @@ def staged_output(output: Path, *, key: str = "prepare.output", made_by_us: re.P
             _sync(folder)
         _replace(output, partial=partial, old=old)
     except Exception as error:
-        if not isinstance(error, OSError) or error.errno not in _DISK_ERRORS:
+        is_kept = isinstance(error, Preempted) or (isinstance(error, OSError) and error.errno in _DISK_ERRORS)
+        if not is_kept:
             shutil.rmtree(partial, ignore_errors=True)
         if not isinstance(error, OSError) or error.errno not in _WRITE_ERRORS:
             raise
         raise _unwritable(output, error, key) from error
 
 
-def _sibling(output: Path, kind: str) -> Path:
+def sibling(output: Path, kind: str) -> Path:
+    """Return the path beside `output` of the file or folder of this kind."""
     return output.parent / f".{output.name}.{kind}"
 
 

@@ -17,6 +17,7 @@ from llmtrain.config.sections.sources import used_paths
 from llmtrain.data.manifest import InputRecord, Manifest, StepRecord, find_manifest
 from llmtrain.data.prepare.adapters import load_adapter
 from llmtrain.data.prepare.inputs import CorpusInput, find_inputs, inputs_are_here
+from llmtrain.data.prepare.parallel import LocalExecutor
 from llmtrain.data.prepare.quality.records import identities
 from llmtrain.data.prepare.selection import Corpus, fingerprint
 from llmtrain.data.prepare.vocabulary import vocabulary_options
@@ -131,7 +132,7 @@ def differences(manifest: Manifest, *, folder: Path, options: PrepareConfig, num
         found.append(f"the tokenizer in {folder / manifest.tokenizer.path} was changed afterwards")
     if not found and inputs_are_here(options):
         inputs = find_inputs(options)
-        found = _changed_inputs(manifest.inputs, inputs, fingerprint(inputs, num_workers=num_workers))
+        found = _changed_inputs(manifest.inputs, inputs, fingerprint(inputs, executor=LocalExecutor(num_workers)))
     return found
 
 

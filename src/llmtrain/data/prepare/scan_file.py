@@ -26,7 +26,8 @@ from llmtrain.data.prepare.documents import CorpusReader, Unit
 from llmtrain.data.prepare.inputs import CorpusFile
 from llmtrain.data.prepare.quality.records import identities
 from llmtrain.data.prepare.quality.workers import Steps
-from llmtrain.data.prepare.selection import Corpus, ScannedUnit
+from llmtrain.data.prepare.rereading import ScannedUnit
+from llmtrain.data.prepare.selection import Corpus
 from llmtrain.faults import reach
 
 SCAN_NAME = "scan.npz"

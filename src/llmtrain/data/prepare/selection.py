@@ -17,6 +17,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,20 +29,19 @@ from llmtrain.data.prepare.documents import (
     CorpusPiece,
     CorpusReader,
     Unit,
-    UnitContent,
     file_hash,
     hash_file,
 )
 from llmtrain.data.prepare.error_log import ErrorLog
 from llmtrain.data.prepare.inputs import CorpusFile, CorpusInput, total_size
-from llmtrain.data.prepare.parallel import ordered_map
+from llmtrain.data.prepare.parallel import Executor, ordered_map
 from llmtrain.data.prepare.quality.duplicates import drop_duplicates
 from llmtrain.data.prepare.quality.near_duplicates import SignatureFiles
-from llmtrain.data.prepare.quality.plan import Examined, hash_texts
+from llmtrain.data.prepare.quality.plan import Examined
 from llmtrain.data.prepare.quality.records import step_records
-from llmtrain.data.prepare.quality.step import StepError
 from llmtrain.data.prepare.quality.workers import Steps
-from llmtrain.errors import ConfigError, RunError
+from llmtrain.data.prepare.rereading import Portion, Rereader, ScannedUnit, changed
+from llmtrain.errors import ConfigError
 from llmtrain.screen import counted
 
 _SAMPLE_BYTES = (1 << 20, 1 << 24)
@@ -58,22 +58,6 @@ class Fate(IntEnum):
     """A quality step left it out."""
     EMPTY = 3
     ERROR = 4
-
-
-@dataclass(frozen=True)
-class ScannedUnit:
-    """A unit, and what its first reading told."""
-
-    unit: Unit
-    first_document: int
-    num_documents: int
-    first_row: int
-    """Rows of the file before the unit; of JSONL, lines."""
-
-    @property
-    def span(self) -> slice:
-        """Its documents in the arrays of the corpus."""
-        return slice(self.first_document, self.first_document + self.num_documents)
 
 
 @dataclass(frozen=True)
@@ -159,42 +143,78 @@ class Corpus:
         for unit in self.units:
             piece = next(pieces, None)
             if piece is None or piece.unit != unit.unit:
-                raise _changed(unit)
+                raise changed(unit)
             if chosen[unit.span].any():
                 yield unit, piece
 
+    @property
+    def rereader(self) -> Rereader:
+        """Reader of documents that were read before."""
+        return Rereader(self.reader, self.steps)
+
+    def portions(self, chosen: NDArray[np.bool_]) -> Iterator[Portion]:
+        """The chosen documents, which have to be ones that stay, unit by unit.
+
+        Raises RunError when a file is not what it was.
+        """
+        for unit, piece in self.pieces_with(chosen):
+            inside = np.flatnonzero(chosen[unit.span])
+            hashes = self.hashes[unit.first_document + inside]
+            yield Portion(unit, piece, self.version_hashes[0, unit.span], inside.tolist(), hashes)
+
     def read_raw(self, unit: ScannedUnit, piece: CorpusPiece) -> list[CorpusDocument]:
         """The documents of a unit as they are in its files. Raises RunError when they are not what they were."""
-        documents = self.reader.read(piece).documents
-        if not np.array_equal(_hashes([document.text for document in documents]), self.version_hashes[0, unit.span]):
-            raise _changed(unit)
-        return documents
-
-    def reread(
-        self, unit: ScannedUnit, piece: CorpusPiece, chosen: NDArray[np.bool_]
-    ) -> list[tuple[int, CorpusDocument]]:
-        """The chosen documents of a unit, which have to be ones that stay, with their index in it, and their last text.
-
-        Raises RunError when they are not what they were.
-        """
-        documents = self.read_raw(unit, piece)
-        indices = np.flatnonzero(chosen[unit.span]).tolist()
-        if self.steps.plan.num_versions == 1:
-            return [(index, documents[index]) for index in indices]
-        try:
-            texts = self.steps.alter([documents[index].text for index in indices])
-        except StepError as error:
-            raise _unsteady(str(error)) from error
-        if not np.array_equal(_hashes(texts), self.hashes[unit.span][indices]):
-            raise _unsteady("it made another text the second time")
-        return [(index, replace(documents[index], text=text)) for index, text in zip(indices, texts, strict=True)]
+        return self.rereader.read_raw(unit, piece, self.version_hashes[0, unit.span])
 
 
 @dataclass(frozen=True)
 class _Scan:
-    content: UnitContent
+    """Result of the first reading of a unit, without its texts. Arrays have one entry for each document."""
+
+    unit: Unit
+    num_bytes: int
+    num_lines: int
+    block_hashes: tuple[tuple[bytes, ...], ...]
+    faulty: dict[int, CorpusDocument]
+    """Documents that could not be read or examined, by index."""
     examined: Examined
     fates: NDArray[np.uint8]
+    subset: NDArray[np.int16]
+    """Index in `subsets`."""
+    subsets: list[str]
+
+
+@dataclass(frozen=True)
+class _ScanTask:
+    """Task that reads a piece for the first time."""
+
+    reader: CorpusReader
+    steps: Steps
+    sample_share: float
+
+    def __call__(self, piece: CorpusPiece) -> _Scan:
+        content = self.reader.read(piece)
+        documents = content.documents
+        texts = [document.text for document in documents]
+        fates = np.array([_first_fate(document) for document in documents], np.uint8)
+        has_text = np.flatnonzero(fates == Fate.TRAIN)
+        examined = self.steps.examine([texts[index] for index in has_text], sample_share=self.sample_share)
+        fates[has_text[examined.dropped_by > 0]] = Fate.DROPPED
+        fates[has_text[list(examined.errors)]] = Fate.ERROR
+        if len(has_text) < len(texts):
+            examined = examined.spread(has_text, texts)
+        subsets: dict[str, int] = {}
+        return _Scan(
+            unit=piece.unit,
+            num_bytes=content.num_bytes,
+            num_lines=content.num_lines,
+            block_hashes=content.block_hashes,
+            faulty={int(index): replace(documents[index], text="") for index in np.flatnonzero(fates == Fate.ERROR)},
+            examined=examined,
+            fates=fates,
+            subset=_numbered([_folder_name(document.subset) for document in documents], subsets),
+            subsets=list(subsets),
+        )
 
 
 def scan(
@@ -203,7 +223,7 @@ def scan(
     options: PrepareConfig,
     steps: Steps | None = None,
     scratch: Path | None = None,
-    num_workers: int,
+    executor: Executor,
     advance: Callable[[int], None],
 ) -> Corpus:
     """Read everything once, through the quality steps. `advance` is called with the bytes of each unit.
@@ -217,7 +237,7 @@ def scan(
             position: files.enter_context(closing(SignatureFiles(step, scratch)))
             for position, step in steps.plan.near_duplicates.items()
         }
-        corpus = _scan(reader, options, steps, list(signatures.values()), num_workers=num_workers, advance=advance)
+        corpus = _scan(reader, options, steps, list(signatures.values()), executor=executor, advance=advance)
         dropped_by, originals = drop_duplicates(
             steps.plan,
             hashes=corpus.version_hashes,
@@ -235,52 +255,49 @@ def _scan(
     steps: Steps,
     signatures: Sequence[SignatureFiles],
     *,
-    num_workers: int,
+    executor: Executor,
     advance: Callable[[int], None],
 ) -> Corpus:
     """Read everything once; the steps that compare documents are still to be done."""
     log = ErrorLog(options.on_error)
     units: list[ScannedUnit] = []
-    scans: list[_Scan] = []
-    subset_arrays: list[NDArray[np.int16]] = []
+    arrays: list[tuple[NDArray[Any], ...]] = []
     subsets: dict[str, int] = {}
     hashes: dict[CorpusFile, list[bytes]] = {}
     sample = _Sample(total_size(reader.inputs))
     first_document = lines_before = 0
 
-    def examined(piece: CorpusPiece) -> tuple[Unit, _Scan]:
-        return piece.unit, _scan_piece(reader, piece, steps, sample.share)
-
-    for unit, result in ordered_map(examined, reader.pieces(), num_workers=num_workers):
+    for result in ordered_map(_ScanTask(reader, steps, sample.share), reader.pieces(), executor=executor):
+        unit, examined = result.unit, result.examined
         lines_before = 0 if unit.start == 0 else lines_before
-        documents = result.content.documents
         first_row = lines_before if unit.files[0].format == "jsonl" else unit.start
-        log.add_unit(documents, result.examined.errors, lines_before=lines_before, first_row=first_row)
-        _add_hashes(hashes, unit, result)
-        units.append(ScannedUnit(unit, first_document, len(documents), first_row))
-        subset_arrays.append(_numbered(documents, subsets))
-        first_document += len(documents)
-        lines_before += result.content.num_lines
-        documents.clear()  # their texts
-        sample.take(result.examined.sample)
-        for file, of_texts in zip(signatures, result.examined.signatures, strict=True):
+        log.add_unit(result.faulty, examined.errors, lines_before=lines_before, first_row=first_row)
+        _add_hashes(hashes, result)
+        units.append(ScannedUnit(unit, first_document, len(result.fates), first_row))
+        subset = _numbered(result.subsets, subsets)[result.subset]
+        # Copies: what an executor returns may lie in memory that it needs for other results.
+        of_unit = (examined.hashes, examined.num_bytes, result.fates, examined.dropped_by, subset)
+        arrays.append(tuple(array.copy() for array in of_unit))
+        first_document += len(result.fates)
+        lines_before += result.num_lines
+        sample.take(examined.sample)
+        for file, of_texts in zip(signatures, examined.signatures, strict=True):
             file.add(of_texts)
-        result.examined.signatures.clear()
-        scans.append(result)
-        advance(result.content.num_bytes)
+        advance(result.num_bytes)
     log.close()
     if not first_document:
         raise ConfigError("prepare.input: there is no document in the files: all are empty")
+    version_hashes, version_bytes, fates, dropped_by, all_subsets = zip(*arrays, strict=True)
     return Corpus(
         reader=reader,
         steps=steps,
         units=units,
-        version_hashes=np.concatenate([result.examined.hashes for result in scans], axis=1),
-        version_bytes=np.concatenate([result.examined.num_bytes for result in scans], axis=1),
-        fates=np.concatenate([result.fates for result in scans]),
-        dropped_by=np.concatenate([result.examined.dropped_by for result in scans]),
+        version_hashes=np.concatenate(version_hashes, axis=1),
+        version_bytes=np.concatenate(version_bytes, axis=1),
+        fates=np.concatenate(fates),
+        dropped_by=np.concatenate(dropped_by),
         originals={},
-        subset=np.concatenate(subset_arrays),
+        subset=np.concatenate(all_subsets),
         subsets=list(subsets),
         errors=log.named,
         inputs=tuple(
@@ -291,15 +308,15 @@ def _scan(
     )
 
 
-def _add_hashes(hashes: dict[CorpusFile, list[bytes]], unit: Unit, result: _Scan) -> None:
+def _add_hashes(hashes: dict[CorpusFile, list[bytes]], result: _Scan) -> None:
     """Add what a unit adds to the hash of each of its files; a remote dataset is hashed by its documents."""
-    for file, of_file in zip(unit.files, result.content.block_hashes, strict=True):
+    for file, of_file in zip(result.unit.files, result.block_hashes, strict=True):
         hashes.setdefault(file, []).extend(of_file)
         if file.dataset is not None and file.dataset.is_remote:
             hashes[file].append(result.examined.hashes[0].tobytes())
 
 
-def fingerprint(inputs: Sequence[CorpusInput], *, num_workers: int) -> tuple[InputRecord | None, ...]:
+def fingerprint(inputs: Sequence[CorpusInput], *, executor: Executor) -> tuple[InputRecord | None, ...]:
     """Return what `scan` records of the inputs, from the files as they are now, without opening them.
 
     None for a dataset on the Hub, of which that is not known.
@@ -307,7 +324,7 @@ def fingerprint(inputs: Sequence[CorpusInput], *, num_workers: int) -> tuple[Inp
     return tuple(
         None
         if any(file.dataset is not None and file.dataset.is_remote for file in source.files)
-        else _input_record(source, list(ordered_map(hash_file, source.files, num_workers=num_workers)))
+        else _input_record(source, list(ordered_map(hash_file, source.files, executor=executor)))
         for source in inputs
     )
 
@@ -384,26 +401,9 @@ def _why_dropped(corpus: Corpus) -> str:
     )
 
 
-def _scan_piece(reader: CorpusReader, piece: CorpusPiece, steps: Steps, sample_share: float) -> _Scan:
-    content = reader.read(piece)
-    texts = [document.text for document in content.documents]
-    fates = np.array([_first_fate(document) for document in content.documents], np.uint8)
-    has_text = np.flatnonzero(fates == Fate.TRAIN)
-    examined = steps.examine([texts[index] for index in has_text], sample_share=sample_share)
-    fates[has_text[examined.dropped_by > 0]] = Fate.DROPPED
-    fates[has_text[list(examined.errors)]] = Fate.ERROR
-    if len(has_text) < len(texts):
-        examined = examined.spread(has_text, texts)
-    return _Scan(content, examined, fates)
-
-
-def _hashes(texts: Sequence[str]) -> NDArray[np.uint64]:
-    return hash_texts(texts)[0]
-
-
-def _numbered(documents: Sequence[CorpusDocument], subsets: dict[str, int]) -> NDArray[np.int16]:
-    """The number of each document's subset; new ones are added to `subsets`."""
-    numbers = [subsets.setdefault(_folder_name(document.subset), len(subsets)) for document in documents]
+def _numbered(names: Sequence[str], subsets: dict[str, int]) -> NDArray[np.int16]:
+    """The number of each subset; new ones are added to `subsets`."""
+    numbers = [subsets.setdefault(name, len(subsets)) for name in names]
     if len(subsets) > _MOST_SUBSETS:
         raise ConfigError(
             f"prepare.adapter: it gives more than {_MOST_SUBSETS} subsets, each of which would have a folder: "
@@ -414,18 +414,6 @@ def _numbered(documents: Sequence[CorpusDocument], subsets: dict[str, int]) -> N
 
 def _folder_name(subset: str | None) -> str:
     return re.sub(r"[^\w.+-]+", "-", subset).strip("-.") if subset else ""
-
-
-def _changed(unit: ScannedUnit) -> RunError:
-    names = ", ".join(str(file.dataset or file.path) for file in unit.unit.files[:3])
-    more = f" and {len(unit.unit.files) - 3} more" if len(unit.unit.files) > 3 else ""
-    return RunError(f"one of {names}{more} changed while it was read: run prepare again")
-
-
-def _unsteady(why: str) -> RunError:
-    return RunError(
-        f"prepare.steps: a function of your own has to give the same for the same text, whenever it is called: {why}"
-    )
 
 
 def _first_fate(document: CorpusDocument) -> Fate:

@@ -33,7 +33,7 @@ from llmtrain.data.prepare.implied import (
 from llmtrain.data.prepare.inputs import find_inputs, total_size
 from llmtrain.data.prepare.journal import open_journal
 from llmtrain.data.prepare.output import output_lock, resolve_output, staged_output
-from llmtrain.data.prepare.parallel import resolve_num_workers
+from llmtrain.data.prepare.parallel import Executor, LocalExecutor, resolve_num_workers
 from llmtrain.data.prepare.progress import ProgressCall, Stage
 from llmtrain.data.prepare.quality.workers import Steps, open_steps
 from llmtrain.data.prepare.reuse import (
@@ -55,18 +55,21 @@ from llmtrain.tracking.progress import Progress
 logger = logging.getLogger("llmtrain.prepare")
 
 
-def prepare(config: Config, *, progress: ProgressCall | None = None) -> dict[str, Any]:
+def prepare(
+    config: Config, *, executor: Executor | None = None, progress: ProgressCall | None = None
+) -> dict[str, Any]:
     """Make the shards that `config.prepare` describes, in place of those that are there; returns what was made.
 
-    What was there before stays until the new shards are complete. Raises ConfigError when there is no `prepare`
-    section, when nothing can be read, and for bad files and lines (on_error: fail); RunError when the disk is full.
+    `executor` runs the tasks; without one, the threads of this process do. It changes no byte of the shards. What was
+    there before stays until the new shards are complete. Raises ConfigError when there is no `prepare` section, when
+    nothing can be read, and for bad files and lines (on_error: fail); RunError when the disk is full.
     """
     setup_logging(config.logging, run_folder=None, rank=0)
     if config.prepare is None:
         raise ConfigError("the config has no `prepare` section, which says what text becomes shards and where they go")
     output = resolve_output(config.prepare.output)
     with output_lock(output):
-        return _make(config.prepare, output, progress=progress)
+        return _make(config.prepare, output, executor=executor, progress=progress)
 
 
 def ensure_shards(config: Config, *, progress: ProgressCall | None = None) -> ReadyData:
@@ -133,23 +136,27 @@ def _ensure_named(data: TokensConfig, options: PrepareConfig | None, *, progress
         refuse_differences(read_manifest(output), folder=output, options=options, num_workers=num_workers)
 
 
-def _make(options: PrepareConfig, output: Path, *, progress: ProgressCall | None) -> dict[str, Any]:
+def _make(
+    options: PrepareConfig, output: Path, *, executor: Executor | None = None, progress: ProgressCall | None
+) -> dict[str, Any]:
     began = time.perf_counter()
-    num_workers = resolve_num_workers(options.num_workers)
+    executor = executor or LocalExecutor(resolve_num_workers(options.num_workers))
+    inputs = find_inputs(options)
+    executor.check(output, inputs)
     with ExitStack() as open_until_done:
         bar = open_until_done.enter_context(Progress())
         folder = open_until_done.enter_context(staged_output(output))
         report = progress or bar.track
-        inputs = find_inputs(options)
-        num_bytes = total_size(inputs)
-        steps = open_until_done.enter_context(open_steps(options.steps, num_workers=num_workers, num_bytes=num_bytes))
-        corpus = _read(open_corpus(inputs, options), options, steps, folder, num_workers=num_workers, report=report)
+        num_beside = executor.num_workers if executor.shares_gil else 1
+        opening = open_steps(options.steps, num_workers=num_beside, num_bytes=total_size(inputs))
+        steps = open_until_done.enter_context(opening)
+        corpus = _read(open_corpus(inputs, options), options, steps, folder, executor=executor, report=report)
         counts = corpus.counts()
 
         reach("corpus-read")
         journal = open_journal(folder, key=making_of(corpus, options), keep=SCAN_NAME)
         tokenizer, tokenizer_record = make_tokenizer(
-            options.tokenizer, corpus=corpus, folder=folder, journal=journal, num_workers=num_workers, report=report
+            options.tokenizer, corpus=corpus, folder=folder, journal=journal, executor=executor, report=report
         )
 
         with Stage("encode", total=corpus.kept_bytes(), report=report) as encoding:
@@ -159,7 +166,7 @@ def _make(options: PrepareConfig, output: Path, *, progress: ProgressCall | None
                 tokenizer=tokenizer,
                 options=options,
                 journal=journal,
-                num_workers=num_workers,
+                executor=executor,
                 advance=encoding.advance,
             )
         num_tokens = sum(split.tokens for split in splits.values())
@@ -191,7 +198,7 @@ def _read(
     steps: Steps,
     folder: Path,
     *,
-    num_workers: int,
+    executor: Executor,
     report: ProgressCall,
 ) -> Corpus:
     """Return the documents with their fates; what a killed preparation had read is taken from `folder`."""
@@ -203,7 +210,7 @@ def _read(
                 options=options,
                 steps=steps,
                 scratch=folder,
-                num_workers=num_workers,
+                executor=executor,
                 advance=reading.advance,
             )
             save_scan(folder, read, options=options)

@@ -11,6 +11,7 @@ from llmtrain.config.sections.data import TokenizerConfig
 from llmtrain.data.manifest import TokenizerRecord
 from llmtrain.data.prepare.encode import texts_of
 from llmtrain.data.prepare.journal import Journal
+from llmtrain.data.prepare.parallel import Executor
 from llmtrain.data.prepare.progress import ProgressCall, Stage
 from llmtrain.data.prepare.selection import Corpus, training_sample
 from llmtrain.data.tokenizers import (
@@ -47,7 +48,13 @@ def vocabulary_options(options: TokenizerConfig) -> dict[str, Any]:
 
 
 def make_tokenizer(
-    options: TokenizerConfig, *, corpus: Corpus, folder: Path, journal: Journal, num_workers: int, report: ProgressCall
+    options: TokenizerConfig,
+    *,
+    corpus: Corpus,
+    folder: Path,
+    journal: Journal,
+    executor: Executor,
+    report: ProgressCall,
 ) -> tuple[Tokenizer, TokenizerRecord]:
     """Train or fetch the tokenizer, save it into <folder>/tokenizer, and return it as loaded from there.
 
@@ -57,12 +64,12 @@ def make_tokenizer(
     target = folder / TOKENIZER_FOLDER
     record = journal.tokenizer()
     if record is None:
-        record = _make(options, corpus=corpus, target=target, num_workers=num_workers, report=report)
+        record = _make(options, corpus=corpus, target=target, executor=executor, report=report)
         _sync_files(target)
         reach("tokenizer-saved")
         journal.add_tokenizer(record)
     tokenizer = load_tokenizer(target)
-    with library_threads(num_workers > 1):
+    with library_threads(executor.num_workers > 1):
         if tokenizer.speed_up(corpus.sample):
             logger.info("tokenizer: encoding by its faster form, which gave the same tokens for a sample of the text")
         else:
@@ -71,7 +78,7 @@ def make_tokenizer(
 
 
 def _make(
-    options: TokenizerConfig, *, corpus: Corpus, target: Path, num_workers: int, report: ProgressCall
+    options: TokenizerConfig, *, corpus: Corpus, target: Path, executor: Executor, report: ProgressCall
 ) -> TokenizerRecord:
     trained_documents = trained_bytes = source = None
     if options.kind == "hf":
@@ -83,8 +90,8 @@ def _make(
         sample = training_sample(corpus, max_bytes=max_bytes)
         trained_documents = int(sample.sum())
         trained_bytes = int(corpus.num_bytes[sample].sum())
-        with Stage("tokenizer", total=trained_bytes, report=report) as stage, library_threads(num_workers > 1):
-            texts = texts_of(corpus, sample, num_workers=num_workers, advance=stage.advance)
+        with Stage("tokenizer", total=trained_bytes, report=report) as stage, library_threads(executor.num_workers > 1):
+            texts = texts_of(corpus, sample, executor=executor, advance=stage.advance)
             train(texts, **vocabulary_options(options)).save(target)
         stage.log(f"trained on {counted(trained_documents, 'document')}")
     tokenizer = load_tokenizer(target)

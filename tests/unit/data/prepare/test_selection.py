@@ -16,6 +16,7 @@ from llmtrain.config.sections.data import PrepareConfig
 from llmtrain.data.prepare import documents
 from llmtrain.data.prepare.documents import open_corpus
 from llmtrain.data.prepare.inputs import find_inputs
+from llmtrain.data.prepare.parallel import LocalExecutor
 from llmtrain.data.prepare.selection import Corpus, Fate, fingerprint, scan, select, training_sample
 from llmtrain.errors import ConfigError, RunError
 
@@ -23,7 +24,7 @@ from llmtrain.errors import ConfigError, RunError
 def _scan(folder: Path, *, num_workers: int = 1, **options: Any) -> tuple[Corpus, PrepareConfig]:
     config = PrepareConfig.model_validate({"input": str(folder), "output": "out", "val_fraction": 0, **options})
     reader = open_corpus(find_inputs(config), config)
-    corpus = scan(reader, options=config, num_workers=num_workers, advance=lambda _: None)
+    corpus = scan(reader, options=config, executor=LocalExecutor(num_workers), advance=lambda _: None)
     return corpus, config
 
 
@@ -143,10 +144,10 @@ def test_the_fingerprint_is_that_of_the_scan_and_changes_with_a_byte(
     monkeypatch.setattr(documents, "BLOCK_BYTES", 16)
     _write(tmp_path, {"a.txt": "x" * 100, "b.txt": "", "c.jsonl": '{"text": "x"}\n' * 9, "d.jsonl": ""})
     corpus, config = _scan(tmp_path)
-    assert fingerprint(find_inputs(config), num_workers=2) == corpus.inputs
+    assert fingerprint(find_inputs(config), executor=LocalExecutor(2)) == corpus.inputs
     assert (corpus.inputs[0].files, corpus.inputs[0].bytes) == (4, 100 + 14 * 9)
     (tmp_path / "a.txt").write_text("x" * 50 + "y" + "x" * 49)
-    [changed] = fingerprint(find_inputs(config), num_workers=2)
+    [changed] = fingerprint(find_inputs(config), executor=LocalExecutor(2))
     assert changed is not None
     assert changed.sha256 != corpus.inputs[0].sha256
 
@@ -155,11 +156,11 @@ def test_a_file_that_changes_while_it_is_read_ends_it(tmp_path: Path) -> None:
     _write(tmp_path, {"a.txt": "one"})
     corpus = _select(tmp_path)
     everything = np.ones(1, np.bool_)
-    [(unit, piece)] = corpus.pieces_with(everything)
-    assert [document.text for _, document in corpus.reread(unit, piece, everything)] == ["one"]
+    [portion] = corpus.portions(everything)
+    assert [document.text for document in corpus.rereader.reread(portion)] == ["one"]
     (tmp_path / "a.txt").write_text("two")
     with pytest.raises(RunError, match=r"a\.txt changed while it was read"):
-        corpus.reread(unit, piece, everything)
+        corpus.rereader.reread(portion)
     _write(tmp_path, {"b.txt": "another"})
     corpus = replace(corpus, reader=open_corpus(find_inputs(config := _scan(tmp_path)[1]), config))
     with pytest.raises(RunError, match=r"a\.txt changed while it was read"):

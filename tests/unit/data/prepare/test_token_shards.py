@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from llmtrain.config.sections.schema import Config
 from llmtrain.data.manifest import find_manifest, read_manifest, write_manifest
-from llmtrain.data.prepare import documents, shard_writer
+from llmtrain.data.prepare import documents, shard_plan, shard_writer
 from llmtrain.data.prepare.texts import iter_split_texts
 from llmtrain.data.prepare.token_shards import prepare
 from llmtrain.data.tokenizers import load_tokenizer
@@ -102,7 +102,7 @@ def test_every_document_arrives_once_unchanged_and_with_its_end_token(tmp_path: 
 
 def test_files_do_not_depend_on_the_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_corpus(tmp_path)
-    monkeypatch.setattr(shard_writer, "ROW_GROUP_TOKENS", 40)
+    monkeypatch.setattr(shard_plan, "ROW_GROUP_TOKENS", 40)
     made = []
     for num_workers, block in ((1, 1 << 22), (2, 1 << 22), (5, 50)):
         monkeypatch.setattr(documents, "BLOCK_BYTES", block)
@@ -159,7 +159,7 @@ def test_a_failed_prepare_leaves_the_old_shards(tmp_path: Path, monkeypatch: pyt
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "shard_00000.parquet")
 
-    monkeypatch.setattr(shard_writer.ShardWriter, "_write_row_group", full)
+    monkeypatch.setattr(shard_writer.ShardWriter, "__call__", full)
     with pytest.raises(RunError, match=r"cannot be written \(shard_00000\.parquet: No space left on device\)"):
         prepare(config)
     assert hashes(tmp_path / "out") == before

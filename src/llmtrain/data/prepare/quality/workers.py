@@ -9,16 +9,19 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from llmtrain.config.sections.quality import QualityStep
+from llmtrain.data.manifest import StepRecord
 from llmtrain.data.prepare.quality.plan import Examined, Plan
-from llmtrain.errors import RunError
+from llmtrain.data.prepare.quality.records import identities
+from llmtrain.errors import ConfigError, RunError
 
 MIN_BYTES = 1 << 25
 """Text from which on processes pay for their start, which takes some seconds."""
@@ -27,16 +30,34 @@ _Result = TypeVar("_Result")
 
 
 class Steps:
-    """The steps of a list, for any number of threads. Made by `open_steps`."""
+    """The steps of a list, for any number of threads. Made by `open_steps`.
+
+    When it is sent to another process, they run there, in the thread that calls.
+    """
 
     def __init__(self, steps: Sequence[QualityStep], num_processes: int = 0) -> None:
         """Raises ConfigError when a step's library or function cannot be had."""
         self.options = tuple(steps)
         self.plan = Plan(steps)
+        self._identities = identities(steps)
         self._processes = [_Process(self.options) for _ in range(num_processes)]
         self._free: SimpleQueue[_Process] = SimpleQueue()
         for process in self._processes:
             self._free.put(process)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"options": self.options, "_identities": self._identities, "_processes": []}
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The steps themselves. Raises ConfigError where they are not those of the process that sent them."""
+        for here, there in zip(identities(self.options), self._identities, strict=True):
+            if here != there:
+                raise ConfigError(
+                    f"prepare.steps: {socket.gethostname()} has another {here.name} than the machine of this command "
+                    f"({_said(here)}, not {_said(there)}): install the same there"
+                )
+        return Plan(self.options)
 
     def examine(self, texts: Sequence[str], *, sample_share: float) -> Examined:
         """Return `Plan.examine` of the texts."""
@@ -59,6 +80,11 @@ class Steps:
             return process.call(function)
         finally:
             self._free.put(process)
+
+
+def _said(identity: StepRecord) -> str:
+    function = identity.function_sha256 and f"its module with sha256 {identity.function_sha256[:12]}"
+    return ", ".join(part for part in (f"version {identity.version}", identity.library, function) if part)
 
 
 @contextmanager

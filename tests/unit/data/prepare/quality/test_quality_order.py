@@ -15,6 +15,7 @@ from llmtrain.config.sections.data import PrepareConfig
 from llmtrain.data.prepare import documents
 from llmtrain.data.prepare.documents import open_corpus
 from llmtrain.data.prepare.inputs import find_inputs
+from llmtrain.data.prepare.parallel import LocalExecutor
 from llmtrain.data.prepare.quality.near_duplicates import NearDuplicates, SignatureFiles
 from llmtrain.data.prepare.quality.plan import ExactDuplicates, Plan
 from llmtrain.data.prepare.quality.step import Dropped
@@ -51,15 +52,16 @@ def _scanned(folder: Path, texts: list[str], steps: list[dict[str, Any]], *, num
         {"input": str(folder / "rows.jsonl"), "output": "out", "val_fraction": 0, "steps": steps, "on_error": "skip"}
     )
     reader = open_corpus(find_inputs(config), config)
-    return scan(reader, options=config, scratch=folder, num_workers=num_workers, advance=lambda _: None)
+    return scan(reader, options=config, scratch=folder, executor=LocalExecutor(num_workers), advance=lambda _: None)
 
 
 def _outcome(corpus: Corpus) -> list[str]:
     """The last text of each document that stays, or the step and rule that dropped it, or its fate."""
     kept: dict[int, str] = {}
     stays = corpus.fates == Fate.TRAIN
-    for unit, piece in corpus.pieces_with(stays):
-        kept |= {unit.first_document + at: document.text for at, document in corpus.reread(unit, piece, stays)}
+    for portion in corpus.portions(stays):
+        texts = [document.text for document in corpus.rereader.reread(portion)]
+        kept |= {portion.unit.first_document + at: text for at, text in zip(portion.chosen, texts, strict=True)}
     rules = corpus.steps.plan.rules
     return [
         f"stays: {kept[number]}"
@@ -202,7 +204,9 @@ def test_a_fault_of_ones_own_function_has_the_place_of_the_document(tmp_path: Pa
     assert corpus.counts().errors == 1
     config = PrepareConfig.model_validate({"input": str(tmp_path), "output": "out", "steps": steps})
     with pytest.raises(ConfigError, match=r"rows\.jsonl:2: prepare\.steps\[1\].*prepare\.on_error: skip"):
-        scan(open_corpus(find_inputs(config), config), options=config, num_workers=2, advance=lambda _: None)
+        scan(
+            open_corpus(find_inputs(config), config), options=config, executor=LocalExecutor(2), advance=lambda _: None
+        )
 
 
 def test_a_function_that_does_not_repeat_itself_ends_it(tmp_path: Path) -> None:

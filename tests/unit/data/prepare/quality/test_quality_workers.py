@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import linecache
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -18,7 +21,7 @@ from llmtrain.config.sections.data import PrepareConfig
 from llmtrain.data.prepare.quality import workers
 from llmtrain.data.prepare.quality.workers import Steps, open_steps
 from llmtrain.data.prepare.token_shards import prepare
-from llmtrain.errors import RunError
+from llmtrain.errors import ConfigError, RunError
 from llmtrain.faults import VARIABLE
 from tests.support.planted_duplicates import plant
 
@@ -80,6 +83,25 @@ def test_a_process_gives_what_the_thread_gives_and_its_death_is_told() -> None:
             beside.examine(texts, sample_share=0)
     finally:
         beside.close()
+
+
+@pytest.mark.usefixtures("_own")
+def test_steps_that_were_sent_are_the_same_or_say_what_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [" text of bob@example.org ", "drop", "fail", *plant(5, seed=0).texts]
+    here = Steps(_list().steps)
+    sent = pickle.dumps(here)
+    there = pickle.loads(sent)
+    mine, theirs = (steps.examine(texts, sample_share=1.0) for steps in (here, there))
+    assert (mine.errors, mine.sample) == (theirs.errors, theirs.sample)
+    for name in ("hashes", "num_bytes", "dropped_by", "signatures"):
+        assert np.array_equal(getattr(mine, name), getattr(theirs, name)), name
+    monkeypatch.setitem(sys.modules, "own_workers", None)
+    monkeypatch.delitem(sys.modules, "own_workers")
+    (tmp_path / "own_workers.py").write_text(f"{OWN}# another file\n")
+    importlib.invalidate_caches()
+    linecache.checkcache()
+    with pytest.raises(ConfigError, match=r"prepare\.steps: \S+ has another own than the machine of this command"):
+        pickle.loads(sent).examine(texts, sample_share=1.0)
 
 
 def _hashes(folder: Path) -> dict[str, str]:
