@@ -1,4 +1,4 @@
-"""Whether a device computes in bfloat16 without being slower, the dtype it computes in otherwise, and the slowdown.
+"""Tells whether a device computes in bfloat16 without being slower, in what it computes otherwise, and the slowdown.
 
     stored bfloat16 ─┬─ native, and not slower ──▶ computed in bfloat16
                      └─ emulated, or slower ─────▶ computed in float32; if the config requests bfloat16, a warning

@@ -41,7 +41,7 @@ class Card:
     comparison_about: str | None = None
     """Data, baseline and date of the comparison; or the reason why there is none."""
     making: Mapping[str, str] = field(default_factory=dict)
-    """How the model was made: command, seed, commit, versions."""
+    """Facts of how the model was made: command, seed, commit, versions."""
     config: str | None = None
     """The full config as YAML."""
     limits: Sequence[str] = ()

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from llmtrain.data.prepare.documents import CorpusDocument, CorpusPiece, CorpusReader, Unit
 from llmtrain.data.prepare.quality.plan import hash_texts
 from llmtrain.data.prepare.quality.step import StepError
-from llmtrain.data.prepare.quality.workers import Steps
+from llmtrain.data.prepare.quality.workers import OpenSteps
 from llmtrain.errors import RunError
 
 
@@ -49,7 +49,7 @@ class Rereader:
     """Reads documents again. Raises RunError when they are not what they were."""
 
     reader: CorpusReader
-    steps: Steps
+    steps: OpenSteps
 
     def read_raw(self, unit: ScannedUnit, piece: CorpusPiece, raw_hashes: NDArray[np.uint64]) -> list[CorpusDocument]:
         """Return all documents of a unit as its files have them."""

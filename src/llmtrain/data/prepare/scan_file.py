@@ -25,7 +25,7 @@ from llmtrain.data.manifest import InputRecord
 from llmtrain.data.prepare.documents import CorpusReader, Unit
 from llmtrain.data.prepare.inputs import CorpusFile
 from llmtrain.data.prepare.quality.records import identities
-from llmtrain.data.prepare.quality.workers import Steps
+from llmtrain.data.prepare.quality.workers import OpenSteps
 from llmtrain.data.prepare.rereading import ScannedUnit
 from llmtrain.data.prepare.selection import Corpus
 from llmtrain.faults import reach
@@ -67,7 +67,7 @@ def save_scan(folder: Path, corpus: Corpus, *, options: PrepareConfig) -> None:
     reach("scan-saved")
 
 
-def load_scan(folder: Path, reader: CorpusReader, *, options: PrepareConfig, steps: Steps) -> Corpus | None:
+def load_scan(folder: Path, reader: CorpusReader, *, options: PrepareConfig, steps: OpenSteps) -> Corpus | None:
     """Return the stored result of `scan`, if `folder` holds it for the same files and options; else None."""
     try:
         with np.load(folder / SCAN_NAME, allow_pickle=False) as saved:

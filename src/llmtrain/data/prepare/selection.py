@@ -39,7 +39,7 @@ from llmtrain.data.prepare.quality.duplicates import drop_duplicates
 from llmtrain.data.prepare.quality.near_duplicates import SignatureFiles
 from llmtrain.data.prepare.quality.plan import Examined
 from llmtrain.data.prepare.quality.records import step_records
-from llmtrain.data.prepare.quality.workers import Steps
+from llmtrain.data.prepare.quality.workers import OpenSteps
 from llmtrain.data.prepare.rereading import Portion, Rereader, ScannedUnit, changed
 from llmtrain.errors import ConfigError
 from llmtrain.screen import counted
@@ -68,7 +68,7 @@ class Corpus:
     """
 
     reader: CorpusReader
-    steps: Steps
+    steps: OpenSteps
     units: list[ScannedUnit]
     version_hashes: NDArray[np.uint64]
     """[versions, documents, 2]: the first 128 bits of the sha256 of the text."""
@@ -189,7 +189,7 @@ class _ScanTask:
     """Task that reads a piece for the first time."""
 
     reader: CorpusReader
-    steps: Steps
+    steps: OpenSteps
     sample_share: float
 
     def __call__(self, piece: CorpusPiece) -> _Scan:
@@ -221,7 +221,7 @@ def scan(
     reader: CorpusReader,
     *,
     options: PrepareConfig,
-    steps: Steps | None = None,
+    steps: OpenSteps | None = None,
     scratch: Path | None = None,
     executor: Executor,
     advance: Callable[[int], None],
@@ -231,7 +231,7 @@ def scan(
     `steps`: those of the options, opened, where they are; `scratch`: folder for files that vanish at the end. Raises
     ConfigError at the first bad file or row when `options.on_error` is fail, and when there is no document.
     """
-    steps = Steps(options.steps) if steps is None else steps
+    steps = OpenSteps(options.steps) if steps is None else steps
     with ExitStack() as files:
         signatures = {
             position: files.enter_context(closing(SignatureFiles(step, scratch)))
@@ -252,7 +252,7 @@ def scan(
 def _scan(
     reader: CorpusReader,
     options: PrepareConfig,
-    steps: Steps,
+    steps: OpenSteps,
     signatures: Sequence[SignatureFiles],
     *,
     executor: Executor,

@@ -35,7 +35,7 @@ from llmtrain.data.prepare.journal import open_journal
 from llmtrain.data.prepare.output import output_lock, resolve_output, staged_output
 from llmtrain.data.prepare.parallel import Executor, LocalExecutor, resolve_num_workers
 from llmtrain.data.prepare.progress import ProgressCall, Stage
-from llmtrain.data.prepare.quality.workers import Steps, open_steps
+from llmtrain.data.prepare.quality.workers import OpenSteps, open_steps
 from llmtrain.data.prepare.reuse import (
     check_would_be_made,
     making_of,
@@ -195,7 +195,7 @@ def _make(
 def _read(
     reader: CorpusReader,
     options: PrepareConfig,
-    steps: Steps,
+    steps: OpenSteps,
     folder: Path,
     *,
     executor: Executor,

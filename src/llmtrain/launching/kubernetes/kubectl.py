@@ -20,7 +20,7 @@ HINTS: Final = {
     "forbidden": "your account may not do this: ask for the permission, or give another --namespace",
     "immutable": "a run's pods cannot be changed: delete the run first (llmtrain launch k8s delete), or give --name",
 }
-"""What to do, by a part of kubectl's message."""
+"""Remedies, by a part of kubectl's message."""
 
 
 class Kubectl:

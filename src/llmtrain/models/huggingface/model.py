@@ -30,7 +30,7 @@ from llmtrain.models.huggingface.head import Head
 from llmtrain.screen import counted
 
 Packing = Literal["positions", "flat", "mask"]
-"""How documents that share a row are kept from attending to each other.
+"""Way in which documents that share a row are kept from attending to each other.
 
 - positions: position_ids restart at each document, and transformers derives a mask from them.
 - flat: the same position_ids, with all rows joined into one, which flash attention requires.

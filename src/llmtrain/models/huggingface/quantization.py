@@ -16,7 +16,7 @@ from llmtrain.installing import install_extra
 
 
 class Quantized(NamedTuple):
-    """How a base model is stored while adapters on it are trained."""
+    """Storage of a base model while adapters on it are trained."""
 
     kind: Literal["nf4", "int8"]
     dtype: torch.dtype = torch.bfloat16

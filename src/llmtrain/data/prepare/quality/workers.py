@@ -29,7 +29,7 @@ MIN_BYTES = 1 << 25
 _Result = TypeVar("_Result")
 
 
-class Steps:
+class OpenSteps:
     """The steps of a list, for any number of threads. Made by `open_steps`.
 
     When it is sent to another process, they run there, in the thread that calls.
@@ -88,14 +88,14 @@ def _said(identity: StepRecord) -> str:
 
 
 @contextmanager
-def open_steps(steps: Sequence[QualityStep], *, num_workers: int, num_bytes: int) -> Iterator[Steps]:
+def open_steps(steps: Sequence[QualityStep], *, num_workers: int, num_bytes: int) -> Iterator[OpenSteps]:
     """Open the steps: in `num_workers` processes where they take long and there is much text.
 
     Raises ConfigError when a step's library or function cannot be had.
     """
-    opened = Steps(steps)
+    opened = OpenSteps(steps)
     if opened.plan.is_heavy and num_workers > 1 and num_bytes >= MIN_BYTES:
-        opened = Steps(steps, num_workers)
+        opened = OpenSteps(steps, num_workers)
     try:
         yield opened
     finally:

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from llmtrain.config.loading.load import load_config
 from llmtrain.config.sections.data import PrepareConfig
 from llmtrain.data.prepare.quality import workers
-from llmtrain.data.prepare.quality.workers import Steps, open_steps
+from llmtrain.data.prepare.quality.workers import OpenSteps, open_steps
 from llmtrain.data.prepare.token_shards import prepare
 from llmtrain.errors import ConfigError, RunError
 from llmtrain.faults import VARIABLE
@@ -50,7 +50,7 @@ def _own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_processes_are_started_for_much_text_and_slow_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[int] = []
     monkeypatch.setattr(workers, "_Process", lambda steps: started.append(1))
-    monkeypatch.setattr(Steps, "close", lambda self: None)
+    monkeypatch.setattr(OpenSteps, "close", lambda self: None)
     quick = _list([{"name": "length"}, {"name": "exact_duplicates"}])
     for options, num_workers, num_bytes, expected in (
         (_list(), 2, 1 << 30, 2),
@@ -67,8 +67,8 @@ def test_processes_are_started_for_much_text_and_slow_steps_alone(monkeypatch: p
 @pytest.mark.usefixtures("_own")
 def test_a_process_gives_what_the_thread_gives_and_its_death_is_told() -> None:
     texts = [" text of bob@example.org ", "drop", "fail", *plant(5, seed=0).texts]
-    here = Steps(_list().steps)
-    beside = Steps(_list().steps, 1)
+    here = OpenSteps(_list().steps)
+    beside = OpenSteps(_list().steps, 1)
     try:
         mine, theirs = (steps.examine(texts, sample_share=1.0) for steps in (here, beside))
         assert (mine.errors, mine.sample) == (theirs.errors, theirs.sample)
@@ -88,7 +88,7 @@ def test_a_process_gives_what_the_thread_gives_and_its_death_is_told() -> None:
 @pytest.mark.usefixtures("_own")
 def test_steps_that_were_sent_are_the_same_or_say_what_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [" text of bob@example.org ", "drop", "fail", *plant(5, seed=0).texts]
-    here = Steps(_list().steps)
+    here = OpenSteps(_list().steps)
     sent = pickle.dumps(here)
     there = pickle.loads(sent)
     mine, theirs = (steps.examine(texts, sample_share=1.0) for steps in (here, there))
