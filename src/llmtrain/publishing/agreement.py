@@ -51,7 +51,7 @@ class ModelAgreement:
     written_equal: int
     """Number of these that the result chose too, up to the first that differs in each row."""
     largest_gap: float
-    """Gap where the two first differ in a row: the source's logit of its own token less that of the result's token, as a
+    """Gap at the first difference in a row: the source's logit of its own token less that of the result's token, as a
     share of the source's largest logit; the largest over the rows."""
 
     def why_not_within(self, tolerance: float) -> str | None:

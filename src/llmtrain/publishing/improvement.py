@@ -25,7 +25,7 @@ class Evaluation:
 
     @property
     def comparison(self) -> Mapping[str, Mapping[str, Any]]:
-        """Comparison by metric: base, tuned, difference, low, high (95 %), wins, losses, ties, verdict; may be empty."""
+        """Results by metric: base, tuned, difference, low, high (95 %), wins, losses, ties, verdict; may be empty."""
         found: Mapping[str, Mapping[str, Any]] = self.document.get("comparison") or {}
         return found
 
