@@ -23,10 +23,10 @@ def _fresh_counts() -> None:
 
 def test_without_a_wish_nothing_happens_and_a_call_costs_almost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(faults.VARIABLE, raising=False)
-    began = time.perf_counter()
+    began = time.process_time()
     for _ in range(1000):
         faults.reach("after-rename", step=1)
-    assert time.perf_counter() - began < 0.1  # 100 µs a call would be a hundred times too much
+    assert time.process_time() - began < 0.1  # 100 µs a call would be a hundred times too much
 
 
 def test_raise_comes_true_each_time_at_its_point_alone(monkeypatch: pytest.MonkeyPatch) -> None:

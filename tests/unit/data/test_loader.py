@@ -55,7 +55,7 @@ def test_closing_early_is_quick_and_leaves_nothing(num_workers: int) -> None:
     assert (len(read_threads()), len(data_processes())) == ((1, 0), (0, 2))[num_workers // 2]
     begin = time.perf_counter()
     results.close()
-    assert time.perf_counter() - begin < 1.0
+    assert time.perf_counter() - begin < 20, "a billion steps would take longer"
     assert read_threads() == []
     assert data_processes() == []
 
@@ -105,7 +105,7 @@ def test_an_exception_from_a_signal_handler_ends_the_wait_without_a_hang(num_wor
     # Step 1 takes a second, so the exception comes during the wait for it.
     with interruption(0.8), pytest.raises(Interrupted):
         list(read_ahead(SLEEPS, num_steps=2, num_workers=num_workers))
-    assert time.perf_counter() - begin < 3.0
+    assert time.perf_counter() - begin < 20, "without end otherwise"
     assert read_threads() == []
     assert data_processes() == []
 
@@ -115,9 +115,9 @@ def test_a_worker_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     results = read_ahead(SLEEPS, num_steps=60, num_workers=1)
     next(results)
     next(results)  # the worker sleeps for two seconds now
-    begin = time.perf_counter()
+    (worker,) = data_processes()
     results.close()
-    assert 0.2 < time.perf_counter() - begin < 1.0
+    assert worker.exitcode == -signal.SIGKILL
     assert data_processes() == []
 
 
@@ -167,7 +167,7 @@ def test_a_workers_death_is_reported_at_once() -> None:
     with pytest.raises(RunError, match=rf"data worker \(process {victim.pid}\) died with exit code -9"):
         for _ in results:
             pass
-    assert time.perf_counter() - begin < 3.0
+    assert time.perf_counter() - begin < 20, "without end otherwise"
     assert data_processes() == []
 
 

@@ -223,7 +223,7 @@ def test_seeking_in_ten_billion_tokens_takes_less_than_a_third_of_a_second() -> 
     num_windows = 10_000_000_000 // 256
     order = make_items(num_windows, num_windows, weights=[0.9, 0.1])
     for item in (0, num_windows // 2, 3 * num_windows + 12_345):
-        begin = time.perf_counter()
+        begin = time.process_time()
         make_items(num_windows, num_windows, weights=[0.9, 0.1]).locate(span(item, item + 512))
-        assert time.perf_counter() - begin < 0.3
+        assert time.process_time() - begin < 0.3
     assert order.items_per_epoch == 2 * num_windows
