@@ -64,7 +64,7 @@ def test_a_mistake_is_2_and_one_document(config_file: Path) -> None:
     code, out, err = finish(start(str(config_file), "trainer.global_batch_size=20", "--json"))
     assert code == 2, err
     assert json.loads(out)["error"]["exit_code"] == 2
-    assert "make it" in json.loads(out)["error"]["message"]
+    assert "set it to" in json.loads(out)["error"]["message"]
 
 
 def test_sigterm_to_the_launcher_saves_once_and_ends_with_75_and_the_run_goes_on(

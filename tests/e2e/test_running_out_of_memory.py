@@ -92,13 +92,13 @@ def test_an_allocator_that_refuses_ends_the_run_with_what_took_the_memory_and_a_
         r"out of memory on cpu in step 4: [\d,.]+ GB more were requested; at most [\d.]+ [GM]B were held", message
     )
     parameters, gradients, state, rest = (
-        size_of(row, message) for row in ("parameters", "gradients", "optimizer state", "all else")
+        size_of(row, message) for row in ("parameters", "gradients", "optimizer state", "the rest")
     )
     assert parameters[0] == parameters[1] == pytest.approx(8, abs=2)
     assert gradients[0] == parameters[0]  # the predicted peak is before there are any
     assert state[0] == state[1] == pytest.approx(2 * parameters[0], abs=0.2)
     assert rest[1] > size_of("activations", message)[0] > size_of("logits", message)[0] > 0
-    together = size_of("together", message)[1]
+    together = size_of("total", message)[1]
     assert together == pytest.approx(sum(row[-1] for row in (parameters, gradients, state, rest)), abs=20)
     assert together < psutil.Process().memory_info().rss / 1e6 + 1000, (
         "this process has held more than a run of its own"

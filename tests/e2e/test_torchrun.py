@@ -51,5 +51,5 @@ def test_two_processes_make_the_same_run_as_one_and_one_goes_on_with_it(config_f
 def test_a_mistake_is_told_once_and_not_by_every_process(config_file: Path) -> None:
     done = torchrun(str(config_file), "trainer.global_batch_size=20")
     assert done.returncode != 0
-    assert "make it 16" in done.stderr
+    assert "set it to 16" in done.stderr
     assert "llmtrain/verbs/train.py" not in done.stderr, "a user's mistake must not end in a traceback"
