@@ -14,7 +14,6 @@ import fsspec
 from llmtrain.storage._range_file import open_ranges
 from llmtrain.storage.address import Address
 from llmtrain.storage.failures import (
-    NoObject,
     StorageError,
     access_denied,
     missing_object,
@@ -22,10 +21,10 @@ from llmtrain.storage.failures import (
     not_inside,
     one_line,
 )
-from llmtrain.storage.store import Entry
+from llmtrain.storage.store import Entry, Store
 
 
-class FileSystemStore:
+class FileSystemStore(Store):
     """A store whose objects fsspec reads and writes."""
 
     def __init__(self, place: Address) -> None:
@@ -41,18 +40,6 @@ class FileSystemStore:
         if info["type"] != "file":
             raise missing_object(self.root + key, self._scheme)
         return Entry(key, int(info["size"]), _etag(info))
-
-    def size(self, key: str) -> int:
-        """Return the bytes of an object."""
-        return self.stat(key).size
-
-    def exists(self, key: str) -> bool:
-        """Return whether there is an object with this key."""
-        try:
-            self.stat(key)
-        except NoObject:
-            return False
-        return True
 
     def read(self, key: str) -> bytes:
         """Return a whole object."""

@@ -19,7 +19,7 @@ from llmtrain.storage._range_file import open_ranges
 from llmtrain.storage._web import Requests, get_range, get_ranges
 from llmtrain.storage.address import Address
 from llmtrain.storage.failures import AccessDenied, NoObject, missing_object
-from llmtrain.storage.store import Entry
+from llmtrain.storage.store import Entry, Store
 
 LINK_SECONDS = 300
 """Time for which a signed link is used when the server does not say when it ends."""
@@ -27,7 +27,7 @@ LIST_AMOUNT = 1000
 """Entries that are asked for at a time: the most that lakeFS gives."""
 
 
-class LakeStore:
+class LakeStore(Store):
     """A repository at a branch, tag or commit."""
 
     def __init__(self, place: Address) -> None:
@@ -65,18 +65,6 @@ class LakeStore:
             with self._lock:
                 self._links[key] = (str(found["physical_address"]), ends)
         return _entry(found)
-
-    def size(self, key: str) -> int:
-        """Return the bytes of an object."""
-        return self.stat(key).size
-
-    def exists(self, key: str) -> bool:
-        """Return whether there is an object with this key."""
-        try:
-            self.stat(key)
-        except NoObject:
-            return False
-        return True
 
     def read(self, key: str) -> bytes:
         """Return a whole object."""

@@ -15,7 +15,6 @@ from llmtrain.storage.address import Address
 from llmtrain.storage.credentials import azure_settings, google_settings, s3_settings
 from llmtrain.storage.failures import (
     ATTEMPTS,
-    NoObject,
     StorageError,
     access_denied,
     missing_extra,
@@ -24,7 +23,7 @@ from llmtrain.storage.failures import (
     not_inside,
     one_line,
 )
-from llmtrain.storage.store import Entry
+from llmtrain.storage.store import Entry, Store
 
 if TYPE_CHECKING:
     import obstore
@@ -34,7 +33,7 @@ _REASON = re.compile(r'message: "(?P<reason>[^"]+)"')
 """The system's own words in the error of a connection: Connection refused."""
 
 
-class ObjectStore:
+class ObjectStore(Store):
     """A bucket or container."""
 
     def __init__(self, place: Address) -> None:
@@ -51,18 +50,6 @@ class ObjectStore:
         """Return size and etag of an object."""
         with self._failures(key):
             return _entry(self._obstore.head(self._bucket, key))
-
-    def size(self, key: str) -> int:
-        """Return the bytes of an object."""
-        return self.stat(key).size
-
-    def exists(self, key: str) -> bool:
-        """Return whether there is an object with this key."""
-        try:
-            self.stat(key)
-        except NoObject:
-            return False
-        return True
 
     def read(self, key: str) -> bytes:
         """Return a whole object."""

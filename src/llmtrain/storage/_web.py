@@ -17,7 +17,6 @@ from llmtrain.storage._range_file import open_ranges
 from llmtrain.storage.address import Address, shown
 from llmtrain.storage.failures import (
     ATTEMPTS,
-    NoObject,
     StorageError,
     access_denied,
     missing_object,
@@ -25,7 +24,7 @@ from llmtrain.storage.failures import (
     not_inside,
     one_line,
 )
-from llmtrain.storage.store import Entry
+from llmtrain.storage.store import Entry, Store
 
 TIMEOUT_SECONDS = (10, 60)
 """Limits for a connection, and between two bytes of an answer."""
@@ -106,7 +105,7 @@ def get_ranges(
         return list(pool.map(lambda one: read_range(key, *one), ranges))
 
 
-class WebStore:
+class WebStore(Store):
     """Files of a host, by their paths and queries. They are only read: HTTP has no list of a folder."""
 
     def __init__(self, place: Address) -> None:
@@ -132,18 +131,6 @@ class WebStore:
             else:
                 size = 0 if answer.status_code == 416 else sum(map(len, answer.iter_content(1 << 20)))
             return Entry(key, size, _etag(answer.headers)), knows_ranges
-
-    def size(self, key: str) -> int:
-        """Return the bytes of a file."""
-        return self.stat(key).size
-
-    def exists(self, key: str) -> bool:
-        """Return whether there is such a file."""
-        try:
-            self.stat(key)
-        except NoObject:
-            return False
-        return True
 
     def read(self, key: str) -> bytes:
         """Return a whole file."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from llmtrain.storage.address import Address, parse_address
+from llmtrain.storage.failures import NoObject
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,15 @@ class Store(Protocol):
 
     def size(self, key: str) -> int:
         """Return the bytes of an object."""
-        ...
+        return self.stat(key).size
 
     def exists(self, key: str) -> bool:
         """Return whether there is an object with this key; a folder is none."""
-        ...
+        try:
+            self.stat(key)
+        except NoObject:
+            return False
+        return True
 
     def read(self, key: str) -> bytes:
         """Return a whole object."""
