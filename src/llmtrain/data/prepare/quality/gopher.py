@@ -8,12 +8,12 @@ text leaves open how something is counted, a docstring here says how it is.
 from __future__ import annotations
 
 import re
-from typing import ClassVar, Final
+from typing import ClassVar, Final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmtrain.config.sections.quality import GopherStep
+from llmtrain.config.sections.quality import GopherRule, GopherStep
 from llmtrain.data.prepare.quality.step import Dropped
 from llmtrain.data.prepare.quality.words import Hashes, ngram_hashes
 
@@ -49,22 +49,7 @@ class Gopher:
     """
 
     version: ClassVar[int] = 1
-    rules = (
-        "too_few_words",
-        "too_many_words",
-        "mean_word_length",
-        "symbols",
-        "bullet_lines",
-        "ellipsis_lines",
-        "words_without_letters",
-        "stop_words",
-        "duplicate_lines",
-        "duplicate_line_characters",
-        "duplicate_paragraphs",
-        "duplicate_paragraph_characters",
-        "top_ngrams",
-        "duplicate_ngrams",
-    )
+    rules: ClassVar[tuple[str, ...]] = get_args(GopherRule)
     alters = False
 
     def __init__(self, options: GopherStep, *, key: str) -> None:
