@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import io
 import json
-import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
 from typing import Any, NamedTuple
 
 from llmtrain.reports.blocks import Block, Values
+from llmtrain.runs.json_files import json_value
 from llmtrain.screen import CONTROL, known_width, visible
 
 
@@ -29,7 +28,7 @@ class Outcome(NamedTuple):
 def json_document(document: Any) -> str:
     """Return strict JSON: numbers that are not finite are null, paths are text, and control characters are escaped."""
     is_unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")  # pytest's has none
-    text = json.dumps(_plain(document), indent=2, ensure_ascii=not is_unicode, allow_nan=False)
+    text = json.dumps(json_value(document), indent=2, ensure_ascii=not is_unicode, allow_nan=False)
     return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
@@ -110,17 +109,3 @@ def show(value: Any) -> str:
 def gigabytes(num_bytes: int) -> str:
     """Return a size in GB."""
     return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e10 else f"{num_bytes / 1e9:.3f} GB"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | int):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
-    if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
-    return str(value)

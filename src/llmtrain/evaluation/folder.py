@@ -13,11 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from llmtrain.atomic import replacing, write_json
 from llmtrain.reports.evaluation_page import report_page
 from llmtrain.runs.folders import is_run
+from llmtrain.runs.json_files import json_value
 
 log = logging.getLogger("llmtrain.eval")
 
@@ -55,7 +54,7 @@ def write_evaluation(folder: Path, document: Mapping[str, Any], rows: Sequence[M
 
 def write_metrics(folder: Path, document: Mapping[str, Any]) -> None:
     """Write metrics.json, which finishes an evaluation, and delete the files of unfinished ones in the folder."""
-    write_json(folder / "metrics.json", _finite(document))
+    write_json(folder / "metrics.json", json_value(document))
     for part in [*folder.glob("*.part-*.jsonl"), folder / "identity"]:
         part.unlink(missing_ok=True)
 
@@ -63,12 +62,3 @@ def write_metrics(folder: Path, document: Mapping[str, Any]) -> None:
 def _replace(path: Path, lines: Iterable[str]) -> None:
     with replacing(path) as file:
         file.writelines(line.encode() for line in lines)
-
-
-def _finite(value: Any) -> Any:
-    """Replace numbers that are not finite by None, since JSON has none."""
-    if isinstance(value, float):
-        return value if np.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list) else value

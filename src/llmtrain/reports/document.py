@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +23,7 @@ from llmtrain.runs.curves import DRAWN_POINTS, Curves, as_drawn, read_curves, to
 from llmtrain.runs.events import EVENTS_NAME, read_events
 from llmtrain.runs.folders import AS_WRITTEN
 from llmtrain.runs.generated_samples import SAMPLES_NAME, read_samples
-from llmtrain.runs.json_files import json_object
+from llmtrain.runs.json_files import json_object, json_value
 from llmtrain.runs.listing import describe_run, flat_config, side_by_side
 from llmtrain.tracking.redaction import redact
 
@@ -74,7 +73,7 @@ def run_document(folder: Path, *, num_points: int = DRAWN_POINTS) -> dict[str, A
         "problems": problems,
     }
     return {
-        **_finite(shown),
+        **json_value(shown),
         "curves": as_drawn(curves, num_points=num_points),
         "num_points": curves.num_points,
         "tokens_by_step": tokens_by_step(curves),
@@ -205,15 +204,6 @@ def _manifest(folder: Path) -> dict[str, Any]:
         "inputs": [entry.model_dump(mode="json") for entry in manifest.inputs],
         "options": redact(manifest.options),
     }
-
-
-def _finite(value: Any) -> Any:
-    """Return `value` with None for numbers that are not finite, which a file that we did not write may hold."""
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _epoch_seconds(value: Any) -> float | None:

@@ -10,7 +10,7 @@
     curves.py       metrics.jsonl as curves, with fewer points by downsample.py
     listing.py      what is known of each run of a folder
     removal.py      remove runs for good
-    json_files.py   read JSON that may be damaged
+    json_files.py   JSON that every reader takes, and files that may be damaged
 
 `training.resume` finds the step from which a run is resumed, since that needs checkpoints.
 """

@@ -1,13 +1,30 @@
-"""Reads the JSON files of a run folder, in which a kill, a full disk or a stranger may have left anything."""
+"""Strict JSON: what is written, and files of a run in which a kill, a full disk or a stranger left anything."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Final
 
 _DECODER: Final = json.JSONDecoder(parse_constant=lambda _: None)  # NaN is not JSON, but Python reads it
+
+
+def json_value(value: Any) -> Any:
+    """Return `value` as JSON has it: numbers that are not finite are null, data classes objects, paths text."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): json_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [json_value(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return json_value(asdict(value))
+    return str(value)
 
 
 def json_object(path: Path, *, problems: list[str]) -> dict[str, Any]:
