@@ -37,8 +37,9 @@ MEASURED_SHARE = 0.03
 MEASURED_BATCHES = 2
 """Batches of validation that are timed."""
 RESERVE = 0.08
-"""Share of the remaining time that is left free for saves and for steps that become slower. On two virtual machines that
-did nothing else, steps of a whole run took 1.16 and 1.17 times as long as the measured ones."""
+"""Share of the remaining time that is left free for saves and for steps that become slower.
+
+On two virtual machines that did little else, steps of a run took 1.16 and 1.17 times as long as the measured ones."""
 
 
 @dataclass(frozen=True)
