@@ -19,6 +19,7 @@ from llmtrain.api import load_model
 from llmtrain.config.loading.load import load_config
 from llmtrain.errors import ConfigError
 from llmtrain.publishing.exported import Request
+from llmtrain.verbs.evaluate import evaluate
 from llmtrain.verbs.export import export
 from llmtrain.verbs.merge import merge
 from llmtrain.verbs.publish import publish
@@ -109,6 +110,14 @@ def test_all_files_of_the_base_go_along(
         with pytest.raises(ConfigError, match="--trust-remote-code"):
             load_model("made", device="cpu")
         assert load_model("made", device="cpu", trust_remote_code=True).generate("What?", max_new_tokens=2)
+        asked = {"data": ["rows.jsonl"], "max_samples": 2, "max_new_tokens": 2, "baseline": str(base)}
+        with pytest.raises(ConfigError, match="--trust-remote-code"):
+            evaluate("made", settings=asked)
+        found = evaluate("made", settings=asked, trust_remote_code=True)
+        assert found["baseline"] == str(base)
+        assert found["comparison"]["exact_match"]["ties"] == 2
+        of_base = evaluate("one", settings={**asked, "subject": "base", "baseline": None})  # by what the run trusts
+        assert of_base["loss"] > found["loss"]
         publish("made", given={"license": "mit", "to": "published-again"})
         assert_same(base, tmp_path / "published-again", ends=ends)
     publish("one", given={"license": "mit", "to": "published", "tags": ["no", "chat"]})

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from llmtrain.cli.importing import large_imports
-from llmtrain.cli.options import Chat, ConfigOption, Json, Overrides, local, readable
+from llmtrain.cli.options import Chat, ConfigOption, Json, Overrides, TrustRemoteCode, local, readable
 from llmtrain.cli.output import Outcome, named_values
 from llmtrain.cli.workers import NodeRank, NumNodes, NumProcesses, Rendezvous, run_in, worker_group_of
 from llmtrain.errors import ConfigError
@@ -118,6 +118,7 @@ def evaluate(
     batch_size: BatchSize = None,
     steps: Steps = None,
     root_dir: RootDir = None,
+    trust_remote_code: TrustRemoteCode = False,
     nproc: NumProcesses = None,
     nnodes: NumNodes = 1,
     node_rank: NodeRank = None,
@@ -148,14 +149,16 @@ def evaluate(
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if no_baseline:
         settings["baseline"] = None
+    options: dict[str, Any] = {"config": config, "steps": steps, "root_dir": root_dir}
+    if trust_remote_code:
+        options["trust_remote_code"] = True
     if group := worker_group_of(nproc, nnodes=nnodes, node_rank=node_rank, rendezvous=rendezvous):
-        options = {**settings, "config": config, "steps": steps, "root_dir": root_dir}
         words = [] if model is None else [model]
-        return run_in(group, ["eval", *words, *values, *_options(options)], as_json=json)
+        return run_in(group, ["eval", *words, *values, *_options({**settings, **options})], as_json=json)
     with large_imports():
         from llmtrain.verbs.evaluate import evaluate as evaluate_model
 
-    result = evaluate_model(model, config=config, overrides=values, settings=settings, steps=steps, root_dir=root_dir)
+    result = evaluate_model(model, overrides=values, settings=settings, **options)
     return Outcome(result, list(_blocks(result)))
 
 

@@ -11,9 +11,9 @@ from llmtrain.evaluation.folder import PUBLISHED_NAME
 from llmtrain.generation.open_model import base_of, locate_model, tuned_from
 
 
-def find_base(folder: Path) -> Path:
+def find_base(folder: Path, *, trust_remote_code: bool = False) -> Path:
     """Return the folder of the model from which the one in `folder` was fine-tuned. Raises ConfigError without one."""
-    base = tuned_from(folder)
+    base = tuned_from(folder, trust_remote_code=trust_remote_code)
     if base is None:
         raise ConfigError(
             f"evaluation.subject is base, but the model from which {folder} was tuned is not known: name the base"
@@ -21,7 +21,9 @@ def find_base(folder: Path) -> Path:
     return base
 
 
-def find_baseline(folder: Path, settings: EvaluationConfig, *, root: str) -> Path | None:
+def find_baseline(
+    folder: Path, settings: EvaluationConfig, *, root: str, trust_remote_code: bool = False
+) -> Path | None:
     """Return the folder of the model that `settings.baseline` names; None if there is nothing to compare with.
 
     Raises ConfigError if it cannot be opened, or is the model itself.
@@ -30,13 +32,14 @@ def find_baseline(folder: Path, settings: EvaluationConfig, *, root: str) -> Pat
         return None
     if settings.baseline == AUTO_BASELINE:
         try:
-            return None if settings.subject == "base" else tuned_from(folder)
+            is_base = settings.subject == "base"
+            return None if is_base else tuned_from(folder, trust_remote_code=trust_remote_code)
         except ConfigError as error:
             raise ConfigError(f"{error}. Name another --baseline, or compare with none: --no-baseline") from error
     ref = _last_published(root) if settings.baseline == LAST_PUBLISHED else settings.baseline
     try:
-        baseline = locate_model(ref, root_dir=root)
-        base_of(baseline)
+        baseline = locate_model(ref, root_dir=root, trust_remote_code=trust_remote_code)
+        base_of(baseline, trust_remote_code=trust_remote_code)
     except ConfigError as error:
         if settings.baseline != LAST_PUBLISHED:
             raise

@@ -46,7 +46,13 @@ LONGEST_CONTEXT = 2048
 
 
 def evaluate_tasks(
-    folder: Path, settings: EvaluationConfig, *, seed: int, root_dir: str, engine: Engine
+    folder: Path,
+    settings: EvaluationConfig,
+    *,
+    seed: int,
+    root_dir: str,
+    engine: Engine,
+    trusts_code: bool = False,
 ) -> dict[str, Any]:
     """Evaluate the tasks and write metrics.json; return its document, with the score of every task, on every rank.
 
@@ -55,7 +61,7 @@ def evaluate_tasks(
     began = time.monotonic()
     with _seeded(seed), engine.main_first():  # one rank fetches what a task needs
         tasks = _load(settings, seed=seed)
-    language_model = load_language_model(folder, device=engine.device)
+    language_model = load_language_model(folder, device=engine.device, trust_remote_code=trusts_code)
     if language_model.tokenizer is None:
         raise ConfigError(f"{folder} has no tokenizer, so it cannot answer questions")
     log.info("%s for %s", ", ".join(settings.tasks), folder)

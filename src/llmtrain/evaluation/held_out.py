@@ -12,7 +12,9 @@ from llmtrain.config.sections.data import TokensConfig
 from llmtrain.config.sections.schema import Config
 from llmtrain.data.batches import ValidationSet
 from llmtrain.data.chat.items import RowItems
+from llmtrain.data.chat.shapes import is_text
 from llmtrain.data.files.find import format_of
+from llmtrain.data.files.read import Row, read_rows
 from llmtrain.data.manifest import find_manifest
 from llmtrain.data.prepare.token_shards import ensure_shards
 from llmtrain.data.tokens import open_validation_data
@@ -54,6 +56,14 @@ def are_rows(data: list[str]) -> bool:
         shards = next(path for path in data if path not in rows)
         raise ConfigError(f"--data {rows[0]} has rows, and {shards} token shards: measure the model on each separately")
     return bool(rows)
+
+
+def ask_something(data: list[str]) -> bool:
+    """Return whether these are rows that can be answered; token shards and rows of text have a loss alone."""
+    if not are_rows(data):
+        return False
+    first = next(read_rows(data[0], key="evaluation.data", default_split="test"))
+    return not (isinstance(first, Row) and is_text(first.values))
 
 
 def open_held_out(config: Config, language_model: LanguageModel, *, engine: Engine) -> ValidationSet:

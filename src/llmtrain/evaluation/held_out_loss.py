@@ -27,11 +27,13 @@ def measure_loss(
     steps: int | None,
     root: str,
     engine: Engine,
+    trusts_code: bool = False,
 ) -> dict[str, Any]:
     """Measure the model in `folder` and write metrics.json; return its document on every rank.
 
-    `given` are the keys from the command line; `steps` limits the batches of each rank. Raises ConfigError for a key
-    that does not apply to the loss, and for data that cannot be read.
+    `given` are the keys from the command line; `steps` limits the batches of each rank; `trusts_code`: run the Python
+    code that comes with the model. Raises ConfigError for a key that does not apply to the loss, and for data that
+    cannot be read.
     """
     if needless := sorted(given.keys() - {"data", "batch_size"}):
         raise ConfigError(
@@ -41,8 +43,8 @@ def measure_loss(
     began = time.monotonic()
     config = evaluation_config(folder, data=settings.files)
     with engine.main_first():
-        base_of(folder)
-    loaded = load_language_model(folder, device=engine.device)
+        base_of(folder, trust_remote_code=trusts_code)
+    loaded = load_language_model(folder, device=engine.device, trust_remote_code=trusts_code)
     validation = open_held_out(config, loaded, engine=engine)
     rows = given.get("batch_size") or config.trainer.micro_batch_size
     batches = validation.evaluation_batches(

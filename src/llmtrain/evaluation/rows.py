@@ -33,11 +33,8 @@ from llmtrain.evaluation.questions import Asked, Question, read_questions
 from llmtrain.evaluation.scores import scores
 from llmtrain.generation.language_model import LanguageModel
 from llmtrain.generation.open_model import (
-    config_beside,
     load_language_model,
     model_fingerprint,
-    trusts_code,
-    tuned_from,
 )
 from llmtrain.screen import counted
 from llmtrain.tracking.progress import Progress
@@ -53,6 +50,9 @@ class Subjects:
     baseline: Path | None
     trained_on: Config | None
     """Config whose training rows are searched for the questions."""
+    trusts_model: bool = False
+    """True if the Python code that comes with the model may run."""
+    trusts_baseline: bool = False
 
 
 def evaluate_rows(
@@ -63,9 +63,9 @@ def evaluate_rows(
     Raises ConfigError for faults of rows, and for a model that cannot answer questions.
     """
     began = time.monotonic()
-    metrics_named(settings.metrics, ignore_case=settings.ignore_case)  # a wrong metric is rejected before models load
+    metrics_named(settings.metrics, **settings.metric_options)  # a wrong metric is rejected before models load
     questions = read_questions(settings.files, key="evaluation.data", max_samples=settings.max_samples)
-    model = load_language_model(subjects.model, device=engine.device, for_rows=True)
+    model = _load(subjects.model, engine, trusts_code=subjects.trusts_model)
     asked = ask_all(questions, model, chat=settings.chat)
     identity = _identity(subjects, settings, asked, seed=seed)
     make_folder = partial(evaluation_folder, subjects.model, root=Path(root_dir), identity=identity)
@@ -81,8 +81,7 @@ def evaluate_rows(
     answers, baseline_answers = answer(model, name="model"), None
     if subjects.baseline is not None:
         del model  # so that only one model is in memory
-        trusted = trusts_code(config_beside(subjects.model)) and subjects.baseline == tuned_from(subjects.model)
-        opened = load_language_model(subjects.baseline, device=engine.device, for_rows=True, trust_remote_code=trusted)
+        opened = _load(subjects.baseline, engine, trusts_code=subjects.trusts_baseline)
         baseline_answers = answer(opened, name="baseline")
 
     def conclude() -> dict[str, Any]:
@@ -104,6 +103,10 @@ def evaluate_rows(
         return document
 
     return engine.from_main(conclude)
+
+
+def _load(folder: Path, engine: Engine, *, trusts_code: bool) -> LanguageModel:
+    return load_language_model(folder, device=engine.device, for_rows=True, trust_remote_code=trusts_code)
 
 
 def _answers(

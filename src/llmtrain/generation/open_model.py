@@ -146,13 +146,13 @@ def load_language_model(
     )
 
 
-def tuned_from(folder: Path) -> Path | None:
+def tuned_from(folder: Path, *, trust_remote_code: bool = False) -> Path | None:
     """Return the folder of the model from which the one in `folder` was fine-tuned, fetched if necessary.
 
     Return None if it was trained from scratch. Raises ConfigError if the initial model does not exist any more.
     """
     if is_adapter_folder(folder):
-        return base_of(folder)
+        return base_of(folder, trust_remote_code=trust_remote_code)
     config = config_beside(folder)
     if config is None:
         return None

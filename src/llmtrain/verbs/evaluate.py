@@ -17,20 +17,20 @@ from llmtrain.config.loading.load import load_config, plain_config, section_of
 from llmtrain.config.sections.evaluation import EvaluationConfig
 from llmtrain.config.sections.schema import Config
 from llmtrain.config.sections.training import RendezvousConfig
-from llmtrain.data.chat.shapes import is_text
-from llmtrain.data.files.read import Row, read_rows
 from llmtrain.distributed.engine import Engine
 from llmtrain.distributed.native_bf16 import computes_bf16
 from llmtrain.distributed.resolve import resolve, resolve_device
 from llmtrain.errors import ConfigError
 from llmtrain.evaluation.baseline import find_base, find_baseline
-from llmtrain.evaluation.held_out import are_rows
+from llmtrain.evaluation.held_out import ask_something
 from llmtrain.evaluation.held_out_loss import measure_loss
 from llmtrain.generation.open_model import (
     base_of,
     config_beside,
     config_file_beside,
     locate_model,
+    trusts_code,
+    tuned_from,
 )
 from llmtrain.installing import install_extra
 from llmtrain.tracking.logs import setup_logging
@@ -47,47 +47,65 @@ def evaluate(
     settings: Mapping[str, Any] | None = None,
     steps: int | None = None,
     root_dir: str | None = None,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Measure `model` on the rows or token shards of `evaluation.data`, or on its run's validation data.
 
     `model`: when not given, the run of the config's output.run_id, or the newest. `config` and `overrides` say how; its
     run's own config where none is named. `settings` are keys of the `evaluation` section that win over it. `steps`:
-    batches of a loss. Raises ConfigError for what is not there, and what does not go together.
+    batches of a loss. `trust_remote_code`: run the Python code that comes with the models. Raises ConfigError for what
+    is not there, and what does not go together.
     """
     overrides = [*NO_TRAINING, *overrides]
     named = load_config(config, overrides).config if config is not None else None
     root = root_dir or (named or plain_config(())).output.root_dir
-    folder = locate_model(model or (named and named.output.run_id) or "latest", root_dir=root)
+    ref = model or (named and named.output.run_id) or "latest"
+    folder = locate_model(ref, root_dir=root, trust_remote_code=trust_remote_code)
+    trusts = trust_remote_code or trusts_code(config_beside(folder))  # a run's base brings the code that the run trusts
     about = named or _own_config(folder, overrides)
-    chosen = _with(about.evaluation, settings or {})
+    given = settings or {}
+    chosen = _with(about.evaluation, given)
     if chosen.subject == "base":
-        folder = find_base(folder)
+        folder = find_base(folder, trust_remote_code=trusts)
     setup_logging(about.logging, run_folder=None, rank=int(os.environ.get("RANK", "0")))
     asked_here = named is not None or any(override.startswith("trainer.precision=") for override in overrides)
     engine = _engine(about, precision_asked_here=asked_here)
     try:
         if chosen.tasks:
-            return _measure_tasks(folder, chosen, about, given=settings or {}, root=root, engine=engine)
-        if not chosen.files or not _ask_something(chosen.files):
-            return measure_loss(folder, chosen, given=settings or {}, steps=steps, root=root, engine=engine)
+            return _measure_tasks(folder, chosen, about, given=given, root=root, engine=engine, trusts_code=trusts)
+        if not chosen.files or not ask_something(chosen.files):
+            return measure_loss(folder, chosen, given=given, steps=steps, root=root, engine=engine, trusts_code=trusts)
         if steps is not None:
             raise ConfigError("--steps cuts a loss short; of rows, --max-samples N takes the first of each file")
 
         from llmtrain.evaluation.rows import Subjects, evaluate_rows
 
         with engine.main_first():
-            base_of(folder)  # fetched by one rank
-            baseline = find_baseline(folder, chosen, root=root)
+            base_of(folder, trust_remote_code=trusts)  # fetched by one rank
+            baseline = find_baseline(folder, chosen, root=root, trust_remote_code=trust_remote_code)
         own = config_beside(folder)
         trained_on = own or (named if chosen.subject == "model" else None)
-        subjects = Subjects(model=folder, baseline=baseline, trained_on=trained_on)
+        subjects = Subjects(
+            model=folder,
+            baseline=baseline,
+            trained_on=trained_on,
+            trusts_model=trusts,
+            trusts_baseline=trust_remote_code or (trusts and baseline is not None and baseline == tuned_from(folder)),
+        )
         return evaluate_rows(subjects, chosen, seed=about.run.seed, root_dir=root, engine=engine)
     finally:
         engine.close()
 
 
 def _measure_tasks(
-    folder: Path, settings: EvaluationConfig, about: Config, *, given: Mapping[str, Any], root: str, engine: Engine
+    folder: Path,
+    settings: EvaluationConfig,
+    about: Config,
+    *,
+    given: Mapping[str, Any],
+    root: str,
+    engine: Engine,
+    trusts_code: bool,
 ) -> dict[str, Any]:
     if needless := sorted(given.keys() & {"data", "max_new_tokens", "temperature", "top_p"}):
         raise ConfigError(f"--{needless[0].replace('_', '-')} is for rows; a task of --tasks says that itself")
@@ -98,8 +116,9 @@ def _measure_tasks(
     from llmtrain.evaluation.benchmarks import evaluate_tasks
 
     with engine.main_first():
-        base_of(folder)
-    return evaluate_tasks(folder, settings, seed=about.run.seed, root_dir=root, engine=engine)
+        base_of(folder, trust_remote_code=trusts_code)
+    seed = about.run.seed
+    return evaluate_tasks(folder, settings, seed=seed, root_dir=root, engine=engine, trusts_code=trusts_code)
 
 
 # -- what is meant -----------------------------------------------------------------------------------------------------
@@ -129,11 +148,3 @@ def _engine(about: Config, *, precision_asked_here: bool) -> Engine:
         trainer = trainer.model_copy(update={"precision": "32"})
     distributed = about.distributed.model_copy(update={"strategy": "auto", "rendezvous": RendezvousConfig()})
     return Engine(resolve(about.run, trainer, distributed), distributed=distributed)
-
-
-def _ask_something(files: Sequence[str]) -> bool:
-    """Return whether these are rows that can be answered; token shards and rows of text have a loss alone."""
-    if not are_rows(list(files)):
-        return False
-    first = next(read_rows(files[0], key="evaluation.data", default_split="test"))
-    return not (isinstance(first, Row) and is_text(first.values))
