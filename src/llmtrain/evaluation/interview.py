@@ -55,8 +55,8 @@ class Interview:
         """Return the metrics of the answers, by their names for sinks."""
         settings = self.settings
         pairs = [(answer.prediction, row.expected) for answer, row in zip(answers, self.questions, strict=True)]
-        metrics = metrics_named(settings.metrics, ignore_case=settings.ignore_case)
-        statistics = row_statistics(pairs, settings.metrics, ignore_case=settings.ignore_case)
+        metrics = metrics_named(settings.metrics, **settings.metric_options)
+        statistics = row_statistics(pairs, settings.metrics, **settings.metric_options)
         found = scores(measures_of(metrics, with_loss=False), statistics)
         return {name_in_training(name): value for name, value in found.items()}
 
@@ -74,7 +74,7 @@ def open_interview(
         raise ConfigError(
             "evaluation.every_steps: the data has no tokenizer, so the model cannot answer: remove the key"
         )
-    metrics_named(settings.metrics, ignore_case=settings.ignore_case)
+    metrics_named(settings.metrics, **settings.metric_options)
     language_model = live_model(config, model, tokenizer_folder=tokenizer, model_folder=model_folder, for_rows=True)
     questions = read_questions(settings.files, key="evaluation.data", max_samples=settings.max_samples)
     if len(questions) > settings.train_samples:

@@ -168,11 +168,11 @@ def measure(
             ],
             np.float64,
         )
-        written = row_statistics(pairs, settings.metrics, ignore_case=settings.ignore_case)
+        written = row_statistics(pairs, settings.metrics, **settings.metric_options)
         return {**dict.fromkeys(_LOSS_METRICS, loss), **written}
 
     expected = [question.expected for question in questions]
-    metrics = metrics_named(settings.metrics, ignore_case=settings.ignore_case, expected=expected)
+    metrics = metrics_named(settings.metrics, **settings.metric_options, expected=expected)
     return Measured(
         questions=questions,
         answers=answers,

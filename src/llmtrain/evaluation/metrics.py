@@ -20,10 +20,13 @@ from typing import Any
 
 from llmtrain.config.loading.messages import nearest
 from llmtrain.errors import ConfigError
-from llmtrain.evaluation.words import bleu_tokenizer, composed, split_at_blanks, split_words
+from llmtrain.evaluation.words import composed, split_at_blanks, split_words, tokenizer_by_script
 from llmtrain.import_path import import_callable
+from llmtrain.installing import install
 
 BUILT_IN = ("exact_match", "jaccard", "rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf")
+AUTO = "auto"
+BLEU_TOKENIZERS = "zh where a row's expected text is Chinese, char for other scripts without spaces, else 13a"
 ROUGE_WORDS = (
     "words are runs of letters and digits, or characters of scripts without spaces, lower-cased, not stemmed; a row "
     "whose expected text has none is left out"
@@ -47,13 +50,18 @@ class Metric:
     """Name that the package which computes the metric gives to its settings."""
 
 
-def metrics_named(names: Sequence[str], *, ignore_case: bool = False, expected: Sequence[str] = ()) -> list[Metric]:
+def metrics_named(
+    names: Sequence[str], *, ignore_case: bool = False, bleu_tokenizer: str = AUTO, expected: Sequence[str] = ()
+) -> list[Metric]:
     """Return the metrics of these names or import paths (`my_pkg.metrics:length_ratio`).
 
-    `expected`: the expected texts, whose scripts decide which tokenizers BLEU's signature names. Raises ConfigError for
-    an unknown name, and for a function that cannot be imported.
+    `expected`: the expected texts, whose scripts decide which tokenizers BLEU's signature names if `bleu_tokenizer` is
+    auto. Raises ConfigError for an unknown name, and for a function or a tokenizer that cannot be imported.
     """
-    metrics = [_bleu_metric(expected) if name == "bleu" else _metric(name, ignore_case=ignore_case) for name in names]
+    metrics = [
+        _bleu_metric(bleu_tokenizer, expected) if name == "bleu" else _metric(name, ignore_case=ignore_case)
+        for name in names
+    ]
     if twice := [name for name, count in Counter(metric.name for metric in metrics).items() if count > 1]:
         raise ConfigError(f"evaluation.metrics names {', '.join(twice)} twice: name each once")
     return metrics
@@ -196,19 +204,30 @@ def _rouge_scorer() -> Any:
     return RougeScorer(["rougeLsum"], tokenizer=Words())
 
 
-def _bleu_metric(expected_texts: Sequence[str]) -> Metric:
+def _bleu_metric(tokenizer: str, expected_texts: Sequence[str]) -> Metric:
     from sacrebleu.metrics import BLEU
 
-    corpus = BLEU()
-    corpus.corpus_score(["a"], [["a"]])  # it has a signature only after its first use
-    tokenizers = sorted(set(map(bleu_tokenizer, expected_texts))) or ["13a"]
+    def tokenizer_of(expected: str) -> str:
+        return tokenizer_by_script(expected) if tokenizer == AUTO else tokenizer
+
+    def open_bleu(name: str, **settings: Any) -> Any:
+        try:
+            return BLEU(tokenize=name, **settings)
+        except RuntimeError as error:
+            extra = install(f"sacrebleu[{name.partition('-')[0]}]")
+            raise ConfigError(f"evaluation.bleu_tokenizer: {name} is not installed: {extra}") from error
 
     @cache
-    def sentence(tokenizer: str) -> Any:
-        return BLEU(effective_order=True, tokenize=tokenizer)
+    def sentence(name: str) -> Any:
+        return open_bleu(name, effective_order=True)
+
+    tokenizers = sorted(set(map(tokenizer_of, expected_texts))) or [tokenizer_of("")]
+    corpora = [open_bleu(name) for name in tokenizers]
+    for corpus in corpora:
+        corpus.corpus_score(["a"], [["a"]])  # it has a signature only after its first use
 
     def statistics(prediction: str, expected: str) -> list[float]:
-        found: Any = sentence(bleu_tokenizer(expected)).sentence_score(prediction, [expected])
+        found: Any = sentence(tokenizer_of(expected)).sentence_score(prediction, [expected])
         return [found.sys_len, found.ref_len, *found.counts, *found.totals]
 
     def score(sums: Sequence[float], *, effective_order: bool = False) -> float:
@@ -222,12 +241,19 @@ def _bleu_metric(expected_texts: Sequence[str]) -> Metric:
     return Metric(
         name="bleu",
         definition="corpus BLEU, 0 to 100, by sacreBLEU: n-grams are summed over rows; of one row, by effective order; "
-        "its tokenizer zh where the expected text is Chinese, char for other scripts without spaces, else 13a",
+        + ("its tokenizer " + (BLEU_TOKENIZERS if tokenizer == AUTO else tokenizer)),
         statistics=statistics,
         score=score,
         row_score=lambda sums: score(sums, effective_order=True),
-        signature=str(corpus.get_signature()).replace("tok:13a", f"tok:{'+'.join(tokenizers)}"),
+        signature=_joined([str(corpus.get_signature()) for corpus in corpora]),
     )
+
+
+def _joined(signatures: Sequence[str]) -> str:
+    """Return one signature, with all tokenizers."""
+    before, _, after = signatures[0].partition("|tok:")
+    tokenizers = "+".join(signature.partition("|tok:")[2].partition("|")[0] for signature in signatures)
+    return f"{before}|tok:{tokenizers}|{after.partition('|')[2]}"
 
 
 def _chrf_metric() -> Metric:

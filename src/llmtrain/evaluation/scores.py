@@ -7,6 +7,7 @@ import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,14 +54,14 @@ def row_statistics(
     pairs: Sequence[tuple[str, str]],
     names: Sequence[str],
     *,
-    ignore_case: bool = False,
     num_processes: int | None = None,
+    **options: Any,
 ) -> dict[str, Statistics]:
     """Return by metric the statistics of each (prediction, expected), in their order.
 
-    Raises ConfigError as `metrics_named` does.
+    `options` are those of `metrics_named`. Raises ConfigError as it does.
     """
-    metrics = metrics_named(names, ignore_case=ignore_case)
+    metrics = metrics_named(names, **options)
     chunks = [pairs[begin : begin + _CHUNK_ROWS] for begin in range(0, len(pairs), _CHUNK_ROWS)]
     workers = min(num_processes or (usable_cores() if len(pairs) >= MANY_ROWS else 1), len(chunks))
     if workers <= 1:
@@ -68,7 +69,7 @@ def row_statistics(
     else:
         # Processes are spawned, since a fork of a process with torch's threads may hang.
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            jobs = [pool.submit(_named_chunk, chunk, tuple(names), ignore_case) for chunk in chunks]
+            jobs = [pool.submit(_named_chunk, chunk, tuple(names), options) for chunk in chunks]
             done = [job.result() for job in jobs]
     return {
         metric.name: np.concatenate([part[index] for part in done]) if done else np.zeros((0, 2))
@@ -89,8 +90,10 @@ def scores(
     return {measure.name: measure.score(total(statistics[measure.name], rows)) for measure in measures}
 
 
-def _named_chunk(pairs: Sequence[tuple[str, str]], names: Sequence[str], ignore_case: bool) -> list[Statistics]:
-    return _chunk(pairs, metrics_named(names, ignore_case=ignore_case))
+def _named_chunk(
+    pairs: Sequence[tuple[str, str]], names: Sequence[str], options: Mapping[str, Any]
+) -> list[Statistics]:
+    return _chunk(pairs, metrics_named(names, **options))
 
 
 def _chunk(pairs: Sequence[tuple[str, str]], metrics: Sequence[Metric]) -> list[Statistics]:

@@ -49,7 +49,7 @@ def split_at_blanks(text: str) -> list[str]:
     return [piece for part in lowered.split() for piece in _PIECE.findall(part)]
 
 
-def bleu_tokenizer(text: str) -> str:
+def tokenizer_by_script(text: str) -> str:
     """Return the name of sacreBLEU's tokenizer for the script of `text`.
 
     sacreBLEU has one for Chinese; text of other scripts without spaces is split into characters.

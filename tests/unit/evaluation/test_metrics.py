@@ -130,6 +130,21 @@ def test_the_signature_names_the_tokenizers_of_all_rows() -> None:
     assert "|tok:13a+char+zh|" in metric.signature
 
 
+def test_one_tokenizer_for_all_rows_is_sacrebleus_own_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [("今日は雨です。", "今日は晴れです。"), ("OK, 42", "OK, 43"), ("วันนี้", "วันนี้ดี")]
+    predictions, expected = map(list, zip(*pairs, strict=True))
+    for tokenizer in ("char", "intl", "zh"):
+        (metric,) = metrics_named(["bleu"], expected=expected, bleu_tokenizer=tokenizer)
+        theirs = BLEU(tokenize=tokenizer)
+        score = theirs.corpus_score(predictions, [expected]).score
+        sums = row_statistics(pairs, ["bleu"], bleu_tokenizer=tokenizer)["bleu"].sum(axis=0).tolist()
+        assert metric.score(sums) == pytest.approx(score)
+        assert metric.signature == str(theirs.get_signature())
+    monkeypatch.setattr("sacrebleu.tokenizers.tokenizer_ja_mecab.MeCab", None)
+    with pytest.raises(ConfigError, match=r"bleu_tokenizer: ja-mecab is not installed: .*sacrebleu\[ja\]"):
+        metrics_named(["bleu"], bleu_tokenizer="ja-mecab")
+
+
 def test_a_row_has_sentence_bleu_and_corpus_bleu_is_not_its_mean() -> None:
     pairs = [("the cat sat on the mat", "the cat sat on a mat"), ("no", "yes it is")]
     (bleu,) = metrics_named(["bleu"])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.tokenize import tokenize
 
-from llmtrain.evaluation.words import bleu_tokenizer, composed, split_at_blanks, split_words
+from llmtrain.evaluation.words import composed, split_at_blanks, split_words, tokenizer_by_script
 
 
 @given(st.text(st.characters(max_codepoint=127)))
@@ -50,7 +50,7 @@ def test_pieces_between_blanks_keep_their_punctuation() -> None:
     [("yes", "13a"), ("да, 한국", "13a"), ("用 Python", "zh"), ("東京で", "char"), ("ดี", "char"), ("😀", "13a")],
 )
 def test_bleu_takes_the_tokenizer_of_the_script(text: str, tokenizer: str) -> None:
-    assert bleu_tokenizer(text) == tokenizer
+    assert tokenizer_by_script(text) == tokenizer
 
 
 def test_texts_that_unicode_defines_as_equal_have_equal_words() -> None:

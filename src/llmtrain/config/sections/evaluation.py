@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -39,6 +39,11 @@ class EvaluationConfig(Section):
         min_length=1,
     )
     ignore_case: bool = opt(False, "exact_match ignores the difference between upper and lower case.")
+    bleu_tokenizer: Literal["auto", "13a", "zh", "char", "intl", "none", "ja-mecab", "ko-mecab"] = opt(
+        "auto",
+        "sacreBLEU's tokenizer for all rows. auto: by a row's expected text, zh for Chinese, char for other scripts "
+        "without spaces, else 13a. ja-mecab and ko-mecab need sacreBLEU's extras ja and ko.",
+    )
     max_samples: int | None = opt(None, "Ask only the first rows of each file, this many; all when not given.", ge=1)
     max_new_tokens: int = opt(256, "The longest answer, in tokens.", ge=1)
     temperature: float = opt(0.0, "Sampling temperature; 0 takes the likeliest token each time.", ge=0)
@@ -71,6 +76,11 @@ class EvaluationConfig(Section):
     def files(self) -> list[str]:
         """`data` as a list."""
         return [self.data] if isinstance(self.data, str) else self.data
+
+    @property
+    def metric_options(self) -> dict[str, Any]:
+        """Options of the metrics that ship."""
+        return {"ignore_case": self.ignore_case, "bleu_tokenizer": self.bleu_tokenizer}
 
     @property
     def training_metrics(self) -> list[str]:
