@@ -9,8 +9,6 @@ takes the field that is found (or named by `text_column`). Where rows come from 
 from __future__ import annotations
 
 import ast
-import hashlib
-import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from typing import Any, NamedTuple
 
 from llmtrain.data.files.row_faults import RowError
 from llmtrain.errors import ConfigError
-from llmtrain.import_path import import_callable
+from llmtrain.import_path import code_sha256, import_callable
 
 Fields = Mapping[str, Any]
 
@@ -44,7 +42,7 @@ class Adapter:
     columns: tuple[str, ...] | None
     """The fields that it looks at, where they are known: no others are read."""
     source_sha256: str | None = None
-    """Hash of the function's source, for one of the user's own."""
+    """Hash of the function's code (see `code_sha256`), for one of the user's own."""
 
     def columns_to_read(self, text_column: str) -> tuple[str, ...] | None:
         """Return the fields that it looks at in a file whose text is in `text_column`; None: any field."""
@@ -81,11 +79,7 @@ def load_adapter(name: str) -> Adapter:
             "and your own as package.module:function"
         )
     function = import_callable(name, key="prepare.adapter")
-    try:
-        source = inspect.getsource(function)
-    except (OSError, TypeError):
-        source = ""  # not written in Python
-    return Adapter(name, function, None, hashlib.sha256(source.encode()).hexdigest())
+    return Adapter(name, function, None, code_sha256(name))
 
 
 def _by_column(row: Fields, column: str) -> Found:
@@ -93,7 +87,8 @@ def _by_column(row: Fields, column: str) -> Found:
         raise RowError(_no_field(column, row))
     text = row[column]
     if not isinstance(text, str):
-        raise RowError(f"field {column!r} is {type(text).__name__}, not text")
+        kind = "null" if text is None else type(text).__name__
+        raise RowError(f"field {column!r} is {kind}, not text")
     identity = row.get("id")
     return Found(str(identity) if isinstance(identity, str | int) else None, text)
 

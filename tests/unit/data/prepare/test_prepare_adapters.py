@@ -125,9 +125,10 @@ def test_adapters_of_ones_own_are_named_by_import_path(tmp_path: Path, monkeypat
         read("wrong")
     with pytest.raises(RowError, match=r"adapter my_adapters:fails failed \(ZeroDivisionError"):
         read("fails")
-    one, other = (load_adapter(f"my_adapters:{name}") for name in ("tuples", "plain"))
+    one = load_adapter("my_adapters:tuples")
     assert one.columns_to_read("") is None
-    assert one.source_sha256 != other.source_sha256
+    (tmp_path / "my_adapters.py").write_text(MINE + "# more\n")
+    assert load_adapter("my_adapters:tuples").source_sha256 not in (None, one.source_sha256)
 
 
 @pytest.mark.parametrize(

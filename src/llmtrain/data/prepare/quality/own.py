@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import sys
 from typing import ClassVar
 
 from llmtrain.config.sections.quality import OwnStep
 from llmtrain.data.prepare.quality.step import Dropped, StepError
-from llmtrain.import_path import import_callable, what_failed
+from llmtrain.import_path import code_sha256, import_callable, what_failed
 
 
 class Own:
@@ -27,8 +24,8 @@ class Own:
         self._name = options.function
         self._key = key
         self._function = import_callable(options.function, key=f"{key}.function")
-        self.source_sha256 = _source_hash(options.function.partition(":")[0])
-        """Hash of the module that the function is in; what that imports is not covered."""
+        self.source_sha256 = code_sha256(options.function)
+        """Hash of the code of the function, as `code_sha256` says."""
 
     def apply(self, text: str) -> str | Dropped:
         """Return what the function makes of the text."""
@@ -45,10 +42,3 @@ class Own:
         except UnicodeEncodeError:
             raise StepError(f"{self._key}: {self._name} returned half of a surrogate pair, no valid Unicode") from None
         return made
-
-
-def _source_hash(module: str) -> str | None:
-    try:
-        return hashlib.sha256(inspect.getsource(sys.modules[module]).encode()).hexdigest()
-    except (OSError, TypeError, KeyError):
-        return None  # not written in Python

@@ -83,7 +83,7 @@ class OpenSteps:
 
 
 def _said(identity: StepRecord) -> str:
-    function = identity.function_sha256 and f"its module with sha256 {identity.function_sha256[:12]}"
+    function = identity.function_sha256 and f"code with sha256 {identity.function_sha256[:12]}"
     return ", ".join(part for part in (f"version {identity.version}", identity.library, function) if part)
 
 
