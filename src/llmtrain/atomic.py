@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,8 @@ LACKING = frozenset({errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP,
 too then."""
 
 _MAX_POINTER_BYTES = 4096
+_POINTER = re.compile(rb"/?([^\0\n/]{1,255}/)*[^\0\n/]{1,255}\n")
+"""A line that is a path."""
 
 
 def sync(path: Path) -> None:
@@ -64,6 +67,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     If the block fails, or the process is killed, `path` stays as it was.
     """
+    if path.is_dir():  # "." has no name that another could stand beside
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -124,7 +129,9 @@ def is_pointer(name: Path) -> bool:
     """Return whether `point` may have made this: a link, or a file of one short line."""
     if name.is_symlink():
         return True
-    return name.is_file() and name.stat().st_size < _MAX_POINTER_BYTES and name.read_bytes().count(b"\n") == 1
+    if not name.is_file() or name.stat().st_size >= _MAX_POINTER_BYTES:
+        return False
+    return _POINTER.fullmatch(name.read_bytes()) is not None  # else a small file of somebody else's
 
 
 def follow(name: Path) -> Path:

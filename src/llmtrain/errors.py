@@ -6,6 +6,7 @@ What is not one of these is a bug, and shows its traceback; but for what lies in
 from __future__ import annotations
 
 import errno
+import os
 
 
 class ConfigError(ValueError):
@@ -58,6 +59,10 @@ _FIXES = {
     errno.EROFS: "name another place",
     errno.EACCES: "give this user the right to it, or name another place",
     errno.ENOTDIR: "name another place",
+    errno.EFBIG: "raise the limit for the size of files (`ulimit -f`)",
+    errno.EIO: "the disk or the network drive has a fault: see `dmesg`",
+    errno.EMFILE: "raise the limit for open files (`ulimit -n`)",
+    errno.ENAMETOOLONG: "give it a shorter name",
 }
 
 
@@ -68,6 +73,19 @@ def in_surroundings(error: Exception) -> str | None:
     """
     if isinstance(error, OSError) and error.errno in _FIXES:
         return f"{error.filename or 'a file'}: {error.strerror}: {_FIXES[error.errno]}"
+    if isinstance(error, FileNotFoundError) and error.filename is None:
+        if "temporary directory" in str(error):
+            return f"{error.strerror}: set TMPDIR to a folder that can be written"
+        if not _has_working_folder():
+            return "the folder in which the command was started is gone: change to another (`cd`)"
     if isinstance(error, RuntimeError) and str(error) == "Could not determine home directory.":
         return "this user has no home folder: set HOME, or data.cache_dir and HF_HOME, and begin no path with ~"
     return None
+
+
+def _has_working_folder() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True

@@ -6,6 +6,7 @@ Keys of the config have LOCAL, LOCAL_OR_HUB or ADDRESS in their schema; options 
 
 from __future__ import annotations
 
+import os
 from typing import Any, Final
 
 from llmtrain.errors import ConfigError
@@ -18,6 +19,7 @@ LOCAL_OR_HUB: Final[dict[str, Any]] = {"format": "path or hf://"}
 ADDRESS: Final[dict[str, Any]] = {"format": "path or address"}
 """The same, for a key that takes the address of any store."""
 
+MAX_NAME_BYTES: Final = 255
 _HUB = "hf"
 
 
@@ -28,11 +30,11 @@ def checked_path(path: str, kind: dict[str, Any], *, key: str = "") -> str:
     password in it, or that no store can have.
     """
     scheme, where = scheme_of(path), f"{key}: " if key else ""
-    if scheme is None or (scheme == _HUB and kind in (ADDRESS, LOCAL_OR_HUB)):
+    if scheme == _HUB and kind in (ADDRESS, LOCAL_OR_HUB):
         return path
     try:
-        if scheme == "file":
-            return local_path(path)
+        if scheme is None or scheme == "file":
+            return _possible(local_path(path))
         if kind == ADDRESS:
             parse_address(path)
     except ConfigError as error:
@@ -48,3 +50,14 @@ def checked_path(path: str, kind: dict[str, Any], *, key: str = "") -> str:
     else:
         instead = "name a file or folder here, and copy it from or to there with that store's own tools"
     raise ConfigError(f"{where}{shown(path)} is an address, and only paths of this machine work: {instead}")
+
+
+def _possible(path: str) -> str:
+    """Return a path of this machine. Raises ConfigError where no file system takes it."""
+    if "\0" in path:
+        raise ConfigError(f"{path!r} has the character NUL in it, which no path has")
+    if any(len(os.fsencode(name)) > MAX_NAME_BYTES for name in path.split("/")):
+        raise ConfigError(
+            f"{path[:40]!r} … is no path: a name in it has more than {MAX_NAME_BYTES} bytes, which no file system takes"
+        )
+    return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.atomic import replacing, write_text
+from llmtrain.atomic import follow, is_pointer, replacing, write_text
 
 
 @pytest.fixture
@@ -28,6 +29,15 @@ def test_the_new_text_takes_the_place_of_the_old(file: Path) -> None:
     assert os.listdir(file.parent) == [file.name]
 
 
+def test_a_pointer_is_a_line_that_is_a_path_and_nothing_else(tmp_path: Path) -> None:
+    latest, row, compressed = (tmp_path / name for name in ("latest", "rows.jsonl", "rows.gz"))
+    latest.write_text("20260101-a/../b\n")
+    row.write_text(json.dumps({"text": "q" * 300}) + "\n")
+    compressed.write_bytes(b"\x1f\x8b\0\0\n")
+    assert [is_pointer(file) for file in (latest, row, compressed)] == [True, False, False]
+    assert (follow(latest), follow(row)) == (tmp_path / "20260101-a/../b", row)
+
+
 def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(file: Path) -> None:
     def stopped() -> Iterator[bytes]:
         yield b"half"
@@ -37,6 +47,12 @@ def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(file: Path) -> 
         stream.writelines(stopped())
     assert file.read_text() == "old"
     assert os.listdir(file.parent) == [file.name]
+
+
+@pytest.mark.parametrize("name", [".", "..", "/"])
+def test_a_folder_is_not_replaced_by_a_file(name: str) -> None:
+    with pytest.raises(IsADirectoryError):
+        write_text(Path(name), "x")
 
 
 def test_a_kill_in_the_middle_leaves_the_old_file(file: Path) -> None:

@@ -136,6 +136,16 @@ def test_paths_and_names_of_the_hub_pass() -> None:
         checked_path("hf://owner/name", LOCAL)
 
 
+@pytest.mark.parametrize("path", ["a\0b", "x/" + "é" * 128, "file:///" + "a" * 256])
+def test_a_path_that_no_file_system_takes_is_one_message(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind in (LOCAL, LOCAL_OR_HUB, ADDRESS):
+        with pytest.raises(ConfigError, match=r"key: .*(NUL in it|more than 255 bytes)"):
+            checked_path(path, kind, key="key")
+    for command in ("inspect", "validate", "lineage", "runs") if "\0" not in path else ():
+        assert run([command, path]) == 2
+        assert capsys.readouterr().err.startswith("error: ")
+
+
 def test_a_file_address_means_its_path() -> None:
     for kind in (LOCAL, LOCAL_OR_HUB, ADDRESS):
         assert checked_path("file:///a/b%20c", kind) == "/a/b c"

@@ -75,7 +75,7 @@ def demo_finetune(
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
 def _print_samples(predictions: list[dict[str, Any]]) -> None:

@@ -16,6 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
+from llmtrain.atomic import append_lines
 from llmtrain.config.sections.evaluation import EvaluationConfig
 from llmtrain.data.chat.unused import Unused, add_unused, unused_line
 from llmtrain.data.files.row_faults import RowError, RowFault, RowFaults
@@ -75,17 +76,16 @@ class AnswerJournal:
         self._file = folder / f"{name}.part-{rank}.jsonl"
         self.known: dict[str, Answer] = {}
         for file in sorted(folder.glob(f"{name}.part-*.jsonl")):
-            for line in file.read_text(encoding="utf-8").splitlines():
+            for line in file.read_bytes().split(b"\n"):
                 try:
                     key, *values = json.loads(line)
                     self.known[str(key)] = Answer(*values)
-                except (ValueError, TypeError):  # cut off in the middle of the line
+                except (ValueError, TypeError):  # cut off in the middle of the line, or of a character
                     continue
 
     def append(self, answers: Mapping[str, Answer]) -> None:
         """Write answers at once, so that a process that is killed loses no finished batch."""
-        with self._file.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps([key, *answer], ensure_ascii=False) + "\n" for key, answer in answers.items())
+        append_lines(self._file, (json.dumps([key, *answer], ensure_ascii=False) for key, answer in answers.items()))
 
 
 def ask_all(questions: Sequence[Question], model: LanguageModel, *, chat: bool | None) -> list[Asked]:

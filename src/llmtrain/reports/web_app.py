@@ -137,7 +137,7 @@ def _read_request(body: bytes) -> tuple[str, list[Message], Settings]:
     try:
         request = json.loads(body)
         run, messages = request["run"], request["messages"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise HTTPException(400, "an object with `run` and `messages` is expected") from None
     if not isinstance(run, str) or not isinstance(messages, list) or not messages or not all(map(_is_turn, messages)):
         raise HTTPException(400, "`run` is a text, and `messages` are turns: objects with `role` and `content`")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -26,6 +27,8 @@ DRAWN_POINTS: Final = 1000
 MEANS: Final = 500
 """Means of neighbouring points, for smoothing: the chosen points are extremes, so their mean would be wrong."""
 _DIGITS: Final = 7
+_TOO_LARGE: Final = 2**53
+"""No step and no time is as large, but JSON may hold larger integers."""
 
 
 @dataclass(frozen=True)
@@ -184,13 +187,16 @@ class _Columns:
         if line is None or not isinstance(step, int) or not isinstance(moment, float | int):
             self.damaged += 1
             return
+        if not max(abs(step), abs(moment)) < _TOO_LARGE:
+            self.damaged += 1
+            return
         number = len(self.times)
         self.times.append(moment)
         for name, value in line.items():
             if name in ("step", "time"):
                 continue
             if type(value) is float or type(value) is int:
-                if not math.isfinite(value):
+                if not abs(value) <= sys.float_info.max:  # an integer in JSON may be larger
                     continue
                 column = self.by_name.get(name)
                 if column is None:

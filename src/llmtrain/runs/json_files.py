@@ -34,7 +34,7 @@ def json_object(path: Path, *, problems: list[str]) -> dict[str, Any]:
         if isinstance(document, dict):
             return document
         problems.append(f"{path.name} holds no object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         problems.append(f"{path.name} cannot be read ({error})")
     return {}
 
@@ -44,7 +44,7 @@ def json_lines(content: bytes) -> Iterator[dict[str, Any] | None]:
     for text in content.splitlines():
         try:
             line = _DECODER.decode(text.decode())
-        except ValueError:
+        except (ValueError, RecursionError):
             line = None
         yield line if isinstance(line, dict) else None
 

@@ -6,8 +6,8 @@ A file that a kill or a stranger left damaged makes its values None and is named
 from __future__ import annotations
 
 import contextlib
-import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -163,7 +163,7 @@ def _seconds(meta: Mapping[str, Any], summary: Mapping[str, Any], metrics: Mappi
 def _number(*candidates: Any) -> Any:
     """Return the first candidate that is a finite number."""
     for value in candidates:
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
             return value
     return None
 

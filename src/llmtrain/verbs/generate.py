@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from llmtrain.atomic import replacing
-from llmtrain.data.chat.tools import reject_half_characters
+from llmtrain.data.chat.tools import reject_what_cannot_be_shown
 from llmtrain.data.files.find import format_of
 from llmtrain.data.files.read import Row, read_rows
 from llmtrain.data.files.row_faults import RowError, RowFault
@@ -124,7 +124,7 @@ def _prompt_of(row: Row | RowFault) -> str:
     if not isinstance(prompt, str):
         raise ConfigError(f"{row.source}: an object with the text field `prompt` (or `text`) is expected")
     try:
-        reject_half_characters(prompt, "prompt")
+        reject_what_cannot_be_shown(prompt, "prompt")
     except RowError as error:
         raise ConfigError(f"{row.source}: {error}") from None
     return prompt

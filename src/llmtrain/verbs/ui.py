@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import secrets
 import socket
@@ -88,7 +89,8 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind(address)
         listener.listen()
     except OSError as error:
+        fix = "--port (0: any)" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
         raise ConfigError(
-            f"cannot serve at {host}, port {port} ({error.strerror or error}): choose another --port (0: any)"
+            f"cannot serve at {host!r}, port {port} ({error.strerror or error}): choose another {fix}"
         ) from None
     return listener

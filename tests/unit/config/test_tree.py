@@ -71,6 +71,10 @@ def test_aliases_work(tmp_path: Path) -> None:
         ("run: {}\n---\nrun: {}\n", "c.yaml:2:1: not valid YAML: expected a single document"),
         ("run:\n  name: \x00", "c.yaml:2:9: a character that YAML does not allow"),
         ("run: &x [*x]\n", "c.yaml:1: run[0]: an alias that contains itself"),
+        (
+            "a0: &a0 [x]\n" + "".join(f"a{n + 1}: &a{n + 1} [{f'*a{n},' * 9}]\n" for n in range(9)),
+            "than 200,000 values",
+        ),
         ("run:\n  seed: 1\n  name: x\n  seed: 2\n", "c.yaml:4: run.seed: given twice; first at c.yaml:2"),
         ("run: {name: !!python/name:os.system x}\n", "c.yaml:1: run.name: the tag"),
         ("? [a, b]\n: 1\n", "c.yaml:1: a key must be plain text"),

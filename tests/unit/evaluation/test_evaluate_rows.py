@@ -12,6 +12,7 @@ import pytest
 from llmtrain.cli.app import run as command
 from llmtrain.errors import ConfigError
 from llmtrain.evaluation import answers
+from llmtrain.evaluation.answers import AnswerJournal
 from llmtrain.generation import decoding as generation
 from llmtrain.verbs.evaluate import evaluate
 from tests.support.tiny_huggingface import write_tiny_adapter, write_tiny_chat_folder
@@ -123,8 +124,8 @@ def test_a_stopped_evaluation_continues_and_answers_no_question_twice(
         evaluated(adapter, rows, tmp_path, batch_size=1)
     (begun,) = (tmp_path / "eval").iterdir()
     assert not (begun / "metrics.json").exists()
-    with (begun / "baseline.part-0.jsonl").open("a") as file:
-        file.write('["cut off in the mid')
+    with (begun / "baseline.part-0.jsonl").open("ab") as file:
+        file.write('["cut off in the middle of 中'.encode()[:-1])
     asked.clear()
     found = evaluated(adapter, rows, tmp_path, batch_size=4)
     assert found["output"] == str(begun)
@@ -137,6 +138,13 @@ def test_a_stopped_evaluation_continues_and_answers_no_question_twice(
     asked.clear()
     again = evaluated(adapter, rows, tmp_path, batch_size=4, baseline=None)
     assert again["output"] != str(begun), "what is finished is not gone on with"
+
+
+def test_the_journal_reads_every_answer_that_it_wrote(tmp_path: Path) -> None:
+    given = answers.Answer("one\u2028line\x85of\n中", 3, "end", 0.5, 2)
+    (tmp_path / "model.part-0.jsonl").write_bytes(b'["cut off')
+    AnswerJournal(tmp_path, "model", rank=0).append({"key": given})
+    assert AnswerJournal(tmp_path, "model", rank=1).known == {"key": given}
 
 
 def test_rows_that_do_not_fit_the_context_are_reported_and_have_no_loss(tmp_path: Path) -> None:

@@ -232,6 +232,7 @@ def test_only_the_pages_own_files_are_served(client: TestClient, name: str) -> N
             '{"run": "a", "messages": [{"role": "user", "content": "x"}], "max_new_tokens": 2.5}',
             "`max_new_tokens` is a number from 1 to 4096",
         ),
+        ("[" * 5000, "an object with `run` and `messages` is expected"),
         ('{"run": "a", "messages": [{"role": "user", "content": "x"}], "seed": NaN}', "`seed` is a number from 0"),
         (
             '{"run": "a", "messages": [{"role": "user", "content": "x"}], "top_p": true}',
@@ -446,7 +447,7 @@ def test_an_address_that_cannot_be_had_and_a_folder_that_is_not_there_are_said(
 ) -> None:
     assert run(["ui", "--root", str(tmp_path / "none")]) == 2
     assert "there is no such folder" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match=r"cannot serve at 192\.0\.2\.1, port 0 \(.*choose another --port"):
+    with pytest.raises(ConfigError, match=r"cannot serve at '192\.0\.2\.1', port 0 \(.*choose another --host"):
         serve(root_dir=str(tmp_path), host="192.0.2.1", port=0)
 
 

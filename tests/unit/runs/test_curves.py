@@ -26,10 +26,12 @@ def test_a_file_cut_in_the_middle_of_a_line_gives_all_whole_lines(tmp_path: Path
 def test_damaged_and_foreign_lines_are_counted_and_the_rest_is_read(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     good = '{"step": 1, "time": 5.0, "train/loss": 2.5, "text": "x", "flag": true}\n'
-    path.write_bytes(b'{"step": 1, "tra\n[1]\n7\n\xff\xfe\n{"step": "2", "time": 1}\n' + good.encode())
+    large = f'{{"step": {"9" * 400}, "time": 1}}\n{{"step": 2, "time": 6.0, "train/lr": {"9" * 400}}}\n' + "[" * 100_000
+    damaged = b'{"step": 1, "tra\n[1]\n7\n\xff\xfe\n{"step": "2", "time": 1}\n'
+    path.write_bytes(damaged + good.encode() + large.encode() + b"\n")
     curves = read_curves(path, began=None)
     assert list(curves.by_name) == ["train/loss"]
-    assert curves.damaged_lines == 5
+    assert curves.damaged_lines == 7
     assert read_curves(tmp_path / "none", began=None).num_points == 0
 
 

@@ -7,6 +7,7 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from llmtrain.config.sections.running import OutputConfig, RunConfig
 from llmtrain.errors import ConfigError
@@ -34,6 +35,12 @@ def make_run(root: Path, run_id: str, *steps: int) -> Path:
         model.mkdir(parents=True)
         (model / "config.json").write_text("{}")
     return run
+
+
+@pytest.mark.parametrize("run_id", ["latest", "eval", "rm", "a/b", "..", "a" * 201])
+def test_a_name_that_no_run_can_have_is_rejected(run_id: str) -> None:
+    with pytest.raises(ValidationError, match="run_id"):
+        OutputConfig(run_id=run_id)
 
 
 def test_a_run_is_found_by_id_folder_checkpoint_and_as_the_latest(tmp_path: Path) -> None:

@@ -108,7 +108,14 @@ def test_a_run_that_is_being_trained_is_running_and_is_not_disturbed(tmp_path: P
 
 
 @pytest.mark.parametrize("file", ["meta.json", "summary.json"])
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"time": 5, "steps": "x", "seconds": null}', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"[]", b"[" * 100_000, b'{"time": 5, "steps": "x", "seconds": null}', b"\xff\xfe"),
+        b'{"time": %b, "steps": %b}' % (b"9" * 400, b"9" * 400),
+    ],
+    ids=["empty", "cut", "list", "deep", "types", "bytes", "large"],
+)
 def test_damaged_files_break_nothing(tmp_path: Path, file: str, content: bytes) -> None:
     folder = make_run(tmp_path, "a")
     make_run(tmp_path, "b", minute=1)

@@ -112,7 +112,10 @@ def _with_comment(line: str, meaning: str) -> list[str]:
     if len(beside) <= WIDTH:
         return [beside]
     margin = " " * (len(line) - len(line.lstrip())) + "# "
-    return [*textwrap.wrap(meaning, WIDTH, initial_indent=margin, subsequent_indent=margin), line]
+    return [
+        *textwrap.wrap(meaning, WIDTH, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False),
+        line,
+    ]
 
 
 def _behind(lines: Sequence[str], *, indent: int) -> list[str]:

@@ -27,6 +27,7 @@ from llmtrain.screen import counted
 CONSTRUCTED_TAGS = frozenset(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float"))
 # YAML's timestamps and merge keys are read as the text that they are: the schema has neither.
 TEXT_TAGS = frozenset(f"tag:yaml.org,2002:{name}" for name in ("str", "timestamp", "merge", "value"))
+MOST_VALUES = 200_000
 
 
 class Place(NamedTuple):
@@ -177,6 +178,10 @@ class _Reader:
 
     def value(self, node: Node, path: Path) -> Any:
         self.tree.places.setdefault(path, self.place(node))
+        if len(self.tree.places) > MOST_VALUES:  # aliases of aliases would fill the memory
+            raise ConfigError(
+                f"{self.place(node).label}: {dotted(path)}: the config has more than {MOST_VALUES:,} values"
+            )
         if isinstance(node, ScalarNode):
             return self.scalar(node, path)
         if id(node) in self.open_nodes:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import field_validator
+
 from llmtrain.config.sections.base import Section, key, opt
 from llmtrain.local_paths import LOCAL
+
+RESERVED_NAMES = ("latest", "eval", "rm")
+"""Names that no run has: the link to the newest run, the folder of evaluations, and the command that removes runs."""
 
 
 class RunConfig(Section):
@@ -77,7 +82,7 @@ class LoggingConfig(Section):
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = opt("INFO", "The least severe messages that are logged.")
     json_output: bool = opt(False, "Write one JSON object a line instead of text.")
     log_to_file: bool = opt(True, "Also write to <run>/logs/<file_name>.")
-    file_name: str = opt("train.log", "Name of the log file.", pattern=r"^[^/]+$")
+    file_name: str = opt("train.log", "Name of the log file.", pattern=r"^[^/]*[^/.][^/]*$")
     log_batches: Literal["first-last", "all", "none"] = opt(
         "first-last", "Which batches level DEBUG describes, with the positions of their sequences on each rank."
     )
@@ -87,6 +92,14 @@ class OutputConfig(Section):
     root_dir: str = opt("runs", "Folder of all runs.", json_schema_extra=LOCAL)
     run_id: str | None = opt(
         None,
-        "Name of the run's folder; made from time, git and name when not given.",
+        "Name of the run's folder, of letters, digits and . _ -; made from time, git and name when not given.",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=200,
     )
+
+    @field_validator("run_id")
+    @classmethod
+    def _names_no_other_thing(cls, run_id: str | None) -> str | None:
+        if run_id in RESERVED_NAMES:
+            raise ValueError(f"{run_id!r} has a meaning of its own beside the runs: give another name")
+        return run_id

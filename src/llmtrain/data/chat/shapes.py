@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from llmtrain.config.loading.messages import nearest
-from llmtrain.data.chat.tools import calls_in_text, checked_calls, reject_half_characters, tools_of
+from llmtrain.data.chat.tools import calls_in_text, checked_calls, reject_what_cannot_be_shown, tools_of
 from llmtrain.data.files.row_faults import RowError
 
 SHAPES = "messages, conversations, prompt + completion, instruction + output, or text"
@@ -99,7 +99,7 @@ def example_of(values: Mapping[str, Any], *, text_column: str | None = None) -> 
     other shape fits.
     """
     given = {key: value for key, value in values.items() if value is not None}
-    reject_half_characters(given, "")
+    reject_what_cannot_be_shown(given, "")
     text = text_column if text_column in given else None
     if text is None:
         for shape in ("messages", "conversations"):
@@ -173,7 +173,7 @@ def _list_in_text(value: object, key: str) -> object:
         return value
     if not isinstance(parsed, list):
         return value
-    reject_half_characters(parsed, key)
+    reject_what_cannot_be_shown(parsed, key)
     return parsed
 
 
@@ -312,7 +312,9 @@ def _content(content: object, role: object, number: int) -> str:
         parts = [part if isinstance(part, dict) else {"type": "text", "text": part} for part in content]
         other = next((part for part in parts if not _is_text_part(part)), None)
         if other is not None:
-            raise RowError(f"turn {number} ({role}) has a part of type {other.get('type')!r}; only text is learned")
+            kind = other.get("type", "text")
+            what = "whose text is missing" if kind in TEXT_PARTS else f"of type {kind!r}"
+            raise RowError(f"turn {number} ({role}) has a part {what}; only text is learned")
         content = "".join(part["text"] for part in parts)
     if not isinstance(content, str):
         raise RowError(f"turn {number} ({role}) should have text as its content, but has {_kind(content)}")

@@ -18,6 +18,8 @@ from llmtrain.data.files.row_faults import RowError
 
 Call = dict[str, Any]
 
+MAX_DEPTH = 100
+"""Levels of objects and lists in a row."""
 _TAGGED = re.compile(r"\s*(?:<tool_call>(.*?)</tool_call>\s*)+", re.DOTALL)
 _TAG = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
@@ -40,7 +42,7 @@ def checked_calls(calls: object, number: int) -> list[Call]:
         arguments = function.get("arguments")
         if isinstance(arguments, str) and arguments.strip():
             no_json = f"turn {number}: the arguments of the call of {function['name']!r} are no JSON"
-            reject_half_characters(_parsed(arguments, no_json), f"turn {number}: the call of {function['name']!r}")
+            reject_what_cannot_be_shown(_parsed(arguments, no_json), f"turn {number}: the call of {function['name']!r}")
     return calls
 
 
@@ -52,7 +54,7 @@ def calls_in_text(text: str, number: int) -> list[Call]:
     else:
         parsed = _parsed(text, no_call)
         found = parsed if isinstance(parsed, list) else [parsed]
-    if not found or not all(isinstance(call, dict) and "name" in function_of(call) for call in found):
+    if not found or not all(isinstance(call, dict) and "name" in (function_of(call) or ()) for call in found):
         raise RowError(no_call)
     return checked_calls([_as_function(call) for call in found], number)
 
@@ -66,7 +68,7 @@ def tools_of(given: Mapping[str, Any], *, wrapped: bool) -> list[Any] | None:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise RowError("'tools' should be a list of objects that describe functions")
-    reject_half_characters(tools, "tools")
+    reject_what_cannot_be_shown(tools, "tools")
     return [_as_function(tool) for tool in tools] if wrapped or not given.get("tools") else tools
 
 
@@ -86,8 +88,13 @@ def with_arguments(message: Mapping[str, Any], *, as_text: bool) -> dict[str, An
     return {**message, "tool_calls": calls}
 
 
-def reject_half_characters(value: object, where: str) -> None:
-    """Raise RowError where text in `value` holds half of a surrogate pair, which no tokenizer takes."""
+def reject_what_cannot_be_shown(value: object, where: str, *, depth: int = 0) -> None:
+    """Raise RowError where text in `value` holds half of a surrogate pair, which no tokenizer takes.
+
+    So it does for what is nested too deeply to be searched and written by functions that call themselves.
+    """
+    if depth > MAX_DEPTH:
+        raise RowError(f"{where.partition('.')[0].partition('[')[0]!r} is nested more than {MAX_DEPTH} levels deep")
     if isinstance(value, str):
         if not value.isascii():
             try:
@@ -96,11 +103,11 @@ def reject_half_characters(value: object, where: str) -> None:
                 raise RowError(f"{where!r} holds half of a surrogate pair, which is no valid Unicode") from None
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            reject_half_characters(key, where)
-            reject_half_characters(inner, f"{where}.{key}" if where else str(key))
+            reject_what_cannot_be_shown(key, where)
+            reject_what_cannot_be_shown(inner, f"{where}.{key}" if where else str(key), depth=depth + 1)
     elif isinstance(value, list):
         for index, inner in enumerate(value):
-            reject_half_characters(inner, f"{where}[{index}]")
+            reject_what_cannot_be_shown(inner, f"{where}[{index}]", depth=depth + 1)
 
 
 def _as_function(entry: dict[str, Any]) -> dict[str, Any]:

@@ -105,5 +105,5 @@ def _turns(cell: object) -> object:
         return cell
     try:
         return json.loads(cell)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RowError(f"should hold turns as JSON, but is no JSON ({error})") from None

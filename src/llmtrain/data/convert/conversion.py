@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llmtrain.data.chat.shapes import COMPLETION_KEYS, Chat, example_of, holds_something
-from llmtrain.data.chat.tools import reject_half_characters
+from llmtrain.data.chat.tools import reject_what_cannot_be_shown
 from llmtrain.data.chat.unused import Unused, add_unused
 from llmtrain.data.convert.chatgpt import is_conversation, turns_of
 from llmtrain.data.convert.columns import Columns, FoundRow, found
@@ -138,7 +138,7 @@ def _row_of(
     values: Mapping[str, Any], options: ConversionOptions, left_out: Counter[str], *, is_table: bool
 ) -> tuple[Mapping[str, Any], list[str]]:
     """Return the row as it is written, and the names of what it leaves out. Raises RowError where there is none."""
-    reject_half_characters(values, "")
+    reject_what_cannot_be_shown(values, "")
     row, left_over = _named_row(values, options, left_out, is_table=is_table)
     answer = next((key for key in COMPLETION_KEYS if key in row), None)
     has_system = isinstance(row.get("system"), str) and holds_something(row["system"])

@@ -11,6 +11,14 @@ from typing import IO, Any
 
 from llmtrain.data.files.find import DataFile
 
+_OTHERS = {
+    b"\x1f\x8b": "is compressed by gzip: let its name end in .gz",
+    b"\x28\xb5\x2f\xfd": "is compressed by zstd: let its name end in .zst",
+    b"\xff\xfe": "is UTF-16: save it as UTF-8",
+    b"\xfe\xff": "is UTF-16: save it as UTF-8",
+}
+"""First bytes of files that are no UTF-8."""
+
 
 def read_blocks(file: DataFile, *, block_bytes: int) -> Iterator[tuple[bytes, int]]:
     """Read blocks of a file's content, decompressed, each with the number of bytes on disk that it took.
@@ -57,8 +65,10 @@ def unreadable(error: OSError) -> str:
 
 
 def not_utf8(error: UnicodeDecodeError) -> str:
-    """Word which byte is no UTF-8."""
-    return f"is not UTF-8 text (byte 0x{error.object[error.start]:02x}: {error.reason})"
+    """Word which byte is no UTF-8, and what the file is instead if its first bytes say so."""
+    byte = f"byte 0x{error.object[error.start]:02x}: {error.reason}"
+    instead = next((what for begin, what in _OTHERS.items() if error.object.startswith(begin)), None)
+    return f"is not UTF-8 text ({byte})" + (f"; it {instead}" if instead else "")
 
 
 @contextmanager

@@ -273,7 +273,7 @@ def _with_json(row: dict[str, Any]) -> dict[str, Any]:
         if cell and cell[0] == "[":
             try:
                 value = json.loads(cell)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # text that begins with a bracket; where it should be a list, its shape will say so
             are_tools = column == "tools" and value and all(isinstance(entry, dict) for entry in value)
             if is_turns(value) or are_tools:  # else text, such as []

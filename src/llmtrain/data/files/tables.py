@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any
@@ -52,7 +53,8 @@ def _parquet_tables(file: DataFile, stream: IO[bytes], columns: Sequence[str] | 
 
     # A row group may be as large as the file: read a page at a time, and not a row group (measured: faster, too).
     with parquet.ParquetFile(stream, pre_buffer=False, buffer_size=_BUFFER_BYTES) as found:
-        names = None if columns is None else _wanted(found.schema_arrow.names, columns)
+        wanted = _wanted(found.schema_arrow.names, columns)
+        names = None if columns is None else wanted
         batches = found.iter_batches(batch_size=BATCH_ROWS, columns=names)
         tables = (pa.Table.from_batches([batch]) for batch in batches)
         yield from _with_shares(tables, found.metadata.num_rows, file.size or 0)
@@ -89,7 +91,12 @@ def _tables_of_dataset(source: RowDataset, columns: Sequence[str] | None) -> Ite
 
 
 def _wanted(names: Sequence[str], columns: Sequence[str] | None) -> list[str]:
-    return [name for name in names if columns is None or name in columns]
+    """Return the columns to read. Raises OSError where two have one name: one of them would be lost."""
+    wanted = [name for name in names if columns is None or name in columns]
+    if len(set(wanted)) < len(wanted):
+        twice = next(name for name, count in Counter(wanted).items() if count > 1)
+        raise OSError(f"two columns have the name {twice!r}: rename one")
+    return wanted
 
 
 def _with_shares(tables: Iterable[pa.Table], rows_left: int, bytes_left: int) -> Iterator[tuple[pa.Table, int]]:
@@ -110,7 +117,7 @@ def rows_of_table(table: pa.Table) -> list[tuple[dict[str, Any], str | None]]:
         for name, restore in _restorers(table.schema):
             for row in rows:
                 row[name] = restore(row[name])
-    except (ValueError, LookupError, OverflowError) as error:  # of a value that Python or JSON does not know
+    except (ValueError, LookupError, OverflowError, RecursionError) as error:  # of a value that Python does not know
         if len(table) == 1:
             return [({}, f"cannot be read ({type(error).__name__}: {str(error).partition(chr(10))[0]})")]
         return [row for index in range(len(table)) for row in rows_of_table(table.slice(index, 1))]
@@ -143,10 +150,15 @@ def _restorer(kind: pa.DataType, feature: Any) -> Restore | None:
     if is_a.is_struct(kind):
         below = feature if isinstance(feature, dict) else {}
         return partial(_without_nulls, {field.name: _restorer(field.type, below.get(field.name)) for field in kind})
+    if isinstance(kind, pa.BaseExtensionType):
+        return _restorer(kind.storage_type, feature)
     if is_a.is_map(kind):
-        items = _restorer(kind.item_type, None)
-        return None if items is None else partial(_each_item, items)
-    if isinstance(kind, pa.BaseExtensionType) or not is_a.is_nested(kind) or is_a.is_union(kind):
+        pair = _restorer(kind.key_type, None) or _unchanged, _restorer(kind.item_type, None) or _unchanged
+        return None if pair == (_unchanged, _unchanged) else partial(_each_item, *pair)
+    if is_a.is_union(kind):
+        of_kinds = [(one, restore) for one in kind if (restore := _restorer(one.type, None)) is not None]
+        return partial(_of_union, of_kinds) if of_kinds else None
+    if not is_a.is_nested(kind):
         return None
     inner = _restorer(kind.value_type, feature[0] if isinstance(feature, list) else getattr(feature, "feature", None))
     return None if inner is None else partial(_each_element, inner)
@@ -165,8 +177,23 @@ def _without_nulls(fields: Mapping[str, Restore | None], value: Any) -> Any:
     return {name: inner if restore is None else restore(inner) for name, restore, inner in given}
 
 
-def _each_item(restore: Restore, value: Any) -> Any:
-    return None if value is None else [(key, restore(item)) for key, item in value]
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+def _each_item(restore_key: Restore, restore: Restore, value: Any) -> Any:
+    return None if value is None else [(restore_key(key), restore(item)) for key, item in value]
+
+
+def _of_union(of_kinds: Sequence[tuple[pa.Field, Restore]], value: Any) -> Any:
+    """Restore a value of one of several types: by the first that has its keys, or is a list as it is."""
+    import pyarrow as pa
+
+    for field, restore in of_kinds:
+        keys = {inner.name for inner in field.type} if pa.types.is_struct(field.type) else None
+        if isinstance(value, list) if keys is None else isinstance(value, dict) and keys == value.keys():
+            return restore(value)
+    return value
 
 
 def _each_element(restore: Restore, value: Any) -> Any:

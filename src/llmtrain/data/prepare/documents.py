@@ -70,7 +70,7 @@ class CorpusDocument:
     text: str = ""
     error: str | None = None
     line: int | None = None
-    """Line of the error, counted from one; in JSONL from the first line of the unit."""
+    """Line of the error, counted from one; in JSONL from the first line of the unit. Of a table, the row's number."""
     id: str | None = None
     subset: str | None = None
 
@@ -161,10 +161,8 @@ class CorpusReader:
                 found = self.adapter.read(values, text_column=text_column)
                 yield CorpusDocument(file, row, text=found.text, id=found.id, subset=found.subset or config)
             except RowError as error:
-                if isinstance(data, pa.Table):
-                    yield CorpusDocument(file, row, error=f"row {start + row} {error}")
-                else:
-                    yield CorpusDocument(file, row, error=f"{inside} {error}" if inside else str(error), line=line)
+                number = start + line if isinstance(data, pa.Table) else line
+                yield CorpusDocument(file, row, error=f"{inside} {error}" if inside else str(error), line=number)
 
     def _read_block_of_lines(self, unit: Unit) -> UnitContent:
         (file,) = unit.files
@@ -192,6 +190,8 @@ def open_corpus(inputs: Sequence[CorpusInput], options: PrepareConfig) -> Corpus
         for file in source.files:
             if file.format != "text" and adapter.function is None:
                 columns[file] = options.text_column or _find_text_column(file)
+                if options.text_column is not None:
+                    _check_column(file, options.text_column)
     return CorpusReader(inputs, adapter, columns)
 
 
@@ -269,6 +269,16 @@ def _decoded(file: CorpusFile, data: bytes) -> CorpusDocument:
 
 
 # -- which field holds the text ----------------------------------------------------------------------------------------
+
+
+def _check_column(file: CorpusFile, column: str) -> None:
+    """Raise ConfigError if a table has no such column: its rows could not say which columns there are instead."""
+    if file.format in ("parquet", "arrow", "dataset"):
+        with suppress(OSError):  # reading it will say why
+            names = schema_of(file.open()).names
+            if column not in names:
+                where, others = file.dataset or file.path, ", ".join(map(repr, names)) or "none"
+                raise ConfigError(f"{where}: has no field {column!r}, only {others}: correct prepare.text_column")
 
 
 def _find_text_column(file: CorpusFile) -> str:

@@ -37,7 +37,7 @@ class ErrorLog:
                 self._add(f"{where}{line}: {document.error}")
             elif index in errors:
                 row = first_row + document.row
-                place = {"text": "", "jsonl": f":{row + 1}"}.get(document.file.format, f": row {row}")
+                place = "" if document.file.format == "text" else f":{row + 1}"
                 self._add(f"{where}{place}: {errors[index]}")
 
     def close(self) -> None:

@@ -263,7 +263,8 @@ def _walk(folder: Path, options: PrepareConfig, output: str) -> Iterator[str]:
             if not file.startswith(".") and not is_special and _is_wanted(name, options):
                 yield name
     if links:
-        logger.warning("%s: %d links to folders are not followed; name their targets as inputs", folder, links)
+        not_followed = counted(links, "link to a folder is", "links to folders are")
+        logger.warning("%s: %s not followed; name the targets as inputs", folder, not_followed)
 
 
 def _raise_unreadable(error: OSError) -> None:

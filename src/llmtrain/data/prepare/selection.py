@@ -342,8 +342,9 @@ def select(corpus: Corpus, options: PrepareConfig) -> Corpus:
     counts = chosen.counts()
     if not counts.train and not counts.val:
         raise ConfigError(
-            f"prepare.input: no document is left: of {counts.read} read, {counts.empty} have no text, "
-            f"{counts.errors} have errors{_why_dropped(corpus)}"
+            f"prepare.input: no document is left: of {counted(counts.read, 'document')} read, "
+            f"{counted(counts.empty, 'has', 'have')} no text, {counted(counts.errors, 'has', 'have')} errors"
+            f"{_why_dropped(corpus)}"
         )
     if options.val_fraction > 0 and not counts.val:
         raise ConfigError(

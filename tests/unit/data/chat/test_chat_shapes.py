@@ -237,6 +237,9 @@ def test_the_text_of_a_part_of_another_type_is_not_taken_for_the_answer() -> Non
     assert chat({"messages": [USER, {"role": "assistant", "content": said}]}).messages[1]["content"] == "abc"
 
 
+DEEP: Any = json.loads('{"a": [' * 400 + "]}" * 400)
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -255,6 +258,10 @@ def test_the_text_of_a_part_of_another_type_is_not_taken_for_the_answer() -> Non
             "turn 1 should hold the call of a tool as JSON",
         ),
         ({"conversations": [{"from": "function_call", "value": '{"a": 1}'}]}, "turn 1 should hold the call of a tool"),
+        (
+            {"conversations": [{"from": "function_call", "value": '{"function": null}'}]},
+            "turn 1 should hold the call of a tool",
+        ),
         ({"conversations": [{"from": "function_cal", "value": "x"}]}, "did you mean 'function_call'?"),
         ({"messages": [USER, ["a"]]}, "turn 2 should be an object with role and content, but is a list"),
         ({"messages": [{"content": "q"}, ANSWER]}, "turn 1 has no 'role', only the keys 'content'"),
@@ -269,6 +276,12 @@ def test_the_text_of_a_part_of_another_type_is_not_taken_for_the_answer() -> Non
             "should have text as its content, but has a number",
         ),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "has a part of type 'image_url'"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": None}]}]},
+            "has a part whose text is miss",
+        ),
+        ({"text": "a", "more": DEEP}, "'more' is nested more than 100 levels deep"),
+        ({"messages": json.dumps([DEEP])}, "'messages' is nested more than 100 levels deep"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "half of a surrogate pair"),
         ({"conversations": [{"from": "human", "value": ""}]}, "turn 1 (human) is empty"),
         ({"prompt": "p"}, "has 'prompt' but no 'completion' (nor 'response' or 'output')"),

@@ -164,6 +164,21 @@ def test_a_byte_that_is_no_utf8_is_told_with_its_line(tmp_path: Path, name: str,
     assert read(tmp_path / name)[-1] == (f"{name}:3", message)
 
 
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [(gzip.compress(b'{"text": "a"}'), "gzip: let its name end in .gz"), ('{"a": 1}'.encode("utf-16"), "UTF-16: save")],
+)
+def test_a_file_that_is_no_utf8_text_is_told_by_its_first_bytes(tmp_path: Path, content: bytes, what: str) -> None:
+    for name in ("rows.jsonl", "rows.csv"):
+        (tmp_path / name).write_bytes(content)
+        assert what in read(tmp_path / name)[0][1]
+
+
+def test_a_cell_that_is_nested_too_deeply_is_text(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("prompt,completion\n" + "[" * 5000 + ",b\n")
+    assert read(tmp_path / "rows.csv") == [("rows.csv:2", {"prompt": "[" * 5000, "completion": "b"})]
+
+
 def test_a_csv_file_without_names_of_columns_is_a_fault(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_text("a,a\n1,2\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pwd
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -46,5 +47,23 @@ def test_errors_of_the_machine_are_messages_and_others_are_bugs() -> None:
     home = in_surroundings(RuntimeError("Could not determine home directory."))
     assert home is not None
     assert "data.cache_dir and HF_HOME" in home
+    assert "ulimit -f" in str(in_surroundings(OSError(errno.EFBIG, os.strerror(errno.EFBIG), "/data/a")))
     assert in_surroundings(OSError(errno.EBADF, "bad file descriptor")) is None
     assert in_surroundings(ValueError("x")) is None
+
+
+def test_a_working_folder_or_a_temporary_folder_that_is_gone_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    here.rmdir()
+    with pytest.raises(FileNotFoundError) as gone:
+        os.getcwd()
+    assert "started is gone" in str(in_surroundings(gone.value))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", list)
+    with pytest.raises(FileNotFoundError) as none:
+        tempfile.mkstemp()
+    assert "set TMPDIR" in str(in_surroundings(none.value))

@@ -119,7 +119,7 @@ def test_no_text_field_is_a_clear_error(tmp_path: Path) -> None:
         (b'{"text": "caf\xe9"}', r"is not UTF-8 text \(byte 0xe9"),
         (b'["text"]', "is a list, not an object with keys and values"),
         (b'{"body": "x"}', "has no field 'text', only 'body'"),
-        (b'{"text": null}', "field 'text' is NoneType, not text"),
+        (b'{"text": null}', "field 'text' is null, not text"),
         (b'{"text": "\\ud800"}', "half of a surrogate pair"),
         (b"[" * 100_000, "is no JSON"),
         (b'{"text": ' + b"9" * 5000 + b"}", "is no JSON"),

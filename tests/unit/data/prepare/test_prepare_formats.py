@@ -177,8 +177,15 @@ def test_a_damaged_file_is_one_error_in_its_place(tmp_path: Path, name: str, dat
 def test_bad_rows_of_parquet_are_named_by_their_number(tmp_path: Path) -> None:
     rows = [{"text": None if n == 700 else f"text {n}"} for n in range(900)]
     (tmp_path / "a.parquet").write_bytes(_parquet(rows))
-    errors = [document.error for _, document in _read(tmp_path / "a.parquet") if document.error]
-    assert errors == ["row 700 field 'text' is NoneType, not text"]
+    errors = [(document.line, document.error) for _, document in _read(tmp_path / "a.parquet") if document.error]
+    assert errors == [(701, "field 'text' is null, not text")]
+
+
+def test_a_column_that_a_table_lacks_is_named_beside_those_that_it_has(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(_parquet(ROWS))
+    options = PrepareConfig(input=str(tmp_path / "a.parquet"), output=str(tmp_path / "out"), text_column="body")
+    with pytest.raises(ConfigError, match=r"a\.parquet: has no field 'body', only 'id', 'text'"):
+        open_corpus(find_inputs(options), options)
 
 
 def test_a_row_inside_a_json_object_is_named_by_its_place(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_links_to_folders_are_not_followed(tmp_path: Path, caplog: pytest.LogCap
     _make(tmp_path / "in", "a.txt")
     (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
     assert _found(tmp_path, str(tmp_path / "in")) == [["a.txt"]]
-    assert "1 links to folders are not followed" in caplog.text
+    assert "1 link to a folder is not followed" in caplog.text
 
 
 def test_inputs_are_named_by_the_shortest_distinct_end_of_their_path(tmp_path: Path) -> None:

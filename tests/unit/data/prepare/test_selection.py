@@ -107,7 +107,9 @@ def test_nothing_held_out_is_a_clear_error(tmp_path: Path) -> None:
 
 def test_nothing_left_is_a_clear_error(tmp_path: Path) -> None:
     _write(tmp_path, {"a.txt": "", "b.txt": "x"})
-    with pytest.raises(ConfigError, match=r"of 2 read, 1 have no text, 0 have errors, length dropped 1 \(too_short\)"):
+    with pytest.raises(
+        ConfigError, match=r"of 2 documents read, 1 has no text, 0 have errors, length dropped 1 \(too_short\)"
+    ):
         _select(tmp_path, steps=[{"name": "length", "min_chars": 5}])
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "empty.jsonl").write_text("\n\n")
