@@ -65,6 +65,7 @@ def measure(setting: Setting) -> None:
         "LoRA of transformers, saved in training", lambda: checks.saved(checks.lora, checks.lora_config), limit=BFLOAT16
     )
     made("LoRA of transformers on a CPU", lambda: checks.lora_on_cpu(), limit=BFLOAT16)
+    made("all weights of transformers, saved in training", lambda: checks.all_weights(), limit=BFLOAT16)
     made("QLoRA, saved in training", lambda: checks.qlora(), limit=BFLOAT16)
     made("compiled = eager, float32", lambda: difference(checks.gpu, checks.compiled), limit=FLOAT32)
     made("compiled = eager, bfloat16", lambda: difference(checks.gpu_bf16, checks.compiled_bf16), limit=BFLOAT16)
@@ -154,6 +155,14 @@ class Checks:
 
     def lora_on_cpu(self) -> float:
         return self.reloaded(self.lora[1], self.lora_config, on="cpu")
+
+    def all_weights(self) -> float:
+        config = {
+            **self.lora_config,
+            "model": {"name": "huggingface", "path": str(self.llama)},
+            "optimizer": {"lr": 3e-3},
+        }
+        return self.saved(resumed(self._setting, "all-weights", config), config)
 
     def qlora(self) -> float:
         need("bitsandbytes")

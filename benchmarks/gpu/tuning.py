@@ -31,7 +31,7 @@ def measure(setting: Setting) -> None:
                 "seq_len": length,
                 "options": {"vocab_size": base_shape(setting)["vocab_size"]},
             },
-            "trainer": {"micro_batch_size": batch, "activation_checkpointing": recomputes},
+            "trainer": {"micro_batch_size": batch, "activation_checkpointing": "full" if recomputes else "none"},
         }
         with setting.recorder.trying(case=name):
             clock = tuning_clock(setting)

@@ -58,7 +58,8 @@ class Model(Protocol):
     - `layers() -> list[nn.Module]`: what is sharded one at a time under fsdp. Absent: the module as a whole.
     - `flops_per_token(seq_len) -> int`: forward and backward. Absent: 6 for each weight that multiplies, 4 where it is
       frozen, and attention is not counted.
-    - `checkpoint_blocks()`: keep less for the backward pass. Absent: trainer.activation_checkpointing is rejected.
+    - `checkpoint_blocks()`: keep less for the backward pass, in all layers. Absent: trainer.activation_checkpointing is
+      rejected, other than none and auto.
     - `compile_parts(**options)`: compile what torch.compile should compile. Absent: the module is compiled as a whole.
     - `new_cache(batch_size, max_len, *, first_slots=None)`: a `generation.decoding.DecodingCache`; `logits` then also
       takes `cache` and `last_only`. Absent: generation computes every token again for each new one.

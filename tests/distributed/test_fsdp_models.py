@@ -194,6 +194,24 @@ def test_with_mixed_precision(two_ranks: RankPool, tmp_path: Path, family: str |
     assert_equal_to_one(two_ranks, family, tmp_path, precision="bf16-mixed", tolerance=0.05)
 
 
+def dtypes_of_weights_and_stream(folder: Path) -> set[torch.dtype]:
+    engine = make_engine("bf16-mixed", "fsdp")
+    trained = build(folder, engine, lora=None, own=False, decoder=None)
+    model = engine.setup(trained.module)
+    trained.initialize()
+    found = {next(trained.module.parameters()).dtype}
+    trained.module.layers()[1].register_forward_pre_hook(lambda _, inputs: found.add(inputs[0].dtype))
+    model(random_batch(VOCAB_SIZE))
+    return found
+
+
+def test_under_mixed_precision_weights_are_float32_and_the_residual_stream_is_bfloat16(
+    two_ranks: RankPool, tmp_path: Path
+) -> None:
+    folder = write_tiny_folder(tmp_path / "base")
+    assert two_ranks.run(dtypes_of_weights_and_stream, folder) == [{torch.float32, torch.bfloat16}] * 2
+
+
 def test_with_frozen_bfloat16_under_trained_float32(two_ranks: RankPool, tmp_path: Path) -> None:
     assert_equal_to_one(two_ranks, "llama", tmp_path, lora=LORA, precision="bf16-mixed", tolerance=0.02)
 

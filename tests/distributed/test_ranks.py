@@ -1,6 +1,7 @@
 """Two ranks equal one: the same losses and weights for any place of supervised tokens and any sharding."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,10 +28,10 @@ MUON_TOLERANCE = {True: 2e-3, False: 1e-4}
 """By whether Muon multiplies in bfloat16, where a last bit of a gradient weighs 0.4 %."""
 
 
-def make_engine(strategy: str = "auto") -> Engine:
+def make_engine(strategy: str = "auto", *, reduce_each: bool | None = None) -> Engine:
     distributed = DistributedConfig.model_validate({"timeout_sec": 60, "strategy": strategy})
-    trainer = TrainerConfig(precision="32", compile=False)
-    return Engine(resolve(RunConfig(device="cpu"), trainer, distributed), distributed=distributed)
+    resolved = resolve(RunConfig(device="cpu"), TrainerConfig(precision="32", compile=False), distributed)
+    return Engine(replace(resolved, reduce_each_micro_batch=reduce_each), distributed=distributed)
 
 
 def rows_of(step: int) -> Batch:
@@ -63,10 +64,11 @@ def train(
     micro_batch_size: int = 1,
     optimizer: str = "adamw",
     native_bf16: bool = False,
+    reduce_each: bool | None = None,
     **decoder: Any,
 ) -> Result:
     """Train on this rank's share of the rows. `native_bf16`: whether the optimizer takes bfloat16 for native."""
-    engine = make_engine(strategy)
+    engine = make_engine(strategy, reduce_each=reduce_each)
     model, raw = make_model(engine, **decoder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "computes_bf16", lambda device: native_bf16)
@@ -108,8 +110,8 @@ def make_model(engine: Engine, *, checkpointing: bool = False, **keys: Any) -> t
     return engine.setup(decoder), decoder
 
 
-def reductions_of_four_micro_batches() -> int:
-    engine = make_engine("fsdp")
+def reductions_of_four_micro_batches(reduce_each: bool) -> int:
+    engine = make_engine("fsdp", reduce_each=reduce_each)
     model, _ = make_model(engine)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         compute_gradients(model, [rows_of(step) for step in range(4)], engine=engine, num_tokens=1)
@@ -242,9 +244,17 @@ def assert_muon_equals_one(ranks: RankPool, strategy: str, *, native_bf16: bool 
     assert_equal_to_one(ranks, strategy, optimizer="muon", native_bf16=native_bf16, tolerance=tolerance, **options)
 
 
-def test_gradients_are_exchanged_at_the_last_micro_batch_only(two_ranks: RankPool) -> None:
+@pytest.mark.parametrize(("reduce_each", "times"), [(False, 1), (True, 4)])
+def test_gradients_are_exchanged_at_the_last_micro_batch_or_at_each(
+    two_ranks: RankPool, reduce_each: bool, times: int
+) -> None:
     once_for_each_block_and_for_the_rest = 3
-    assert two_ranks.run(reductions_of_four_micro_batches) == [once_for_each_block_and_for_the_rest] * 2
+    found = two_ranks.run(reductions_of_four_micro_batches, reduce_each)
+    assert found == [times * once_for_each_block_and_for_the_rest] * 2
+
+
+def test_gradients_exchanged_at_each_micro_batch_are_the_same(two_ranks: RankPool) -> None:
+    assert_equal_to_one(two_ranks, "fsdp", reduce_each=True)
 
 
 def test_buffers_are_not_exchanged(two_ranks: RankPool) -> None:

@@ -215,6 +215,20 @@ def test_a_run_on_a_file_system_without_renames_and_links_can_be_found_resumed_a
 
 def test_activation_checkpointing_trains_to_the_same_weights(config_file: Path) -> None:
     """With dropout, whose random numbers are drawn again in the backward pass."""
-    kept = run_with(config_file, "trainer.max_steps=6", run_id="kept")
-    again = run_with(config_file, "trainer.max_steps=6", "trainer.activation_checkpointing=true", run_id="again")
-    assert weight_hash(Path(kept["run"])) == weight_hash(Path(again["run"]))
+    ways = {
+        "none": ["trainer.activation_checkpointing=none"],
+        "selective": ["trainer.activation_checkpointing=selective"],
+        "full": ["trainer.activation_checkpointing=full"],
+        "auto": ["trainer.activation_checkpointing=auto", "trainer.memory_budget_gb=0.001"],
+    }
+    runs = {
+        name: Path(run_with(config_file, "trainer.max_steps=6", *way, run_id=name)["run"]) for name, way in ways.items()
+    }
+    assert len({weight_hash(run) for run in runs.values()}) == 1
+    recorded = {name: load_state(run / "checkpoints" / "latest")["resolved"] for name, run in runs.items()}
+    counts = {name: resolved["recomputed_blocks"] for name, resolved in recorded.items()}
+    assert counts == {"none": 0, "selective": 1, "full": 2, "auto": 2}
+    more = ["trainer.max_steps=8", "trainer.memory_budget_gb=1000"]
+    resumed = train(None, resume=str(runs["auto"]), overrides=more)
+    state = load_state(Path(resumed["run"]) / "checkpoints" / "latest")
+    assert state["resolved"]["recomputed_blocks"] == 2, "as the run began, whatever the memory is now"

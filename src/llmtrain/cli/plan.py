@@ -79,8 +79,14 @@ def _blocks(document: Mapping[str, Any]) -> Iterator[Block]:
         f"{counted(layout['seq_len'], 'token')} "
         f"= {counted(layout['batch_size'], 'sequence')} a step"
     ]
+    if layout["recomputed_blocks"]:
+        lines.append(
+            f"{layout['recomputed_blocks']} of {counted(layout['num_blocks'], 'block')} recomputed in the backward pass"
+        )
     if layout["because"] and layout["ranks"] > 1:
         lines.append(f"{layout['strategy']}: {layout['because']}")
+    if layout["reduce_each_micro_batch"]:
+        lines.append("gradients are summed over the processes after each micro-batch, since full ones do not fit")
     if layout["tensor_parallel"] > 1:
         lines.append(f"{layout['tensor_parallel']} processes share each matrix")
     yield Lines("layout", lines)

@@ -181,8 +181,11 @@ class Engine:
         self.watchdog.beat()
 
     def no_sync(self, model: nn.Module, *, enabled: bool) -> AbstractContextManager[None]:
-        """Skip the gradient exchange within the block if `enabled`: only the last micro-batch of a step needs it."""
-        if self.resolved.strategy == "single":
+        """Skip the gradient exchange within the block if `enabled`: only the last micro-batch of a step needs it.
+
+        It has no effect where `Resolved.reduce_each_micro_batch` says so.
+        """
+        if self.resolved.strategy == "single" or self.resolved.reduce_each_micro_batch:
             return contextlib.nullcontext()
         return cast(AbstractContextManager[None], self._fabric.no_backward_sync(model, enabled=enabled))
 

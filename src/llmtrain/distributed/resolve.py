@@ -49,6 +49,10 @@ class Resolved:
     """True if the device computes in bfloat16 and is not slower in it. Then Muon multiplies in it."""
     max_steps: int | None = None
     """Number of steps that fitted into trainer.max_minutes, if the config has that limit."""
+    recomputed_blocks: int | None = None
+    """Number of blocks that the backward pass computes again; None until the model is known."""
+    reduce_each_micro_batch: bool | None = None
+    """True if sharded gradients are summed over the ranks after each micro-batch, since full ones would not fit."""
     stage_items: tuple[int, ...] | None = None
     """Position in the data at which each later stage of data.mixture begins; None if there are no stages."""
 
@@ -92,6 +96,8 @@ def resolve(
         because=choice.because,
         bf16=previous["bf16"] and has_native_bf16(device) if "bf16" in previous else computes_bf16(device),
         max_steps=previous.get("max_steps"),
+        recomputed_blocks=previous.get("recomputed_blocks"),
+        reduce_each_micro_batch=previous.get("reduce_each_micro_batch"),
         stage_items=tuple(previous["stage_items"]) if "stage_items" in previous else None,
     )
 

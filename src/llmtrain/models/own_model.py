@@ -102,12 +102,27 @@ class OwnModel(nn.Module):
         """Return the layers that are sharded one at a time."""
         return list(layers_of(self.network))
 
-    def checkpoint_blocks(self) -> None:
-        """Keep less for the backward pass. Raises ConfigError if the user's module has no such method."""
+    @property
+    def checkpointable(self) -> Sequence[int]:
+        """Numbers of layers that `checkpoint_blocks` takes: the user's method has one switch for all."""
+        return (0, self.num_blocks) if hasattr(self.network, "checkpoint_blocks") else (0,)
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of layers; 1 if the user's module does not name any."""
+        return max(1, len(self.layers()))
+
+    def checkpoint_blocks(self, count: int | None = None) -> None:
+        """Keep less for the backward pass, in all layers. Raises ConfigError if the user's module cannot do so."""
         if not hasattr(self.network, "checkpoint_blocks"):
             raise ConfigError(
                 f"trainer.activation_checkpointing: {self.config.name} has no method checkpoint_blocks(): add it, or "
-                "set the key to false"
+                "set the key to none"
+            )
+        if count not in (None, self.num_blocks):
+            raise ConfigError(
+                f"trainer.activation_checkpointing: {self.config.name} recomputes all of its layers or none: set it to "
+                "full or none"
             )
         self.network.checkpoint_blocks()
 

@@ -62,12 +62,11 @@ def measure_held_memory(
 ) -> HeldMemory:
     """Measure the memory right after `error`, before anything is freed."""
     parameters = list(model.parameters())
-    on_gpu = device.type == "cuda"
-    available, total = _available_on_gpu(device) if on_gpu else available_here()
+    available, total = available_memory(device)
     return HeldMemory(
         parameters=_size((*parameters, *model.buffers())),
         gradients=_size(p.grad for p in parameters if p.grad is not None),
-        optimizer_state=_size(optimizer.state_tensors().values()),
+        optimizer_state=_size((*optimizer.state_tensors().values(), *optimizer.masters)),
         peak=peak_memory_bytes(device),
         requested=requested_bytes(error),
         available=available,
@@ -75,7 +74,10 @@ def measure_held_memory(
     )
 
 
-def _available_on_gpu(device: torch.device) -> tuple[int, int]:
+def available_memory(device: torch.device) -> tuple[int, int]:
+    """Return the bytes of a device (not a GPU: of main memory) that this process can have, and those that all share."""
+    if device.type != "cuda":
+        return available_here()
     free, total = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device), total
 

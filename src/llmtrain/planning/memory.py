@@ -22,6 +22,7 @@ from llmtrain.import_path import what_failed
 from llmtrain.models.own_model import OwnModel
 from llmtrain.planning.planned_model import PlannedModel
 from llmtrain.planning.step_memory import Step, StepMemory, step_memory
+from llmtrain.training.optimizers import trains_narrow_weights
 from llmtrain.training.schedule import Schedule
 
 FRAGMENTATION_EAGER = 0.43
@@ -60,7 +61,8 @@ def planned_memory(
         seq_len=config.data.seq_len,
         num_micro_batches=-(-schedule.batch_size // (trainer.micro_batch_size * data_parallel_size)),
         mask_documents=mask_documents,
-        activation_checkpointing=trainer.activation_checkpointing,
+        narrow_weights=trains_narrow_weights(config, resolved),
+        recomputed_blocks=resolved.recomputed_blocks or 0,
     )
     try:
         tensors = step_memory(model.trained, step, resolved)
@@ -72,14 +74,14 @@ def planned_memory(
             f"and it fails on these ({what_failed(error)})"
         ) from error
     if resolved.strategy in SHARDING:
-        accumulates = step.num_micro_batches > 1
+        accumulates = step.num_micro_batches > 1 and not resolved.reduce_each_micro_batch
         tensors = sharded(
             tensors, model.module, ranks=world_size, precision=resolved.precision, accumulates=accumulates
         )
     on_gpu = resolved.device.startswith("cuda")
     transient_if_kept = None
-    if trainer.activation_checkpointing and not (on_gpu or resolved.compile):
-        keeping = replace(step, activation_checkpointing=False)
+    if step.recomputed_blocks and not (on_gpu or resolved.compile):
+        keeping = replace(step, recomputed_blocks=0)
         transient_if_kept = step_memory(model.trained, keeping, resolved).transient
     besides = overhead(
         tensors,
@@ -88,7 +90,8 @@ def planned_memory(
         process_bytes=model.process_bytes,
         saves_on_the_way=_saves_on_the_way(schedule),
         transient_if_kept=transient_if_kept,
-        num_blocks=model.num_blocks,
+        num_blocks=model.trained.num_blocks,
+        recomputed_share=step.recomputed_blocks / model.trained.num_blocks,
     )
     return {**tensors.parts, **besides}
 
@@ -97,8 +100,8 @@ def sharded(step: StepMemory, model: nn.Module, *, ranks: int, precision: str, a
     """Return the memory of each of `ranks` ranks if the parameters of `model` are sharded over them, layer by layer.
 
     Full at the same time are the parameters outside of the layers, those of the layer in use and of the next one, and
-    the gradients of one of these. With `accumulates` (several micro-batches a step) all gradients are full, since the
-    ranks exchange them only after the last micro-batch.
+    the gradients of one of these. With `accumulates` all gradients are full: the ranks exchange them only after the
+    last of several micro-batches.
     """
     width = 4 if precision == "32" else 2
     layers = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers_of(model)]
@@ -119,18 +122,21 @@ def overhead(
     saves_on_the_way: bool,
     transient_if_kept: int | None = None,
     num_blocks: int = 1,
+    recomputed_share: float = 1.0,
 ) -> dict[str, int]:
     """Return the bytes that a process holds besides a step's tensors, by part.
 
     `process_bytes`: resident memory of a process that has imported everything and computed nothing.
-    `transient_if_kept`: with activation checkpointing, the bytes that `step.transient` would be without it.
+    `transient_if_kept`: with activation checkpointing, the bytes that `step.transient` would be without it;
+    `recomputed_share` is the share of the `num_blocks` blocks that are computed again.
     `saves_on_the_way`: the run saves before its last step, so the copy for a checkpoint exists during the peak.
     """
     if on_gpu:
         return {}  # torch only counts tensors, and so does a run's summary
     fragmentation = step.transient * (FRAGMENTATION_COMPILED if compiled else FRAGMENTATION_EAGER)
     if transient_if_kept is not None and not compiled:
-        fragmentation = FRAGMENTATION_RECOMPUTED * transient_if_kept / math.sqrt(num_blocks)
+        of_all = FRAGMENTATION_RECOMPUTED * transient_if_kept / math.sqrt(num_blocks)
+        fragmentation += recomputed_share * (of_all - fragmentation)
     parts = {
         "heap_holes": round(fragmentation),
         "process": process_bytes + FIRST_STEP_BYTES + (COMPILER_BYTES if compiled else 0),

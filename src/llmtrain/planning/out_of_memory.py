@@ -3,8 +3,8 @@
     error ─▶ what is held (measured) ─▶ free it ─▶ predict the step ─▶ try changes, cheapest first ─▶ one message
 
 A prediction that is below what was held and requested is scaled up to it. The changes, cheapest first: smaller
-micro-batches (the batch stays the same), activation checkpointing (a third more computing), bfloat16, sharded
-parameters, shorter sequences.
+micro-batches (the batch stays the same), activation checkpointing of half of the blocks, then of all (a third more
+computing), bfloat16, sharded parameters, shorter sequences.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from llmtrain.config.sections.schema import Config
-from llmtrain.distributed.engine import Engine
 from llmtrain.distributed.native_bf16 import computes_bf16
 from llmtrain.errors import RunError, WillFailAgain
 from llmtrain.planning.failed_allocation import HeldMemory, measure_held_memory
+from llmtrain.planning.memory_choices import MARGIN, blocks_of_mode, parts_of_run
 from llmtrain.training.failures import is_out_of_memory
 from llmtrain.training.schedule import Schedule
 from llmtrain.training.state import RunState
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("llmtrain.train")
 
-MARGIN: Final = 0.95
-"""Share of the memory that a step may be predicted to need, since predictions are a few percent off."""
+RECOMPUTATION: Final = "trainer.activation_checkpointing"
 SHORTEST: Final = 128
 """Shortest sequences to suggest."""
 
@@ -83,7 +82,7 @@ def out_of_memory(failed: FailedRun, error: BaseException, *, run: Path) -> RunE
             failed.config,
             lambda changes: needed(predicted_parts(failed, changes), corrected_by=factor),
             limit=usable_bytes(held),
-            bounds=Bounds.of(engine, failed.schedule),
+            bounds=Bounds.of(failed),
         )
     except Exception as failure:  # the original error must still be reported
         log.debug("no prediction:", exc_info=True)
@@ -111,12 +110,18 @@ class Bounds:
     strategy: str
     can_use_bf16: bool
     """True if the run computes in float32, and its device could use bfloat16."""
+    recomputation: Sequence[str] = ("selective", "full")
+    """Values of trainer.activation_checkpointing that recompute more blocks than the run does."""
 
     @classmethod
-    def of(cls, engine: Engine, schedule: Schedule) -> Bounds:
+    def of(cls, failed: FailedRun) -> Bounds:
         """Return the bounds of a run."""
+        engine, model = failed.learner.engine, failed.trained.module
+        counts = {mode: blocks_of_mode(mode, model) for mode in ("selective", "full")}
+        recomputed = engine.resolved.recomputed_blocks or 0
         return cls(
-            sequences=-(-schedule.batch_size // engine.data_parallel_size),
+            recomputation=[mode for mode, n in counts.items() if n > recomputed and n in model.checkpointable],
+            sequences=-(-failed.schedule.batch_size // engine.data_parallel_size),
             world_size=engine.world_size,
             strategy=engine.resolved.strategy,
             can_use_bf16=engine.resolved.precision == "32" and computes_bf16(engine.device.type),
@@ -149,8 +154,7 @@ def cheapest(config: Config, predict: Callable[[Changes], int], *, limit: float,
 def _costlier_changes(config: Config, bounds: Bounds) -> list[Changes]:
     """Return the changes to try besides smaller micro-batches: first none, then one more each time."""
     steps: list[tuple[str, Any]] = []
-    if not config.trainer.activation_checkpointing:
-        steps.append(("trainer.activation_checkpointing", True))
+    steps += [(RECOMPUTATION, mode) for mode in bounds.recomputation]
     if bounds.can_use_bf16:
         steps.append(("trainer.precision", "bf16-mixed"))
     if bounds.world_size > 1 and bounds.strategy == "ddp":
@@ -214,32 +218,17 @@ def needed(parts: Mapping[str, int], *, corrected_by: float) -> int:
 
 
 def predicted_parts(failed: FailedRun, changes: Changes) -> Parts:
-    """Return the predicted bytes of the step on this rank with some changes of the config, by part.
-
-    Most runs never need the prediction, so it is imported only here, after memory was freed. If the import fails, only
-    the advice is lost.
-    """
-    from llmtrain.planning.memory import CUDA_CONTEXT_BYTES, planned_memory
-    from llmtrain.planning.planned_data import unread_data
-    from llmtrain.planning.planned_model import planned_model
-
-    config, engine = changed(failed.config, changes), failed.learner.engine
+    """Return the predicted bytes of the step on this rank with some changes of the config, by part."""
+    resolved = failed.learner.engine.resolved
+    if RECOMPUTATION in changes:
+        count = blocks_of_mode(changes[RECOMPUTATION], failed.trained.module)
+        resolved = replace(resolved, recomputed_blocks=count)
     resolved = replace(
-        engine.resolved,
-        precision=changes.get("trainer.precision", engine.resolved.precision),
-        strategy=changes.get("distributed.strategy", engine.resolved.strategy),
-    )
-    data = unread_data(config, vocab_size=failed.trained.module.vocab_size)
-    model = planned_model(config, data, precision=resolved.precision, assumed=[])
-    parts = planned_memory(
-        config,
-        replace(model, process_bytes=failed.process_bytes),
         resolved,
-        world_size=engine.world_size,
-        schedule=failed.schedule,
-        mask_documents=data.mask_documents,
+        precision=changes.get("trainer.precision", resolved.precision),
+        strategy=changes.get("distributed.strategy", resolved.strategy),
     )
-    return parts | ({"CUDA": CUDA_CONTEXT_BYTES} if engine.device.type == "cuda" else {})
+    return parts_of_run(failed, changed(failed.config, changes), resolved)
 
 
 def changed(config: Config, changes: Changes) -> Config:
@@ -292,7 +281,7 @@ def _table(held: HeldMemory, now: Mapping[str, int] | None) -> list[str]:
 
 def _words(changes: Changes) -> str:
     """Return the changes as overrides for the command line."""
-    return " ".join(f"{key}={str(value).lower() if value is True else value}" for key, value in changes.items())
+    return " ".join(f"{key}={value}" for key, value in changes.items())
 
 
 def _shown(size: float | None) -> str:

@@ -39,7 +39,6 @@ class PlannedModel:
     module: Decoder | HuggingFaceModel | OwnModel
     """The same model with one element for each weight, to count its parameters."""
     vocab_size: int
-    num_blocks: int
     process_bytes: int
     """Resident memory of a process that has imported everything and computed nothing."""
 
@@ -67,7 +66,6 @@ def planned_model(config: Config, data: PlannedData, *, precision: str, assumed:
         trained=decoder,
         module=decoder,
         vocab_size=vocab_size,
-        num_blocks=model.num_layers,
         process_bytes=process_bytes,
     )
 
@@ -99,7 +97,6 @@ def _planned_huggingface(model: HuggingFaceConfig, *, seq_len: int, precision: s
         trained=trained,
         module=module,
         vocab_size=module.vocab_size,
-        num_blocks=int(described.get_text_config().num_hidden_layers),
         process_bytes=process_bytes,
     )
 
@@ -115,7 +112,6 @@ def _planned_own(config: OwnModelConfig, vocab_size: int) -> PlannedModel:
         trained=model,
         module=model,
         vocab_size=vocab_size,
-        num_blocks=max(1, len(model.layers())),
         process_bytes=process_bytes,
     )
 

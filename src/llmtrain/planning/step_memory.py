@@ -52,7 +52,10 @@ class Step:
     num_micro_batches: int = 1
     mask_documents: bool = False
     """True if a row of a batch holds several documents, which do not attend to each other."""
-    activation_checkpointing: bool = False
+    narrow_weights: bool = False
+    """True if the trained weights are bfloat16 with float32 masters."""
+    recomputed_blocks: int = 0
+    """Number of blocks that keep only their input, and are computed again in the backward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +87,12 @@ def step_memory(model: Trainable, step: Step, resolved: Resolved) -> StepMemory:
     # Tensors without storage can be on a GPU only where there is one.
     device_type = assume_device_type("cuda") if resolved.device.startswith("cuda") else nullcontext()
     with device_type, FakeTensorMode(allow_non_fake_inputs=True), ledger:
-        model = _without_storage(model, in_bfloat16=resolved.precision == "bf16-true")
+        model = _without_storage(model, in_bfloat16=resolved.precision == "bf16-true" or step.narrow_weights)
         for tensor in (*model.parameters(), *model.buffers()):
             ledger.move(tensor, "parameters")
         saved = ledger.size_of(parameter for parameter in model.parameters() if parameter.requires_grad)
-        if step.activation_checkpointing:
-            model.checkpoint_blocks()
+        if step.recomputed_blocks:
+            model.checkpoint_blocks(step.recomputed_blocks)
         if resolved.compile:
             torch._dynamo.reset()
             model.compile_parts(backend=backend_without_kernels(ledger.mute))

@@ -92,7 +92,8 @@ class Job:
 
     def load_tensors(self, checkpoint: Path) -> None:
         """Load the weights and the optimizer's state of a verified checkpoint."""
-        self.trained.read(checkpoint / "model")
+        with self.learner.optimizer.reading_weights():
+            self.trained.read(checkpoint / "model")
         self.learner.optimizer.load_state_tensors(load_optimizer(checkpoint))
 
     def load_or_initialize(self) -> None:
@@ -118,7 +119,7 @@ class Job:
             "planned": self.planned(),
             "random_numbers": {"seed": config.run.seed, "drawn_from": ["seed", "step", "rank"]},
         }
-        tensors = self.trained.tensors()
+        tensors = optimizer.saved_weights(self.trained.tensors())
         return Snapshot(step=self.state.step, state=saved, model=tensors, optimizer=optimizer.state_tensors())
 
     def planned(self) -> dict[str, float]:

@@ -15,7 +15,8 @@ from llmtrain.config.sections.schema import Config
 from llmtrain.data.mixture_report import changes_of, source_rows
 from llmtrain.distributed.strategy import SHARDING, Choice
 from llmtrain.planning.auto_strategy import strategy_for_model
-from llmtrain.planning.memory import CUDA_CONTEXT_BYTES, planned_memory
+from llmtrain.planning.memory import CUDA_CONTEXT_BYTES
+from llmtrain.planning.memory_choices import planned_choices
 from llmtrain.planning.parameter_counts import parameters_by_part
 from llmtrain.planning.planned_data import planned_data
 from llmtrain.planning.planned_model import PlannedModel, planned_model
@@ -44,13 +45,14 @@ def plan(config: Config, *, device: str | None = None, num_ranks: int | None = N
     speed = target.tokens_per_sec(flops_per_token, world_size=world_size)
     data_parallel_size = world_size // config.distributed.tensor_parallel_size
     run = planned_schedule(config, data, data_parallel_size=data_parallel_size, tokens_per_sec=speed, assumed=assumed)
-    parts = planned_memory(
+    resolved, parts = planned_choices(
         config,
         model,
         target.resolved(strategy=choice.strategy),
         world_size=world_size,
         schedule=run.schedule,
         mask_documents=data.mask_documents,
+        available=available,
     )
     if choice.strategy in SHARDING:
         assumed.append(f"memory under {choice.strategy}: worked out from that of one process, not measured")
@@ -68,7 +70,12 @@ def plan(config: Config, *, device: str | None = None, num_ranks: int | None = N
             "epochs": run.epochs,
         },
         "mixture": _mixture(run),
-        "layout": _layout(config, target, run, choice, world_size=world_size, data_parallel_size=data_parallel_size),
+        "layout": {
+            **_layout(config, target, run, choice, world_size=world_size, data_parallel_size=data_parallel_size),
+            "num_blocks": model.trained.num_blocks,
+            "recomputed_blocks": resolved.recomputed_blocks,
+            "reduce_each_micro_batch": resolved.reduce_each_micro_batch,
+        },
         "memory": _memory(parts, target, available=available),
         "time": {
             "device": target.name,

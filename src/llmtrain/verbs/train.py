@@ -17,6 +17,7 @@ from llmtrain.config.sections.schema import Config
 from llmtrain.distributed.engine import Engine
 from llmtrain.distributed.strategy import Choice
 from llmtrain.errors import Preempted
+from llmtrain.planning.memory_choices import make_memory_choices
 from llmtrain.planning.out_of_memory import out_of_memory_explained
 from llmtrain.runs.attempts import count_restart, refuse_crash_loop
 from llmtrain.runs.folders import begin_run, locked
@@ -57,6 +58,7 @@ def train(
             engine = open_engine(start, choose_strategy=_choose_strategy)
             failures.engine = engine
             job = set_up(at_commits(start, engine), engine)
+            make_memory_choices(job)
             fix_number_of_steps(job, began=began, check=check_speed)
             fix_stages(job)
         if dry_run:

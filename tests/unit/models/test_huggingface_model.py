@@ -213,15 +213,34 @@ def test_for_flash_attention_a_packed_batch_becomes_one_row() -> None:
 
 
 def test_activation_checkpointing_changes_no_gradient() -> None:
-    batch, grads = packed_batch(), []
-    for checkpointed in (False, True):
+    batch, grads, kept = packed_batch(), [], []
+    for count in (0, 1, None):
         model = tiny_huggingface("llama").train()
-        if checkpointed:
-            model.checkpoint_blocks()
-            assert model._base.gradient_checkpointing or any(b.gradient_checkpointing for b in model.layers())
-        model(batch)[0].backward()
-        grads.append([p.grad for p in model.parameters()])
-    torch.testing.assert_close(grads[0], grads[1])
+        assert list(model.checkpointable) == [0, 1, 2]
+        model.checkpoint_blocks(count)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):  # type: ignore[misc]
+            loss_sum, _ = model(batch)
+        loss_sum.backward()
+        kept.append(sum(sizes))
+        grads.append([loss_sum.detach(), *(p.grad for p in model.parameters())])
+    assert all(torch.equal(plain, again) for plain, *others in zip(*grads, strict=True) for again in others)
+    assert kept[0] > kept[1] > kept[2]
+
+
+def test_a_model_with_one_switch_recomputes_all_blocks_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_huggingface("llama")
+    monkeypatch.delattr(
+        next(c for c in type(model.layers()[0]).__mro__ if "gradient_checkpointing" in vars(c)),
+        "gradient_checkpointing",
+    )
+    assert list(model.checkpointable) == [0, 2]
+    with pytest.raises(ConfigError, match=r"LlamaForCausalLM recomputes all of its blocks or none: set it to full"):
+        model.checkpoint_blocks(1)
+    monkeypatch.setattr(type(model.causal_lm), "supports_gradient_checkpointing", False)
+    assert list(model.checkpointable) == [0]
+    with pytest.raises(ConfigError, match=r"LlamaForCausalLM does not support it; set it to none"):
+        model.checkpoint_blocks(2)
 
 
 @pytest.mark.slow

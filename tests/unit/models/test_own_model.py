@@ -114,7 +114,10 @@ def test_optional_members_are_used_if_they_exist() -> None:
     assert isinstance(model.new_cache(2, 8), KVCache)
     assert model.layers() == decoder.layers()
     assert model.flops_per_token(16) == decoder.flops_per_token(16)
-    model.checkpoint_blocks()
+    assert list(model.checkpointable) == [0, 2]
+    with pytest.raises(ConfigError, match=r"recomputes all of its layers or none: set it to full or none"):
+        model.checkpoint_blocks(1)
+    model.checkpoint_blocks(2)
     batch = random_batch(num_documents=2)
     assert torch.equal(model(batch)[0], decoder(batch)[0])
 
@@ -129,6 +132,7 @@ def test_optional_members_have_defaults() -> None:
     assert model.flops_per_token(16) == 6 * (tied + mix)
     with pytest.raises(ConfigError, match=r"trainer\.activation_checkpointing: .*:Tied has no method"):
         model.checkpoint_blocks()
+    assert list(model.checkpointable) == [0]
 
 
 def test_weights_written_are_the_weights_read_and_tied_ones_stay_tied(tmp_path: Path) -> None:

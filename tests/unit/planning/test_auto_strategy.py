@@ -9,7 +9,7 @@ import pytest
 from llmtrain.config.loading.load import load_config
 from llmtrain.config.sections.training import OptimizerConfig
 from llmtrain.models.decoder.decoder import Decoder
-from llmtrain.planning.auto_strategy import state_bytes, strategy_for
+from llmtrain.planning.auto_strategy import reduces_each_micro_batch, state_bytes, strategy_for
 from llmtrain.verbs.plan import plan
 from tests.support.tiny_huggingface import write_tiny_folder
 from tests.support.tiny_run import SYNTHETIC, write_config
@@ -22,7 +22,7 @@ def tiny(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize(
     ("optimizer", "precision", "bytes_each"),
-    [("adamw", "32", 16), ("adamw", "bf16-mixed", 16), ("adamw", "bf16-true", 8), ("sgd", "32", 12)],
+    [("adamw", "32", 16), ("adamw", "bf16-mixed", 16), ("adamw", "bf16-true", 16), ("sgd", "32", 12)],
 )
 def test_state_bytes_are_counted_from_the_parameters(optimizer: str, precision: str, bytes_each: int) -> None:
     model = load_config("quickstart").config.decoder(wanted_by="a test")
@@ -31,6 +31,34 @@ def test_state_bytes_are_counted_from_the_parameters(optimizer: str, precision: 
     assert state_bytes(decoder, optimizer=config, precision=precision) == bytes_each * decoder.num_parameters()
     decoder.requires_grad_(False)
     assert state_bytes(decoder, optimizer=config, precision="32") == 4 * decoder.num_parameters()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "accumulation", "memory", "reduces"),
+    [
+        ("fsdp", 4, 0.99, True),  # a shard of 16 / 4 bytes a weight and a full gradient of 4
+        ("fsdp", 4, 1.01, False),
+        ("fsdp", 1, 0.5, False),  # nothing to sum before
+        ("ddp", 4, 0.5, False),
+        ("fsdp_tp", 4, 0.76, False),  # two processes share a gradient
+        ("fsdp_tp", 4, 0.74, True),
+    ],
+)
+def test_gradients_are_summed_after_each_micro_batch_where_full_ones_would_not_fit(
+    tiny: str, strategy: str, accumulation: int, memory: float, reduces: bool
+) -> None:
+    config = load_config(tiny, [f"distributed.strategy={strategy}"]).config
+    decoder = Decoder(config.decoder(wanted_by="a test"), 300)
+    found = reduces_each_micro_batch(
+        config,
+        decoder,
+        strategy=strategy,
+        precision="32",
+        world_size=4,
+        batch_size=accumulation * config.trainer.micro_batch_size * (2 if strategy == "fsdp_tp" else 4),
+        memory_bytes=memory * 8 * decoder.num_parameters() / 0.6,
+    )
+    assert found is reduces
 
 
 def test_frozen_weights_have_no_gradients_or_optimizer_state(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_a_checkpoint_before_the_last_step_adds_its_copy_to_the_peak() -> None:
 
 
 def test_recomputed_blocks_fragment_the_heap() -> None:
-    step = memory_of(activation_checkpointing=True)
+    step = memory_of(recomputed_blocks=2)
     shape: dict[str, Any] = {"on_gpu": False, "process_bytes": 10**9, "saves_on_the_way": False}
     otherwise = 100 * step.transient
     four, sixteen = (
@@ -34,6 +34,12 @@ def test_recomputed_blocks_fragment_the_heap() -> None:
     )
     assert four == pytest.approx(2 * sixteen, rel=0.01)
     assert four > 40 * step.transient
+    half, none = (
+        overhead(step, compiled=False, transient_if_kept=otherwise, num_blocks=4, recomputed_share=share, **shape)
+        for share in (0.5, 0.0)
+    )
+    assert none == overhead(step, compiled=False, **shape)
+    assert half["heap_holes"] == pytest.approx((none["heap_holes"] + four) / 2, rel=0.01)
     compiled = [overhead(step, compiled=True, transient_if_kept=kept, **shape) for kept in (None, otherwise)]
     assert compiled[0] == compiled[1]
 

@@ -13,7 +13,7 @@ from llmtrain.distributed.resolve import Resolved
 from llmtrain.errors import ConfigError
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.planning.step_memory import Step, step_memory
-from llmtrain.training.optimizers import NamedOptimizer, adamw_8bit, build_optimizer
+from llmtrain.training.optimizers import NamedOptimizer, adamw_8bit, build_optimizer, named
 from tests.support.tiny import tiny_config
 
 WIDTH = 128  # 128 × 128 elements are enough for 8 bits
@@ -147,6 +147,21 @@ def test_weights_in_bfloat16_are_what_a_float32_copy_rounds_to(name: str) -> Non
         for key, master in masters.items():
             assert master.dtype == torch.float32
             assert torch.equal(model.get_parameter(key), master.bfloat16()), key
+
+
+def test_chunks_of_masters_are_updated_as_all_of_them_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for chunk in (named.CHUNK, 2 * WIDTH, 1):  # an embedding has more elements, and is a chunk
+        monkeypatch.setattr(named, "CHUNK", chunk)
+        model = model_of(torch.bfloat16)
+        model.get_submodule("norm").float()  # has no masters, and is updated once
+        optimizer = optimizer_of(model)
+        for seed in range(3):
+            step(model, optimizer, seed=seed)
+        found.append({**copies(dict(model.state_dict())), **copies(optimizer.state_tensors())})
+    for other in found[1:]:
+        assert all(torch.equal(tensor, other[name]) for name, tensor in found[0].items())
+    assert found[0]["norm.weight/step"] == 3
 
 
 def test_updates_too_small_for_bfloat16_add_up_in_the_copy_alone() -> None:

@@ -10,6 +10,7 @@ from llmtrain.config.loading.load import plain_config
 from llmtrain.config.sections.schema import Config
 from llmtrain.planning.failed_allocation import HeldMemory
 from llmtrain.planning.out_of_memory import (
+    RECOMPUTATION,
     Bounds,
     Changes,
     Fit,
@@ -51,7 +52,7 @@ def predicted(original: Config) -> Any:
     def predict(changes: Changes) -> int:
         new = changed(original, changes)
         per_sequence = 5.0 * new.data.seq_len / 1024
-        per_sequence *= 0.2 if new.trainer.activation_checkpointing else 1
+        per_sequence *= {"none": 1, "selective": 0.6, "full": 0.2}[new.trainer.activation_checkpointing]
         per_sequence *= 0.6 if new.trainer.precision == "bf16-mixed" else 1
         fixed = 8 / 4 if new.distributed.strategy == "fsdp" else 8
         return round((fixed + per_sequence * new.trainer.micro_batch_size) * GB)
@@ -67,14 +68,20 @@ def predicted(original: Config) -> Any:
         (13, {"trainer.micro_batch_size": 1, "trainer.grad_accum_steps": 12}, 13),
         (
             12,
-            {"trainer.micro_batch_size": 4, "trainer.grad_accum_steps": 3, "trainer.activation_checkpointing": True},
-            12,
+            {"trainer.micro_batch_size": 1, "trainer.grad_accum_steps": 12, RECOMPUTATION: "selective"},
+            11,
+        ),
+        (10, {"trainer.micro_batch_size": 2, "trainer.grad_accum_steps": 6, RECOMPUTATION: "full"}, 10),
+        (
+            9,
+            {"trainer.micro_batch_size": 1, "trainer.grad_accum_steps": 12, RECOMPUTATION: "full"},
+            9,
         ),
         (
             8.7,
             {
                 "trainer.micro_batch_size": 1, "trainer.grad_accum_steps": 12,
-                "trainer.activation_checkpointing": True, "trainer.precision": "bf16-mixed",
+                RECOMPUTATION: "full", "trainer.precision": "bf16-mixed",
             },
             8.6,
         ),
@@ -91,16 +98,16 @@ def test_the_cheapest_change_comes_first_and_is_no_larger_than_needed(
 
 
 def test_several_ranks_shard_before_sequences_become_shorter() -> None:
-    original = config("trainer.activation_checkpointing=true")
+    original = config("trainer.activation_checkpointing=full")
 
     on_four = cheapest(
         original,
         predicted(original),
         limit=7 * GB,
-        bounds=bounds(world_size=4, strategy="ddp", can_use_bf16=False),
+        bounds=bounds(world_size=4, strategy="ddp", can_use_bf16=False, recomputation=()),
     )
-    alone = cheapest(original, predicted(original), limit=8.5 * GB, bounds=bounds(can_use_bf16=False))
-    nothing = cheapest(original, predicted(original), limit=8 * GB, bounds=bounds(can_use_bf16=False))
+    alone = cheapest(original, predicted(original), limit=8.5 * GB, bounds=bounds(can_use_bf16=False, recomputation=()))
+    nothing = cheapest(original, predicted(original), limit=8 * GB, bounds=bounds(can_use_bf16=False, recomputation=()))
 
     assert on_four
     assert on_four.changes == {

@@ -80,9 +80,18 @@ def test_processes_share_the_memory_that_the_container_leaves(tiny: str, monkeyp
 
 def test_activation_checkpointing_shows_in_the_memory(tiny: str) -> None:
     deep = ("model.num_layers=12", "data.seq_len=64")
-    plain, less = (planned(tiny, *deep, f"trainer.activation_checkpointing={on}") for on in ("false", "true"))
-    assert less["memory"]["parts"]["activations"] < 0.4 * plain["memory"]["parts"]["activations"]
-    assert less["layout"]["activation_checkpointing"] is True
+    modes = ("none", "selective", "full")
+    found = [planned(tiny, *deep, f"trainer.activation_checkpointing={mode}") for mode in modes]
+    kept, half, less = (each["memory"]["parts"]["activations"] for each in found)
+    assert less < 0.4 * kept
+    assert less < half < kept
+    assert [each["layout"]["recomputed_blocks"] for each in found] == [0, 6, 12]
+    auto = ("trainer.activation_checkpointing=auto", "trainer.memory_budget_gb=1000")
+    assert planned(tiny, *deep, *auto)["memory"]["parts"]["activations"] == kept
+    total = found[2]["memory"]["peak_bytes"], found[0]["memory"]["peak_bytes"]
+    between = planned(tiny, *deep, auto[0], f"trainer.memory_budget_gb={sum(total) / 2e9}")
+    assert 0 < between["layout"]["recomputed_blocks"] < 12
+    assert total[0] < between["memory"]["peak_bytes"] < sum(total) / 2
 
 
 def test_the_time_is_tokens_over_speed(tiny: str) -> None:

@@ -69,7 +69,7 @@ RENAMED: dict[str, Renamed] = {
     "model_local_dir": _now("model.path", note=_HUGGINGFACE),
     "tokenizer_local_dir": _now("model.tokenizer", note=f"{_HUGGINGFACE}; the model's own when not given"),
     "local_files_only": _now("model.local_files_only", note=_HUGGINGFACE),
-    "gradient_checkpointing": _now("trainer.activation_checkpointing"),
+    "gradient_checkpointing": _now("trainer.activation_checkpointing", note="none, selective, full or auto"),
     "model.name=dummy_gpt": _now("model.name: decoder", note="a small one by `model.d_model` and `model.num_layers`"),
     **{
         f"model.name={preset}": _now(f"model.preset: {preset}", note="with `model.name: decoder`") for preset in PRESETS

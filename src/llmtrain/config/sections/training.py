@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from llmtrain.config.sections.base import Alternatives, Section, opt
 
@@ -59,8 +59,16 @@ class TrainerConfig(Section):
     save_every_epochs: int | None = opt(None, "Also save at the end of every N epochs.", ge=1)
     save_every_seconds: float | None = opt(None, "Also save when the last checkpoint was this many seconds ago.", gt=0)
     keep_last: int = opt(3, "Newest checkpoints that are kept, besides the best one.", ge=1)
-    activation_checkpointing: bool = opt(
-        False, "Keep only each block's input for the backward pass and compute the rest again: less memory, more time."
+    activation_checkpointing: Literal["auto", "none", "selective", "full"] = opt(
+        "none",
+        "Blocks that keep only their input, and are computed again in the backward pass: less memory, more time. "
+        "selective: half of the blocks; full: all; auto: as few as let a step fit into the memory.",
+    )
+    memory_budget_gb: float | None = opt(
+        None,
+        "With activation_checkpointing auto, the gigabytes that a step may take on a device; 95 % of what is free at "
+        "the start when not given.",
+        gt=0,
     )
     keep_best: str | None = opt(
         "val/loss",
@@ -75,6 +83,11 @@ class TrainerConfig(Section):
         "After a loss or gradient that is infinite or NaN: stop (exit 42); skip the update; or go back to the last "
         "checkpoint and leave the sequences out that led there (rollback).",
     )
+
+    @field_validator("activation_checkpointing", mode="before")
+    @classmethod
+    def _older_runs_have_true_or_false(cls, value: Any) -> Any:
+        return {True: "full", False: "none"}[value] if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _batch_is_divisible(self) -> TrainerConfig:

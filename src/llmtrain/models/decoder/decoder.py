@@ -9,7 +9,7 @@ Training, optimizers and devices are elsewhere. Other libraries' names for the s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -97,7 +97,7 @@ class Decoder(nn.Module):
         self.final_norm = None if config.norm.placement == "post" else build_norm(config.norm, width=config.d_model)
         self.output = None if config.tie_embeddings else nn.Linear(config.d_model, vocab_size, bias=False)
         self._loss_kernels: ChunkKernels | None = None
-        self._checkpointing = False
+        self._num_checkpointed = 0
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -217,13 +217,24 @@ class Decoder(nn.Module):
         ways |= dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), "colwise")
         return {"alibi": "share"} | {f"blocks.*.{name}": way for name, way in ways.items()}
 
-    def checkpoint_blocks(self) -> None:
-        """Keep only each block's input for the backward pass, which recomputes the block.
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
 
-        Results and gradients stay the same, dropout included, for about a third more computation (Chen et al. 2016,
+    @property
+    def checkpointable(self) -> Sequence[int]:
+        """Numbers of blocks that `checkpoint_blocks` takes."""
+        return range(self.num_blocks + 1)
+
+    def checkpoint_blocks(self, count: int | None = None) -> None:
+        """Keep only the inputs of the first `count` blocks (None: of all) for the backward pass, which recomputes them.
+
+        The backward pass reaches the first blocks last, when what the other blocks keep is free again. Results and
+        gradients stay the same, dropout included, for about a third more computation of such a block (Chen et al. 2016,
         arXiv:1604.06174). Parameters keep their names. It works with and without `compile_parts`.
         """
-        self._checkpointing = True
+        self._num_checkpointed = len(self.blocks) if count is None else count
 
     def compile_parts(self, **options: Any) -> None:
         """Compile the blocks, which share their compiled code, and the loss. Everything between them is cheap.
@@ -252,11 +263,9 @@ class Decoder(nn.Module):
             positions = restarting_positions(document_ids)[:, -num_tokens:].clamp(max=self.max_seq_len - 1)
         x = self._embed(input_ids, positions)
         inputs = self._attention_inputs(num_tokens, positions, document_ids, cache, device=input_ids.device)
-        for block in self.blocks:
-            if self._checkpointing and cache is None and torch.is_grad_enabled():
-                x = checkpoint(block, x, inputs, use_reentrant=False)
-            else:
-                x = block(x, inputs, cache)
+        recomputed = self._num_checkpointed if cache is None and torch.is_grad_enabled() else 0
+        for index, block in enumerate(self.blocks):
+            x = checkpoint(block, x, inputs, use_reentrant=False) if index < recomputed else block(x, inputs, cache)
         if cache is not None:
             cache.advance(num_tokens)
         return x if self.final_norm is None else _call(self.final_norm, x)

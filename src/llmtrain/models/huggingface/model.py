@@ -10,7 +10,7 @@ that mixes them is rejected. Loading is in `load`, adapters are in `models.lora`
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -197,17 +197,46 @@ class HuggingFaceModel(nn.Module):
             plan[f"{prefix}.{name}"] = known
         return plan
 
-    def checkpoint_blocks(self) -> None:
-        """Keep only each block's input for the backward pass, and recompute the rest there."""
+    @property
+    def keep_in_float32(self) -> Sequence[str]:
+        """Names of modules and tensors that are never bfloat16, by the model's own code."""
+        return sorted(getattr(self.causal_lm, "_keep_in_fp32_modules_strict", None) or ())
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks."""
+        return int(self._text_config.num_hidden_layers)
+
+    @property
+    def checkpointable(self) -> Sequence[int]:
+        """Numbers of blocks that `checkpoint_blocks` takes. Code of older models has one switch for all blocks."""
+        if not self.causal_lm.supports_gradient_checkpointing:
+            return (0,)
+        each = all(hasattr(layer, "gradient_checkpointing") for layer in self.layers())
+        return range(self.num_blocks + 1) if each else (0, self.num_blocks)
+
+    def checkpoint_blocks(self, count: int | None = None) -> None:
+        """Keep only the inputs of the first `count` blocks (None: of all), which the backward pass recomputes.
+
+        Raises ConfigError if the model cannot do so.
+        """
         causal_lm, options = self.causal_lm, {"use_reentrant": False}
         if not causal_lm.supports_gradient_checkpointing:
             raise ConfigError(
-                f"trainer.activation_checkpointing: {type(causal_lm).__name__} does not support it; set it to false"
+                f"trainer.activation_checkpointing: {type(causal_lm).__name__} does not support it; set it to none"
+            )
+        kept = [] if count is None else self.layers()[count:]
+        if any(not hasattr(layer, "gradient_checkpointing") for layer in kept):
+            raise ConfigError(
+                f"trainer.activation_checkpointing: {type(causal_lm).__name__} recomputes all of its blocks or none: "
+                "set it to full or none"
             )
         if hasattr(causal_lm, "activation_checkpointing_enable"):
             causal_lm.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
         else:  # the older name of the method
             causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        for layer in kept:
+            setattr(layer, "gradient_checkpointing", False)  # noqa: B010 (as a field, it would have to be a module)
 
     def compile_parts(self, **options: Any) -> None:
         """Compile the blocks, which share their compiled code, and the loss. Parameters keep their names."""
@@ -252,9 +281,8 @@ class HuggingFaceModel(nn.Module):
 
     def layers(self) -> list[nn.Module]:
         """Return the blocks, which are compiled and sharded one at a time."""
-        num_layers = self._text_config.num_hidden_layers
         for module in self._base.modules():
-            if isinstance(module, nn.ModuleList) and len(module) == num_layers:
+            if isinstance(module, nn.ModuleList) and len(module) == self.num_blocks:
                 return list(module)
         raise ConfigError(f"trainer.compile: no blocks found in {type(self.causal_lm).__name__}; set it to false")
 

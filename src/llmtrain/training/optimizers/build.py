@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ def build_optimizer(
     compiled: bool = False,
     bf16: bool | None = None,
     outline: bool = False,
+    masters: Mapping[Tensor, Tensor] | None = None,
 ) -> NamedOptimizer:
     """Build the optimizer of the parameters of `model` that require gradients.
 
@@ -34,7 +35,7 @@ def build_optimizer(
 
     `compiled`: compile Muon's iteration where that gains something, which is not on a CPU. `bf16`: let it multiply in
     bfloat16; None: where the device gains by that. `outline`: build something of the same size only, to predict memory
-    with.
+    with. `masters`: those that `narrow_weights` returned.
 
     Raises ConfigError if Muon is to train nothing, or adamw8bit cannot run here.
     """
@@ -47,7 +48,8 @@ def build_optimizer(
         raise ConfigError("optimizer.name is muon, but no matrix of the decoder's blocks is trained: take adamw")
     if config.name != "muon":
         decayed, hidden = hidden + decayed, []
-    masters = _masters(names) if config.master_weights else {}
+    narrowed = masters or {}
+    masters = {**narrowed, **(_masters(p for p in names if p not in narrowed) if config.master_weights else {})}
     hidden, decayed, plain = (
         [masters.get(p, p) for p in hidden],
         [masters.get(p, p) for p in decayed],
@@ -72,7 +74,7 @@ def build_optimizer(
     if groups:
         adam = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
         optimizers.append(adam(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True))
-    return NamedOptimizer(optimizers, names=names, lr=config.lr, masters=masters)
+    return NamedOptimizer(optimizers, names=names, lr=config.lr, masters=masters, narrowed=narrowed.keys())
 
 
 def _muon(matrices: Sequence[Tensor], config: OptimizerConfig, *, compiled: bool, bf16: bool | None) -> Muon:

@@ -5,11 +5,13 @@ gradients ─▶ [float32 master copies of 16-bit weights] ─▶ one or two tor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Protocol
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from llmtrain.distributed.sharding import part_of, rows_of, sharded_like
 from llmtrain.errors import ConfigError
@@ -31,6 +33,8 @@ class Readable(Protocol):
 
 MASTER = "master"
 """The name of a float32 copy in a state."""
+CHUNK = 2**28
+"""Elements that are updated at a time where there are masters, since the gradients of a chunk are copied to float32."""
 
 
 class NamedOptimizer:
@@ -47,10 +51,17 @@ class NamedOptimizer:
         names: Mapping[Tensor, str],
         lr: float,
         masters: Mapping[Tensor, Tensor] | None = None,
+        narrowed: Collection[Tensor] = (),
     ) -> None:
         self._optimizers = list(optimizers)
         self._names = names
         self._masters = masters or {}
+        self._narrowed = {parameter: self._masters[parameter] for parameter in narrowed}
+        """Masters that are read and saved in place of their parameters."""
+        self._own = {p: master for p, master in self._masters.items() if p not in self._narrowed}
+        """Masters that are saved with the optimizer's state."""
+        self._chunks = _in_chunks(self._masters)
+        self._beside_masters = [p for p in names if p not in self._masters] if self._masters else []
         self._updated = {name: self._masters.get(parameter, parameter) for parameter, name in names.items()}
         self._peak_lr = lr
         self.lr = lr
@@ -59,6 +70,11 @@ class NamedOptimizer:
     def parameters(self) -> list[Tensor]:
         """Everything that is trained; these have the gradients."""
         return list(self._names)
+
+    @property
+    def masters(self) -> list[Tensor]:
+        """Float32 copies of parameters in 16 bits."""
+        return list(self._masters.values())
 
     def set_lr_scale(self, scale: float) -> None:
         """Take `scale` times the peak learning rate from now on."""
@@ -70,23 +86,48 @@ class NamedOptimizer:
     @torch.no_grad()
     def take_weights(self) -> None:
         """Let the masters be what the parameters are, which have got their first values since."""
-        for parameter, master in self._masters.items():
+        for parameter, master in self._own.items():
             master.copy_(parameter)
 
+    @contextmanager
+    def reading_weights(self) -> Iterator[None]:
+        """Let narrowed parameters be their masters within the block, in which weights are read; round them after it."""
+        narrow = {parameter: parameter.data for parameter in self._narrowed}
+        for parameter, master in self._narrowed.items():
+            parameter.data = master.data
+        try:
+            yield
+        finally:
+            for parameter, values in narrow.items():
+                parameter.data = values
+            _copy_all(list(self._narrowed.values()), list(self._narrowed))
+
+    def saved_weights(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the model's tensors as they are saved: the masters in place of narrowed parameters."""
+        return {name: self._narrowed.get(tensor, tensor) for name, tensor in tensors.items()}
+
+    @torch.no_grad()
     def step(self) -> None:
-        """Update the parameters from their gradients."""
-        for parameter, master in self._masters.items():
-            if parameter.grad is not None:
-                master.grad, parameter.grad = parameter.grad.float(), None  # so that both are there of one alone
-        for optimizer in self._optimizers:
-            optimizer.step()
-        for parameter, master in self._masters.items():
-            if master.grad is not None:
-                parameter.data.copy_(master.detach())
-                master.grad = None
+        """Update the parameters from their gradients. Where there are masters, no gradient is left."""
+        for chunk in self._chunks or [{}]:
+            given = {parameter: master for parameter, master in chunk.items() if parameter.grad is not None}
+            for master in given.values():
+                master.grad = torch.empty_like(master)
+            _copy_all(
+                [cast(Tensor, parameter.grad) for parameter in given], [cast(Tensor, m.grad) for m in given.values()]
+            )
+            for parameter in given:
+                parameter.grad = None
+            for optimizer in self._optimizers:
+                optimizer.step()
+            _copy_all(list(given.values()), list(given))
+            for updated in (*given.values(), *self._beside_masters):
+                updated.grad = None  # else the next chunk's step would update it again
 
     def zero_grad(self) -> None:
         """Drop the gradients."""
+        for parameter in self._masters:  # a skipped step has not handed them to the masters
+            parameter.grad = None
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
 
@@ -104,7 +145,7 @@ class NamedOptimizer:
             for parameter, state in optimizer.state.items()
             for key, value in state.items()
         }
-        return state | {f"{self._names[parameter]}/{MASTER}": master for parameter, master in self._masters.items()}
+        return state | {f"{self._names[parameter]}/{MASTER}": master for parameter, master in self._own.items()}
 
     def load_state_tensors(self, tensors: Mapping[str, Readable]) -> None:
         """Take over what `state_tensors` gave, whole: of each tensor no more is read than this rank's part.
@@ -139,7 +180,7 @@ class NamedOptimizer:
 
     @torch.no_grad()
     def _load_masters(self, tensors: Mapping[str, Readable]) -> None:
-        wanted = {f"{self._names[parameter]}/{MASTER}": master for parameter, master in self._masters.items()}
+        wanted = {f"{self._names[parameter]}/{MASTER}": master for parameter, master in self._own.items()}
         if other := sorted(wanted.keys() ^ tensors.keys()):
             whose = "this run has and the checkpoint has not" if other[0] in wanted else "the checkpoint has alone"
             raise ConfigError(
@@ -148,6 +189,32 @@ class NamedOptimizer:
             )
         for name, master in wanted.items():
             part_of(master).local.copy_(part_of(_read_part(tensors[name], master, name=name)).local)
+
+
+def _in_chunks(masters: Mapping[Tensor, Tensor]) -> list[dict[Tensor, Tensor]]:
+    """Split the masters into chunks of at most CHUNK elements, or of one tensor that has more."""
+    chunks: list[dict[Tensor, Tensor]] = []
+    size = CHUNK
+    for parameter, master in masters.items():
+        if size + master.numel() > CHUNK:
+            chunks.append({})
+            size = 0
+        chunks[-1][parameter] = master
+        size += master.numel()
+    return chunks
+
+
+@torch.no_grad()
+def _copy_all(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    """Copy each source to its target, whose dtype may differ, in few kernels. Both may be sharded, alike."""
+    if sources:
+        torch._foreach_copy_([_local(target) for target in targets], [_local(source) for source in sources])
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """Return the memory of a tensor on this rank."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _read_part(tensor: Readable, parameter: Tensor, *, name: str) -> Tensor:

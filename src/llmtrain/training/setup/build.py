@@ -9,11 +9,18 @@ from llmtrain.config.sections.huggingface import HuggingFaceConfig
 from llmtrain.config.sections.own import OwnModelConfig
 from llmtrain.config.sections.schema import Config
 from llmtrain.distributed.engine import Engine
-from llmtrain.training.optimizers import build_optimizer
+from llmtrain.training.optimizers import build_optimizer, trains_narrow_weights
 from llmtrain.training.resume import identity_of
 from llmtrain.training.schedule import Epoch, Schedule, make_schedule
 from llmtrain.training.setup.data import Folders, RunData
-from llmtrain.training.setup.trained import Trained, Vocabulary, train_decoder, train_huggingface, train_own
+from llmtrain.training.setup.trained import (
+    Trained,
+    TrainedHuggingFace,
+    Vocabulary,
+    train_decoder,
+    train_huggingface,
+    train_own,
+)
 from llmtrain.training.state import RunState, seed_step
 from llmtrain.training.step import Learner
 
@@ -68,11 +75,15 @@ def schedule_of(config: Config, data: RunData, state: RunState, engine: Engine) 
 
 def build_learner(config: Config, engine: Engine, trained: Trained) -> Learner:
     """Let the model compute as the config says, hand it to the engine, and build its optimizer."""
-    if config.trainer.activation_checkpointing:
-        trained.module.checkpoint_blocks()
+    masters = None
+    if isinstance(trained, TrainedHuggingFace) and trains_narrow_weights(config, engine.resolved):
+        trained.module.to(engine.device)
+        masters = trained.narrow()  # before it is wrapped, which needs to know the dtype of the gradients
     compiled = engine.resolved.compile
     if compiled:
         trained.module.compile_parts()
     model = engine.setup(trained.module)
-    bf16 = engine.resolved.bf16
-    return Learner(model, build_optimizer(config.optimizer, trained.module, compiled=compiled, bf16=bf16), engine)
+    optimizer = build_optimizer(
+        config.optimizer, trained.module, compiled=compiled, bf16=engine.resolved.bf16, masters=masters
+    )
+    return Learner(model, optimizer, engine)

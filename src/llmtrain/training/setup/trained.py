@@ -33,6 +33,7 @@ from llmtrain.models.folder import read_state_dict, unit_of, write_description, 
 from llmtrain.models.own_model import OwnModel, build_own_model, load_own_weights, write_own_folder
 from llmtrain.screen import counted
 from llmtrain.training.checkpoint import SplitModel
+from llmtrain.training.optimizers import narrow_weights
 
 if TYPE_CHECKING:
     from llmtrain.models.huggingface.model import HuggingFaceModel
@@ -293,6 +294,11 @@ class TrainedHuggingFace:
         self._shape = cast("HuggingFaceModel", without_values(model)) if sharded else model  # for the thread that saves
         self._is_empty = any(parameter.is_meta for parameter in model.parameters())
         self._has_adapters = config.lora is not None
+
+    def narrow(self) -> dict[Tensor, Tensor]:
+        """Round the weights to bfloat16, and return their float32 masters, whose dtype files go on to name."""
+        self._shape = cast("HuggingFaceModel", without_values(self.module))
+        return narrow_weights(self.module, keep=self.module.keep_in_float32)
 
     def tensors(self) -> Mapping[str, Tensor]:
         from llmtrain.models.huggingface.folder import checkpoint_tensors
