@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu.document import Skipped
 from benchmarks.gpu.setting import Setting
+from llmtrain.data.document_bounds import cu_seqlens
 
 TOKENS = 16_384
 """Number of tokens of a batch."""
@@ -138,40 +139,25 @@ def _sdpa(mask: Tensor | None, backend: SDPBackend | None, shape: Shape) -> Atte
 def _varlen(shape: Shape, setting: Setting) -> Attend:
     if setting.device.type != "cuda":
         raise Skipped("varlen attention needs a GPU")
-    from torch.nn.attention.varlen import varlen_attn
+    from llmtrain.models.decoder.gpu_kernels import varlen_attention
 
-    lengths = _documents(shape, setting.device).bincount()
-    ends = lengths.repeat(shape.batch).cumsum(0)
-    offsets, longest = F.pad(ends, (1, 0)).int(), int(lengths.max())
-    options = _causal_and_grouped(varlen_attn, grouped=shape.heads != shape.kv_heads)
+    numbers = _documents(shape, torch.device("cpu")).int().expand(shape.batch, -1)
+    bounds = torch.from_numpy(cu_seqlens(numbers.numpy())).to(setting.device)
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (queries, keys, values))
-        out = varlen_attn(q, k, v, offsets, offsets, longest, longest, **options)
-        assert isinstance(out, Tensor)
+        out = varlen_attention(queries, keys, values, bounds)
         return out.view(shape.batch, shape.length, shape.heads, shape.head_dim).transpose(1, 2)
 
     return attend
 
 
-def _causal_and_grouped(varlen_attn: Callable[..., object], *, grouped: bool) -> dict[str, Any]:
-    """Return the arguments for causal attention, whose names changed between releases of torch."""
-    import inspect
-
-    known = inspect.signature(varlen_attn).parameters
-    causal: dict[str, Any] = {"is_causal": True} if "is_causal" in known else {"window_size": (-1, 0)}
-    return {**causal, **({"enable_gqa": True} if grouped and "enable_gqa" in known else {})}
-
-
 def _flex(shape: Shape, setting: Setting) -> Attend:
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    from torch.nn.attention.flex_attention import flex_attention
 
-    documents = _documents(shape, setting.device)
+    from llmtrain.models.decoder.gpu_kernels import build_block_mask
 
-    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (query >= key) & (documents[query] == documents[key])
-
-    mask = create_block_mask(visible, None, None, shape.length, shape.length, device=str(setting.device))
+    numbers = _documents(shape, setting.device)[None]
+    mask = build_block_mask(numbers, document_ids=numbers, window=None)
     torch.compiler.reset()  # it would not compile for more than eight shapes
     compiled = torch.compile(flex_attention, dynamic=False)
 

@@ -6,7 +6,7 @@ Relative differences: float32 up to 1e-4, bfloat16 up to 2e-2, 0 where the resul
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,11 @@ from llmtrain.models.huggingface.quantization import Quantized
 FLOAT32 = 1e-4
 BFLOAT16 = 2e-2
 EXACT = 0.0
+KERNELS: dict[str, dict[str, Any]] = {
+    "sliding window": {"attention": {"mask": "sliding_window", "window": 16}},
+    "ALiBi": {"positional": {"encoding": "alibi"}},
+}
+"""Models whose attention has other kernels."""
 
 
 def measure(setting: Setting) -> None:
@@ -55,6 +60,8 @@ def measure(setting: Setting) -> None:
     made("GPU in bfloat16 = CPU in float32, 20 steps", lambda: difference(checks.cpu, checks.gpu_bf16), limit=BFLOAT16)
     made("packed = alone, decoder, float32", lambda: checks.packed("decoder", torch.float32), limit=FLOAT32)
     made("packed = alone, decoder, bfloat16", lambda: checks.packed("decoder", torch.bfloat16), limit=BFLOAT16)
+    for name, changes in KERNELS.items():
+        made(f"packed = alone, {name}", partial(checks.packed, "decoder", torch.bfloat16, changes), limit=BFLOAT16)
     made("packed = alone, transformers, float32", lambda: checks.packed("llama", torch.float32), limit=FLOAT32)
     made("packed = alone, transformers, bfloat16", lambda: checks.packed("llama", torch.bfloat16), limit=BFLOAT16)
     made("cached = full decoding, decoder", lambda: checks.cached(checks.gpu), limit=FLOAT32)
@@ -171,14 +178,17 @@ class Checks:
         dtype = self._setting.sized(torch.bfloat16, smoke=torch.float32)
         return self.saved(resumed(self._setting, "qlora", config), config, quantized=Quantized("nf4", dtype))
 
-    def packed(self, kind: str, dtype: torch.dtype) -> float:
-        """Return how far loss and gradients of two documents in one row are from those of each alone."""
-        lengths = self._setting.sized(LENGTHS, smoke=(32,))
-        return largest(self._packed_at(length, kind, dtype) for length in lengths)
+    def packed(self, kind: str, dtype: torch.dtype, changes: Mapping[str, Any] | None = None) -> float:
+        """Return how far loss and gradients of two documents in one row are from those of each alone.
 
-    def _packed_at(self, length: int, kind: str, dtype: torch.dtype) -> float:
+        `changes` are keys of the decoder's config.
+        """
+        lengths = self._setting.sized(LENGTHS, smoke=(32,))
+        return largest(self._packed_at(length, kind, dtype, changes or {}) for length in lengths)
+
+    def _packed_at(self, length: int, kind: str, dtype: torch.dtype, changes: Mapping[str, Any]) -> float:
         device = device_named(self._setting.device.type)
-        model = self._new_model(kind).to(device).train()
+        model = self._new_model(kind, changes).to(device).train()
         data = Motifs("train", length, VOCAB_SIZE, documents=False)
         sequences = [torch.from_numpy(data[0])[: length // 2 + 5], torch.from_numpy(data[1])[: length // 2 - 3]]
         assert sum(len(tokens) - 1 for tokens in sequences) == length, "no padding: the row is as long as wanted"
@@ -199,14 +209,16 @@ class Checks:
             steps += [model.logits(ids[:, slot : slot + 1], None, cache) for slot in range(length // 2, length)]
         return relative(full, torch.cat(steps, dim=1))
 
-    def _new_model(self, kind: str) -> nn.Module:
+    def _new_model(self, kind: str, changes: Mapping[str, Any]) -> nn.Module:
         torch.manual_seed(0)
         if kind == "llama":
             shape = self._setting.sized(SMALL, smoke=TINY)
             return HuggingFaceModel(new_llama(shape, device=torch.device("cpu"), dtype=torch.float32))
         from llmtrain.config.sections.model import DecoderConfig
 
-        return Decoder(DecoderConfig.model_validate(self.config["model"]), VOCAB_SIZE)
+        config = self._with(model=changes)["model"]
+        config["attention"] = {**self.config["model"]["attention"], **changes.get("attention", {})}
+        return Decoder(DecoderConfig.model_validate(config), VOCAB_SIZE)
 
 
 def _gradients(model: nn.Module, rows: list[list[Tensor]], device: torch.device, dtype: torch.dtype) -> list[Tensor]:

@@ -15,6 +15,7 @@ from benchmarks.gpu.motifs import Motifs
 from benchmarks.gpu.setting import Setting
 from llmtrain.config.loading.load import load_config
 from llmtrain.contracts import Batch
+from llmtrain.data.document_bounds import cu_seqlens
 from llmtrain.tracking.sinks import read_metrics
 from llmtrain.verbs.train import train
 
@@ -162,10 +163,12 @@ def relative(one: torch.Tensor, other: torch.Tensor) -> float:
 def packed_batch(sequences: Sequence[torch.Tensor]) -> Batch:
     """Return one row of these sequences, each of which is a document of one token less."""
     numbers = [torch.full((len(tokens) - 1,), index, dtype=torch.int32) for index, tokens in enumerate(sequences)]
+    document_ids = torch.cat(numbers)[None]
     return Batch(
         input_ids=torch.cat([tokens[:-1] for tokens in sequences])[None],
         labels=torch.cat([tokens[1:] for tokens in sequences])[None],
-        document_ids=torch.cat(numbers)[None],
+        document_ids=document_ids,
+        cu_seqlens=torch.from_numpy(cu_seqlens(document_ids.numpy())),
     )
 
 

@@ -47,6 +47,8 @@ CASES = (
     Case("350M", 16, 1024),
     Case("124M", 32, 1024, optimizer="muon"),
     Case("124M", 8, 1024),
+    Case("124M", 4, 8192),
+    Case("124M", 4, 8192, documents=True),
 )
 
 

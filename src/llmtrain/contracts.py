@@ -43,6 +43,9 @@ class Batch(TypedDict):
     """[b, t] int64; IGNORE_INDEX where the token is not supervised."""
     document_ids: NotRequired[Tensor]
     """[b, t] int32; a position attends only to those of its own number in the row. Absent: a row is one document."""
+    cu_seqlens: NotRequired[Tensor]
+    """[n + 1] int32; where each document of the flattened batch begins, then b · t, as often as fills the tensor. There
+    are few values of n, so that code is not compiled for each number of documents. Beside `document_ids`."""
     lengths: NotRequired[Tensor]
     """[b] int64; tokens of each row before its padding, whether supervised or not. Absent: the supervised ones."""
 

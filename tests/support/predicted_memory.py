@@ -24,12 +24,14 @@ def memory_of(
 ) -> StepMemory:
     """Return the predicted memory of a step; `changes` are those of the decoder's config and `Step`'s."""
     recomputed_blocks = changes.pop("recomputed_blocks", 0)
+    documents = changes.pop("mask_documents", False)
     step = Step(
         optimizer=OptimizerConfig.model_validate({"name": optimizer}),
         micro_batch_size=micro_batch_size,
         seq_len=seq_len,
         num_micro_batches=num_micro_batches,
         recomputed_blocks=recomputed_blocks,
+        mask_documents=documents,
     )
     resolved = Resolved("cuda" if on_gpu else "cpu", precision, compiled, "single", "gloo")
     return step_memory(Decoder(tiny_config(**changes), TINY_VOCAB_SIZE), step, resolved)

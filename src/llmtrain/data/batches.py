@@ -37,6 +37,7 @@ class BatchArrays(TypedDict):
     input_ids: Ints
     labels: Ints
     document_ids: NotRequired[NDArray[np.int32]]
+    cu_seqlens: NotRequired[NDArray[np.int32]]
     lengths: NotRequired[Ints]
 
 
@@ -334,6 +335,8 @@ def _to_tensors(arrays: BatchArrays) -> Batch:
     batch = Batch(input_ids=torch.from_numpy(arrays["input_ids"]), labels=torch.from_numpy(arrays["labels"]))
     if "document_ids" in arrays:
         batch["document_ids"] = torch.from_numpy(arrays["document_ids"])
+    if "cu_seqlens" in arrays:
+        batch["cu_seqlens"] = torch.from_numpy(arrays["cu_seqlens"])
     if "lengths" in arrays:
         batch["lengths"] = torch.from_numpy(arrays["lengths"])
     return batch

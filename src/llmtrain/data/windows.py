@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from llmtrain.contracts import IGNORE_INDEX
 from llmtrain.data.batches import BatchArrays
+from llmtrain.data.document_bounds import cu_seqlens
 from llmtrain.data.mixture import Amount, ItemOrder, MixtureSpec
 from llmtrain.data.order import Ints, Places, WindowOrder, in_order, rank_share
 
@@ -156,7 +157,12 @@ class WindowItemReader:
             return [BatchArrays(input_ids=input_ids[rows], labels=labels[rows]) for rows in batches]
         documents = document_ids(input_ids, items.end_id)
         return [
-            BatchArrays(input_ids=input_ids[rows], labels=labels[rows], document_ids=documents[rows])
+            BatchArrays(
+                input_ids=input_ids[rows],
+                labels=labels[rows],
+                document_ids=documents[rows],
+                cu_seqlens=cu_seqlens(documents[rows]),
+            )
             for rows in batches
         ]
 

@@ -17,7 +17,18 @@ from torch._prims.rng_prims import run_and_save_rng_state, run_with_rng_state
 Mute = Callable[[bool], None]
 """Called with true before the computation of a value that fusion keeps out of memory, and with false afterwards."""
 
-_KERNELS = ("mm", "bmm", "addmm", "baddbmm", "_scaled_dot_product", "index_put", "embedding", "scatter", "rng")
+_KERNELS = (
+    "mm",
+    "bmm",
+    "addmm",
+    "baddbmm",
+    "_scaled_dot_product",
+    "_varlen_attn",
+    "index_put",
+    "embedding",
+    "scatter",
+    "rng",
+)
 _VIEWS = frozenset(
     ("alias", "as_strided", "expand", "permute", "select", "slice", "squeeze", "t", "transpose", "unsqueeze", "view")
 )

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from llmtrain.config.sections.training import OptimizerConfig
 from llmtrain.contracts import Batch
+from llmtrain.data.document_bounds import cu_seqlens
 from llmtrain.distributed.resolve import Resolved
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.device_type import assume_device_type
@@ -143,6 +144,7 @@ def _batch(step: Step) -> Batch:
     if step.mask_documents:
         halves = torch.arange(step.seq_len) * 2 // step.seq_len
         batch["document_ids"] = halves.int().repeat(step.micro_batch_size, 1)
+        batch["cu_seqlens"] = torch.from_numpy(cu_seqlens(batch["document_ids"].numpy()))
     return batch
 
 

@@ -22,6 +22,7 @@ from llmtrain.config.sections.data import SyntheticConfig, TokensConfig
 from llmtrain.config.sections.sources import Source
 from llmtrain.contracts import IGNORE_INDEX, Batch, TrainingData
 from llmtrain.data.batches import TrainingSet, ValidationSet
+from llmtrain.data.document_bounds import cu_seqlens
 from llmtrain.data.mixture import MixtureSpec
 from llmtrain.data.tokens import open_training_data, open_validation_data
 from llmtrain.data.windows import WindowItems, document_ids
@@ -95,6 +96,7 @@ def test_batches_have_the_contracts_shapes_and_types(shards: Path) -> None:
                 "document_ids": ((4, SEQ_LEN), torch.int32),
             }
             assert all(tensor.is_contiguous() for tensor in tensors(batch).values())
+            assert batch["cu_seqlens"].tolist() == cu_seqlens(batch["document_ids"].numpy()).tolist()
     assert "document_ids" not in take(open_data(shards, mask_documents=False), 0, 4)[0][0]
 
 

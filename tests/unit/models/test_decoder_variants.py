@@ -200,7 +200,7 @@ def test_a_block_is_the_formula(placement: str, parallel: bool) -> None:
         if "norm" in name:
             torch.nn.init.normal_(parameter, mean=1.0)
     x = torch.randn(2, 5, 32)
-    inputs = decoder._attention_inputs(5, 5, None, None, device=CPU)
+    inputs = decoder._attention_inputs(torch.zeros(2, 5, dtype=torch.long), 5, None, None, cu_seqlens=None)
     norm1, norm2, out1, out2 = (
         block.attention_norm,
         block.feed_forward_norm,

@@ -9,8 +9,11 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from llmtrain.contracts import IGNORE_INDEX, Batch
+from llmtrain.data.document_bounds import cu_seqlens
 from llmtrain.errors import ConfigError
 from llmtrain.models.decoder import loss
 from llmtrain.models.decoder.position import restarting_positions
@@ -200,8 +203,11 @@ def test_for_flash_attention_a_packed_batch_becomes_one_row() -> None:
         seen.update(inputs)
         return (torch.zeros(*inputs["input_ids"].shape, 32),)
 
-    model._packed(base, batch["input_ids"], batch["document_ids"], packing="flat")
+    bounds = torch.tensor([0, 24, 48], dtype=torch.int32)
+    model._packed(base, batch["input_ids"], batch["document_ids"], bounds, packing="flat")
     assert seen["input_ids"].shape == (1, 48)
+    assert seen["cu_seq_lens_q"] is seen["cu_seq_lens_k"] is bounds
+    assert seen["max_length_q"] == seen["max_length_k"] == 24
     assert torch.equal(seen["position_ids"].view(2, 24), restarting_positions(batch["document_ids"]))
     assert seen["attention_mask"] is None
     torch.testing.assert_close(  # and that is the same where a backend other than flash attention gets it
@@ -210,6 +216,44 @@ def test_for_flash_attention_a_packed_batch_becomes_one_row() -> None:
         rtol=0,
         atol=1e-5,
     )
+
+
+def flash_reference(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """Compute attention as flash attention does, of the sequences that it is told of and of nothing else."""
+    assert attention_mask is None
+    bounds = options.get("cu_seq_lens_q")
+    if bounds is None:
+        return sdpa_attention_forward(module, query, key, value, None, scaling=options["scaling"])[0], None
+    assert bounds is options["cu_seq_lens_k"]
+    starts, ends = bounds[:-1].tolist(), bounds[1:].tolist()
+    assert max(e - s for s, e in zip(starts, ends, strict=True)) <= options["max_length_q"] == options["max_length_k"]
+    pieces = [
+        sdpa_attention_forward(module, *(x[:, :, s:e] for x in (query, key, value)), None, scaling=options["scaling"])[
+            0
+        ]
+        for s, e in zip(starts, ends, strict=True)
+        if s < e
+    ]
+    return torch.cat(pieces, dim=1), None
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3"])
+@pytest.mark.parametrize("recomputed", [False, True], ids=["", "recomputed"])
+def test_flash_attention_is_told_in_every_layer_where_documents_begin(family: str, recomputed: bool) -> None:
+    AttentionInterface.register("flash_reference", flash_reference)
+    wanted, found = (tiny_huggingface(family, attention="sdpa").train() for _ in range(2))
+    batch = packed_batch()
+    batch["cu_seqlens"] = torch.from_numpy(cu_seqlens(batch["document_ids"].numpy()))
+    found.causal_lm.config._attn_implementation = "flash_reference"
+    if recomputed:
+        found.checkpoint_blocks()
+    for model in (wanted, found):
+        model(batch)[0].backward()
+    assert found._packing == "flat"
+    for ours, target in zip(found.parameters(), wanted.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, target.grad, rtol=1e-4, atol=1e-4)
 
 
 def test_activation_checkpointing_changes_no_gradient() -> None:

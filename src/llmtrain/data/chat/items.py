@@ -23,6 +23,7 @@ from llmtrain.data.batches import BatchArrays
 from llmtrain.data.chat.cache import SampleStore
 from llmtrain.data.chat.packing import Packs, pack
 from llmtrain.data.chat.row_order import ORDER_VERSION, GroupedOrder, PackedOrder, RowOrder
+from llmtrain.data.document_bounds import cu_seqlens
 from llmtrain.data.mixture import Amount, ItemOrder, MixtureSpec
 from llmtrain.data.order import Ints, Places, distinct, in_order
 
@@ -143,6 +144,7 @@ class RowItemReader:
         arrays = BatchArrays(input_ids=input_ids, labels=labels, lengths=lengths)
         if document_ids is not None:
             arrays["document_ids"] = document_ids
+            arrays["cu_seqlens"] = cu_seqlens(document_ids)
         return arrays
 
     def _rows(self, places: Places) -> list[tuple[SampleStore, list[int]]]:

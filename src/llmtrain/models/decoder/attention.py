@@ -48,12 +48,19 @@ class QueryBlock(NamedTuple):
 
 def attend(q_bhtc: Tensor, k_bnsc: Tensor, v_bnsd: Tensor, inputs: AttentionInputs, *, dropout: float) -> Tensor:
     """Compute the attention of every query head to its key/value head, [b, t, h · d]."""
-    mask = inputs.mask
+    mask, slopes, window = inputs.mask, inputs.slopes, inputs.window
+    if inputs.cu_seqlens is not None:
+        from llmtrain.models.decoder.gpu_kernels import varlen_attention  # here, since it imports the compiler
+
+        return varlen_attention(q_bhtc, k_bnsc, v_bnsd, inputs.cu_seqlens, window=window)
+    if inputs.block_mask is not None:
+        from llmtrain.models.decoder.gpu_kernels import block_attention
+
+        return block_attention(q_bhtc, k_bnsc, v_bnsd, inputs.block_mask, slopes=slopes)
     if not inputs.explicit:
         out_bhtd = fused_attention(q_bhtc, k_bnsc, v_bnsd, mask, dropout=dropout)
         return out_bhtd.transpose(1, 2).flatten(2)
     assert mask is not None
-    slopes, window = inputs.slopes, inputs.window
     if torch.compiler.is_compiling() and dropout == 0.0:
         return blocked_attention(q_bhtc, k_bnsc, v_bnsd, mask, slopes=slopes, window=window)
     return explicit_attention(q_bhtc, k_bnsc, v_bnsd, mask, slopes=slopes, window=window, dropout=dropout)

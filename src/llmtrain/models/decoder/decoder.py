@@ -28,6 +28,7 @@ from llmtrain.models.decoder.loss import ChunkKernels, compiled_kernels, next_to
 from llmtrain.models.decoder.mask import Alibi, AttentionInputs, build_mask
 from llmtrain.models.decoder.norm import LayerNorm, Norm, RMSNorm, build_norm
 from llmtrain.models.decoder.position import Rotary, Sinusoidal, restarting_positions
+from llmtrain.models.device_type import device_type_of
 
 
 class Block(nn.Module):
@@ -121,7 +122,7 @@ class Decoder(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the sum of the supervised tokens' losses in nats (float32 scalar), and their number (int64 scalar)."""
         labels = batch["labels"]
-        hidden = self._hidden(batch["input_ids"], batch.get("document_ids"), None)
+        hidden = self._hidden(batch["input_ids"], batch.get("document_ids"), None, cu_seqlens=batch.get("cu_seqlens"))
         loss_sum = next_token_loss(
             hidden.flatten(0, 1), self.output_weight, labels.flatten(), kernels=self._loss_kernels
         )
@@ -248,7 +249,14 @@ class Decoder(nn.Module):
             self.final_norm.compile(**options)
         self._loss_kernels = compiled_kernels(**options)
 
-    def _hidden(self, input_ids: Tensor, document_ids: Tensor | None, cache: KVCache | None) -> Tensor:
+    def _hidden(
+        self,
+        input_ids: Tensor,
+        document_ids: Tensor | None,
+        cache: KVCache | None,
+        *,
+        cu_seqlens: Tensor | None = None,
+    ) -> Tensor:
         """Return [b, t, d_model] hidden states after the final norm."""
         num_tokens = input_ids.shape[1]
         end = num_tokens + (0 if cache is None else cache.length)
@@ -262,7 +270,7 @@ class Decoder(nn.Module):
         if self._adds_positions and document_ids is not None:
             positions = restarting_positions(document_ids)[:, -num_tokens:].clamp(max=self.max_seq_len - 1)
         x = self._embed(input_ids, positions)
-        inputs = self._attention_inputs(num_tokens, positions, document_ids, cache, device=input_ids.device)
+        inputs = self._attention_inputs(input_ids, positions, document_ids, cache, cu_seqlens=cu_seqlens)
         recomputed = self._num_checkpointed if cache is None and torch.is_grad_enabled() else 0
         for index, block in enumerate(self.blocks):
             x = checkpoint(block, x, inputs, use_reentrant=False) if index < recomputed else block(x, inputs, cache)
@@ -286,21 +294,46 @@ class Decoder(nn.Module):
 
     def _attention_inputs(
         self,
-        num_tokens: int,
+        input_ids: Tensor,
         positions: int | Tensor,
         document_ids: Tensor | None,
         cache: KVCache | None,
         *,
-        device: torch.device,
+        cu_seqlens: Tensor | None,
     ) -> AttentionInputs:
         """Build the inputs that all layers share in this forward pass."""
-        attention = self.config.attention
+        attention, device = self.config.attention, input_ids.device
         slopes = None if self.alibi is None else self.alibi(device)
-        mask, explicit = build_mask(
-            num_tokens, document_ids=document_ids, cache=cache, device=device, window=attention.window, slopes=slopes
+        inputs = AttentionInputs(
+            mask=None,
+            rope=None if self.rotary is None else self.rotary(positions),
+            explicit=False,
+            slopes=slopes,
+            window=attention.window,
         )
-        rope = None if self.rotary is None else self.rotary(positions)
-        return AttentionInputs(mask=mask, rope=rope, explicit=explicit, slopes=slopes, window=attention.window)
+        is_masked = document_ids is not None or attention.window is not None or slopes is not None
+        if is_masked and cache is None and device_type_of(device) == "cuda":
+            from llmtrain.models.decoder.gpu_kernels import kernel_inputs  # here, since it imports the compiler
+
+            read = kernel_inputs(
+                self.config,
+                input_ids,
+                dtype=_product_dtype(self.token_embedding.weight),
+                dropout=attention.dropout if self.training else 0.0,
+                document_ids=document_ids,
+                cu_seqlens=cu_seqlens,
+            )
+            if read is not None:
+                return inputs._replace(cu_seqlens=read.cu_seqlens, block_mask=read.block_mask)
+        mask, explicit = build_mask(
+            input_ids.shape[1],
+            document_ids=document_ids,
+            cache=cache,
+            device=device,
+            window=attention.window,
+            slopes=slopes,
+        )
+        return inputs._replace(mask=mask, explicit=explicit)
 
 
 def _call(norm: Norm, x: Tensor) -> Tensor:
@@ -330,7 +363,10 @@ def _residual_dtype(x: Tensor) -> torch.dtype:
     Under bfloat16 autocast the stream is bfloat16 from the embedding on, as in a model with bfloat16 weights. In
     float32 it would be cast for every product and take twice the memory. Float16 is too narrow for the stream.
     """
+    return torch.bfloat16 if _product_dtype(x) == torch.bfloat16 else x.dtype
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of matrix products, given the embeddings or their weights."""
     device = x.device.type
-    if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16:
-        return torch.bfloat16
-    return x.dtype
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

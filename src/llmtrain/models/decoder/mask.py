@@ -6,7 +6,7 @@ difference of slots is a difference of positions.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from llmtrain.models.decoder.cache import KVCache
 from llmtrain.models.decoder.position import RotaryTables
 from llmtrain.models.device_type import device_type_of
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 EXPLICIT_MAX_KEYS = 2048
 """Longest rows for which the CPU computes attention explicitly. For longer ones the scores take too much memory."""
@@ -30,9 +33,14 @@ class AttentionInputs(NamedTuple):
     explicit: bool
     """True if scores, softmax and product are computed here and not by the fused kernel."""
     slopes: Tensor | None = None
-    """[h] float32: ALiBi's slopes. Explicit attention applies them itself, so that no bias for each head is stored."""
+    """[h] float32: ALiBi's slopes. Explicit attention and flex_attention apply them themselves, so that no bias for
+    each head is stored."""
     window: int | None = None
     """Largest number of keys that a query attends to. The mask includes it; here it tells which keys to leave out."""
+    cu_seqlens: Tensor | None = None
+    """[n + 1] int32, if gpu_kernels.varlen_attention computes attention, instead of a mask; see `contracts.Batch`."""
+    block_mask: BlockMask | None = None
+    """If gpu_kernels.block_attention computes attention, instead of a mask."""
 
 
 def build_mask(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 import torch
@@ -24,16 +24,17 @@ from llmtrain.distributed.tensor_parallel import STYLES
 from llmtrain.errors import ConfigError
 from llmtrain.models.decoder.loss import ChunkKernels, compiled_kernels
 from llmtrain.models.decoder.position import restarting_positions
-from llmtrain.models.huggingface.attention import BLOCKED, choose_blocked
+from llmtrain.models.huggingface.attention import BLOCKED, VARLEN, NotCovered, choose_attention
 from llmtrain.models.huggingface.cache import HuggingFaceCache
 from llmtrain.models.huggingface.head import Head
 from llmtrain.screen import counted
 
-Packing = Literal["positions", "flat", "mask"]
+Packing = Literal["positions", "flat", "varlen", "mask"]
 """Way in which documents that share a row are kept from attending to each other.
 
 - positions: position_ids restart at each document, and transformers derives a mask from them.
-- flat: the same position_ids, with all rows joined into one, which flash attention requires.
+- flat: the same position_ids, with all rows joined into one, and where documents begin. Flash attention requires it.
+- varlen: the same, for our own attention on a GPU, with a mask that nobody reads and so transformers makes none.
 - mask: a mask that is built here.
 """
 
@@ -51,20 +52,21 @@ class HuggingFaceModel(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the sum of the supervised tokens' losses in nats (float32 scalar), and their number (int64 scalar)."""
-        input_ids, labels, document_ids = batch["input_ids"], batch["labels"], batch.get("document_ids")
-        if self._loss_kernels is not None and not self._attention_is_chosen:  # compiled, and on its final device
-            choose_blocked(self.causal_lm)
+        input_ids, labels = batch["input_ids"], batch["labels"]
+        documents = batch.get("document_ids"), batch.get("cu_seqlens")
+        if not self._attention_is_chosen:  # here, where the model is on its final device
+            choose_attention(self.causal_lm, compiled=self._loss_kernels is not None)
             self._attention_is_chosen = True
         supervised = (labels != IGNORE_INDEX).flatten().nonzero()[:, 0]
         labels_n = labels.flatten()[supervised]
         num_tokens = torch.tensor(labels_n.numel(), device=labels.device)
         if self._knows_head(input_ids):
-            hidden_nd = self.hidden(input_ids, document_ids).flatten(0, 1)[supervised]
+            hidden_nd = self.hidden(input_ids, *documents).flatten(0, 1)[supervised]
             if not labels_n.numel():
                 return self._head().logits(hidden_nd).float().sum(), num_tokens  # 0, and gradients of 0 for DDP
             return self._head().loss(hidden_nd, labels_n, kernels=self._loss_kernels), num_tokens
         with self._head_sees_only(supervised):
-            logits = self._outputs(self.network, input_ids, document_ids).logits.flatten(0, -2)
+            logits = self._outputs(self.network, input_ids, *documents).logits.flatten(0, -2)
         if not labels_n.numel():
             return logits.float().sum(), num_tokens
         return F.cross_entropy(logits.float(), labels_n, reduction="sum"), num_tokens
@@ -98,9 +100,9 @@ class HuggingFaceModel(nn.Module):
             self.causal_lm.config, batch_size=batch_size, first_slots=first_slots, device=self.device
         )
 
-    def hidden(self, input_ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    def hidden(self, input_ids: Tensor, document_ids: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
         """Return [b, t, d] hidden states after the final norm, the input of the output layer."""
-        outputs = self._outputs(self._base, input_ids, document_ids)
+        outputs = self._outputs(self._base, input_ids, document_ids, cu_seqlens)
         hidden: Tensor = outputs.last_hidden_state if hasattr(outputs, "last_hidden_state") else outputs[0]
         return hidden.view(*input_ids.shape, -1)
 
@@ -243,6 +245,7 @@ class HuggingFaceModel(nn.Module):
         for block in self.layers():
             block.compile(**options)
         self._loss_kernels = compiled_kernels(**options)
+        self._attention_is_chosen = False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HuggingFaceModel:
         """Move and cast all tensors, but do not cast buffers that are derived from the config, as rotary frequencies.
@@ -354,24 +357,44 @@ class HuggingFaceModel(nn.Module):
 
     # -- documents in one row ------------------------------------------------------------------------------------------
 
-    def _outputs(self, module: Any, input_ids: Tensor, document_ids: Tensor | None) -> Any:
+    def _outputs(
+        self, module: Any, input_ids: Tensor, document_ids: Tensor | None, cu_seqlens: Tensor | None = None
+    ) -> Any:
         if document_ids is None or not _has_several(document_ids):
             return module(input_ids=input_ids, use_cache=False)
         if self._packing is None:
             self._packing = self._find_packing(input_ids)
-        return self._packed(module, input_ids, document_ids, packing=self._packing)
+        return self._packed(module, input_ids, document_ids, cu_seqlens, packing=self._packing)
 
-    def _packed(self, module: Any, input_ids: Tensor, document_ids: Tensor, *, packing: Packing) -> Any:
+    def _packed(
+        self,
+        module: Any,
+        input_ids: Tensor,
+        document_ids: Tensor,
+        cu_seqlens: Tensor | None = None,
+        *,
+        packing: Packing,
+    ) -> Any:
         positions = restarting_positions(document_ids)
-        if packing == "flat":
-            input_ids, positions = input_ids.reshape(1, -1), positions.reshape(1, -1)
+        bounds: dict[str, Any] = {}
         mask = None
+        if packing in ("flat", "varlen"):
+            input_ids, positions = input_ids.reshape(1, -1), positions.reshape(1, -1)
+            if packing == "varlen":
+                mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=positions.device)
+            if cu_seqlens is None:  # the loader makes them; others wait here for the GPU
+                starts = (positions[0] == 0).nonzero()[:, 0]
+                cu_seqlens = torch.cat((starts, starts.new_tensor([positions.numel()]))).int()
+            if _takes_any_keyword(self._base.forward):
+                # Without them each layer derives them from the positions, and waits for the GPU to do so.
+                bounds = dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), cu_seqlens)
+                bounds |= dict.fromkeys(("max_length_q", "max_length_k"), document_ids.shape[1])
         if packing == "mask":
             allowed = block_causal(document_ids)
             dtype = next(p.dtype for p in self._base.parameters() if p.is_floating_point())
             mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
             mask = mask.masked_fill(~allowed, torch.finfo(dtype).min)
-        return module(input_ids=input_ids, position_ids=positions, attention_mask=mask, use_cache=False)
+        return module(input_ids=input_ids, position_ids=positions, attention_mask=mask, use_cache=False, **bounds)
 
     @torch.no_grad()
     def _find_packing(self, input_ids: Tensor) -> Packing:
@@ -386,12 +409,18 @@ class HuggingFaceModel(nn.Module):
         if recurrent or any("linear" in layer for layer in layers):
             raise _cannot_pack(kind, "its state passes from one document of a row to the next")
         ways: list[Packing] = ["flat"] if "flash" in str(attention) else ["positions"]
+        if attention == VARLEN and _takes_any_keyword(self._base.forward):
+            ways.insert(0, "varlen")
         if "position_ids" not in inspect.signature(self._base.forward).parameters:
             raise _cannot_pack(kind, "its positions cannot restart within a row")
-        if attention in ("eager", "sdpa", BLOCKED) and not getattr(config, "sliding_window", None) and len(layers) < 2:
+        if (
+            attention in ("eager", "sdpa", BLOCKED, VARLEN)
+            and not getattr(config, "sliding_window", None)
+            and len(layers) < 2
+        ):
             ways.append("mask")
         for way in ways:
-            with self._evaluating():
+            with self._evaluating(), suppress(NotCovered):
                 if self._keeps_apart(input_ids, way):
                     return way
         raise _cannot_pack(kind, f"with attention {attention} documents in one row attend to each other")
@@ -421,7 +450,12 @@ def block_causal(document_ids: Tensor) -> Tensor:
 
 
 def _has_several(document_ids: Tensor) -> bool:
-    return bool((document_ids[:, 1:] != document_ids[:, :-1]).any())
+    """Return whether a row has several documents, without asking a GPU, which would have to be waited for."""
+    return document_ids.is_cuda or bool((document_ids[:, 1:] != document_ids[:, :-1]).any())
+
+
+def _takes_any_keyword(function: Callable[..., Any]) -> bool:
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(function).parameters.values())
 
 
 def _error(found: Tensor, expected: Tensor) -> Tensor:

@@ -140,6 +140,7 @@ def test_packs_hold_each_row_once_with_labels_that_never_cross_rows(store: Sampl
             "input_ids": torch.int64,
             "labels": torch.int64,
             "document_ids": torch.int32,
+            "cu_seqlens": torch.int32,
             "lengths": torch.int64,
         }
         begin = 0
@@ -151,9 +152,11 @@ def test_packs_hold_each_row_once_with_labels_that_never_cross_rows(store: Sampl
             assert batch["input_ids"][0, begin:end].tolist() == sample.input_ids.tolist()
             assert batch["labels"][0, begin:end].tolist() == expected_labels(sample)
             assert set(batch["document_ids"][0, begin:end].tolist()) == {document}
+            assert batch["cu_seqlens"][document : document + 2].tolist() == [begin, end]
             begin = end
         assert batch["input_ids"].shape == (1, SEQ_LEN)
         assert batch["lengths"].tolist() == [begin]
+        assert set(batch["cu_seqlens"][len(sources) + 1 :].tolist()) <= {SEQ_LEN}
         assert set(batch["input_ids"][0, begin:].tolist()) <= {PAD}
         assert set(batch["labels"][0, begin:].tolist()) <= {IGNORE_INDEX}
         assert set(batch["document_ids"][0, begin:].tolist()) <= {PADDING_DOCUMENT}
