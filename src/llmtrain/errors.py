@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 
 
 class ConfigError(ValueError):
@@ -65,6 +66,9 @@ _FIXES = {
     errno.ENAMETOOLONG: "give it a shorter name",
 }
 
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+"""Number in the errors of libraries in Rust (safetensors, tokenizers), which are no OSError."""
+
 
 def in_surroundings(error: Exception) -> str | None:
     """Return a message for an error that the machine is to blame for: a disk, rights, a missing home; None for others.
@@ -73,6 +77,9 @@ def in_surroundings(error: Exception) -> str | None:
     """
     if isinstance(error, OSError) and error.errno in _FIXES:
         return f"{error.filename or 'a file'}: {error.strerror}: {_FIXES[error.errno]}"
+    in_rust = _RUST_ERROR.search(str(error))
+    if in_rust is not None and int(in_rust[1]) in _FIXES:
+        return f"a file: {os.strerror(int(in_rust[1]))}: {_FIXES[int(in_rust[1])]}"
     if isinstance(error, FileNotFoundError) and error.filename is None:
         if "temporary directory" in str(error):
             return f"{error.strerror}: set TMPDIR to a folder that can be written"

@@ -6,6 +6,7 @@ decoder, or network of transformers ─ torch.export ─┬─ model.pt2 ──�
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
@@ -65,8 +66,29 @@ def trace(model: nn.Module) -> ExportedProgram:
 
 
 def write_torch(folder: Path, model: nn.Module) -> None:
-    """Write model.pt2. Raises RunError as `trace` does."""
-    torch.export.save(trace(model), folder / TORCH_FILE)
+    """Write model.pt2. Raises RunError as `trace` does, and OSError if the file system does not take the file."""
+    program = trace(model)
+    with _PatientFile(folder / TORCH_FILE, "w+") as file:
+        torch.export.save(program, file)
+    if file.error is not None:
+        raise file.error
+
+
+class _PatientFile(io.FileIO):
+    """File that keeps its first error and takes what follows: torch's writer would end the process at a full disk."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        view = memoryview(data).cast("B")
+        written = 0
+        try:
+            while self.error is None and written < len(view):
+                written += super().write(view[written:])
+        except OSError as error:
+            error.filename = str(self.name)
+            self.error = error
+        return len(view)
 
 
 def open_torch(folder: Path, *, device: torch.device = CPU) -> Logits:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmtrain.errors import ConfigError, RunError
+from llmtrain.errors import ConfigError, RunError, in_surroundings
 from llmtrain.models.decoder.traceable import TraceableDecoder
 from llmtrain.publishing.exported import Request
-from llmtrain.publishing.graph import check_batches, trace
+from llmtrain.publishing.graph import TORCH_FILE, check_batches, open_torch, trace, write_torch
 from llmtrain.verbs.export import export
 from tests.support.chat import CHATML, tiny_chat_tokenizer
 from tests.support.tiny import TINY_VOCAB_SIZE, tiny_decoder
@@ -30,6 +30,28 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sinusoidal": {"positional": {"encoding": "sinusoidal"}, "norm": {"placement": "post", "type": "layernorm"}},
     "gqa": {"attention": {"variant": "gqa", "num_kv_heads": 2, "qk_norm": True}, "parallel_layers": True},
 }
+
+
+class Embedded(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.arange(4000.0).reshape(1000, 4))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.weight[input_ids]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_a_full_disk_is_an_error_and_does_not_end_the_process(tmp_path: Path) -> None:
+    model = Embedded()
+    write_torch(tmp_path, model)
+    ids = torch.tensor([[3, 999]])
+    assert torch.equal(open_torch(tmp_path)(ids), model.weight[ids])
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / TORCH_FILE).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as full:
+        write_torch(tmp_path / "full", model)
+    assert str(in_surroundings(full.value)).startswith(str(tmp_path / "full" / TORCH_FILE))
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from llmtrain.data.chat.cache import ensure_samples
 from llmtrain.data.prepare.output import resolve_cache_dir
@@ -48,6 +49,8 @@ def test_errors_of_the_machine_are_messages_and_others_are_bugs() -> None:
     assert home is not None
     assert "data.cache_dir and HF_HOME" in home
     assert "ulimit -f" in str(in_surroundings(OSError(errno.EFBIG, os.strerror(errno.EFBIG), "/data/a")))
+    in_rust = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert in_surroundings(in_rust) == "a file: No space left on device: make room there"
     assert in_surroundings(OSError(errno.EBADF, "bad file descriptor")) is None
     assert in_surroundings(ValueError("x")) is None
 
