@@ -69,11 +69,13 @@ class _LastingFile(io.FileIO):
 def keep_streams() -> None:
     """Keep writes to stdout and stderr from ending the program when a reader leaves or an encoding lacks a character.
 
-    Such characters are written as `\\xe9`, `\\u4f60`. Output to a closed stream is discarded.
+    Such characters are written as `\\xe9`, `\\u4f60`. Output to a closed stream is discarded; a closed stdin is empty.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
         pass
     os.close(descriptor)
+    if sys.stdin is None:  # Python's for a closed one
+        sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)))
     sys.stdout = _lasting(sys.stdout, 1, reader_left=frozenset({errno.EPIPE, errno.EIO}))
     sys.stderr = _lasting(sys.stderr, 2, reader_left=None)
 

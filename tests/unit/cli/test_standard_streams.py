@@ -75,3 +75,14 @@ def test_a_full_disk_behind_stdout_is_one_message() -> None:
 def test_output_to_closed_streams_is_discarded() -> None:
     command = ["sh", "-c", f"exec {sys.executable} -m llmtrain list-configs --json >&- 2>&- <&-"]
     assert subprocess.run(command, check=False).returncode == 0
+
+
+def test_a_closed_stdin_is_empty() -> None:
+    command = [
+        "sh",
+        "-c",
+        f'exec {sys.executable} -c "$0" <&-',
+        BEGIN + "print(repr(sys.stdin.read()), sys.stdin.isatty())",
+    ]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"'' False\n", b"")
