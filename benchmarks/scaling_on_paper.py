@@ -41,9 +41,18 @@ class Case:
         return self.tokens * self.flops_per_token / (self.mfu * PEAK)
 
     def exchange_sec(self, gpus: int, network: float) -> float:
-        """ddp: all-reduce of float32 gradients. fsdp: bf16 weights gathered twice, float32 gradients reduced once."""
+        """ddp: all-reduce of float32 gradients. fsdp: bf16 weights gathered twice, float32 gradients reduced once.
+
+        Replicas: fsdp within a node, then each GPU sums its shard of the gradients with its peers on other nodes.
+        """
         if gpus == 1:
             return 0.0
+        if self.strategy == REPLICAS and gpus > GPUS_PER_NODE:
+            nodes = gpus // GPUS_PER_NODE
+            # A GPU sends twice its eighth of the gradients, over its eighth of the node's bandwidth.
+            between = 8 * self.parameters * (nodes - 1) / nodes / min(NVLINK, network)
+            hops = (self.layers + 1) * 2 * math.log2(nodes) * HOP_NETWORK
+            return self.exchange_sec(GPUS_PER_NODE, network) + between + hops
         bandwidth = NVLINK if gpus <= GPUS_PER_NODE else min(NVLINK, network)
         hop = HOP_NODE if gpus <= GPUS_PER_NODE else HOP_NETWORK
         num_bytes = 8 * self.parameters * (gpus - 1) / gpus  # either way
@@ -53,10 +62,13 @@ class Case:
         return num_bytes / bandwidth + 3 * (self.layers + 1) * (gpus - 1) * hop  # rings
 
 
+REPLICAS = "fsdp, a replica a node"
 CASES = (
     Case("124M", "ddp", 124e6, 6 * 124e6 + 12 * 12 * 768 * 1024, 32 * 1024, 12, 0.40),
     Case("1.3B", "fsdp", 1.3e9, 6 * 1.3e9 + 12 * 24 * 2048 * 2048, 8 * 2048, 24, 0.40),
+    Case("1.3B", REPLICAS, 1.3e9, 6 * 1.3e9 + 12 * 24 * 2048 * 2048, 8 * 2048, 24, 0.40),
     Case("8B", "fsdp", 8.0e9, 6 * 8.0e9 + 12 * 32 * 4096 * 8192, 8192, 32, 0.33),
+    Case("8B", REPLICAS, 8.0e9, 6 * 8.0e9 + 12 * 32 * 4096 * 8192, 8192, 32, 0.33),
 )
 
 

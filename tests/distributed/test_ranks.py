@@ -24,12 +24,13 @@ from llmtrain.training.step import agree, compute_gradients, gradient_norm, upda
 from tests.support.ranks import RankFailed, RankPool
 
 VOCAB, ROWS, LENGTH = 17, 8, 12
+SPLIT: dict[str, Any] = {"d_model": 16, "attention": {"num_heads": 2}}
 MUON_TOLERANCE = {True: 2e-3, False: 1e-4}
 """By whether Muon multiplies in bfloat16, where a last bit of a gradient weighs 0.4 %."""
 
 
-def make_engine(strategy: str = "auto", *, reduce_each: bool | None = None) -> Engine:
-    distributed = DistributedConfig.model_validate({"timeout_sec": 60, "strategy": strategy})
+def make_engine(strategy: str = "auto", *, reduce_each: bool | None = None, replicate: int = 1) -> Engine:
+    distributed = DistributedConfig.model_validate({"timeout_sec": 60, "strategy": strategy, "replicate": replicate})
     resolved = resolve(RunConfig(device="cpu"), TrainerConfig(precision="32", compile=False), distributed)
     return Engine(replace(resolved, reduce_each_micro_batch=reduce_each), distributed=distributed)
 
@@ -65,10 +66,11 @@ def train(
     optimizer: str = "adamw",
     native_bf16: bool = False,
     reduce_each: bool | None = None,
+    replicate: int = 1,
     **decoder: Any,
 ) -> Result:
     """Train on this rank's share of the rows. `native_bf16`: whether the optimizer takes bfloat16 for native."""
-    engine = make_engine(strategy, reduce_each=reduce_each)
+    engine = make_engine(strategy, reduce_each=reduce_each, replicate=replicate)
     model, raw = make_model(engine, **decoder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "computes_bf16", lambda device: native_bf16)
@@ -183,7 +185,7 @@ def test_what_is_due_by_the_main_process_s_clock_is_due_on_all_ranks(two_ranks: 
 
 
 def assert_equal_to_one(ranks: RankPool, strategy: str, *, tolerance: float = 1e-5, **options: Any) -> list[Result]:
-    one = train(**options)
+    one = train(**{name: value for name, value in options.items() if name != "replicate"})
     results: list[Result] = ranks.run(partial(train, strategy, **options))
     for result in results:
         assert result.losses == pytest.approx(one.losses, abs=tolerance)
@@ -214,6 +216,20 @@ def test_fsdp_equals_one_rank_with(two_ranks: RankPool, options: dict[str, Any])
     assert_equal_to_one(two_ranks, "fsdp", **options)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_two_replicas_of_two_shards_equal_one_rank(four_ranks: RankPool, optimizer: str) -> None:
+    tolerance = MUON_TOLERANCE[False] if optimizer == "muon" else 1e-5
+    results = assert_equal_to_one(four_ranks, "fsdp", optimizer=optimizer, replicate=2, tolerance=tolerance)
+    total = sum(weight.numel() for weight in results[0].weights)
+    assert sum(result.local_numel for result in results) == 2 * total
+
+
+@pytest.mark.slow
+def test_two_replicas_whose_ranks_share_each_matrix_equal_one_rank(four_ranks: RankPool) -> None:
+    assert_equal_to_one(four_ranks, "fsdp_tp", replicate=2, **SPLIT)
+
+
 def test_fsdp_shards_every_parameter_over_the_ranks(two_ranks: RankPool) -> None:
     results = two_ranks.run(train, "fsdp")
     total = sum(weight.numel() for weight in results[0].weights)
@@ -225,9 +241,6 @@ def test_fsdp_shards_every_parameter_over_the_ranks(two_ranks: RankPool) -> None
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_muon_on_two_ranks_is_within_its_tolerance(two_ranks: RankPool, strategy: str, native_bf16: bool) -> None:
     assert_muon_equals_one(two_ranks, strategy, native_bf16=native_bf16)
-
-
-SPLIT: dict[str, Any] = {"d_model": 16, "attention": {"num_heads": 2}}
 
 
 def test_muon_on_two_ranks_that_share_each_matrix_is_within_its_tolerance(two_ranks: RankPool) -> None:

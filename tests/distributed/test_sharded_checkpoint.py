@@ -62,8 +62,10 @@ GPT2: dict[str, Any] = {
 class Run:
     """A decoder, its optimizer and its store, as the recipe makes them."""
 
-    def __init__(self, folder: Path, *, strategy: str, optimizer: str = "adamw", **keys: Any) -> None:
-        distributed = DistributedConfig(timeout_sec=60)
+    def __init__(
+        self, folder: Path, *, strategy: str, optimizer: str = "adamw", replicate: int = 1, **keys: Any
+    ) -> None:
+        distributed = DistributedConfig(timeout_sec=60, replicate=replicate)
         resolved = resolve(RunConfig(device="cpu"), TrainerConfig(precision="32", compile=False), distributed)
         if resolved.strategy != "single":
             resolved = dataclasses.replace(resolved, strategy=strategy)
@@ -242,6 +244,26 @@ def test_four_two_one_four_ranks_keep_every_bit(two_ranks: RankPool, four_ranks:
         losses, last = losses + more, after
     straight, _, _ = go_on(tmp_path / "straight", "single", 10, {})
     assert losses == pytest.approx(straight, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_one_of_two_replicas_writes_the_slices_and_a_resume_is_bit_identical(
+    four_ranks: RankPool, tmp_path: Path
+) -> None:
+    replicas = {"replicate": 2}
+    straight = four_ranks.run(go_on, tmp_path / "straight", "fsdp", 4, replicas)
+    first = four_ranks.run(go_on, tmp_path / "c", "fsdp", 2, replicas)
+    checkpoint = tmp_path / "c" / "latest"
+    verify(checkpoint)
+    assert equal(tensors_in(checkpoint), first[0][2])
+    assert sorted(path.name for path in checkpoint.glob("optimizer/rank_*")) == [
+        "rank_00000_shard_00000.safetensors",
+        "rank_00001_shard_00000.safetensors",
+    ]
+    second = four_ranks.run(go_on, tmp_path / "c", "fsdp", 2, replicas)
+    for rank in range(4):
+        assert first[rank][0] + second[rank][0] == straight[rank][0]
+        assert equal(second[rank][2], straight[rank][2])
 
 
 def test_a_save_holds_the_values_at_its_beginning(two_ranks: RankPool, tmp_path: Path) -> None:

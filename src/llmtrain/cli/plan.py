@@ -89,6 +89,10 @@ def _blocks(document: Mapping[str, Any]) -> Iterator[Block]:
         lines.append("gradients are summed over the processes after each micro-batch, since full ones do not fit")
     if layout["tensor_parallel"] > 1:
         lines.append(f"{layout['tensor_parallel']} processes share each matrix")
+    if layout["replicas"] > 1:
+        lines.append(
+            f"{layout['replicas']} replicas: {layout['ranks'] // layout['replicas']} processes share the shards of each"
+        )
     yield Lines("layout", lines)
     speed, seconds = document["time"]["tokens_per_sec"], document["time"]["seconds"]
     if speed is not None:

@@ -105,7 +105,8 @@ class Engine:
             # Without find_unused_parameters, DDP regroups the gradients after its first step. That changes the order in
             # which the gradients of more than two ranks are summed, so a resumed run would differ in the last bits.
             strategy=self._strategy(
-                find_unused_parameters=distributed.find_unused_parameters or (reproducible and self.world_size > 2)
+                find_unused_parameters=distributed.find_unused_parameters or (reproducible and self.world_size > 2),
+                replicate=distributed.replicate,
             ),
             plugins=plugins,
             **precision,
@@ -117,7 +118,7 @@ class Engine:
         self._save_group: RankGroup | None = None
         self.watchdog = Watchdog(rank=self.rank, world_size=self.world_size, timeout_sec=float(distributed.timeout_sec))
 
-    def _strategy(self, *, find_unused_parameters: bool) -> str | DDPStrategy | ModelParallelStrategy:
+    def _strategy(self, *, find_unused_parameters: bool, replicate: int) -> str | DDPStrategy | ModelParallelStrategy:
         if self.resolved.strategy == "ddp":
             return DDPStrategy(
                 process_group_backend=self.resolved.backend,
@@ -128,7 +129,7 @@ class Engine:
             )
         if self.is_sharded:
             return ModelParallelStrategy(
-                partial(shard, precision=self.resolved.precision),
+                partial(shard, precision=self.resolved.precision, replicate=replicate),
                 data_parallel_size=self.data_parallel_size,
                 tensor_parallel_size=self.tensor_parallel_size,
                 process_group_backend=self.resolved.backend,

@@ -3,6 +3,9 @@
     module ─ each block, then the rest ─▶ fully_shard ─▶ parameters are DTensors, sharded along their first dimension
     tensor ─▶ Part: the rows that this rank holds, and their place in the full tensor
 
+With several replicas (HSDP: Zhao et al. 2023, arXiv:2304.11277) each is sharded over its own ranks, which gather
+weights among themselves. Only gradients, already summed over a replica's ranks, go from one replica to another.
+
 A tensor that is not sharded is a single part, so callers need not check whether a tensor is sharded. The engine calls
 `shard`; checkpoints, optimizers and the initialization of models call the rest.
 """
@@ -28,6 +31,8 @@ from llmtrain.distributed.tensor_parallel import split_matrices
 
 _WAITS = ("unshard", "wait_for_unshard", "post_backward", "finalize_backward")
 """Methods of FSDP's parameter groups that wait for the other ranks: to gather parameters, to add up gradients."""
+REPLICATE = "replicate"
+"""Dimension of a mesh along which the ranks hold the same shards."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,10 @@ class Part:
     """Shape of the full tensor."""
 
 
-def shard(module: nn.Module, mesh: DeviceMesh, *, precision: str) -> nn.Module:
-    """Shard the parameters of `module` in place over the data-parallel ranks of `mesh`.
+def shard(module: nn.Module, mesh: DeviceMesh, *, precision: str, replicate: int = 1) -> nn.Module:
+    """Shard the parameters of `module` in place over the data-parallel ranks of `mesh`, or over those of a replica.
+
+    `replicate` is the number of replicas, each on ranks that follow each other, as those of a machine do.
 
     If parameters are on the meta device, this rank's parts get memory, without values. A module that has `layers()` is
     sharded one layer at a time, so that no more than two layers are full at once. Gradients are summed in float32. With
@@ -52,14 +59,20 @@ def shard(module: nn.Module, mesh: DeviceMesh, *, precision: str) -> nn.Module:
     param_dtype = torch.bfloat16 if precision == "bf16-mixed" else None
     # Inputs are not cast: autocast decides what is computed in bfloat16, and positions and masks must stay float32.
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    data_parallel = mesh["data_parallel"]
+    over: tuple[str, ...] = ("data_parallel",)
+    if replicate > 1:
+        over = (REPLICATE, "shard")
+        sizes = (replicate, mesh["data_parallel"].size() // replicate)
+        mesh = mesh._unflatten("data_parallel", sizes, over)
     if mesh["tensor_parallel"].size() > 1:
-        mesh._flatten("all")  # so that a norm is one sum over all ranks, and therefore the same on each
+        # So that a norm is one sum over all ranks of a replica, and therefore the same on each.
+        mesh[(over[-1], "tensor_parallel")]._flatten()
         split_matrices(module, mesh["tensor_parallel"])
     for part in (*layers_of(module), module):
-        sharded = fully_shard(part, mesh=data_parallel, mp_policy=policy)
+        sharded = fully_shard(part, mesh=mesh[over], mp_policy=policy)
         if mesh.device_type == "cpu":
             sharded.set_custom_reduce_scatter(cast(Any, _ReduceScatterOverGloo()))
+            sharded.set_force_sum_reduction_for_comms(True)  # gloo has no average; FSDP divides the sum instead
     # fully_shard only moves parameters and buffers that have values. This also moves tables, which are neither.
     module._apply(partial(_moved, device=mesh.device_type))  # type: ignore[no-untyped-call]
     module.register_forward_hook(_reshard_after_inference)
@@ -90,11 +103,10 @@ class _ReduceScatterOverGloo:
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, op: Any, async_op: bool = False
     ) -> None:
         """Reduce `input_tensor` [ranks · n] → `output_tensor` [n]."""
+        assert op == dist.ReduceOp.SUM, op
         received = torch.empty_like(input_tensor)
         dist.all_to_all_single(received, input_tensor, group=group)
         torch.sum(received.view(group.size(), -1), dim=0, out=output_tensor)
-        if op == dist.ReduceOp.AVG:
-            output_tensor /= group.size()
 
 
 def layers_of(module: nn.Module) -> list[nn.Module]:
@@ -161,10 +173,16 @@ def part_of(tensor: Tensor) -> Part:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Return the full tensor on every rank. It is a collective if the tensor is sharded."""
+    """Return the full tensor on every rank. It is a collective if the tensor is sharded.
+
+    A number, such as a norm, that each replica has summed by itself is that of the first one: the others' may be summed
+    in another order, and one bit of difference would let the replicas' weights drift apart.
+    """
     if not isinstance(tensor, DTensor):
         return tensor
     full: Tensor = tensor.full_tensor()
+    if not full.ndim and REPLICATE in (tensor.device_mesh.mesh_dim_names or ()):
+        dist.broadcast(full, group=tensor.device_mesh.get_group(REPLICATE), group_src=0)
     return full
 
 
@@ -223,13 +241,13 @@ def by_mesh(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
 
 
 def ranks_of(tensor: Tensor) -> dist.ProcessGroup:
-    """Return the group of ranks that hold parts of a sharded tensor.
+    """Return the group of ranks that hold parts of a sharded tensor, of all replicas.
 
     These are the data-parallel ranks, or all ranks if tensor parallelism splits the tensor as well.
     """
     assert isinstance(tensor, DTensor)
     mesh = tensor.device_mesh
-    group: dist.ProcessGroup = mesh.get_group() if mesh.ndim == 1 else mesh._flatten("all").get_group()
+    group: dist.ProcessGroup = mesh.get_group() if mesh.ndim == 1 else mesh._flatten().get_group()
     return group
 
 

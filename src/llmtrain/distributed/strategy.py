@@ -2,7 +2,7 @@
 
     one process                                    single
     weights, gradients, optimizer state fit        ddp    every process holds the full model
-    they do not fit                                fsdp   each process holds a shard
+    they do not fit                                fsdp   each process holds a shard, of as many replicas as configured
 
 `auto` never chooses tensor parallelism (fsdp_tp), which pays only if links are fast and the batch is too small for data
 parallelism alone. The command that starts processes makes these checks with their number. Each process makes some of
@@ -40,8 +40,8 @@ class Choice:
     because: str
 
 
-def choose_strategy(*, world_size: int, state_bytes: int, memory_bytes: int) -> Choice:
-    """Choose a strategy for `world_size` processes of `memory_bytes` each.
+def choose_strategy(*, world_size: int, state_bytes: int, memory_bytes: int, replicate: int = 1) -> Choice:
+    """Choose a strategy for `world_size` processes of `memory_bytes` each, which hold `replicate` replicas of shards.
 
     `state_bytes` is what training keeps for the full model: weights, gradients and optimizer state.
     """
@@ -50,7 +50,8 @@ def choose_strategy(*, world_size: int, state_bytes: int, memory_bytes: int) -> 
     state = f"weights, gradients and optimizer state take {_size(state_bytes)}"
     if state_bytes <= SHARE_FOR_STATE * memory_bytes:
         return Choice("ddp", f"{state}, which fit into the {_size(memory_bytes)} of each process")
-    shard = f"each of {counted(world_size, 'process')} holds {_size(state_bytes // world_size)}"
+    of_each = state_bytes * replicate // world_size
+    shard = f"each of {counted(world_size, 'process')} holds {_size(of_each)}"
     return Choice("fsdp", f"{state}, over {SHARE_FOR_STATE:.0%} of the {_size(memory_bytes)} of a process: {shard}")
 
 
@@ -95,8 +96,16 @@ def reject_strategy(config: Config, *, strategy: str, world_size: int) -> None:
             f"{key}, but model.quantization is {model.quantization}, and quantized weights are not sharded: set "
             "model.quantization=none or distributed.strategy=ddp"
         )
+    tensor_parallel, replicate = config.distributed.tensor_parallel_size, config.distributed.replicate
     if strategy == "fsdp_tp":
-        _reject_tensor_parallel(config, size=config.distributed.tensor_parallel_size, world_size=world_size)
+        _reject_tensor_parallel(config, size=tensor_parallel, world_size=world_size)
+    if (groups := world_size // tensor_parallel) % replicate:
+        of = counted(groups, "process")
+        if tensor_parallel > 1:
+            of = f"{counted(groups, 'group')} of processes that share a matrix"
+        raise ConfigError(
+            f"distributed.replicate is {replicate}, which does not divide the {of}: set it to the number of machines"
+        )
 
 
 def _reject_tensor_parallel(config: Config, *, size: int, world_size: int) -> None:

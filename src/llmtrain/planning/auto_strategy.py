@@ -41,7 +41,12 @@ def strategy_for_model(
     if isinstance(config.model, HuggingFaceConfig) and config.model.quantization != "none" and world_size > 1:
         return Choice("ddp", f"weights in {config.model.quantization} are not sharded")
     kept = state_bytes(module, optimizer=config.optimizer, precision=precision)
-    return choose_strategy(world_size=world_size, state_bytes=kept, memory_bytes=memory_bytes)
+    return choose_strategy(
+        world_size=world_size,
+        state_bytes=kept,
+        memory_bytes=memory_bytes,
+        replicate=config.distributed.replicate,
+    )
 
 
 def reduces_each_micro_batch(

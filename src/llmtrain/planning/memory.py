@@ -76,7 +76,11 @@ def planned_memory(
     if resolved.strategy in SHARDING:
         accumulates = step.num_micro_batches > 1 and not resolved.reduce_each_micro_batch
         tensors = sharded(
-            tensors, model.module, ranks=world_size, precision=resolved.precision, accumulates=accumulates
+            tensors,
+            model.module,
+            ranks=world_size // config.distributed.replicate,
+            precision=resolved.precision,
+            accumulates=accumulates,
         )
     on_gpu = resolved.device.startswith("cuda")
     transient_if_kept = None
@@ -99,9 +103,9 @@ def planned_memory(
 def sharded(step: StepMemory, model: nn.Module, *, ranks: int, precision: str, accumulates: bool = False) -> StepMemory:
     """Return the memory of each of `ranks` ranks if the parameters of `model` are sharded over them, layer by layer.
 
-    Full at the same time are the parameters outside of the layers, those of the layer in use and of the next one, and
-    the gradients of one of these. With `accumulates` all gradients are full: the ranks exchange them only after the
-    last of several micro-batches.
+    With several replicas these are the ranks of one. Full at the same time are the parameters outside of the layers,
+    those of the layer in use and of the next one, and the gradients of one of these. With `accumulates` all gradients
+    are full: the ranks exchange them only after the last of several micro-batches.
     """
     width = 4 if precision == "32" else 2
     layers = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers_of(model)]

@@ -159,6 +159,8 @@ def _costlier_changes(config: Config, bounds: Bounds) -> list[Changes]:
         steps.append(("trainer.precision", "bf16-mixed"))
     if bounds.world_size > 1 and bounds.strategy == "ddp":
         steps.append(("distributed.strategy", "fsdp"))
+    if config.distributed.replicate > 1:
+        steps.append(("distributed.replicate", 1))
     seq_len = config.data.seq_len // 2
     while seq_len >= SHORTEST:
         steps.append(("data.seq_len", seq_len))

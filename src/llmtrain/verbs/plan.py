@@ -117,6 +117,7 @@ def _layout(
         "strategy": choice.strategy,
         "because": choice.because,
         "tensor_parallel": config.distributed.tensor_parallel_size,
+        "replicas": config.distributed.replicate if choice.strategy in SHARDING else 1,
         "micro_batch_size": micro,
         "grad_accum_steps": -(-batch_size // (micro * data_parallel_size)),
         "batch_size": batch_size,

@@ -28,6 +28,12 @@ def test_the_strategy_follows_from_memory_and_number_of_processes() -> None:
     )
 
 
+def test_a_process_of_several_replicas_holds_a_larger_shard() -> None:
+    chosen = choose_strategy(world_size=16, state_bytes=112 * GB, memory_bytes=80 * GB, replicate=2)
+    assert chosen.strategy == "fsdp"
+    assert chosen.because.endswith("each of 16 processes holds 14 GB")
+
+
 def test_auto_calls_choose_for_several_processes_and_a_resumed_run_keeps_its_strategy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from llmtrain.config.loading.load import load_config
 from llmtrain.config.sections.training import OptimizerConfig
+from llmtrain.errors import ConfigError
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.planning.auto_strategy import reduces_each_micro_batch, state_bytes, strategy_for
 from llmtrain.verbs.plan import plan
@@ -87,6 +88,32 @@ def test_a_plan_shows_the_chosen_strategy_and_its_memory(tiny: str) -> None:
         assert sharded["memory"]["parts"][part] == ddp["memory"]["parts"][part] // 16
     assert sharded["memory"]["parts"]["gathered"] > 0
     assert "gathered" not in ddp["memory"]["parts"]
+
+
+def test_a_plan_with_replicas_divides_the_state_by_the_processes_of_one(tiny: str) -> None:
+    keys = ["distributed.strategy=fsdp", "model.d_model=256", "model.attention.num_heads=4"]
+    sharded, replicated = (
+        plan(load_config(tiny, [*keys, f"distributed.replicate={n}"]).config, device="h100", num_ranks=16)
+        for n in (1, 4)
+    )
+    assert replicated["layout"]["replicas"] == 4
+    assert replicated["layout"]["batch_size"] == sharded["layout"]["batch_size"]
+    for part in ("parameters", "optimizer_state"):
+        assert replicated["memory"]["parts"][part] == pytest.approx(4 * sharded["memory"]["parts"][part], abs=4)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["fsdp", "replicate=3"], r"replicate is 3, which does not divide the 8 processes: set it to the number of"),
+        (["fsdp_tp", "tensor_parallel=4", "replicate=4"], r"the 2 groups of processes that share a matrix"),
+    ],
+)
+def test_replicas_that_do_not_divide_the_processes_are_rejected(tiny: str, keys: list[str], message: str) -> None:
+    strategy, *others = keys
+    config = load_config(tiny, [f"distributed.strategy={strategy}", *(f"distributed.{key}" for key in others)]).config
+    with pytest.raises(ConfigError, match=message):
+        plan(config, device="h100", num_ranks=8)
 
 
 def test_a_plan_with_tensor_parallelism_has_fewer_data_parallel_ranks(tiny: str) -> None:

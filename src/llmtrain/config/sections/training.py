@@ -165,6 +165,12 @@ class DistributedConfig(Section):
         "groups of such processes are data parallel.",
         ge=2,
     )
+    replicate: int = opt(
+        1,
+        "With fsdp or fsdp_tp, the number of replicas, best one on each machine: parameters are sharded over the "
+        "processes of a replica, and gradients are averaged over the replicas. 1 shards them over all processes.",
+        ge=1,
+    )
     backend: Literal["auto", "gloo", "nccl"] = opt("auto", "auto: nccl on CUDA, gloo elsewhere.")
     timeout_sec: int = opt(
         600, "Seconds without progress after which several processes are ended as hung (exit 76).", ge=1
@@ -181,6 +187,15 @@ class DistributedConfig(Section):
             raise ValueError(
                 f"tensor_parallel is {self.tensor_parallel}, but strategy is {self.strategy}: set strategy to fsdp_tp, "
                 "or remove tensor_parallel"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _replicas_of_shards_only(self) -> DistributedConfig:
+        if self.replicate > 1 and self.strategy in ("single", "ddp"):
+            raise ValueError(
+                f"replicate is {self.replicate}, but strategy is {self.strategy}, which shards nothing: set strategy "
+                "to fsdp, or remove replicate"
             )
         return self
 

@@ -141,10 +141,11 @@ def gather_full(
 ) -> dict[str, Tensor]:
     """Return the full tensors that this rank owns. All ranks call it with the same names.
 
-    `slices`: those of every rank. Each rank sends all that it holds of a unit in one message.
+    `slices`: those of every rank. Each rank sends what it is the first to hold of a unit in one message.
     """
     if group.size == 1:
         return {name: part.local for name, part in parts.items()}
+    first = first_held(slices)
     units: dict[str, list[str]] = {}
     for name in parts:
         units.setdefault(unit_of(name), []).append(name)
@@ -152,7 +153,7 @@ def gather_full(
     for names in units.values():
         owner = owners[names[0]]
         if group.rank != owner:
-            if message := [_bytes_of(parts[name].local) for name in names if parts[name].local.numel()]:
+            if message := [_bytes_of(parts[name].local) for name in names if name in first[group.rank]]:
                 group.send(torch.cat(message), to=owner)
             continue
         for name in names:
@@ -160,20 +161,20 @@ def gather_full(
             full[name][slices[owner][name].index] = parts[name].local
         for sender in range(group.size):
             if sender != owner:
-                _receive({name: full[name] for name in names}, slices[sender], sender=sender, group=group)
+                sent = {name: full[name] for name in names if name in first[sender]}
+                _receive(sent, slices[sender], sender=sender, group=group)
     return full
 
 
 def _receive(tensors: Mapping[str, Tensor], slices: Slices, *, sender: int, group: RankGroup) -> None:
     """Fill in what another rank holds of some tensors."""
-    sizes = [slices[name].num_bytes for name in tensors]
-    if not sum(sizes):
+    if not tensors:
         return
+    sizes = [slices[name].num_bytes for name in tensors]
     message = torch.empty(sum(sizes), dtype=torch.uint8)
     group.receive(message, sender=sender)
     for (name, tensor), received in zip(tensors.items(), torch.split(message, sizes), strict=True):
-        if received.numel():
-            tensor[slices[name].index] = received.clone().view(tensor.dtype).view(slices[name].size)
+        tensor[slices[name].index] = received.clone().view(tensor.dtype).view(slices[name].size)
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:
@@ -187,12 +188,22 @@ def parts_to_write(parts: Mapping[str, Part], slices: Sequence[Slices], *, rank:
     """
     if len(slices) == 1:
         return dict(parts)
-    own, before = slices[rank], slices[:rank]
-    return {
-        name: part
-        for name, part in parts.items()
-        if part.local.numel() and all(other.get(name) != own[name] for other in before)
-    }
+    first = first_held(slices)[rank]
+    return {name: part for name, part in parts.items() if name in first}
+
+
+def first_held(slices: Sequence[Slices]) -> list[set[str]]:
+    """Return for each rank the names of its slices, without empty ones, that no rank before it holds as well.
+
+    Ranks that share no matrix with each other, and those of other replicas, hold the same.
+    """
+    seen = set[tuple[str, TensorSlice]]()
+    first: list[set[str]] = []
+    for own in slices:
+        new = {(name, held) for name, held in own.items() if held.num_bytes} - seen
+        seen |= new
+        first.append({name for name, _ in new})
+    return first
 
 
 def save_parts(file: Path, parts: Mapping[str, Part]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from llmtrain.distributed.sharding import Part
 from llmtrain.training.checkpoint.slices import (
     TensorSlice,
+    first_held,
     owners_of,
     parts_to_write,
     save_parts,
@@ -112,6 +113,12 @@ def test_the_first_of_the_ranks_that_hold_a_slice_writes_it_and_nobody_an_empty_
         ["late", "w"],
     ]
     assert sorted(parts_to_write(ranks[0], slices[:1], rank=0)) == ["late", "norm", "w"]
+
+
+def test_a_rank_sends_only_slices_that_no_rank_before_it_holds() -> None:
+    shards = {"w": part(FULL, 0, 3)}, {"w": part(FULL, 3, 8)}
+    replicas = [slices_of(shards[rank % 2]) for rank in range(4)]
+    assert first_held(replicas) == [{"w"}, {"w"}, set(), set()]
 
 
 def test_units_stay_together_and_ranks_get_about_as_many_bytes() -> None:
