@@ -149,12 +149,15 @@ class Engine:
 
     @property
     def data_parallel_size(self) -> int:
-        """Number of replicas that share the rows of a step. Gradients are averaged over them."""
+        """Number of ranks, or of groups that share matrices, among which a step's rows are divided.
+
+        Gradients are averaged over them.
+        """
         return self.world_size // self.tensor_parallel_size
 
     @property
     def data_parallel_rank(self) -> int:
-        """Number of the replica that this rank belongs to, which decides its share of the rows."""
+        """Number of this rank, or of its group, among them, which decides its share of the rows."""
         return int(self.rank) // self.tensor_parallel_size
 
     # -- the model ---------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import shutil
 import sysconfig
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,8 +25,12 @@ from llmtrain.distributed.native_bf16 import computes_bf16, has_native_bf16, war
 from llmtrain.distributed.rendezvous import complete_environment, local_world_size_of
 from llmtrain.distributed.strategy import SHARDING, Choice, reject_backend
 from llmtrain.errors import ConfigError
+from llmtrain.installing import install_extra
 
 log = logging.getLogger("llmtrain.device")
+
+FLOAT8_CAPABILITY = (8, 9)
+"""Compute capability from which on GPUs of NVIDIA multiply in float8."""
 
 
 class Choose(Protocol):
@@ -45,6 +50,8 @@ class Resolved:
     backend: str
     because: str = ""
     """Reason for the strategy, if the config says `auto`."""
+    float8: bool = False
+    """True if linear layers multiply in float8; `precision` is that of everything else."""
     bf16: bool = False
     """True if the device computes in bfloat16 and is not slower in it. Then Muon multiplies in it."""
     max_steps: int | None = None
@@ -94,6 +101,7 @@ def resolve(
         strategy=choice.strategy,
         backend=backend,
         because=choice.because,
+        float8=trainer.in_float8,
         bf16=previous["bf16"] and has_native_bf16(device) if "bf16" in previous else computes_bf16(device),
         max_steps=previous.get("max_steps"),
         recomputed_blocks=previous.get("recomputed_blocks"),
@@ -131,7 +139,9 @@ def missing_for_compile() -> str | None:
 
 
 def _precision(trainer: TrainerConfig, previous: Mapping[str, Any], *, device: str) -> str:
-    precision = str(trainer.precision)
+    precision = trainer.autocast_precision
+    if trainer.in_float8:
+        _reject_float8_without_hardware(device)
     if precision == "auto":
         precision = previous.get("precision") or ("bf16-mixed" if computes_bf16(device) else "32")
         if precision.startswith("bf16") and not has_native_bf16(device):
@@ -142,6 +152,24 @@ def _precision(trainer: TrainerConfig, previous: Mapping[str, Any], *, device: s
     elif precision.startswith("bf16"):
         warn_if_emulated("trainer.precision", precision, device=device, instead="trainer.precision=auto or 32")
     return precision
+
+
+def _reject_float8_without_hardware(device: str) -> None:
+    """Raise ConfigError if `device` has no float8, or torchao is not installed."""
+    found = device
+    if device.startswith("cuda"):
+        capability = torch.cuda.get_device_capability(torch.device(device))
+        if capability >= FLOAT8_CAPABILITY:
+            if find_spec("torchao") is None:
+                raise ConfigError(
+                    f"trainer.precision fp8-mixed needs torchao: `{install_extra('fp8')}`, or set it to bf16-mixed"
+                )
+            return
+        found = f"a GPU of compute capability {capability[0]}.{capability[1]}"
+    raise ConfigError(
+        f"trainer.precision is fp8-mixed, but the device is {found}, which does not multiply in float8: set it to "
+        "auto, or use a GPU of compute capability 8.9 or more (Ada, Hopper, Blackwell)"
+    )
 
 
 def _compiles(trainer: TrainerConfig, previous: Mapping[str, Any]) -> bool:

@@ -22,7 +22,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -62,8 +62,8 @@ def shard(module: nn.Module, mesh: DeviceMesh, *, precision: str, replicate: int
     over: tuple[str, ...] = ("data_parallel",)
     if replicate > 1:
         over = (REPLICATE, "shard")
-        sizes = (replicate, mesh["data_parallel"].size() // replicate)
-        mesh = mesh._unflatten("data_parallel", sizes, over)
+        sizes = (replicate, mesh["data_parallel"].size() // replicate, mesh["tensor_parallel"].size())
+        mesh = init_device_mesh(mesh.device_type, sizes, mesh_dim_names=(*over, "tensor_parallel"))
     if mesh["tensor_parallel"].size() > 1:
         # So that a norm is one sum over all ranks of a replica, and therefore the same on each.
         mesh[(over[-1], "tensor_parallel")]._flatten()

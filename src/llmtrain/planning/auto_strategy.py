@@ -70,7 +70,8 @@ def reduces_each_micro_batch(
     if strategy not in SHARDING or batch_size <= at_once:
         return False
     full = sum(4 * parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    shard = state_bytes(module, optimizer=config.optimizer, precision=precision) / world_size
+    state = state_bytes(module, optimizer=config.optimizer, precision=precision)
+    shard = state * config.distributed.replicate / world_size
     return shard + full / tensor_parallel_size > SHARE_FOR_STATE * memory_bytes
 
 

@@ -30,6 +30,7 @@ class Target:
     name: str
     on_gpu: bool
     precision: str
+    """Precision of everything that is not in float8."""
     compiled: bool
     memory_bytes: int
     flops: float | None
@@ -84,7 +85,9 @@ def _gpu_here(config: Config, assumed: list[str]) -> Target:
 
 def _gpu(config: Config, name: str, *, memory_bytes: int, assumed: list[str]) -> Target:
     gpu = find_gpu(name)
-    precision: str = config.trainer.precision
+    if config.trainer.in_float8 and gpu is not None and not gpu.fp8:
+        raise _no_float8(name)
+    precision = config.trainer.autocast_precision
     if precision == "auto":
         precision = "bf16-mixed" if gpu is None or gpu.bf16 else "32"
     target = Target(
@@ -105,8 +108,17 @@ def _gpu(config: Config, name: str, *, memory_bytes: int, assumed: list[str]) ->
     return target
 
 
+def _no_float8(name: str) -> ConfigError:
+    return ConfigError(
+        f"trainer.precision is fp8-mixed, but {name} does not multiply in float8: set it to bf16-mixed, or name a GPU "
+        f"that does (--device {', '.join(option for option, gpu in GPU_OPTIONS.items() if gpu.fp8)})"
+    )
+
+
 def _cpu_here(config: Config, assumed: list[str]) -> Target:
-    precision: str = config.trainer.precision
+    if config.trainer.in_float8:
+        raise _no_float8("a CPU")
+    precision = config.trainer.autocast_precision
     if precision == "auto":
         precision = precision_of_cpu()
     if precision.startswith("bf16"):

@@ -29,6 +29,8 @@ class GpuSpec:
     """0 if `plan` does not offer it."""
     name: str = ""
     """One of the names that `pattern` matches, if there are several."""
+    fp8: bool = False
+    """True if it has float8 too, whose peak is twice that of bf16 by the same data sheets."""
 
     @property
     def full_name(self) -> str:
@@ -53,16 +55,18 @@ class GpuSpec:
 # (MIG, vGPU), laptop and regional versions have other peaks than the card whose name they begin with: not listed.
 GPUS: Final = (
     # NVIDIA's data sheets of GB200 NVL72 and HGX B200, divided by their GPUs; memory: Blackwell architecture brief
-    GpuSpec(r"GB200", 2500, 2500, 1250, 80),
-    GpuSpec(r"B200", 2250, 2250, 1125, 75, "b200", 192),
+    GpuSpec(r"GB200", 2500, 2500, 1250, 80, fp8=True),
+    GpuSpec(r"B200", 2250, 2250, 1125, 75, "b200", 192, fp8=True),
     # NVIDIA's data sheets of H200 (SXM and NVL) and H100 (SXM, NVL and PCIe), whose values with sparsity are halved
-    GpuSpec(r"H200 NVL", 835.5, 835.5, 417.5, 60),
-    GpuSpec(r"(GH200|H200)( \d+GB)?", 989.4, 989.4, 494.7, 66.9, "h200", 141, "H200"),
-    GpuSpec(r"(H100 80GB HBM3|H100 SXM5|H800)( \d+GB)?", 989.4, 989.4, 494.7, 66.9, "h100", 80, "H100 80GB HBM3"),
-    GpuSpec(r"H100 NVL", 835.5, 835.5, 417.5, 60),
-    GpuSpec(r"H100 PCIe", 756, 756, 378, 51.2, "h100-pcie", 80),
+    GpuSpec(r"H200 NVL", 835.5, 835.5, 417.5, 60, fp8=True),
+    GpuSpec(r"(GH200|H200)( \d+GB)?", 989.4, 989.4, 494.7, 66.9, "h200", 141, "H200", fp8=True),
+    GpuSpec(
+        r"(H100 80GB HBM3|H100 SXM5|H800)( \d+GB)?", 989.4, 989.4, 494.7, 66.9, "h100", 80, "H100 80GB HBM3", fp8=True
+    ),
+    GpuSpec(r"H100 NVL", 835.5, 835.5, 417.5, 60, fp8=True),
+    GpuSpec(r"H100 PCIe", 756, 756, 378, 51.2, "h100-pcie", 80, fp8=True),
     # Server makers' specifications of HGX H20: NVIDIA publishes none
-    GpuSpec(r"H20", 148, 148, 74, 44),
+    GpuSpec(r"H20", 148, 148, 74, 44, fp8=True),
     # NVIDIA's data sheets of A100, A40, A30 and A10
     GpuSpec(
         r"(A100|A800)[- ](SXM4?|PCIE)-80GB|(A100|A800) 80GB PCIe", 312, 312, 156, 19.5, "a100", 80, "A100-SXM4-80GB"
@@ -74,25 +78,25 @@ GPUS: Final = (
     # NVIDIA's product brief of A10G, which AWS alone offers (instances G5)
     GpuSpec(r"A10G", 70, 70, 35, 31.5, "a10g", 24),
     # NVIDIA's data sheets of L40S, L40 and L4, whose values with sparsity are halved
-    GpuSpec(r"L40S", 362, 362, 183, 91.6, "l40s", 48),
-    GpuSpec(r"L40", 181, 181, 90.5, 90.5),
-    GpuSpec(r"L4", 121, 121, 60, 30.3, "l4", 24),
+    GpuSpec(r"L40S", 362, 362, 183, 91.6, "l40s", 48, fp8=True),
+    GpuSpec(r"L40", 181, 181, 90.5, 90.5, fp8=True),
+    GpuSpec(r"L4", 121, 121, 60, 30.3, "l4", 24, fp8=True),
     # NVIDIA's architecture papers (Ada, Ampere GA102, Blackwell RTX); for RTX 4070 and 3060 their rates a core, times
     # the cores and the boost clock of NVIDIA's product pages
-    GpuSpec(r"RTX 6000 Ada Generation", 364.2, 364.2, 182.1, 91.1),
+    GpuSpec(r"RTX 6000 Ada Generation", 364.2, 364.2, 182.1, 91.1, fp8=True),
     GpuSpec(r"RTX A6000", 154.8, 154.8, 77.4, 38.7),
-    GpuSpec(r"RTX 5090", 209.5, 209.5, 104.8, 104.8, "rtx5090", 32),
-    GpuSpec(r"RTX 4090", 165.2, 165.2, 82.6, 82.6, "rtx4090", 24),
+    GpuSpec(r"RTX 5090", 209.5, 209.5, 104.8, 104.8, "rtx5090", 32, fp8=True),
+    GpuSpec(r"RTX 4090", 165.2, 165.2, 82.6, 82.6, "rtx4090", 24, fp8=True),
     GpuSpec(r"RTX 3090 Ti", 80, 80, 40, 40),
     GpuSpec(r"RTX 3090", 71, 71, 35.6, 35.6, "rtx3090", 24),
-    GpuSpec(r"RTX 4070", 58.3, 58.3, 29.1, 29.1, "rtx4070", 12),
+    GpuSpec(r"RTX 4070", 58.3, 58.3, 29.1, 29.1, "rtx4070", 12, fp8=True),
     GpuSpec(r"RTX 3060", 25.4, 25.4, 12.7, 12.7, "rtx3060", 12),
     # NVIDIA's data sheets of V100 and T4
     GpuSpec(r"V100-(SXM2|SXM3)-(16|32)GB(-LS)?", None, 125, None, 15.7, "v100", 32, "V100-SXM2-32GB"),
     GpuSpec(r"V100-PCIE-(16|32)GB", None, 112, None, 14),
     GpuSpec(r"T4", None, 65, None, 8.1, "t4", 16),
     # AMD's data sheet of Instinct MI300X
-    GpuSpec(r"MI300X( VF)?", 1307.4, 1307.4, 653.7, 163.4, "mi300x", 192, "MI300X"),
+    GpuSpec(r"MI300X( VF)?", 1307.4, 1307.4, 653.7, 163.4, "mi300x", 192, "MI300X", fp8=True),
 )
 GPU_OPTIONS: Final = {gpu.option: gpu for gpu in GPUS if gpu.option}
 """GPUs that `plan --device` offers, by option."""

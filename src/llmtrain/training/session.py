@@ -26,6 +26,7 @@ from llmtrain.data.mixture_report import change_in_words, lines_of
 from llmtrain.distributed.engine import Engine
 from llmtrain.distributed.limits import allowed_cores
 from llmtrain.distributed.strategy import global_batch_size
+from llmtrain.models.float8 import flops_as_bf16
 from llmtrain.reports.run_page import REPORT_NAME, report_at_end
 from llmtrain.runs.attempts import forget_restarts
 from llmtrain.runs.events import EVENTS_NAME, EventLog
@@ -190,6 +191,10 @@ def _open_store(job: Job, run: Path, *, saved: Callable[..., None]) -> Checkpoin
 
 def _reporter(job: Job, outputs: Outputs, monitor: MachineMonitor) -> Reporter:
     config, engine, data = job.config, job.engine, job.data.training
+    flops_per_token = job.trained.module.flops_per_token(config.data.seq_len)
+    peak_flops = device_peak_flops(engine.device, precision=engine.resolved.precision)
+    if peak_flops is not None and engine.resolved.float8:
+        peak_flops *= flops_per_token / flops_as_bf16(job.trained.module, flops_per_token)
 
     def machine() -> dict[str, float]:
         ranks = {"rank": engine.rank, "world_size": engine.world_size}
@@ -199,8 +204,8 @@ def _reporter(job: Job, outputs: Outputs, monitor: MachineMonitor) -> Reporter:
         outputs,
         compute=Compute(
             num_devices=engine.world_size,
-            flops_per_token=job.trained.module.flops_per_token(config.data.seq_len),
-            peak_flops=device_peak_flops(engine.device, precision=engine.resolved.precision),
+            flops_per_token=flops_per_token,
+            peak_flops=peak_flops,
             compiles=engine.resolved.compile,
             spent=job.state.spent,
         ),
@@ -244,7 +249,8 @@ def describe(job: Job, run: Path) -> None:
         _log("device", "%s: %s", resolved.strategy, resolved.because)
     compiled = "compiled (the first step takes a minute)" if resolved.compile else "not compiled"
     _log("run", "%s", run)
-    _log("device", "%s, %s, %s, %s", engine.device, resolved.precision, compiled, processes)
+    precision = "fp8-mixed" if resolved.float8 else resolved.precision
+    _log("device", "%s, %s, %s, %s", engine.device, precision, compiled, processes)
     _log("data", "%s of %d tokens an epoch", counted(items_per_epoch, "sequence"), config.data.seq_len)
     _describe_mixture(job)
     batch, micro = counted(schedule.batch_size, "sequence"), config.trainer.micro_batch_size

@@ -140,9 +140,9 @@ def _engine(about: Config, *, precision_asked_here: bool) -> Engine:
     """The machine. However a run was spread over processes, here each has the whole model and a share of the rows.
 
     A run that was trained in bfloat16 elsewhere is evaluated in float32 where bfloat16 is emulated, unless this command
-    asks for bfloat16.
+    asks for bfloat16. Float8 is for training, and a compile takes longer than most evaluations: neither is used here.
     """
-    trainer = about.trainer.model_copy(update={"compile": False})  # a compile takes longer than most evaluations
+    trainer = about.trainer.model_copy(update={"compile": False, "precision": about.trainer.autocast_precision})
     in_bf16 = trainer.precision.startswith("bf16")
     if in_bf16 and not precision_asked_here and not computes_bf16(resolve_device(about.run.device)):
         trainer = trainer.model_copy(update={"precision": "32"})

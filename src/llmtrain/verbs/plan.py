@@ -14,6 +14,7 @@ from typing import Any
 from llmtrain.config.sections.schema import Config
 from llmtrain.data.mixture_report import changes_of, source_rows
 from llmtrain.distributed.strategy import SHARDING, Choice
+from llmtrain.models.float8 import flops_as_bf16
 from llmtrain.planning.auto_strategy import strategy_for_model
 from llmtrain.planning.memory import CUDA_CONTEXT_BYTES
 from llmtrain.planning.memory_choices import planned_choices
@@ -42,7 +43,12 @@ def plan(config: Config, *, device: str | None = None, num_ranks: int | None = N
         config, model.module, world_size=world_size, precision=target.precision, memory_bytes=available
     )
     flops_per_token = model.module.flops_per_token(config.data.seq_len)
-    speed = target.tokens_per_sec(flops_per_token, world_size=world_size)
+    effective_flops = flops_per_token
+    if config.trainer.in_float8:
+        effective_flops = flops_as_bf16(model.module, flops_per_token)
+        share = 2 * (1 - effective_flops / flops_per_token)
+        assumed.append(f"float8: {share:.0%} of the FLOPs take half the time, and as much memory as under bf16-mixed")
+    speed = target.tokens_per_sec(effective_flops, world_size=world_size)
     data_parallel_size = world_size // config.distributed.tensor_parallel_size
     run = planned_schedule(config, data, data_parallel_size=data_parallel_size, tokens_per_sec=speed, assumed=assumed)
     resolved, parts = planned_choices(
@@ -122,7 +128,7 @@ def _layout(
         "grad_accum_steps": -(-batch_size // (micro * data_parallel_size)),
         "batch_size": batch_size,
         "seq_len": config.data.seq_len,
-        "precision": target.precision,
+        "precision": config.trainer.precision if config.trainer.in_float8 else target.precision,
         "compile": target.compiled,
         "activation_checkpointing": config.trainer.activation_checkpointing,
     }

@@ -98,7 +98,8 @@ PLAN = {
         "changes": [{"sequence": 9_000, "what": "stage 1 begins; sequences from now on: data/code/train 100.00%"}],
     },
     "layout": {
-        **{"ranks": 2, "strategy": "ddp", "tensor_parallel": 1, "micro_batch_size": 16, "grad_accum_steps": 1},
+        **{"ranks": 2, "strategy": "ddp", "tensor_parallel": 1, "replicas": 1},
+        **{"micro_batch_size": 16, "grad_accum_steps": 1, "recomputed_blocks": 0, "reduce_each_micro_batch": False},
         **{"batch_size": 16, "seq_len": 256, "precision": "bf16-mixed", "compile": True},
         "because": "the model, its gradients and the state of the optimizer fit into the memory of each process",
     },

@@ -106,7 +106,7 @@ def test_a_plan_with_replicas_divides_the_state_by_the_processes_of_one(tiny: st
     ("keys", "message"),
     [
         (["fsdp", "replicate=3"], r"replicate is 3, which does not divide the 8 processes: set it to the number of"),
-        (["fsdp_tp", "tensor_parallel=4", "replicate=4"], r"the 2 groups of processes that share a matrix"),
+        (["fsdp_tp", "tensor_parallel=2", "replicate=3"], r"the 4 groups of processes that share a matrix"),
     ],
 )
 def test_replicas_that_do_not_divide_the_processes_are_rejected(tiny: str, keys: list[str], message: str) -> None:

@@ -72,6 +72,8 @@ class Config(Section):
             raise ValueError(
                 f"publish needs a model that others can open, but model.name is {model.name}: remove publish"
             )
+        if self.trainer.in_float8:
+            self._reject_what_float8_cannot()
         _check_metrics(self.trainer, self.evaluation)
         self._reject_fraction_of_no_length()
         return self
@@ -83,6 +85,19 @@ class Config(Section):
             raise ValueError(
                 "data.mixture.stages has from_fraction, a share of the run's steps, but trainer does not limit these: "
                 "give trainer.max_steps, max_epochs, max_tokens or max_minutes"
+            )
+
+    def _reject_what_float8_cannot(self) -> None:
+        quantization = getattr(self.model, "quantization", "none")
+        if quantization != "none":
+            raise ValueError(
+                f"trainer.precision is fp8-mixed, but model.quantization is {quantization}, and weights in 4 or 8 bits "
+                "are multiplied in bfloat16: set model.quantization=none, or trainer.precision=bf16-mixed"
+            )
+        if self.distributed.strategy == "fsdp_tp":
+            raise ValueError(
+                "trainer.precision is fp8-mixed, but distributed.strategy is fsdp_tp, and torchao scales whole "
+                "matrices: set strategy to fsdp, or trainer.precision to bf16-mixed"
             )
 
     def _reject_questions_to_split_model(self) -> None:

@@ -37,8 +37,10 @@ class TrainerConfig(Section):
     micro_batch_size: int = opt(8, "Sequences that one device computes at a time.", ge=1)
     grad_accum_steps: int | None = opt(None, "Micro-batches of one optimizer step on each device.", ge=1)
     global_batch_size: int | None = opt(None, "Sequences of one optimizer step over all devices.", ge=1)
-    precision: Literal["auto", "32", "bf16-mixed", "bf16-true", "16-mixed"] = opt(
-        "auto", "auto takes bf16-mixed where the hardware computes bf16 natively, else 32; 16-mixed scales the loss."
+    precision: Literal["auto", "32", "bf16-mixed", "bf16-true", "16-mixed", "fp8-mixed"] = opt(
+        "auto",
+        "auto takes bf16-mixed where the hardware computes bf16 natively, else 32; 16-mixed scales the loss; fp8-mixed "
+        "is bf16-mixed with the linear layers of the blocks in float8, on GPUs that have it (the extra fp8).",
     )
     compile: Literal["auto"] | bool = opt("auto", "Use torch.compile; auto does so where a compiler is found.")
     max_grad_norm: float | None = opt(1.0, "Clip the gradient's global norm; null turns it off.", gt=0)
@@ -99,6 +101,16 @@ class TrainerConfig(Section):
                 f"micro_batch_size {self.micro_batch_size}{accumulation} = {at_once}"
             )
         return self
+
+    @property
+    def in_float8(self) -> bool:
+        """True if linear layers multiply in float8."""
+        return self.precision == "fp8-mixed"
+
+    @property
+    def autocast_precision(self) -> str:
+        """Precision of everything that is not in float8; may be auto."""
+        return "bf16-mixed" if self.in_float8 else self.precision
 
 
 class OptimizerConfig(Section):

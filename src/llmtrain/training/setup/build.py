@@ -9,6 +9,7 @@ from llmtrain.config.sections.huggingface import HuggingFaceConfig
 from llmtrain.config.sections.own import OwnModelConfig
 from llmtrain.config.sections.schema import Config
 from llmtrain.distributed.engine import Engine
+from llmtrain.models.float8 import use_float8
 from llmtrain.training.optimizers import build_optimizer, trains_narrow_weights
 from llmtrain.training.resume import identity_of
 from llmtrain.training.schedule import Epoch, Schedule, make_schedule
@@ -75,6 +76,8 @@ def schedule_of(config: Config, data: RunData, state: RunState, engine: Engine) 
 
 def build_learner(config: Config, engine: Engine, trained: Trained) -> Learner:
     """Let the model compute as the config says, hand it to the engine, and build its optimizer."""
+    if engine.resolved.float8:
+        use_float8(trained.module)
     masters = None
     if isinstance(trained, TrainedHuggingFace) and trains_narrow_weights(config, engine.resolved):
         trained.module.to(engine.device)
