@@ -156,7 +156,7 @@ def _flex(shape: Shape, setting: Setting) -> Attend:
 
     from llmtrain.models.decoder.gpu_kernels import build_block_mask
 
-    numbers = _documents(shape, setting.device)[None]
+    numbers = _documents(shape, setting.device).expand(shape.batch, -1)
     mask = build_block_mask(numbers, document_ids=numbers, window=None)
     torch.compiler.reset()  # it would not compile for more than eight shapes
     compiled = torch.compile(flex_attention, dynamic=False)
