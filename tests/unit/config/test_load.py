@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmtrain.config.loading.load import json_schema, load_config, shipped_configs, to_yaml
+from llmtrain.config.loading.load import json_schema, load_config, plain_config, shipped_configs, to_yaml
 from llmtrain.config.sections.data import SyntheticConfig
 from llmtrain.config.sections.schema import Config
 from llmtrain.errors import ConfigError
@@ -91,3 +91,9 @@ def test_a_config_cannot_be_changed_once_loaded() -> None:
     config = load_config("quickstart").config
     with pytest.raises(ValueError, match="frozen"):
         config.run.seed = 1
+
+
+def test_an_integer_that_nothing_could_count_to_is_rejected() -> None:
+    assert plain_config(["run.seed=9223372036854775807"]).run.seed == 2**63 - 1
+    with pytest.raises(ConfigError, match=r"trainer\.max_steps: expected a number ≤ 1,000,000,000,000,000 \(got 10"):
+        plain_config([f"trainer.max_steps={10**30}"])

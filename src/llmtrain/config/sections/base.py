@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from llmtrain.local_paths import ADDRESS, LOCAL, LOCAL_OR_HUB, checked_path
 
+MOST = 10**15
+"""Largest integer of a key without a limit of its own: products of several keys stay below 2⁶³."""
+
 
 class Alternatives(NamedTuple):
     """Keys of one section that say the same thing in different ways, so that one of them is given."""
@@ -39,6 +42,16 @@ class Section(BaseModel):
                     f"give {' or '.join(given)}, not {'both' if len(given) == 2 else 'all of them'} (null removes one)"
                 )
         return self
+
+    @field_validator("*")
+    @classmethod
+    def _integers_can_be_counted_with(cls, value: Any, info: ValidationInfo) -> Any:
+        has_limit = any(
+            hasattr(one, "lt") or hasattr(one, "le") for one in cls.model_fields[str(info.field_name)].metadata
+        )
+        if type(value) is int and abs(value) > MOST and not has_limit:
+            raise ValueError(f"expected a number ≤ {MOST:,} (got {value})")
+        return value
 
     @field_validator("*")
     @classmethod
