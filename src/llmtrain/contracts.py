@@ -46,6 +46,9 @@ class Batch(TypedDict):
     cu_seqlens: NotRequired[Tensor]
     """[n + 1] int32; where each document of the flattened batch begins, then b · t, as often as fills the tensor. There
     are few values of n, so that code is not compiled for each number of documents. Beside `document_ids`."""
+    supervised: NotRequired[Tensor]
+    """[n] int64; the supervised positions of the flattened batch, in order. Absent: a model may look for them in the
+    labels, and the host waits for a GPU to find them."""
     lengths: NotRequired[Tensor]
     """[b] int64; tokens of each row before its padding, whether supervised or not. Absent: the supervised ones."""
 

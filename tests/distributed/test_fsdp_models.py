@@ -122,7 +122,8 @@ def train(
         mine = slice(engine.data_parallel_rank * size, (engine.data_parallel_rank + 1) * size)
         share: Batch = {name: tensor[mine] for name, tensor in rows.items()}  # type: ignore[assignment, index]
         num_tokens = agree([share], engine=engine, stop_requested=False).num_tokens
-        losses.append(compute_gradients(model, [share], engine=engine, num_tokens=num_tokens) / num_tokens)
+        loss_sum = compute_gradients(model, [share], engine=engine, num_tokens=num_tokens)
+        losses.append(loss_sum.item() / num_tokens)
         update(optimizer, grad_norm=gradient_norm(optimizer), max_grad_norm=1.0)
         optimizer.zero_grad()
     if group := engine.save_group():

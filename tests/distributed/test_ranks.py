@@ -17,11 +17,15 @@ from llmtrain.distributed.resolve import resolve
 from llmtrain.distributed.sharding import full_tensor, part_of
 from llmtrain.evaluation.loss import evaluate_loss
 from llmtrain.models.decoder.decoder import Decoder
+from llmtrain.models.device_type import assume_device_type
 from llmtrain.training.cadence import Late
 from llmtrain.training.optimizers import build, build_optimizer
 from llmtrain.training.signals import StopRequested
 from llmtrain.training.step import agree, compute_gradients, gradient_norm, update
 from tests.support.ranks import RankFailed, RankPool
+from tests.support.steps import micro_batches, tiny_training
+from tests.support.tiny import tiny_decoder
+from tests.support.waits import Waits
 
 VOCAB, ROWS, LENGTH = 17, 8, 12
 SPLIT: dict[str, Any] = {"d_model": 16, "attention": {"num_heads": 2}}
@@ -92,10 +96,11 @@ def train(
     for step in range(steps):
         num_tokens = agree(share(step), engine=engine, stop_requested=False).num_tokens
         loss_sum = compute_gradients(model, share(step), engine=engine, num_tokens=num_tokens)
-        norms.append(gradient_norm(chosen))
-        update(chosen, grad_norm=norms[-1], max_grad_norm=1.0)
+        norm = gradient_norm(chosen)
+        update(chosen, grad_norm=norm, max_grad_norm=1.0)
         chosen.zero_grad()
-        losses.append(loss_sum / num_tokens)
+        norms.append(norm.item())
+        losses.append(loss_sum.item() / num_tokens)
         if step == steps // 2:
             val_losses.append(evaluate())
     val_losses.append(evaluate())
@@ -138,7 +143,7 @@ def logits_after_training() -> tuple[torch.Tensor, torch.Tensor]:
     with torch.no_grad():
         before = model.logits(ids)  # type: ignore[operator]
     compute_gradients(model, [rows_of(0)], engine=engine, num_tokens=1)
-    update(optimizer, grad_norm=1.0, max_grad_norm=None)
+    update(optimizer, grad_norm=gradient_norm(optimizer), max_grad_norm=None)
     with torch.no_grad():
         after = model.logits(ids)  # type: ignore[operator]
         loss_sum, _ = model(rows_of(0))
@@ -157,7 +162,30 @@ def norm_with_nan_on_rank_1(strategy: str) -> tuple[float, float]:
     if engine.rank == 1:
         raw.layers()[0].register_forward_hook(lambda module, arguments, output: output * torch.nan)
     loss_sum = compute_gradients(model, [rows_of(0)], engine=engine, num_tokens=1)
-    return loss_sum, gradient_norm(optimizer)
+    return loss_sum.item(), gradient_norm(optimizer).item()
+
+
+def waits_for_a_gpu(strategy: str, optimizer: str) -> tuple[dict[str, int], bool]:
+    """What a step reads from a GPU besides its loss and norm; whether one with NaN leaves all as it was."""
+    torch.manual_seed(0)
+    raw = tiny_decoder()
+    with assume_device_type("cuda"):
+        training = tiny_training(raw, strategy=strategy, name=optimizer)
+        first, second = micro_batches(0), micro_batches(1)
+        training.step(first)
+        with Waits() as waits:
+            training.step(second)
+        chosen = training.learner.optimizer
+
+        def state() -> list[torch.Tensor]:
+            tensors = (*raw.parameters(), *chosen.state_tensors().values())
+            return [part_of(tensor).local.clone() for tensor in tensors]
+
+        before = state()
+        for parameter in chosen.parameters:
+            parameter.grad = torch.full_like(parameter, torch.nan)
+        update(chosen, grad_norm=gradient_norm(chosen), max_grad_norm=1.0)
+    return dict(waits.values), all(map(torch.equal, state(), before))
 
 
 def stop_on_rank_1() -> str:
@@ -287,6 +315,13 @@ def test_nan_on_one_rank_is_seen_by_all(two_ranks: RankPool, strategy: str) -> N
     for loss_sum, norm in two_ranks.run(norm_with_nan_on_rank_1, strategy):
         assert math.isnan(loss_sum)
         assert math.isnan(norm)
+
+
+@pytest.mark.parametrize(("strategy", "optimizer"), [("ddp", "adamw"), ("fsdp", "adamw"), ("fsdp", "muon")])
+def test_several_ranks_read_from_their_gpus_no_more_than_one(
+    two_ranks: RankPool, strategy: str, optimizer: str
+) -> None:
+    assert two_ranks.run(waits_for_a_gpu, strategy, optimizer) == [({}, True)] * 2
 
 
 def test_one_rank_that_wants_to_stop_stops_both(two_ranks: RankPool) -> None:

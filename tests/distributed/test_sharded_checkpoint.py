@@ -100,7 +100,8 @@ class Run:
             mine = slice(self.engine.rank * size, (self.engine.rank + 1) * size)
             rows = {name: tensor[mine] for name, tensor in batch.items()}  # type: ignore[index]
             num_tokens = agree([rows], engine=self.engine, stop_requested=False).num_tokens  # type: ignore[list-item]
-            losses.append(compute_gradients(self.model, [rows], engine=self.engine, num_tokens=num_tokens))  # type: ignore[list-item]
+            loss_sum = compute_gradients(self.model, [rows], engine=self.engine, num_tokens=num_tokens)  # type: ignore[list-item]
+            losses.append(loss_sum.item())
             update(self.optimizer, grad_norm=gradient_norm(self.optimizer), max_grad_norm=1.0)
             self.optimizer.zero_grad()
             self.step += 1

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmtrain.config.loading.load import load_config
 from llmtrain.errors import ConfigError, Preempted, WillFailAgain
-from llmtrain.training.non_finite import Policy, StepNumbers, may_update
+from llmtrain.training.non_finite import Policy, StepNumbers, judge
 from llmtrain.training.state import RunState
 from llmtrain.verbs.evaluate import evaluate
 from llmtrain.verbs.generate import generate
@@ -133,10 +133,10 @@ def test_bad_rows_are_told_by_file_and_line_before_anything_is_written(base: Pat
 def test_a_loss_that_is_no_number_names_the_rows(
     base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def judge(found: StepNumbers, state: RunState, *, policy: Policy) -> bool:
-        return may_update(found._replace(loss=float("nan")), state, policy=policy)
+    def judge_spoilt(found: StepNumbers, state: RunState, *, policy: Policy) -> None:
+        judge(found._replace(loss=float("nan")), state, policy=policy)
 
-    monkeypatch.setattr("llmtrain.training.step.may_update", judge)
+    monkeypatch.setattr("llmtrain.training.step.judge", judge_spoilt)
     config = str(config_of(tmp_path, base, rows, **LORA))
     with pytest.raises(WillFailAgain, match=r"sequences 0 to 1\).*Its rows: .*rows\.jsonl:\d+, .*rows\.jsonl:\d+$"):
         train(load_config(config, ["data.packing=false"]))

@@ -16,7 +16,7 @@ from llmtrain.config.loading.load import load_config
 from llmtrain.errors import Preempted, WillFailAgain
 from llmtrain.runs.folders import find_model
 from llmtrain.training.checkpoint import load_state
-from llmtrain.training.non_finite import Policy, StepNumbers, may_update
+from llmtrain.training.non_finite import Policy, StepNumbers, judge
 from llmtrain.training.state import RunState
 from llmtrain.verbs.train import train
 from tests.support.tiny_run import weight_hash
@@ -32,13 +32,13 @@ def spoil(monkeypatch: pytest.MonkeyPatch, bad: Callable[[range], bool]) -> list
     """Let the loss of steps whose items are `bad` be no number; the list of all items that were computed."""
     computed: list[range] = []
 
-    def judge(found: StepNumbers, state: RunState, *, policy: Policy) -> bool:
+    def judge_spoilt(found: StepNumbers, state: RunState, *, policy: Policy) -> None:
         if not state.leaves_out(found.items):
             computed.append(found.items)
             found = found._replace(loss=NAN) if bad(found.items) else found
-        return may_update(found, state, policy=policy)
+        judge(found, state, policy=policy)
 
-    monkeypatch.setattr("llmtrain.training.step.may_update", judge)
+    monkeypatch.setattr("llmtrain.training.step.judge", judge_spoilt)
     return computed
 
 

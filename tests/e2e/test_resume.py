@@ -24,7 +24,7 @@ from llmtrain.errors import ConfigError, Preempted
 from llmtrain.runs.attempts import MAX_RESTARTS
 from llmtrain.tracking.metric_names import TRAIN_LOSS
 from llmtrain.training.checkpoint import newest_good, verify
-from llmtrain.training.non_finite import Policy, StepNumbers, may_update
+from llmtrain.training.non_finite import Policy, StepNumbers, judge
 from llmtrain.training.state import RunState
 from llmtrain.verbs.train import train
 from tests.support.tiny_run import weight_hash
@@ -123,11 +123,11 @@ def test_a_different_batch_size_loses_and_repeats_no_item(config_file: Path, mon
     run = config_file.parent / "runs" / "stopped"
     taken: list[tuple[int, int]] = []
 
-    def note(found: StepNumbers, state: RunState, *, policy: Policy) -> bool:
+    def note(found: StepNumbers, state: RunState, *, policy: Policy) -> None:
         taken.append((found.items.start, found.items.stop))
-        return may_update(found, state, policy=policy)
+        judge(found, state, policy=policy)
 
-    monkeypatch.setattr("llmtrain.training.step.may_update", note)
+    monkeypatch.setattr("llmtrain.training.step.judge", note)
     train(None, resume=str(run), overrides=["trainer.micro_batch_size=8", "trainer.max_steps=8"])
     assert taken == [(20, 28), (28, 36), (36, 44)]
 

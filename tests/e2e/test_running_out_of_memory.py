@@ -54,7 +54,7 @@ def refuse_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], No
     def inject(step: int, refuse: Callable[[], None]) -> None:
         left = [step]
 
-        def compute_and_refuse(*arguments: Any, **options: Any) -> float:
+        def compute_and_refuse(*arguments: Any, **options: Any) -> torch.Tensor:
             loss = compute(*arguments, **options)
             left[0] -= 1
             if left[0] == 0:

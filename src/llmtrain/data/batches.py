@@ -15,12 +15,12 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Final, NotRequired, Protocol, Self, TypedDict
+from typing import Any, Final, NotRequired, Protocol, Self, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmtrain.contracts import Batch
+from llmtrain.contracts import IGNORE_INDEX, Batch
 from llmtrain.data.loader import read_ahead
 from llmtrain.data.mixture import ItemOrder, Mixture, MixtureSpec
 from llmtrain.data.order import Ints, Places
@@ -39,6 +39,7 @@ class BatchArrays(TypedDict):
     document_ids: NotRequired[NDArray[np.int32]]
     cu_seqlens: NotRequired[NDArray[np.int32]]
     lengths: NotRequired[Ints]
+    supervised: NotRequired[Ints]
 
 
 class ItemReader(Protocol):
@@ -129,6 +130,8 @@ class TrainingSet:
     rank: int = 0
     world_size: int = 1
     num_workers: int = 0
+    pinned: bool = False
+    """Batches are in pinned memory, from which a GPU copies while the host goes on."""
 
     @property
     def name(self) -> str:
@@ -179,9 +182,17 @@ class TrainingSet:
             rank=self.rank,
             world_size=self.world_size,
         )
-        with closing(read_ahead(steps.open, num_steps=len(steps), num_workers=self.num_workers)) as made:
-            for micro_batches in made:
-                yield [_to_tensors(arrays) for arrays in micro_batches]
+
+        def finish(micro_batches: list[BatchArrays]) -> list[Batch]:
+            return [_to_tensors(arrays, pinned=self.pinned) for arrays in micro_batches]
+
+        if self.num_workers:
+            with closing(read_ahead(steps.open, num_steps=len(steps), num_workers=self.num_workers)) as made:
+                yield from map(finish, made)
+            return
+        open_ = partial(_finished, steps.open, finish)  # the thread that reads makes the tensors too
+        with closing(read_ahead(open_, num_steps=len(steps), num_workers=0)) as finished:
+            yield from finished
 
     def own_items(self, items: range) -> list[int]:
         """Return those of a step's items that this rank computes, in its order."""
@@ -243,7 +254,7 @@ class _StepReader:
             del self._places[passed]
         steps = self._steps
         num_batches = _num_batches(len(steps.numbers(step)), steps.micro_batch_size, steps.world_size)
-        return self._reader.read(own, num_batches=num_batches, batch_size=steps.micro_batch_size)
+        return _indexed(self._reader.read(own, num_batches=num_batches, batch_size=steps.micro_batch_size))
 
     def _look_ahead(self, step: int) -> None:
         """Announce steps until the reader has enough to fetch; a few more with every step, as the first should not
@@ -299,8 +310,7 @@ class ValidationSet:
             _open_evaluation, self.items, num_taken=num_taken, batch_size=batch_size, rank=rank, world_size=world_size
         )
         with closing(read_ahead(open_, num_steps=num_batches, num_workers=0)) as batches:
-            for arrays in batches:
-                yield _to_tensors(arrays)
+            yield from map(_to_tensors, batches)
 
     def _num_taken(self, batch_size: int, max_batches: int | None) -> int:
         return self.num_items if max_batches is None else min(self.num_items, max_batches * batch_size)
@@ -317,7 +327,7 @@ def _open_evaluation(
     def batch(index: int) -> BatchArrays:
         reader.expect(own.take(slice(index * batch_size, (index + _MORE_STEPS) * batch_size)))
         places = own.take(slice(index * batch_size, (index + 1) * batch_size))
-        return reader.read(places, num_batches=1, batch_size=batch_size)[0]
+        return _indexed(reader.read(places, num_batches=1, batch_size=batch_size))[0]
 
     return batch
 
@@ -328,8 +338,23 @@ def _num_batches(num_items: int, batch_size: int, world_size: int) -> int:
     return -(-largest_share // batch_size)
 
 
-def _to_tensors(arrays: BatchArrays) -> Batch:
-    """Return tensors over the arrays' memory."""
+def _finished(
+    open_: Callable[[], Callable[[int], list[BatchArrays]]], finish: Callable[[list[BatchArrays]], list[Batch]]
+) -> Callable[[int], list[Batch]]:
+    """Return the function from a step to its finished micro-batches."""
+    read = open_()
+    return lambda step: finish(read(step))
+
+
+def _indexed(batches: list[BatchArrays]) -> list[BatchArrays]:
+    """Add to each micro-batch which of its positions are supervised."""
+    for arrays in batches:
+        arrays["supervised"] = np.flatnonzero(arrays["labels"] != IGNORE_INDEX)
+    return batches
+
+
+def _to_tensors(arrays: BatchArrays, *, pinned: bool = False) -> Batch:
+    """Return tensors over the arrays' memory, or copies of them in pinned memory."""
     import torch
 
     batch = Batch(input_ids=torch.from_numpy(arrays["input_ids"]), labels=torch.from_numpy(arrays["labels"]))
@@ -339,4 +364,6 @@ def _to_tensors(arrays: BatchArrays) -> Batch:
         batch["cu_seqlens"] = torch.from_numpy(arrays["cu_seqlens"])
     if "lengths" in arrays:
         batch["lengths"] = torch.from_numpy(arrays["lengths"])
-    return batch
+    if "supervised" in arrays:
+        batch["supervised"] = torch.from_numpy(arrays["supervised"])
+    return cast(Batch, {name: cast(Any, tensor).pin_memory() for name, tensor in batch.items()}) if pinned else batch

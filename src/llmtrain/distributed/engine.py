@@ -116,6 +116,10 @@ class Engine:
         self.rank = self._fabric.global_rank
         self.device = self._fabric.device
         self._save_group: RankGroup | None = None
+        # Numbers of the host are exchanged by the hosts, so that they do not wait for what their GPUs have to do.
+        self._hosts = None
+        if self.world_size > 1 and resolved.backend == "nccl":
+            self._hosts = torch.distributed.new_group(backend="gloo", timeout=self._timeout)
         self.watchdog = Watchdog(rank=self.rank, world_size=self.world_size, timeout_sec=float(distributed.timeout_sec))
 
     def _strategy(self, *, find_unused_parameters: bool, replicate: int) -> str | DDPStrategy | ModelParallelStrategy:
@@ -174,10 +178,26 @@ class Engine:
         return cast(nn.Module, wrapped)
 
     def to_device(self, batch: Batch) -> Batch:
-        """Return the batch on this rank's device."""
+        """Return the batch on this rank's device. The host does not wait for the copy of pinned memory."""
         self.watchdog.beat()
         moved = {name: cast(Tensor, tensor).to(self.device, non_blocking=True) for name, tensor in batch.items()}
         return cast(Batch, moved)
+
+    def to_host(self, values: Tensor) -> Callable[[], list[float]]:
+        """Begin to copy `values` [n] to the host. The result waits for the copy, not for work queued after it."""
+        copied, done = values, None
+        if values.device.type == "cuda":
+            copied, done = values.to("cpu", non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record()
+
+        def read() -> list[float]:
+            if done is not None:
+                done.synchronize()
+            numbers: list[float] = copied.tolist()
+            self.watchdog.beat()
+            return numbers
+
+        return read
 
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradients to those of the parameters."""
@@ -227,8 +247,8 @@ class Engine:
         """Sum each value over the ranks."""
         if self.world_size == 1:
             return list(values)
-        tensor = torch.tensor(values, dtype=torch.int64, device=self._collective_device)
-        torch.distributed.all_reduce(tensor)
+        tensor = torch.tensor(values, dtype=torch.int64)
+        torch.distributed.all_reduce(tensor, group=self._hosts)
         totals = [int(value) for value in tensor.tolist()]
         self.watchdog.beat()
         return totals
@@ -237,11 +257,19 @@ class Engine:
         """Sum each value over the ranks, in float64."""
         if self.world_size == 1:
             return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64, device=self._collective_device)
-        torch.distributed.all_reduce(tensor)
+        tensor = torch.tensor(values, dtype=torch.float64)
+        torch.distributed.all_reduce(tensor, group=self._hosts)
         values = [float(value) for value in tensor.tolist()]
         self.watchdog.beat()
         return values
+
+    def sum_on_device(self, value: Tensor) -> Tensor:
+        """Sum a number over the ranks where it lies, in float64. No host waits for it."""
+        if self.world_size == 1:
+            return value
+        total = value.double()
+        torch.distributed.all_reduce(total)
+        return total
 
     def gather(self, value: T) -> list[T]:
         """Return every rank's value (small, plain), in the order of the ranks, on every rank."""
@@ -292,10 +320,6 @@ class Engine:
             self._release()
         if self.world_size > 1 and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-
-    @property
-    def _collective_device(self) -> torch.device:
-        return self.device if self.resolved.backend == "nccl" else torch.device("cpu")
 
 
 def _precision(resolved: Resolved) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
@@ -168,8 +168,14 @@ def part_of(tensor: Tensor) -> Part:
     tensor = tensor.detach()
     if not isinstance(tensor, DTensor):
         return Part(tensor, (0,) * tensor.ndim, tuple(tensor.shape))
-    _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    return Part(tensor.to_local(), tuple(offset), tuple(tensor.shape))
+    offset = _offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return Part(tensor.to_local(), offset, tuple(tensor.shape))
+
+
+@cache
+def _offset(shape: torch.Size, mesh: DeviceMesh, placements: tuple[Any, ...]) -> tuple[int, ...]:
+    """Return the first index of this rank's part. torch computes it with tensors, so each is computed once."""
+    return tuple(compute_local_shape_and_global_offset(shape, mesh, placements)[1])
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

@@ -56,8 +56,8 @@ class RollBack(Exception):
         self.found = found
 
 
-def may_update(found: StepNumbers, state: RunState, *, policy: Policy) -> bool:
-    """Return whether the step's gradients are good for an update, and note in the state what is done about bad ones.
+def judge(found: StepNumbers, state: RunState, *, policy: Policy) -> None:
+    """Note in the state whether the step's numbers are finite, and what is done if not: its update was left out.
 
     Raises WillFailAgain (exit 42) or RollBack where the policy wants it.
     """
@@ -66,11 +66,11 @@ def may_update(found: StepNumbers, state: RunState, *, policy: Policy) -> bool:
         state.skipped_in_a_row = 0
         if scale is not None:
             scale.went_well()
-        return True
+        return
     if scale is not None and scale.value > 1.0 and math.isfinite(found.loss):
         scale.overflowed()
         log.info("step %d: a gradient overflowed; the loss scale is %g now", found.step, scale.value)
-        return False
+        return
     if policy == "rollback":
         raise RollBack(found)
     if policy == "stop":
@@ -88,7 +88,6 @@ def may_update(found: StepNumbers, state: RunState, *, policy: Policy) -> bool:
             "optimizer.lr or lengthen scheduler.warmup_steps, and start again from an earlier checkpoint",
         )
     log.warning("%s. The update is skipped", found)
-    return False
 
 
 def leave_out(state: RunState, found: StepNumbers) -> None:

@@ -1,9 +1,13 @@
 """One optimizer step, whole (`take_step`): gradients of a step's micro-batches, then the update.
 
-    agree             count supervised tokens on the CPU; add them up over the ranks
+    agree             add up over the ranks what the loader has counted: supervised tokens
     compute_gradients each micro-batch: backward(loss_sum · data_parallel_size / count), exchanged at the last one only
-    gradient_norm     the global one → finite or not (non_finite.py), the same on every rank
-    update            clip → optimizer
+    gradient_norm     the global one, the same on every rank
+    update            clip → optimizer, which leaves the weights as they are if loss or norm is not finite
+    judge             what is done about such a step (non_finite.py)
+
+A GPU is given all of this before the host waits for it, once: for the loss and the norm, of which the copy is ahead of
+the update. So the GPU updates while the host reads them and prepares the next step.
 
 Dividing by the step's own count of tokens, and not each micro-batch by its, makes 16×1 equal 1×16 and one rank equal
 two, however the supervised tokens lie. `data_parallel_size` undoes the averaging of gradients over the ranks.
@@ -11,9 +15,9 @@ two, however the supervised tokens lie. `data_parallel_size` undoes the averagin
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -23,8 +27,9 @@ from llmtrain.contracts import IGNORE_INDEX, Batch
 from llmtrain.distributed.engine import Engine
 from llmtrain.distributed.sharding import by_mesh, full_tensor
 from llmtrain.faults import reach
+from llmtrain.models.device_type import device_type_of
 from llmtrain.training.cadence import NOT_LATE, Late
-from llmtrain.training.non_finite import StepNumbers, may_update
+from llmtrain.training.non_finite import StepNumbers, judge
 from llmtrain.training.optimizers import NamedOptimizer
 from llmtrain.training.schedule import Schedule
 from llmtrain.training.signals import StopRequested, StopSignal
@@ -84,15 +89,18 @@ def take_step(
                 learner.model, micro_batches, engine=engine, num_tokens=agreed.num_tokens, loss_scale=scale
             )
     reach("update", step=state.step)
-    grad_norm = gradient_norm(optimizer) / scale
-    found = StepNumbers(state.step + 1, loss_sum / max(1, agreed.num_tokens), grad_norm, items)
+    norm = gradient_norm(optimizer) / scale
+    numbers = torch.stack([loss_sum, norm.to(loss_sum.dtype)])
+    read, finite = engine.to_host(numbers), numbers.isfinite().all()
     optimizer.set_lr_scale(schedule.learning_rate_scale(state.step))
     try:
-        if may_update(found, state, policy=schedule.non_finite):
-            update(optimizer, grad_norm=grad_norm, max_grad_norm=schedule.max_grad_norm, loss_scale=scale)
+        update(optimizer, grad_norm=norm, max_grad_norm=schedule.max_grad_norm, loss_scale=scale, finite=finite)
     finally:
         optimizer.zero_grad()  # a roll-back goes on with the same parameters: no gradient may be left
-    return StepDone(loss_sum, agreed.num_tokens, agreed.num_read, grad_norm, agreed.late)
+    total, grad_norm = read()
+    found = StepNumbers(state.step + 1, total / max(1, agreed.num_tokens), grad_norm, items)
+    judge(found, state, policy=schedule.non_finite)
+    return StepDone(total, agreed.num_tokens, agreed.num_read, grad_norm, agreed.late)
 
 
 class StepAgreement(NamedTuple):
@@ -113,7 +121,7 @@ def agree(
 
     Raises StopRequested on every rank if any of them wants to stop.
     """
-    local_tokens = sum(int((batch["labels"] != IGNORE_INDEX).sum()) for batch in micro_batches)
+    local_tokens = sum(_num_supervised(batch) for batch in micro_batches)
     local_read = sum(int(batch["lengths"].sum()) for batch in micro_batches if "lengths" in batch) or local_tokens
     num_tokens, num_read, stopping, *votes = engine.sum(
         local_tokens, local_read, int(stop_requested), *(int(vote) for vote in late)
@@ -124,10 +132,16 @@ def agree(
     return StepAgreement(num_tokens // engine.tensor_parallel_size, num_read // engine.tensor_parallel_size, votes_late)
 
 
+def _num_supervised(batch: Batch) -> int:
+    return len(batch["supervised"]) if "supervised" in batch else int((batch["labels"] != IGNORE_INDEX).sum())
+
+
 def compute_gradients(
     model: nn.Module, micro_batches: Sequence[Batch], *, engine: Engine, num_tokens: int, loss_scale: float = 1.0
-) -> float:
+) -> torch.Tensor:
     """Leave the step's gradients, times `loss_scale`, in the parameters; the sum of the losses (nats) on all ranks.
+
+    It is a scalar on the device: reading it waits for the gradients.
 
     `num_tokens`: supervised tokens on all ranks, as `agree` counted them.
     """
@@ -140,29 +154,43 @@ def compute_gradients(
                 micro_loss_sum = micro_loss_sum * float("nan")
             engine.backward(micro_loss_sum * scale)
         loss_sum += micro_loss_sum.detach()
-    return engine.sum_floats([loss_sum.item()])[0] / engine.tensor_parallel_size
+    return engine.sum_on_device(loss_sum) / engine.tensor_parallel_size
 
 
-def gradient_norm(optimizer: NamedOptimizer) -> float:
-    """The global norm of the gradients, the same on every rank."""
-    norms = [float(full_tensor(torch.nn.utils.get_total_norm(some))) for some in by_mesh(_gradients(optimizer))]
-    return math.hypot(*norms)
+def gradient_norm(optimizer: NamedOptimizer) -> torch.Tensor:
+    """The global norm of the gradients, a scalar on their device, the same on every rank."""
+    norms = [full_tensor(torch.nn.utils.get_total_norm(some)) for some in by_mesh(_gradients(optimizer))]
+    if len(norms) < 2:
+        return norms[0] if norms else torch.zeros((), device=optimizer.parameters[0].device)
+    return reduce(torch.hypot, [norm.double() for norm in norms])
 
 
 def update(
-    optimizer: NamedOptimizer, *, grad_norm: float, max_grad_norm: float | None, loss_scale: float = 1.0
+    optimizer: NamedOptimizer,
+    *,
+    grad_norm: torch.Tensor,
+    max_grad_norm: float | None,
+    loss_scale: float = 1.0,
+    finite: torch.Tensor | None = None,
 ) -> None:
     """Take `loss_scale` out of the gradients, clip them to `max_grad_norm`, update the parameters.
 
-    `grad_norm` is the norm without the scale.
+    `grad_norm` is the norm without the scale. If `finite` (a bool scalar) is false, nothing is updated; without it the
+    norm decides.
     """
-    factor = 1.0 / loss_scale
-    if max_grad_norm is not None and grad_norm > max_grad_norm:
-        factor *= max_grad_norm / grad_norm
-    if factor != 1.0:
-        for some in by_mesh(_gradients(optimizer)):
-            torch._foreach_mul_(some, factor)
-    optimizer.step()
+    if max_grad_norm is not None or loss_scale != 1.0:
+        factor = _factor(grad_norm, max_grad_norm=max_grad_norm, loss_scale=loss_scale)
+        if device_type_of(factor.device) != "cpu" or factor != 1.0:  # on a CPU the value is there, and may save a pass
+            for some in by_mesh(_gradients(optimizer)):
+                torch._foreach_mul_(some, factor.float())
+    optimizer.step(grad_norm.isfinite() if finite is None else finite)
+
+
+def _factor(grad_norm: torch.Tensor, *, max_grad_norm: float | None, loss_scale: float) -> torch.Tensor:
+    """Return the factor on the gradients, in float64 where the device has it, so that it is rounded once."""
+    wide = grad_norm if grad_norm.device.type == "mps" else grad_norm.double()
+    limit = wide if max_grad_norm is None else torch.full_like(wide, max_grad_norm)
+    return torch.where(wide > limit, limit / wide, 1.0) / loss_scale
 
 
 def _gradients(optimizer: NamedOptimizer) -> list[torch.Tensor]:

@@ -44,6 +44,7 @@ class StragglerWatch:
         self._engine = engine
         self._compares = engine.data_parallel_size > 1
         self._device = engine.device
+        self._began: _Moment | None = None
         self._waits: list[tuple[_Moment, _Moment]] = []
         """Begin and end of each wait for other ranks in this step."""
         self._own_sec = self._steps_sec = 0.0
@@ -60,14 +61,18 @@ class StragglerWatch:
         if not self._compares:
             yield
             return
-        began = _Moment(self._device)
+        self._began = _Moment(self._device)
         self._waits.clear()
         with waits_inside(self._groups, self._waiting) if self._engine.is_sharded else self._last_gradient_noted():
             yield
-        if self._waits and self._num_steps >= 0:
-            *_, (last, _) = self._waits  # behind it is nothing of this rank's own
-            waited_sec = sum(end.seconds_since(begin) for begin, end in self._waits[:-1])
-            self._own_sec += last.seconds_since(began) - waited_sec
+
+    def _computed_sec(self) -> float:
+        """Return the seconds of own work in the step's gradients, which a GPU has computed by now."""
+        if not self._waits or self._began is None:
+            return 0.0
+        *_, (last, _) = self._waits  # behind it is nothing of this rank's own
+        waited_sec = sum(end.seconds_since(begin) for begin, end in self._waits[:-1])
+        return last.seconds_since(self._began) - waited_sec
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
@@ -89,11 +94,14 @@ class StragglerWatch:
             hook.remove()
 
     def stepped(self, step: int, *, waited_sec: float, seconds: float) -> None:
-        """`step` steps are done; the last took `seconds`, of which it waited for data. Compares now and then."""
+        """`step` steps are done; the last took `seconds`, of which it waited for data. Compares now and then.
+
+        The host has read a number that the step's gradients give.
+        """
         if not self._compares:
             return
         if self._num_steps >= 0:
-            self._own_sec += waited_sec
+            self._own_sec += waited_sec + self._computed_sec()
             self._steps_sec += seconds
         self._num_steps += 1
         if step % EVERY_STEPS or self._num_steps <= 0:
@@ -156,5 +164,4 @@ class _Moment:
         """Return the seconds from `earlier` to this moment."""
         if self._event is None or earlier._event is None:
             return self._clock - earlier._clock
-        self._event.synchronize()
         return float(earlier._event.elapsed_time(self._event)) / 1000.0

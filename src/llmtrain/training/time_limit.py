@@ -119,9 +119,9 @@ def measure_step(learner: Learner, batches: Iterator[list[Batch]], *, limit_sec:
             num_tokens = agree(micro_batches, engine=engine, stop_requested=False).num_tokens
             compute_gradients(model, micro_batches, engine=engine, num_tokens=num_tokens)
             norm = gradient_norm(optimizer)
-            if norm < float("inf"):
-                update(optimizer, grad_norm=norm, max_grad_norm=1.0)
+            update(optimizer, grad_norm=norm, max_grad_norm=1.0)
             optimizer.zero_grad()
+            float(norm)  # waits until a GPU has done the step
             if index >= WARM_UP_STEPS:
                 seconds.append(time.perf_counter() - began)
             long_enough = len(seconds) >= MIN_STEPS and sum(seconds) >= MEASURED_SHARE * limit_sec

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,31 @@ def same(one: Sequence[Sequence[Batch]], other: Sequence[Sequence[Batch]]) -> bo
 def test_a_training_set_of_tokens_meets_the_contract(shards: Path) -> None:
     data: TrainingData = open_data(shards)
     assert data.items_per_epoch == 188
+
+
+def test_the_loader_indexes_the_supervised_positions(shards: Path) -> None:
+    """In the last step most of a window, and all of the padding, is not supervised."""
+    validation = open_validation_data(TokensConfig(train=str(shards / "train"), val=str(shards / "val")), seed=1)
+    assert validation is not None
+    steps = [*take(open_data(shards), 150, 188, batch=6, micro=4), list(validation.evaluation_batches(batch_size=3))]
+    for batch in chain.from_iterable(steps):
+        assert batch["supervised"].tolist() == (batch["labels"] != IGNORE_INDEX).flatten().nonzero()[:, 0].tolist()
+
+
+def test_pinned_batches_are_the_same_in_pinned_memory(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: set[int] = set()
+
+    def pin(tensor: Tensor) -> Tensor:
+        assert threading.current_thread().name == "llmtrain-data", "the loop need not wait for it"
+        copy = tensor.clone()
+        pinned.add(copy.data_ptr())
+        return copy
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin)  # there is none without a GPU
+    data = open_data(shards)
+    found, plain = take(replace(data, pinned=True), 0, 12), take(data, 0, 12)
+    assert same(found, plain)
+    assert pinned == {tensor.data_ptr() for step in found for batch in step for tensor in batch.values()}  # type: ignore[attr-defined]
 
 
 def test_batches_have_the_contracts_shapes_and_types(shards: Path) -> None:

@@ -13,7 +13,7 @@ from llmtrain.contracts import IGNORE_INDEX, Batch
 from llmtrain.distributed.engine import Engine
 from llmtrain.distributed.resolve import resolve
 from llmtrain.errors import ConfigError, WillFailAgain
-from llmtrain.training.non_finite import MAX_IN_A_ROW, StepNumbers, leave_out, may_update
+from llmtrain.training.non_finite import MAX_IN_A_ROW, StepNumbers, judge, leave_out
 from llmtrain.training.optimizers import NamedOptimizer, build_optimizer
 from llmtrain.training.signals import StopRequested
 from llmtrain.training.state import LossScale, RunState, seed_step
@@ -66,7 +66,7 @@ def gradients(model: nn.Module, batches: list[Batch], *, engine: Engine, loss_sc
     """As the loop has them: the sum of the losses and the number of tokens, the gradients in the parameters."""
     num_tokens = agree(batches, engine=engine, stop_requested=False).num_tokens
     loss_sum = compute_gradients(model, batches, engine=engine, num_tokens=num_tokens, loss_scale=loss_scale)
-    return loss_sum, num_tokens
+    return loss_sum.item(), num_tokens
 
 
 def split(batch: Batch, size: int) -> list[Batch]:
@@ -124,11 +124,11 @@ def test_clipping_scales_the_whole_gradient_to_the_norm(engine: Engine) -> None:
     gradients(model, [batch_of(4)], engine=engine)
     expected = torch.cat([p.grad.flatten() for p in optimizer.parameters if p.grad is not None]).norm().item()
     norm = gradient_norm(optimizer)
-    assert norm == pytest.approx(expected, rel=1e-5)
+    assert norm.item() == pytest.approx(expected, rel=1e-5)
     seen: list[float] = []
-    optimizer.step = lambda: seen.append(gradient_norm(optimizer))  # type: ignore[method-assign]
-    update(optimizer, grad_norm=norm, max_grad_norm=norm / 4)
-    assert seen == pytest.approx([norm / 4], rel=1e-5)
+    optimizer.step = lambda finite: seen.append(gradient_norm(optimizer).item())  # type: ignore[assignment, misc]
+    update(optimizer, grad_norm=norm, max_grad_norm=expected / 4)
+    assert seen == pytest.approx([expected / 4], rel=1e-5)
 
 
 BAD = StepNumbers(step=7, loss=math.nan, grad_norm=1.0, items=range(96, 112))
@@ -137,20 +137,20 @@ BAD = StepNumbers(step=7, loss=math.nan, grad_norm=1.0, items=range(96, 112))
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (2.0, math.nan), (2.0, math.inf)])
 def test_what_is_not_finite_stops_the_run_with_42_and_names_the_sequences(loss: float, norm: float) -> None:
     with pytest.raises(WillFailAgain, match=r"step 7: .*sequences 96 to 111.*optimizer\.lr") as raised:
-        may_update(BAD._replace(loss=loss, grad_norm=norm), RunState(), policy="stop")
+        judge(BAD._replace(loss=loss, grad_norm=norm), RunState(), policy="stop")
     assert raised.value.exit_code == 42
 
 
 def test_skipping_ends_when_it_does_not_help() -> None:
     state = RunState()
     for _ in range(MAX_IN_A_ROW - 1):
-        assert not may_update(BAD, state, policy="skip")
-    assert may_update(BAD._replace(loss=1.0), state, policy="skip")
+        judge(BAD, state, policy="skip")
+    judge(BAD._replace(loss=1.0), state, policy="skip")
     for _ in range(MAX_IN_A_ROW - 1):
-        assert not may_update(BAD, state, policy="skip")
+        judge(BAD, state, policy="skip")
     assert state.skipped_steps == 2 * (MAX_IN_A_ROW - 1)
     with pytest.raises(WillFailAgain, match="It is not the data"):
-        may_update(BAD, state, policy="skip")
+        judge(BAD, state, policy="skip")
 
 
 @pytest.mark.parametrize(("step", "saved_at"), [(2, 0), (1, 1000)])
@@ -169,13 +169,14 @@ def test_rolling_back_ends_when_it_does_not_help(step: int, saved_at: int) -> No
 def test_an_overflow_halves_the_loss_scale_and_is_no_event_until_the_scale_is_1() -> None:
     state = RunState(loss_scale=LossScale(value=4.0, good_steps=1999))
     overflow = BAD._replace(loss=2.0, grad_norm=math.inf)
-    assert may_update(overflow._replace(grad_norm=1.0), state, policy="stop")
+    judge(overflow._replace(grad_norm=1.0), state, policy="stop")
     assert state.loss_scale == LossScale(value=8.0)
     for value in (4.0, 2.0, 1.0):
-        assert not may_update(overflow, state, policy="stop")
+        judge(overflow, state, policy="stop")
         assert state.loss_scale == LossScale(value=value)
     with pytest.raises(WillFailAgain):
-        may_update(overflow, state, policy="stop")
+        judge(overflow, state, policy="stop")
+    assert state.skipped_steps == 0
     assert RunState.from_dict(json.loads(json.dumps(state.as_dict()))) == state
 
 

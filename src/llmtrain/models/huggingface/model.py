@@ -24,9 +24,11 @@ from llmtrain.distributed.tensor_parallel import STYLES
 from llmtrain.errors import ConfigError
 from llmtrain.models.decoder.loss import ChunkKernels, compiled_kernels
 from llmtrain.models.decoder.position import restarting_positions
+from llmtrain.models.device_type import device_type_of
 from llmtrain.models.huggingface.attention import BLOCKED, VARLEN, NotCovered, choose_attention
 from llmtrain.models.huggingface.cache import HuggingFaceCache
 from llmtrain.models.huggingface.head import Head
+from llmtrain.models.huggingface.packed_rows import rows_hold_several
 from llmtrain.screen import counted
 
 Packing = Literal["positions", "flat", "varlen", "mask"]
@@ -57,9 +59,11 @@ class HuggingFaceModel(nn.Module):
         if not self._attention_is_chosen:  # here, where the model is on its final device
             choose_attention(self.causal_lm, compiled=self._loss_kernels is not None)
             self._attention_is_chosen = True
-        supervised = (labels != IGNORE_INDEX).flatten().nonzero()[:, 0]
+        supervised = batch.get("supervised")
+        if supervised is None:
+            supervised = (labels != IGNORE_INDEX).flatten().nonzero()[:, 0]
         labels_n = labels.flatten()[supervised]
-        num_tokens = torch.tensor(labels_n.numel(), device=labels.device)
+        num_tokens = torch.full((), labels_n.numel(), device=labels.device)
         if self._knows_head(input_ids):
             hidden_nd = self.hidden(input_ids, *documents).flatten(0, 1)[supervised]
             if not labels_n.numel():
@@ -361,7 +365,8 @@ class HuggingFaceModel(nn.Module):
         self, module: Any, input_ids: Tensor, document_ids: Tensor | None, cu_seqlens: Tensor | None = None
     ) -> Any:
         if document_ids is None or not _has_several(document_ids):
-            return module(input_ids=input_ids, use_cache=False)
+            with rows_hold_several(False):
+                return module(input_ids=input_ids, use_cache=False)
         if self._packing is None:
             self._packing = self._find_packing(input_ids)
         return self._packed(module, input_ids, document_ids, cu_seqlens, packing=self._packing)
@@ -394,7 +399,8 @@ class HuggingFaceModel(nn.Module):
             dtype = next(p.dtype for p in self._base.parameters() if p.is_floating_point())
             mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
             mask = mask.masked_fill(~allowed, torch.finfo(dtype).min)
-        return module(input_ids=input_ids, position_ids=positions, attention_mask=mask, use_cache=False, **bounds)
+        with rows_hold_several(True):
+            return module(input_ids=input_ids, position_ids=positions, attention_mask=mask, use_cache=False, **bounds)
 
     @torch.no_grad()
     def _find_packing(self, input_ids: Tensor) -> Packing:
@@ -451,7 +457,8 @@ def block_causal(document_ids: Tensor) -> Tensor:
 
 def _has_several(document_ids: Tensor) -> bool:
     """Return whether a row has several documents, without asking a GPU, which would have to be waited for."""
-    return document_ids.is_cuda or bool((document_ids[:, 1:] != document_ids[:, :-1]).any())
+    on_gpu = device_type_of(document_ids.device) == "cuda"
+    return on_gpu or bool((document_ids[:, 1:] != document_ids[:, :-1]).any())
 
 
 def _takes_any_keyword(function: Callable[..., Any]) -> bool:

@@ -48,6 +48,8 @@ class Muon(torch.optim.Optimizer):
         compiled: bool = False,
     ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.found_inf: Tensor | None = None
+        """A scalar as torch's fused optimizers take it: where it is 1, a step changes nothing. None: it is 0."""
         self._dtype = dtype
         self._orthogonalize: Callable[[Tensor], Tensor] = (
             torch.compile(orthogonalize, dynamic=True) if compiled else orthogonalize
@@ -69,7 +71,7 @@ class Muon(torch.optim.Optimizer):
     def _step_full(self, parameters: Sequence[Tensor], group: dict[str, Any]) -> None:
         directions = torch.stack([self._direction(parameter, group) for parameter in parameters])
         for parameter, update in zip(parameters, self._orthogonalize(directions), strict=True):
-            _apply(parameter, update, parameter.shape, group)
+            self._apply(parameter, update, parameter.shape, group)
 
     def _step_sharded(self, parameters: Sequence[Tensor], group: dict[str, Any]) -> None:
         """The matrix at index i is orthogonalized on rank i modulo the number of ranks."""
@@ -90,7 +92,7 @@ class Muon(torch.optim.Optimizer):
             )
             dist.broadcast(update, group=ranks, group_src=owner)
             part = part_of(parameter)
-            _apply(part.local, update[rows_of(part)], parameter.shape, group)
+            self._apply(part.local, update[rows_of(part)], parameter.shape, group)
 
     def _direction(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
         """Add the gradient to the momentum, and return what the update follows; sharded as the parameter is."""
@@ -98,8 +100,21 @@ class Muon(torch.optim.Optimizer):
         assert grad is not None
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(grad)
+        if self.found_inf is not None:
+            grad = torch.where(self.found_inf > 0, state["momentum_buffer"], grad)
         momentum: Tensor = state["momentum_buffer"].lerp_(grad, 1 - group["momentum"])
         return grad.lerp(momentum, group["momentum"]).to(self._dtype)
+
+    def _apply(self, weight: Tensor, update: Tensor, shape: Sequence[int], group: dict[str, Any]) -> None:
+        """Decay a full matrix, or this rank's rows of one of `shape`, and add its orthogonalized update.
+
+        0.2 · √(longer side) gives the update the root mean square of AdamW's (Liu et al. 2025, section 2.2).
+        """
+        decay = 1 - group["lr"] * group["weight_decay"]
+        if self.found_inf is not None:
+            decay, update = torch.where(self.found_inf > 0, 1.0, decay), torch.where(self.found_inf > 0, 0.0, update)
+        weight.mul_(decay)
+        weight.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(shape)))
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
@@ -116,15 +131,6 @@ def orthogonalize(matrices: Tensor) -> Tensor:
         gram = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if is_tall else x
-
-
-def _apply(weight: Tensor, update: Tensor, shape: Sequence[int], group: dict[str, Any]) -> None:
-    """Decay a full matrix, or this rank's rows of one of `shape`, and add its orthogonalized update.
-
-    0.2 · √(longer side) gives the update the root mean square of AdamW's (Liu et al. 2025, section 2.2).
-    """
-    weight.mul_(1 - group["lr"] * group["weight_decay"])
-    weight.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(shape)))
 
 
 def _batches(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:

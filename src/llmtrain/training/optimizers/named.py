@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from llmtrain.distributed.sharding import part_of, rows_of, sharded_like
 from llmtrain.errors import ConfigError
+from llmtrain.models.device_type import device_type_of
 from llmtrain.training.optimizers.adamw_8bit import BLOCK_KEYS, WHOLE_KEYS, is_8bit
 from llmtrain.training.optimizers.muon import Muon
 
@@ -107,8 +108,18 @@ class NamedOptimizer:
         return {name: self._narrowed.get(tensor, tensor) for name, tensor in tensors.items()}
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Update the parameters from their gradients. Where there are masters, no gradient is left."""
+    def step(self, finite: Tensor | None = None) -> None:
+        """Update the parameters from their gradients, if `finite` (a bool scalar on their device; None: true).
+
+        On a GPU it is decided there, by the flag that torch's fused optimizers take from a gradient scaler. The host
+        reads `finite` only for an optimizer without such a flag. Where there are masters, no gradient is left after an
+        update.
+        """
+        found_inf = None
+        if finite is not None and all(_takes_found_inf(optimizer) for optimizer in self._optimizers):
+            found_inf = finite.logical_not().float()
+        elif finite is not None and not finite:
+            return
         for chunk in self._chunks or [{}]:
             given = {parameter: master for parameter, master in chunk.items() if parameter.grad is not None}
             for master in given.values():
@@ -119,6 +130,7 @@ class NamedOptimizer:
             for parameter in given:
                 parameter.grad = None
             for optimizer in self._optimizers:
+                setattr(optimizer, "found_inf", found_inf)  # noqa: B010  # torch's own name, not declared there
                 optimizer.step()
             _copy_all(list(given.values()), list(given))
             for updated in (*given.values(), *self._beside_masters):
@@ -231,6 +243,15 @@ def _read_block(tensor: Readable, parameter: Tensor, *, key: str) -> Tensor | in
     if key == "step":
         return int(tensor[()])
     return tensor[(slice(0, tensor.shape[0]),)].to(parameter.device)
+
+
+def _takes_found_inf(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether the optimizer, on a GPU, changes nothing in a step for which its `found_inf` is 1."""
+    if device_type_of(optimizer.param_groups[0]["params"][0].device) != "cuda":
+        return False
+    if isinstance(optimizer, torch.optim.SGD) and optimizer.defaults["momentum"] and not optimizer.state:
+        return False  # its first step would leave momenta without values
+    return isinstance(optimizer, Muon) or bool(optimizer.defaults.get("fused"))
 
 
 def _state_keys(optimizer: torch.optim.Optimizer) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,14 +108,14 @@ def open_data(config: Config, engine: Engine, folders: Folders) -> RunData:
 
     Raises ConfigError with every fault of the rows, and as `ensure_shards` does.
     """
-    seed = config.run.seed
+    seed, on_gpu = config.run.seed, engine.device.type == "cuda"
     if isinstance(config.data, ChatConfig):
         from llmtrain.data.chat.open_rows import open_rows
 
         assert folders.tokenizer is not None
         rows = open_rows(config.data, tokenizer_folder=folders.tokenizer, seed=seed, engine=engine)
         return RunData(
-            training=rows.training,
+            training=replace(rows.training, pinned=on_gpu),
             validation=rows.validation,
             chat_template=rows.template.replacement,
             folders=folders,
@@ -131,7 +131,7 @@ def open_data(config: Config, engine: Engine, folders: Folders) -> RunData:
         log.warning(advice)
     validation = open_validation_data(ready, seed=seed, training=training)
     return RunData(
-        training=training,
+        training=replace(training, pinned=on_gpu),
         validation=validation,
         chat_template=None,
         folders=folders,

@@ -142,6 +142,7 @@ def test_packs_hold_each_row_once_with_labels_that_never_cross_rows(store: Sampl
             "document_ids": torch.int32,
             "cu_seqlens": torch.int32,
             "lengths": torch.int64,
+            "supervised": torch.int64,
         }
         begin = 0
         sources = data.rows_of(item)
@@ -173,7 +174,7 @@ def test_single_rows_are_padded_to_the_longest_of_the_micro_batch(
     positions, seen = 0, Counter[tuple[tuple[int, ...], tuple[int, ...]]]()
     for micro_batches in take(data, 0, NUM_ROWS, batch=3 * micro, micro=micro):
         for batch in micro_batches:
-            assert batch.keys() == {"input_ids", "labels", "lengths"}  # a row is one document
+            assert batch.keys() == {"input_ids", "labels", "lengths", "supervised"}  # a row is one document
             width = batch["input_ids"].shape[1]
             last = [(labels != IGNORE_INDEX).nonzero()[-1:].flatten() for labels in batch["labels"]]
             longest = max(int(each) + 2 for each in torch.cat(last))  # the last token of a row is supervised
@@ -419,7 +420,7 @@ def test_16_by_1_equals_1_by_16_with_rows_of_unequal_length_and_a_short_last_ste
         for micro_batches in take(data, 0, end, batch=16, micro=micro):
             num_tokens = agree(micro_batches, engine=engine, stop_requested=False).num_tokens
             loss_sum = compute_gradients(model, micro_batches, engine=engine, num_tokens=num_tokens)
-            losses.append(loss_sum / num_tokens)
+            losses.append(loss_sum.item() / num_tokens)
             gradients.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
             model.zero_grad()
         found.append((losses, gradients))
