@@ -1,7 +1,8 @@
 """Say for each key and option whether it takes paths of this machine alone, or addresses (`s3://bucket/x`) as well.
 
-Keys of the config have LOCAL, LOCAL_OR_HUB or ADDRESS in their schema; options of commands have the callback `local` or
-`readable` of cli/options. Where paths alone are taken, an address would be a folder named `s3:`, and is rejected.
+Keys of the config have LOCAL, LOCAL_OR_HUB, ADDRESS or STORE in their schema; options of commands have the callback
+`local`, `readable` or `stored` of cli/options. Where paths alone are taken, an address would be a folder named `s3:`,
+and is rejected.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ LOCAL_OR_HUB: Final[dict[str, Any]] = {"format": "path or hf://"}
 ADDRESS: Final[dict[str, Any]] = {"format": "path or address"}
 """The same, for a key that takes the address of any store."""
 
+STORE: Final[dict[str, Any]] = {"format": "path or store"}
+"""The same, for a key that takes the address of a store that is written: one in which runs are kept."""
+STORES_OF_RUNS: Final = ("s3", "gs", "az", "lakefs", "memory")
+
 MAX_NAME_BYTES: Final = 255
 _HUB = "hf"
 
@@ -35,7 +40,7 @@ def checked_path(path: str, kind: dict[str, Any], *, key: str = "") -> str:
     try:
         if scheme is None or scheme == "file":
             return _possible(local_path(path))
-        if kind == ADDRESS:
+        if kind in (ADDRESS, STORE):
             parse_address(path)
     except ConfigError as error:
         raise ConfigError(f"{where}{error}") from error
@@ -45,6 +50,13 @@ def checked_path(path: str, kind: dict[str, Any], *, key: str = "") -> str:
                 f"{where}{shown(path)} has a user in it, and a config is no place for secrets: use ~/.netrc"
             )
         return path
+    if kind == STORE and scheme in STORES_OF_RUNS:
+        return path
+    if kind == STORE:
+        raise ConfigError(
+            f"{where}{shown(path)}: runs are not kept there: name a folder, or a store that is one of "
+            f"{', '.join(STORES_OF_RUNS)}"
+        )
     if scheme == _HUB:
         instead = "name a folder, or a model of the Hub as owner/name (hub:owner/name to publish it there)"
     else:

@@ -13,26 +13,31 @@ from typing import Any
 import requests
 
 
-class LocalS3:
-    """A server of S3 without buckets."""
+def environment_of(endpoint: str) -> dict[str, str]:
+    """Return the variables that lead to a server."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "AKIATESTACCESSKEY000",
+        "AWS_SECRET_ACCESS_KEY": "secret-of-the-test-server",
+        "AWS_REGION": "us-east-1",
+        "NO_PROXY": "127.0.0.1",
+    }
 
-    def __init__(self) -> None:
+
+class LocalS3:
+    """A server of S3 without buckets. `port`: a free one by default."""
+
+    def __init__(self, port: int = 0) -> None:
         from moto.server import ThreadedMotoServer  # takes a second
 
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
-        self._server: Any = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        self._server: Any = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
 
     def __enter__(self) -> LocalS3:
         self._server.start()
         host, port = self._server.get_host_and_port()
         self.endpoint = f"http://{host}:{port}"
-        self.environment = {
-            "AWS_ENDPOINT_URL": self.endpoint,
-            "AWS_ACCESS_KEY_ID": "AKIATESTACCESSKEY000",
-            "AWS_SECRET_ACCESS_KEY": "secret-of-the-test-server",
-            "AWS_REGION": "us-east-1",
-            "NO_PROXY": "127.0.0.1",
-        }
+        self.environment = environment_of(self.endpoint)
         return self
 
     def __exit__(

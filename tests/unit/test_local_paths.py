@@ -17,7 +17,7 @@ from llmtrain.config.sections.data import HuggingFaceDataConfig
 from llmtrain.config.sections.schema import Config
 from llmtrain.config.sections.sources import MixedSource
 from llmtrain.errors import ConfigError
-from llmtrain.local_paths import ADDRESS, LOCAL, LOCAL_OR_HUB, checked_path
+from llmtrain.local_paths import ADDRESS, LOCAL, LOCAL_OR_HUB, STORE, checked_path
 
 ADDRESSES = ("s3://b/x", "gs://b/x", "az://c/x", "https://h/x", "lakefs://r/m/x", "memory://x", "ftp://h/x", "s3:/b/x")
 READABLE = [address for address in ADDRESSES if not address.startswith("ftp")]
@@ -38,6 +38,8 @@ NO_PATH_WORDS = {
     *("SEC", "N", "T", "P", "K", "R", "X", "I", "SHARE"),
 }
 """What the help calls parameters that are no path; OUT of convert is checked with the rest of it."""
+READS_RUNS = {"root_dir", "resume", "names"}
+"""Parameters that name runs, or the folder of all runs: they may be in a store."""
 READS_ADDRESSES_OPTIONS = {"paths", "word", "data"}
 """Parameters of commands that take rows (or a config in their place): convert, inspect; --data of eval and export."""
 
@@ -47,11 +49,15 @@ def text_keys() -> list[Key]:
 
 
 def is_marked(key: Key) -> bool:
-    return key.field.json_schema_extra in (LOCAL, LOCAL_OR_HUB, ADDRESS)
+    return key.field.json_schema_extra in (LOCAL, LOCAL_OR_HUB, ADDRESS, STORE)
 
 
 def takes_addresses(key: Key) -> bool:
     return key.field.json_schema_extra == ADDRESS
+
+
+def is_written(key: Key) -> bool:
+    return key.field.json_schema_extra == STORE
 
 
 def test_every_key_that_takes_text_is_a_path_of_this_machine_or_known_to_be_none() -> None:
@@ -66,7 +72,8 @@ def test_every_key_that_takes_text_is_a_path_of_this_machine_or_known_to_be_none
     assert unknown == set()
 
 
-ONLY_HERE = [key for key in text_keys() if is_marked(key) and not takes_addresses(key)]
+ONLY_HERE = [key for key in text_keys() if is_marked(key) and not takes_addresses(key) and not is_written(key)]
+WRITTEN = [key for key in text_keys() if is_written(key)]
 ANYWHERE = [key for key in text_keys() if takes_addresses(key)]
 
 
@@ -90,7 +97,16 @@ def test_what_is_read_takes_the_address_of_every_store_and_no_password(key: Key)
     assert "secret@" not in secret
 
 
-@pytest.mark.parametrize("key", [*ONLY_HERE, *ANYWHERE], ids=lambda key: key.dotted)
+@pytest.mark.parametrize("key", WRITTEN, ids=lambda key: key.dotted)
+def test_what_is_written_takes_the_address_of_a_store_of_runs_alone(key: Key) -> None:
+    for address in ("s3://b/x", "gs://b/x", "az://c/x", "lakefs://r/m/x", "memory://x"):
+        assert errors_of(key, address) == []
+    for address in ("https://h/x", "hf://owner/name/x"):
+        (wrong,) = errors_of(key, address)
+        assert f"{address}: runs are not kept there: name a folder, or a store that is one of s3" in wrong
+
+
+@pytest.mark.parametrize("key", [*ONLY_HERE, *WRITTEN, *ANYWHERE], ids=lambda key: key.dotted)
 def test_a_file_address_is_a_path_everywhere(key: Key) -> None:
     assert not [error for error in errors_of(key, "file:///a/b%20c") if "address" in error]
 
@@ -123,8 +139,8 @@ def test_the_message_names_place_key_address_and_what_to_do(tmp_path: Path) -> N
         ConfigError, match=rf"{file}:1: data\.cache_dir: s3://b/x is an address, .* name a file or folder"
     ):
         load_config(str(file))
-    with pytest.raises(ConfigError, match=r"override .*: output\.root_dir: gs://b/x is an address"):
-        plain_config(["output.root_dir=gs://b/x"])
+    with pytest.raises(ConfigError, match=r"override .*: output\.root_dir: https://b/x: runs are not kept there"):
+        plain_config(["output.root_dir=https://b/x"])
 
 
 def test_paths_and_names_of_the_hub_pass() -> None:
@@ -147,7 +163,7 @@ def test_a_path_that_no_file_system_takes_is_one_message(path: str, capsys: pyte
 
 
 def test_a_file_address_means_its_path() -> None:
-    for kind in (LOCAL, LOCAL_OR_HUB, ADDRESS):
+    for kind in (LOCAL, LOCAL_OR_HUB, ADDRESS, STORE):
         assert checked_path("file:///a/b%20c", kind) == "/a/b c"
         assert checked_path("file://localhost/a", kind) == "/a"
     with pytest.raises(ConfigError, match="key: file://server/a: files of another machine are not read"):
@@ -163,6 +179,7 @@ PARAMETERS = [
     and parameter.metavar not in NO_PATH_WORDS
     and parameter.name not in READS_ADDRESSES_OPTIONS
     and parameter.metavar != "MODEL"
+    and parameter.name not in READS_RUNS
 ]
 
 
@@ -180,11 +197,9 @@ def test_every_path_of_the_command_line_rejects_addresses(parameter: Any) -> Non
         ["publish", "--to", "s3://b/x"],
         ["merge", "--to", "s3://b/x"],
         ["export", "--to", "az://b/x"],
-        ["validate", "quickstart", "output.root_dir=s3://b/x"],
         ["train", "quickstart", "prepare.output=lakefs://r/main/x"],
         ["convert", "rows.jsonl", "s3://b/out.jsonl"],
         ["report", "--output", "s3://b/x.html"],
-        ["runs", "--root-dir", "s3://b/x"],
     ],
 )
 def test_no_folder_is_made(

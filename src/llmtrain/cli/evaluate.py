@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from llmtrain.cli.importing import large_imports
-from llmtrain.cli.options import Chat, ConfigOption, Json, Overrides, TrustRemoteCode, local, readable
+from llmtrain.cli.options import Chat, ConfigOption, Json, Overrides, TrustRemoteCode, local, readable, stored
 from llmtrain.cli.output import Outcome, named_values
 from llmtrain.cli.workers import NodeRank, NumNodes, NumProcesses, Rendezvous, run_in, worker_group_of
 from llmtrain.errors import ConfigError
@@ -93,7 +93,10 @@ BatchSize = Annotated[
 Steps = Annotated[
     int | None, typer.Option("--steps", metavar="N", min=1, help="Evaluate only N batches, of token shards.")
 ]
-RootDir = Annotated[str | None, typer.Option("--root-dir", metavar="DIR", callback=local, help="Folder of all runs.")]
+RootDir = Annotated[
+    str | None,
+    typer.Option("--root-dir", metavar="DIR", callback=stored, help="Folder of all runs, or its address."),
+]
 
 
 def add_to(app: typer.Typer) -> None:

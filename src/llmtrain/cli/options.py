@@ -1,7 +1,7 @@
 """Arguments and options that several commands share: CONFIG, key=value, MODEL, --json; and --resume without a value.
 
 Every option for a path of this machine has the callback `local`, which rejects addresses such as s3://bucket/x. One for
-a path or an address has the callback `readable`.
+a path or an address has the callback `readable`, one for the folder of all runs `stored`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from llmtrain.errors import ConfigError
-from llmtrain.local_paths import ADDRESS, LOCAL, checked_path
+from llmtrain.local_paths import ADDRESS, LOCAL, STORE, checked_path
 
 NEWEST = "latest"
 
@@ -25,6 +25,11 @@ def local(parameter: typer.CallbackParam, value: Any) -> Any:
 def readable(parameter: typer.CallbackParam, value: Any) -> Any:
     """Return the value of an option or argument: a path or an address, several, or None. Raises ConfigError."""
     return _checked(parameter, value, ADDRESS)
+
+
+def stored(parameter: typer.CallbackParam, value: Any) -> Any:
+    """Return the value of an option or argument: a path, or the address of a store of runs. Raises ConfigError."""
+    return _checked(parameter, value, STORE)
 
 
 def _checked(parameter: typer.CallbackParam, value: Any, kind: dict[str, Any]) -> Any:
@@ -59,7 +64,9 @@ Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the Python code that comes with the model.")
 ]
-RootDir = Annotated[str, typer.Option("--root-dir", metavar="DIR", callback=local, help="Folder of all runs.")]
+RootDir = Annotated[
+    str, typer.Option("--root-dir", metavar="DIR", callback=stored, help="Folder of all runs, or its address.")
+]
 Chat = Annotated[
     bool | None,
     typer.Option("--chat/--no-chat", help="Give a prompt as a user's turn; the default is how the model was tuned."),

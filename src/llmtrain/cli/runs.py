@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llmtrain.cli.options import Json, local
+from llmtrain.cli.options import Json, local, readable, stored
 from llmtrain.cli.output import Outcome, printable
 from llmtrain.errors import ConfigError
 from llmtrain.reports.blocks import Block, Lines, Table
@@ -24,9 +24,11 @@ RESULTS = (
 )
 CURVES = {"train/loss": "the mean up to each step", "val/loss": "the newest value at each step"}
 REMOVE = "rm"
+UPLOAD = "upload"
 
 RootDir = Annotated[
-    str, typer.Option("--root-dir", "--root", metavar="DIR", callback=local, help="Folder of all runs.")
+    str,
+    typer.Option("--root-dir", "--root", metavar="DIR", callback=stored, help="Folder of all runs, or its address."),
 ]
 
 
@@ -41,7 +43,9 @@ def runs(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="rm|RUN", callback=local, help="Runs to compare, or after rm to remove: ids or folders."
+            metavar="rm|upload|RUN",
+            callback=readable,
+            help="Runs to compare, or after rm to remove, after upload to upload: ids, folders or addresses.",
         ),
     ] = None,
     state: Annotated[
@@ -69,16 +73,22 @@ def runs(
     root_dir: RootDir = "runs",
     json: Json = False,
 ) -> Outcome:
-    """List runs, compare some, or remove some.
+    """List runs, compare some, remove some, or upload some to their store.
 
-    Without RUN it lists all runs, the newest first. `rm RUN …` removes runs, but never one that is training.
+    Without RUN it lists all runs, the newest first; with the address of a folder of runs, those there. `rm RUN …`
+    removes runs, but never one that is training. `upload RUN …` uploads what the store of a run lacks.
     """
-    from llmtrain.verbs.runs import compare_runs, list_runs
+    from llmtrain.verbs.runs import compare_runs, holds_runs, list_runs, upload_runs
 
+    if names and names[0] == UPLOAD:
+        done = upload_runs(names[1:], root_dir=root_dir)
+        return Outcome(done, [Lines(f"{one['address']} is complete ({one['objects']} objects)", ()) for one in done])
     if names and names[0] == REMOVE:
         return _remove(names[1:], root_dir=root_dir, yes=yes)
     if yes:
         raise ConfigError("--yes is for `runs rm RUN …`: remove it")
+    if names and len(names) == 1 and holds_runs(names[0]):
+        root_dir, names = names[0], None
     if names:
         if state or find or limit:
             raise ConfigError("--state, --find and --limit choose runs of the list: remove them, or the names of runs")
@@ -94,7 +104,9 @@ def runs(
 def report(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="RUN", callback=local, help="Runs, by id or folder; the newest when none is named."),
+        typer.Argument(
+            metavar="RUN", callback=readable, help="Runs, by id, folder or address; the newest when none is named."
+        ),
     ] = None,
     output: Annotated[
         str | None,

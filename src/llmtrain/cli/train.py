@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmtrain.cli.importing import large_imports
-from llmtrain.cli.options import ConfigOption, ConfigWord, Json, Overrides, local, read_words
+from llmtrain.cli.options import ConfigOption, ConfigWord, Json, Overrides, read_words, readable
 from llmtrain.cli.output import Outcome, named_values
 from llmtrain.cli.workers import MaxRestarts, NodeRank, NumNodes, NumProcesses, Rendezvous, run_in, worker_group_of
 from llmtrain.errors import ConfigError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 AUTO = "auto"
 ROWS = (
     ("run", "run"),
+    ("in the store", "address"),
     ("model", "model"),
     ("report", "report"),
     ("published", "published"),
@@ -55,8 +56,9 @@ def train(
         typer.Option(
             "--resume",
             metavar="[RUN]",
-            callback=local,
-            help="Continue a run: its id, its folder or one of its checkpoints; the newest run when none is named. "
+            callback=readable,
+            help="Continue a run: its id, its folder or address, or one of its checkpoints; the newest run when none "
+            "is named. "
             "auto: continue the run output.run_id if it exists, else start it.",
         ),
     ] = None,
@@ -131,8 +133,9 @@ def _take_folder(config: Config, *, nnodes: int, node_rank: int | None) -> Path:
     Raises ConfigError if there is a run of that id, or if several machines would each make an id of their own.
     """
     from llmtrain.runs.folders import create_run, make_run
+    from llmtrain.runs.stores import runs_folder
 
-    root, run_id = Path(config.output.root_dir), config.output.run_id
+    root, run_id = runs_folder(config.output.root_dir), config.output.run_id
     if run_id is None and nnodes > 1:
         raise ConfigError("--max-restarts on several machines needs output.run_id: the run's name, the same on all")
     if run_id is None:

@@ -34,6 +34,7 @@ from llmtrain.generation.completion import TokenizedPrompt, complete
 from llmtrain.generation.language_model import LanguageModel
 from llmtrain.generation.open_model import load_language_model
 from llmtrain.generation.sampling import Decoding, Sampling
+from llmtrain.runs.stores import runs_folder
 from llmtrain.tracking.progress import Progress
 
 log = logging.getLogger("llmtrain.eval")
@@ -77,7 +78,9 @@ def evaluate_tasks(
     assert found is not None, "to the harness each process is the only one"
 
     def write() -> dict[str, Any]:
-        output = evaluation_folder(folder, root=Path(root_dir), identity=f"tasks, {datetime.now(UTC).isoformat()}")
+        output = evaluation_folder(
+            folder, root=runs_folder(root_dir), identity=f"tasks, {datetime.now(UTC).isoformat()}"
+        )
         document = {
             "model": str(folder),
             "output": str(output),

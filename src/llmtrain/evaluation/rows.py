@@ -36,6 +36,7 @@ from llmtrain.generation.open_model import (
     load_language_model,
     model_fingerprint,
 )
+from llmtrain.runs.stores import runs_folder
 from llmtrain.screen import counted
 from llmtrain.tracking.progress import Progress
 
@@ -68,7 +69,7 @@ def evaluate_rows(
     model = _load(subjects.model, engine, trusts_code=subjects.trusts_model)
     asked = ask_all(questions, model, chat=settings.chat)
     identity = _identity(subjects, settings, asked, seed=seed)
-    make_folder = partial(evaluation_folder, subjects.model, root=Path(root_dir), identity=identity)
+    make_folder = partial(evaluation_folder, subjects.model, root=runs_folder(root_dir), identity=identity)
     folder = engine.from_main(make_folder)
     assert model.encoder is not None
     answer = partial(

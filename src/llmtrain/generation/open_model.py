@@ -43,6 +43,7 @@ from llmtrain.models.folder import OWN_MODEL_TYPE, read_model_folder
 from llmtrain.models.huggingface.quantization import Quantized
 from llmtrain.models.own_model import OWN_CLASS_TYPE, OwnModel, read_own_model
 from llmtrain.runs.folders import find_model
+from llmtrain.runs.stores import fetched_runs
 
 log = logging.getLogger("llmtrain.model")
 
@@ -64,7 +65,7 @@ def locate_model(ref: str, *, root_dir: str = "runs", trust_remote_code: bool = 
 
     Raises as `open_model`.
     """
-    root = Path(root_dir)
+    root = fetched_runs(root_dir, ref)
     named = HUB_ID.fullmatch(ref)
     if named is not None and not is_old_checkpoint(ref):
         first = ref.partition("/")[0]

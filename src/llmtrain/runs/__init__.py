@@ -10,6 +10,9 @@
     curves.py       metrics.jsonl as curves, with fewer points by downsample.py
     listing.py      what is known of each run of a folder
     removal.py      remove runs for good
+    stores.py       runs in a store: the folder here that is the copy of one, and fetching it
+    upload.py       copies a run to its store while it trains
+    upload_owner.py upload.json: which process uploads a run
     json_files.py   JSON that every reader takes, and files that may be damaged
 
 `training.resume` finds the step from which a run is resumed, since that needs checkpoints.

@@ -29,7 +29,8 @@ from llmtrain.errors import ConfigError
 from llmtrain.faults import reach
 from llmtrain.models.fetch import fetch_model_or_adapter, is_model_folder
 from llmtrain.runs.metadata import code_git_state, name_in, new_run_id, run_metadata, slug
-from llmtrain.storage.address import is_remote, local_path
+from llmtrain.runs.stores import COPY_RECORD, address_of, check_store, fetch_run, has_model, runs_folder
+from llmtrain.storage.address import is_remote, local_path, shown
 from llmtrain.tracking.redaction import redact_config
 
 log = logging.getLogger("llmtrain.run")
@@ -52,7 +53,7 @@ def start_run(
     commit of each branch that is read. `as_written`: the text of the config's file, which
     is kept, with secrets redacted; overrides are in meta.json's argv.
     """
-    now, root = datetime.now(UTC), Path(output.root_dir)
+    now, root = datetime.now(UTC), runs_folder(output.root_dir)
     run = create_run(root, output.run_id) if output.run_id else make_run(about, root)
     reach("run-made")
     meta = {"run_id": run.name, "notes": about.notes, "tags": about.tags, **decided}
@@ -83,6 +84,8 @@ def make_run(about: RunConfig, root: Path) -> Path:
     The id names this second, or a later one where other runs have taken those before it. Raises ConfigError.
     """
     now = datetime.now(UTC)
+    if address := address_of(root):
+        check_store(address, None)
     while True:
         folder = root.absolute() / make_run_id(about, now=now)
         if _make_folder(folder):
@@ -96,6 +99,8 @@ def create_run(root: Path, run_id: str) -> Path:
     Raises ConfigError if there is a run of this id, or anything else.
     """
     folder = root.absolute() / run_id
+    if address := address_of(root):
+        check_store(address, run_id)
     if _make_folder(folder):
         return folder
     if never_began(folder) and not is_locked(folder):
@@ -110,7 +115,7 @@ def never_began(folder: Path) -> bool:
     """Return whether a start made this folder, and was stopped before its run began: nothing is in it to be lost."""
     if not folder.is_dir() or is_run(folder):
         return False
-    made = {"meta.json", AS_WRITTEN, ".lock"}
+    made = {"meta.json", AS_WRITTEN, ".lock", COPY_RECORD}
     return all(path.name in made or _UNFINISHED.fullmatch(path.name) for path in folder.iterdir())
 
 
@@ -139,9 +144,16 @@ def point_to_latest(root: Path) -> None:
 def find_run(ref: str, root: Path) -> tuple[Path, Path | None]:
     """The run folder that `ref` names, and the checkpoint if it names one.
 
-    `ref` is `latest`, a run id, a run's name (the newest one's is meant), a run folder or a checkpoint folder. Raises
-    ConfigError if it is none of these.
+    `ref` is `latest`, a run id, a run's name (the newest one's is meant), a run folder, a checkpoint folder, or the
+    address of one of them in a store, from which it is fetched then. Raises ConfigError if it is none of these, and
+    StorageError.
     """
+    if is_remote(ref):
+        if (stored := fetch_run(ref)) is None:
+            raise ConfigError(
+                f"{shown(ref)} is no run and no checkpoint of one: a run has a config.yaml and a meta.json"
+            )
+        return stored
     if found := _find_run(ref, root):
         return found
     if is_old_checkpoint(ref):
@@ -225,7 +237,7 @@ def find_model(ref: str, root: Path) -> Path:
     Raises ConfigError if there is none.
     """
     if is_remote(ref):
-        return fetch_model_or_adapter(ref)
+        return fetch_model_or_adapter(ref) if (stored := fetch_run(ref)) is None else _model_of(*stored)
     here = follow(Path(local_path(ref))).resolve()
     if is_model_folder(here):
         return here
@@ -235,9 +247,13 @@ def find_model(ref: str, root: Path) -> Path:
         run, checkpoint = find_run(ref, root)
     except ConfigError as error:
         raise ConfigError(f"{str(error).removesuffix('?')}. {MODELS}") from None
+    return _model_of(run, checkpoint)
+
+
+def _model_of(run: Path, checkpoint: Path | None) -> Path:
     if checkpoint is None:
         targets = [follow(run / "checkpoints" / name) for name in ("best", "final", "latest")]
-        checkpoint = next((target.resolve() for target in targets if target.exists()), None)
+        checkpoint = next((target.resolve() for target in targets if has_model(target)), None)
     if checkpoint is None or not (checkpoint / "model").is_dir():
         raise ConfigError(f"the run {run.name} has no checkpoint yet")
     return checkpoint / "model"

@@ -20,6 +20,8 @@ from llmtrain.config.sections.running import OutputConfig
 from llmtrain.errors import ConfigError
 from llmtrain.runs.folders import is_locked, is_run
 from llmtrain.runs.json_files import json_lines, json_object
+from llmtrain.runs.stores import CopyRecord, fetched_runs
+from llmtrain.runs.upload_owner import trains_elsewhere
 from llmtrain.tracking import metric_names as names
 
 STATES = ("running", "finished", "preempted", "failed", "killed")
@@ -55,7 +57,7 @@ def list_runs(
             raise ConfigError(f"{state!r} is no state of a run; it should be one of {', '.join(STATES)}")
     runs = [
         run
-        for run in map(describe or describe_run, find_runs(Path(root_dir)))
+        for run in map(describe or describe_run, find_runs(fetched_runs(root_dir)))
         if (not states or run["state"] in states) and (find is None or find.lower() in _words(run))
     ]
     if sort not in _ASCENDING:
@@ -110,7 +112,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
         "tokens_per_sec": _number(summary.get("tokens_per_sec"), metrics.get(names.TRAIN_TOKENS_PER_SEC)),
         "tokens": _number(summary.get("tokens"), metrics.get(names.TRAIN_TOKENS_TOTAL)),
         "seconds": _seconds(meta, summary, metrics),
-        "bytes": _size(folder),
+        "bytes": max(_size(folder), CopyRecord.of(folder).bytes),
         "time": meta.get("time") if isinstance(meta.get("time"), str) else None,
         "folder": str(folder.absolute()),
         "notes": meta.get("notes"),
@@ -137,7 +139,7 @@ def last_metrics(path: Path) -> dict[str, Any]:
 
 def _state(folder: Path, summary: Mapping[str, Any]) -> Literal["running", "finished", "preempted", "failed", "killed"]:
     """Return the state; a run without a process that trains in it and without a summary of its end was killed."""
-    if is_locked(folder):
+    if is_locked(folder) or trains_elsewhere(folder):
         return "running"
     state = summary.get("state")
     return state if state in ("finished", "preempted", "failed") else "killed"

@@ -17,6 +17,8 @@ from llmtrain.atomic import follow
 from llmtrain.errors import ConfigError, RunError
 from llmtrain.runs.folders import find_run, is_locked, locked, point_to_latest
 from llmtrain.runs.listing import describe_run, find_runs
+from llmtrain.runs.stores import address_of, delete_run, fetched_runs
+from llmtrain.runs.upload_owner import trains_elsewhere
 
 REMOVED = ".removed-"
 
@@ -27,17 +29,18 @@ def remove_runs(
     """Remove the runs that `refs` name, if `agree` returns true for their descriptions (`describe_run`, and `used_by`).
 
     Returns `removed`, their ids, and `bytes`, their size. Raises ConfigError, and removes nothing, when one does not
-    exist or trains. Raises RunError when a folder cannot be removed.
+    exist or trains. Raises RunError when a folder cannot be removed, and StorageError for one in a store.
     """
-    root = Path(root_dir)
-    folders = list(dict.fromkeys(_whole_run(ref, root) for ref in refs))
-    training = [folder.name for folder in folders if is_locked(folder)]
+    folders = list(dict.fromkeys(_whole_run(ref, fetched_runs(root_dir, ref)) for ref in refs))
+    training = [folder.name for folder in folders if is_locked(folder) or trains_elsewhere(folder)]
     if training:
         raise ConfigError(f"{', '.join(training)}: a process trains in it, so nothing is removed; stop it first")
     descriptions = [{**describe_run(folder), "used_by": _users(folder, besides=folders)} for folder in folders]
     if not agree(descriptions):
         return {"removed": [], "bytes": 0}
     for folder in folders:
+        if address := address_of(folder):
+            delete_run(address)
         remove_folder(folder)
     return {"removed": [run["id"] for run in descriptions], "bytes": sum(run["bytes"] for run in descriptions)}
 

@@ -43,6 +43,11 @@ _RECORD = ".copy.json"
 _BLOCK_BYTES = 1 << 23
 
 
+def cache_folder() -> Path:
+    """Return the folder of what is copied from stores to this machine."""
+    return Path(os.environ.get("LLMTRAIN_CACHE") or CACHE).expanduser()
+
+
 def fetch_folder(address: str, *, patterns: Sequence[str] = ("*",), offline: bool = False) -> Path:
     """Return a local folder with the objects of a folder at an address whose paths match one of `patterns`.
 
@@ -50,7 +55,7 @@ def fetch_folder(address: str, *, patterns: Sequence[str] = ("*",), offline: boo
     asking the store. Raises ConfigError where there is no such folder, access is denied or there is no copy, and
     StorageError where the store fails.
     """
-    cache = Path(os.environ.get("LLMTRAIN_CACHE") or CACHE).expanduser()
+    cache = cache_folder()
     if offline:
         return _newest_copy(cache, address)
     try:

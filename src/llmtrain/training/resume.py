@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +18,10 @@ from typing import Any
 
 from llmtrain.atomic import follow
 from llmtrain.errors import ConfigError
-from llmtrain.runs.folders import find_run, is_run
+from llmtrain.runs.folders import find_run, is_run, never_began
+from llmtrain.runs.stores import CopyRecord, address_of, fetch_newest, fetched_runs, runs_folder
+from llmtrain.runs.upload_owner import wait_until_free
+from llmtrain.storage.failures import StorageError
 from llmtrain.training.checkpoint import CheckpointError, load_state, newest_good, verify
 
 
@@ -35,9 +40,13 @@ class Origin:
     """True if the run may start from the beginning, in its folder, when it has no checkpoint yet."""
 
 
-def find_origin(ref: str, root: Path) -> Origin:
-    """Find the run, or the checkpoint of a run, that `ref` names. Raises ConfigError if there is none."""
-    run, checkpoint = find_run(ref, root)
+def find_origin(ref: str, root_dir: str) -> Origin:
+    """Find the run, or the checkpoint of a run, that `ref` names; one in a store is fetched.
+
+    Raises ConfigError if there is none, or if another machine trains it, and StorageError.
+    """
+    run, checkpoint = find_run(ref, fetched_runs(root_dir, ref))
+    _fetch_checkpoints(run)
     try:
         meta = json.loads((run / "meta.json").read_text(encoding="utf-8"))
         return Origin(run, checkpoint, meta["resolved"], meta.get("commits", {}))
@@ -55,16 +64,34 @@ def reject_other_id(run_id: str | None, origin: Origin) -> None:
         )
 
 
-def find_origin_if_any(run_id: str | None, root: Path) -> Origin | None:
+def _fetch_checkpoints(run: Path) -> None:
+    """Fetch the checkpoints of a run in a store, once nobody trains it. Go by the copy here if the store is down."""
+    address = address_of(run)
+    if address is None:
+        return
+    try:
+        if int(os.environ.get("RANK", "0")) == 0:
+            wait_until_free(address)
+        fetch_newest(run)
+    except StorageError as error:
+        if not CopyRecord.of(run).pending:
+            raise
+        logging.getLogger("llmtrain.store").warning("%s: going on from the copy in %s", error, run)
+
+
+def find_origin_if_any(run_id: str | None, root_dir: str) -> Origin | None:
     """Find the run of this id, for `--resume auto`; None if it was not started yet.
 
     Raises ConfigError without an id: each start would make a new run, and none would find the one before.
     """
     if run_id is None:
         raise ConfigError("--resume auto needs output.run_id: the name of the run to resume, or to start")
-    if not is_run(root / run_id):
+    folder = runs_folder(root_dir) / run_id
+    if not never_began(folder):  # else this start has just made it
+        fetched_runs(root_dir, run_id)
+    if not is_run(folder):
         return None
-    return dataclasses.replace(find_origin(run_id, root), may_start_over=True)
+    return dataclasses.replace(find_origin(str(folder), root_dir), may_start_over=True)
 
 
 def checkpoint_of(origin: Origin) -> tuple[Path | None, list[str]]:

@@ -26,6 +26,7 @@ from llmtrain.data.mixture_report import change_in_words, lines_of
 from llmtrain.distributed.engine import Engine
 from llmtrain.distributed.limits import allowed_cores
 from llmtrain.distributed.strategy import global_batch_size
+from llmtrain.errors import Preempted
 from llmtrain.models.float8 import flops_as_bf16
 from llmtrain.reports.run_page import REPORT_NAME, report_at_end
 from llmtrain.runs.attempts import forget_restarts
@@ -33,6 +34,7 @@ from llmtrain.runs.events import EVENTS_NAME, EventLog
 from llmtrain.runs.folders import link_model
 from llmtrain.runs.heartbeat import HEARTBEAT_NAME, Heartbeat
 from llmtrain.runs.json_files import json_object
+from llmtrain.runs.stores import address_of
 from llmtrain.runs.summary import ParameterCount, RunSummary
 from llmtrain.screen import counted
 from llmtrain.tracking.gpus import device_peak_flops
@@ -98,11 +100,14 @@ class Session:
         )
 
 
-def result_of(run: Path, summary: Mapping[str, Any], state: RunState) -> dict[str, Any]:
-    """Return what the command prints about a run that is finished."""
+def result_of(run: Path, summary: Mapping[str, Any], state: RunState, *, finished: bool = True) -> dict[str, Any]:
+    """Return what the command prints about a run that is finished. Raises Preempted for one that was stopped."""
+    if not finished:
+        raise Preempted(f"step {state.step} is saved; to go on: llmtrain train --resume {address_of(run) or run}")
     validation = {name.replace("/", "_"): value for name, value in state.validation.items()}
     page = str(run / REPORT_NAME) if (run / REPORT_NAME).is_file() else None
-    return {"run": str(run), "model": str(run / "model"), "report": page, **summary, **validation}
+    stored = {"address": address} if (address := address_of(run)) else {}
+    return {"run": str(run), **stored, "model": str(run / "model"), "report": page, **summary, **validation}
 
 
 def already_finished(job: Job) -> dict[str, Any] | None:

@@ -28,6 +28,7 @@ from llmtrain.distributed.diagnosis import (
 from llmtrain.distributed.nccl import SHOWN, SHOWN_PREFIXES, nccl_settings
 from llmtrain.installing import install, install_requirements
 from llmtrain.runs.metadata import hardware, installed_versions
+from llmtrain.runs.stores import runs_folder
 from llmtrain.tracking.redaction import redact
 from llmtrain.training.disk import DiskFacts, disk_findings, look_at_disks
 
@@ -63,7 +64,7 @@ def doctor(root_dir: str = "runs") -> dict[str, Any]:
 
     `can_train` is false where one of the findings is fatal.
     """
-    facts = gather(Path(root_dir))
+    facts = gather(runs_folder(root_dir))
     findings = examine(facts)
     return {
         "can_train": not any(finding.severity == "fatal" for finding in findings),

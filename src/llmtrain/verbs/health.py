@@ -17,6 +17,7 @@ from llmtrain.errors import ConfigError
 from llmtrain.runs.folders import find_run
 from llmtrain.runs.heartbeat import HEARTBEAT_NAME
 from llmtrain.runs.listing import config_section, last_metrics
+from llmtrain.runs.stores import runs_folder
 from llmtrain.tracking import metric_names as names
 
 STAGE_FACTOR = 3
@@ -33,7 +34,7 @@ def health(
     """
     began, now = container_began(proc), time.time()
     try:
-        run, _ = find_run(ref, Path(root_dir))
+        run, _ = find_run(ref, runs_folder(root_dir))
     except ConfigError as error:
         return {"healthy": False, "why": f"not started: {error}", "run": None, "step": None, "loss": None}
     beat, ended = _time_of(run / HEARTBEAT_NAME), _time_of(run / "summary.json")

@@ -12,11 +12,12 @@ from typing import Any
 
 from llmtrain.config.loading.load import LoadedConfig
 from llmtrain.config.sections.schema import Config
-from llmtrain.errors import RunError
+from llmtrain.errors import ConfigError, RunError
 from llmtrain.launching.ssh import copying, environment, group, job
 from llmtrain.launching.ssh.connection import attach_terminal
 from llmtrain.launching.ssh.job import NEWEST
 from llmtrain.launching.ssh.remote import Remote, RemoteMachine
+from llmtrain.storage.address import is_remote
 
 Facts = dict[str, Any]
 
@@ -130,6 +131,8 @@ def stop(remote: Remote, kind: str) -> int:
 
 def fetch(remote: Remote, config: Config | None, names: Sequence[str]) -> list[Facts]:
     """Copy runs from the first machine to the same place here; the job's run where none is named."""
+    if is_remote(_root(config)):
+        raise ConfigError(f"the runs are in {_root(config)}: nothing has to be fetched from {remote.first}")
     names = list(names) or [job.read_file(remote.first, "train-0/name").decode().strip() or NEWEST]
     if NEWEST in names:
         found = environment.run_llmtrain(remote.first, remote, "runs", "--root-dir", _root(config), "--limit", "1")

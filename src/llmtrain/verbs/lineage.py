@@ -10,6 +10,7 @@ from llmtrain.errors import ConfigError
 from llmtrain.generation.open_model import locate_model
 from llmtrain.publishing.ancestry import Ancestry, Node
 from llmtrain.reports.lineage_picture import lineage_picture
+from llmtrain.runs.stores import runs_folder
 
 
 def lineage(ref: str, *, root_dir: str = "runs", check: bool = False, picture: str | None = None) -> dict[str, Any]:
@@ -18,7 +19,7 @@ def lineage(ref: str, *, root_dir: str = "runs", check: bool = False, picture: s
     `picture`: an SVG file to draw the tree into. Raises ConfigError for a model that does not exist, or a picture that
     cannot be written.
     """
-    tree = Ancestry(Path(root_dir), check=check)
+    tree = Ancestry(runs_folder(root_dir), check=check)
     root = tree.model(locate_model(ref, root_dir=root_dir))
     if picture is not None:
         try:

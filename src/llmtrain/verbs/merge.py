@@ -37,6 +37,7 @@ from llmtrain.publishing.exported import (
 from llmtrain.publishing.transformers_folder import logits_of, open_network, write_decoder, write_network
 from llmtrain.runs.folders import find_model
 from llmtrain.runs.json_files import json_object
+from llmtrain.runs.stores import runs_folder
 from llmtrain.training.checkpoint import STATE
 from llmtrain.training.setup.trained import ADAPTER_FOLDER
 
@@ -104,7 +105,8 @@ def _merge_decoder(source: Source, request: Request) -> dict[str, Any]:
     opened = load_language_model(source.folder, device=device)
     merged = opened.model
     assert isinstance(merged, Decoder)
-    adapted = read_model_folder(find_model(trained.init_from, Path(request.root_dir)), device=device)[0].float().eval()
+    initial = find_model(trained.init_from, runs_folder(request.root_dir))
+    adapted = read_model_folder(initial, device=device)[0].float().eval()
     add_lora_to_decoder(adapted, trained.lora)
     read_adapter(source.folder / ADAPTER_FOLDER, adapted)
     dtype = stored_dtype(opened, request.dtype)

@@ -33,6 +33,7 @@ from llmtrain.publishing.publication import (
     reject_local_base,
     settings_of,
 )
+from llmtrain.runs.stores import runs_folder
 
 log = logging.getLogger("llmtrain.publish")
 
@@ -55,10 +56,10 @@ def publish(
     the Hub does not answer.
     """
     source = find_source(model, root_dir=root_dir, trust_remote_code=trust_remote_code)
-    origin = origin_of(source, Path(root_dir))
+    origin = origin_of(source, runs_folder(root_dir))
     settings = settings_of(origin, given)
     evaluation = find_evaluation(
-        [*([origin.run / "eval"] if origin.run is not None else []), Path(root_dir).absolute() / "eval"],
+        [*([origin.run / "eval"] if origin.run is not None else []), runs_folder(root_dir).absolute() / "eval"],
         models=[source.folder, origin.folder],
     )
     if settings.require_improvement is not None:
@@ -75,7 +76,7 @@ def publish(
             document = fill(folder)
             uploaded = upload(folder, place.repo_id, message=f"Publish {origin.name}")
         done = {"to": f"{HUB_PREFIX}{place.repo_id}", "revision": uploaded.revision, "url": uploaded.url, **document}
-    record(origin, done, root=Path(root_dir))
+    record(origin, done, root=runs_folder(root_dir))
     return done
 
 

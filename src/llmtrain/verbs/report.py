@@ -9,6 +9,7 @@ from typing import Any
 from llmtrain.errors import ConfigError
 from llmtrain.reports.run_page import REPORT_NAME, write_report
 from llmtrain.runs.folders import find_run
+from llmtrain.runs.stores import fetched_runs
 
 
 def report(refs: Sequence[str], *, output: str | None = None, root_dir: str = "runs") -> dict[str, Any]:
@@ -17,7 +18,7 @@ def report(refs: Sequence[str], *, output: str | None = None, root_dir: str = "r
     `output`: when None, <run>/report.html for one run and ./report.html for several. Raises ConfigError for a run that
     does not exist, and for a file that cannot be written.
     """
-    folders = list(dict.fromkeys(find_run(ref, Path(root_dir))[0] for ref in refs))
+    folders = list(dict.fromkeys(find_run(ref, fetched_runs(root_dir, ref))[0] for ref in refs))
     beside_run = folders[0] if len(folders) == 1 else Path()
     path = beside_run / REPORT_NAME if output is None else Path(output)
     try:

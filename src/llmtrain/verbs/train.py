@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from llmtrain.config.loading.load import LoadedConfig, to_yaml
 from llmtrain.config.sections.schema import Config
 from llmtrain.distributed.engine import Engine
 from llmtrain.distributed.strategy import Choice
-from llmtrain.errors import Preempted
 from llmtrain.planning.memory_choices import make_memory_choices
 from llmtrain.planning.out_of_memory import out_of_memory_explained
 from llmtrain.runs.attempts import count_restart, refuse_crash_loop
-from llmtrain.runs.folders import begin_run, locked
+from llmtrain.runs.folders import begin_run
+from llmtrain.runs.upload import locked_and_uploaded
 from llmtrain.tracking.logs import setup_logging
 from llmtrain.tracking.system import peak_memory_bytes
 from llmtrain.training.failures import Failures, before_first_step, removed_if_rejected
@@ -112,7 +112,7 @@ def _run(job: Job, stop: StopSignal) -> dict[str, Any]:
     """Train in the run's folder until it is over; go back to a checkpoint where the loop asks for it."""
     config, engine, origin = job.config, job.engine, job.start.origin
     run = engine.from_main(job.find_or_make_folder)
-    with locked(run) if engine.is_main else nullcontext(), removed_if_rejected(run, job):
+    with locked_and_uploaded(run, config.trainer.keep_last, is_main=engine.is_main), removed_if_rejected(run, job):
         if origin:
             refuse_crash_loop(engine.from_main(lambda: count_restart(run, checkpoint=job.position.checkpoint)))
         if engine.is_main:  # under the lock: a second process that would go on with this run changes nothing of it
@@ -145,6 +145,4 @@ def _train_in(run: Path, job: Job, stop: StopSignal) -> dict[str, Any]:
                 report=session.report,
             )
         session.ended(run, finished=finished)
-    if not finished:
-        raise Preempted(f"step {job.state.step} is saved; to go on: llmtrain train --resume {run}")
-    return result_of(run, session.summary.as_dict(), job.state)
+    return result_of(run, session.summary.as_dict(), job.state, finished=finished)

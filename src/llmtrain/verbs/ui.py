@@ -15,6 +15,7 @@ from llmtrain.errors import ConfigError
 from llmtrain.reports.guard import TOKEN, is_loopback
 from llmtrain.reports.web_app import make_app
 from llmtrain.runs.listing import find_runs
+from llmtrain.runs.stores import fetched_runs
 
 log = logging.getLogger("llmtrain.ui")
 
@@ -36,7 +37,7 @@ def serve(
     """
     import uvicorn  # here, so that wrong arguments are reported at once
 
-    root = Path(root_dir)
+    root = fetched_runs(root_dir)
     find_runs(root)
     with _listen(host, port) as listener:
         token = _token(host, token_file)

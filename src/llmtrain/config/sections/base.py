@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from llmtrain.local_paths import ADDRESS, LOCAL, LOCAL_OR_HUB, checked_path
+from llmtrain.local_paths import ADDRESS, LOCAL, LOCAL_OR_HUB, STORE, checked_path
 
 MOST = 10**15
 """Largest integer of a key without a limit of its own: products of several keys stay below 2⁶³."""
@@ -57,7 +57,7 @@ class Section(BaseModel):
     @classmethod
     def _paths_are_such_that_the_key_takes(cls, value: Any, info: ValidationInfo) -> Any:
         kind = cls.model_fields[str(info.field_name)].json_schema_extra
-        return _checked(value, kind) if kind in (LOCAL, LOCAL_OR_HUB, ADDRESS) else value
+        return _checked(value, kind) if kind in (LOCAL, LOCAL_OR_HUB, ADDRESS, STORE) else value
 
 
 def _checked(value: Any, kind: Any) -> Any:

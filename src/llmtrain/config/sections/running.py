@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from llmtrain.config.sections.base import Section, key, opt
-from llmtrain.local_paths import LOCAL
+from llmtrain.local_paths import STORE
 
 RESERVED_NAMES = ("latest", "eval", "rm")
 """Names that no run has: the link to the newest run, the folder of evaluations, and the command that removes runs."""
@@ -89,7 +89,9 @@ class LoggingConfig(Section):
 
 
 class OutputConfig(Section):
-    root_dir: str = opt("runs", "Folder of all runs.", json_schema_extra=LOCAL)
+    root_dir: str = opt(
+        "runs", "Folder of all runs, or its address in a store (s3://bucket/runs).", json_schema_extra=STORE
+    )
     run_id: str | None = opt(
         None,
         "Name of the run's folder, of letters, digits and . _ -; made from time, git and name when not given.",

@@ -12,6 +12,7 @@ from llmtrain.config.sections.schema import Config
 from llmtrain.errors import ConfigError
 from llmtrain.models.fetch import fetch_tokenizer
 from llmtrain.runs.folders import find_model, model_to_begin_from
+from llmtrain.runs.stores import runs_folder
 
 
 def tokenizer_folder_of(config: Config) -> Path:
@@ -20,7 +21,7 @@ def tokenizer_folder_of(config: Config) -> Path:
     Raises ConfigError when none is named or it cannot be had.
     """
     assert isinstance(config.data, ChatConfig)
-    model, root = config.model, Path(config.output.root_dir)
+    model, root = config.model, runs_folder(config.output.root_dir)
     if not isinstance(model, HuggingFaceConfig):
         if config.data.tokenizer is not None:
             return fetch_tokenizer(config.data.tokenizer, local_files_only=False)

@@ -13,6 +13,7 @@ from llmtrain.config.sections.schema import Config
 from llmtrain.errors import ConfigError
 from llmtrain.models.folder import read_model_config
 from llmtrain.runs.folders import find_model, model_to_begin_from
+from llmtrain.runs.stores import runs_folder
 
 FREE_TO_CHANGE = frozenset(
     f"model.{key}"
@@ -34,7 +35,7 @@ def with_model_found(config: Config) -> Config:
 
     Raises ConfigError as `architecture_of` does.
     """
-    root = Path(config.output.root_dir)
+    root = runs_folder(config.output.root_dir)
     if isinstance(config.model, OwnModelConfig):
         return config
     if isinstance(config.model, HuggingFaceConfig):

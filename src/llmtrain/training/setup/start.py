@@ -92,13 +92,13 @@ def _config_and_origin(
     if loaded is not None:
         output = loaded.config.output
         if resume == AUTO:
-            origin = find_origin_if_any(output.run_id, Path(output.root_dir))
+            origin = find_origin_if_any(output.run_id, output.root_dir)
             return _as_started(loaded.config, origin), origin
-        origin = find_origin(resume, Path(output.root_dir))
+        origin = find_origin(resume, output.root_dir)
         reject_other_id(output.run_id, origin)
         return loaded.config, origin
     given = dict(override.split("=", 1) for override in overrides if "=" in override)
-    origin = find_origin(resume, Path(given.get("output.root_dir", OutputConfig().root_dir)))
+    origin = find_origin(resume, given.get("output.root_dir", OutputConfig().root_dir))
     config = load_config(str(origin.run / "config.yaml"), overrides).config
     if "output.run_id" in given:
         reject_other_id(config.output.run_id, origin)
