@@ -33,11 +33,10 @@ def float8_layers(module: nn.Module) -> list[nn.Linear]:
     ]
 
 
-def use_float8(module: nn.Module, *, emulate: bool = False) -> None:
+def use_float8(module: nn.Module) -> None:
     """Let the `float8_layers` of `module` multiply in float8, in place; call it before compiling and sharding.
 
-    `emulate`: round to float8 and multiply in float32, which any device can. Raises ConfigError if there is no such
-    layer.
+    Raises ConfigError if there is no such layer.
     """
     from torchao.float8 import (  # type: ignore[import-not-found, import-untyped, unused-ignore]
         Float8LinearConfig,
@@ -51,7 +50,7 @@ def use_float8(module: nn.Module, *, emulate: bool = False) -> None:
             f"{MULTIPLE}: set it to bf16-mixed"
         )
     # Padding is for the gradient of a weight, which sums over the tokens: these need not be a multiple of 16.
-    config = Float8LinearConfig(pad_inner_dim=True, emulate=emulate)
+    config = Float8LinearConfig(pad_inner_dim=True)
     for block in layers_of(module):
         convert_to_float8_training(block, config=config, module_filter_fn=lambda layer, _: id(layer) in chosen)
     others = sum(isinstance(layer, nn.Linear) for block in layers_of(module) for layer in block.modules()) - len(chosen)

@@ -115,7 +115,7 @@ def gradients(decoder: Decoder) -> tuple[float, dict[str, Tensor]]:
 @needs_torchao
 def test_losses_and_gradients_are_near_those_of_float32() -> None:
     decoder, other = tiny_decoder(init_std=0.05), tiny_decoder(init_std=0.05)
-    use_float8(decoder, emulate=True)
+    use_float8(decoder)
     (loss, ours), (expected, theirs) = gradients(decoder), gradients(other)
     assert loss != expected
     assert loss == pytest.approx(expected, rel=0.01)
@@ -128,7 +128,7 @@ def test_losses_and_gradients_are_near_those_of_float32() -> None:
 @needs_torchao
 def test_training_in_float8_lowers_the_loss_and_saves_what_any_decoder_loads() -> None:
     decoder = tiny_decoder(init_std=0.05)
-    use_float8(decoder, emulate=True)
+    use_float8(decoder)
     optimizer = build_optimizer(OptimizerConfig(lr=0.01), decoder)
     losses = []
     for _ in range(5):
@@ -143,7 +143,7 @@ def test_training_in_float8_lowers_the_loss_and_saves_what_any_decoder_loads() -
 def test_only_adapters_of_layers_in_float8_are_trained_and_they_merge() -> None:
     decoder = tiny_decoder()
     add_lora_to_decoder(decoder, LoraConfig(r=16))
-    use_float8(decoder, emulate=True)
+    use_float8(decoder)
     _, found = gradients(decoder)
     assert found.keys() == trainable_state_dict(decoder).keys()
     assert all(".lora_" in name for name in found)
