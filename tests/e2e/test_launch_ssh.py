@@ -28,7 +28,7 @@ from llmtrain.launching.ssh.remote import remote_of
 from llmtrain.runs.listing import describe_run
 from llmtrain.tracking.sinks import read_metrics
 from tests.support.ssh_server import PYTHON, SshServer
-from tests.support.tiny_run import SYNTHETIC, write_config
+from tests.support.tiny_run import SYNTHETIC, weight_hash, write_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
@@ -203,6 +203,26 @@ def test_hosts_that_do_not_share_a_folder_cannot_resume_a_run(
     assert "two does not see the files of one: only ddp can save" in caplog.text
     with pytest.raises(ConfigError, match="two does not see the files of one, and a run is resumed"):
         check_sharing([nodes[0], apart], None, resume=True)
+
+
+@pytest.mark.nightly  # half a minute; how the hosts are told what to do is tested in test_job.py
+@pytest.mark.skipif(os.geteuid() != 0, reason="a folder of its own for one of the hosts needs root")
+def test_hosts_that_do_not_share_a_folder_train_one_run_which_the_first_has(server: SshServer, project: Path) -> None:
+    there = ["--dir", "~/apart", *server.options("one", "apart")]
+    assert launch("push", *there) == 0
+    assert (server.home / "other" / "tiny.yaml").exists()
+    process = start("train", "tiny.yaml", "output.run_id=both", *there, *PYTHON, "--nproc", "1")
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert "apart does not see the files of one: only ddp can save" in err
+    assert launch("fetch", *there, *PYTHON) == 0
+    run = Path("runs") / "both"
+    assert read_metrics(run / "metrics.jsonl")[-1]["step"] == 20
+    assert (run / "checkpoints" / "latest").exists()
+    assert not (server.home / "other" / "runs" / "both" / "checkpoints").exists()
+    command = [sys.executable, "-m", "llmtrain", "train", "tiny.yaml", "--nproc", "2", "output.run_id=here"]
+    subprocess.run([*command, "distributed.strategy=ddp"], check=True, capture_output=True)
+    assert weight_hash(run) == weight_hash(Path("runs") / "here")
 
 
 def test_a_copy_that_breaks_goes_on(server: SshServer, project: Path) -> None:

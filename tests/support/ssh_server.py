@@ -3,8 +3,9 @@
 >>> with SshServer(folder) as server:
 ...     run(["launch", "ssh", "status", *server.options("one"), "--dir", str(folder / "project")])
 
-It is reached as `one` and as `two`, two names of the same machine; `stranger` is a name without a known host key. HOME
-and the tmux server of a session are the test's own.
+It is reached as `one` and as `two`, two names of the same machine; `stranger` is a name without a known host key. On
+`apart`, which needs root, ~/apart is another folder than on `one`. HOME and the tmux server of a session are the test's
+own.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ import psutil
 
 from tests.support.ranks import free_port
 
+APART = """#!/bin/sh
+export TMUX_TMPDIR="$HOME/tmux-apart"
+exec unshare --mount sh -c 'mount --bind "$HOME/other" "$HOME/apart" && exec sh -c "$SSH_ORIGINAL_COMMAND"'
+"""
+"""What runs a command on `apart`: it sees the files of ~/other in ~/apart."""
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 
@@ -33,10 +39,13 @@ class SshServer:
         self.folder, self.port = folder, free_port()
         self.home = folder / "home"
         self.config = folder / "ssh config"
-        (self.home / "tmux").mkdir(parents=True)
-        for name in ("host_key", "user_key"):
+        for name in ("tmux", "tmux-apart", "other", "apart"):
+            (self.home / name).mkdir(parents=True)
+        for name in ("host_key", "user_key", "apart_key"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
-        shutil.copy(folder / "user_key.pub", folder / "authorized_keys")
+        (folder / "apart.sh").write_text(APART)
+        user, apart = ((folder / f"{name}_key.pub").read_text() for name in ("user", "apart"))
+        (folder / "authorized_keys").write_text(f'{user}command="sh {folder}/apart.sh" {apart}')
         host_key = (folder / "host_key.pub").read_text()
         (folder / "known hosts").write_text(f"[127.0.0.1]:{self.port} {host_key}")
         self._write_configs()
@@ -82,7 +91,7 @@ class SshServer:
         }
         lines = "".join(f"  {key} {value}\n" for key, value in client.items())
         stranger = "Host stranger\n  HostKeyAlias stranger\n"
-        keys = {"one two stranger": "user_key", "keyless": "host_key"}
+        keys = {"one two stranger": "user_key", "apart": "apart_key", "keyless": "host_key"}
         which = "".join(f'Host {hosts}\n  IdentityFile "{self.folder / key}"\n' for hosts, key in keys.items())
         self.config.write_text(f"{stranger}{which}Host {' '.join(keys)}\n{lines}")
 
@@ -92,8 +101,9 @@ class SshServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        environment = {**os.environ, "TMUX_TMPDIR": str(self.home / "tmux")}
-        subprocess.run(["tmux", "kill-server"], env=environment, stderr=subprocess.DEVNULL, check=False)
+        for name in ("tmux", "tmux-apart"):
+            environment = {**os.environ, "TMUX_TMPDIR": str(self.home / name)}
+            subprocess.run(["tmux", "kill-server"], env=environment, stderr=subprocess.DEVNULL, check=False)
         self.cut()
         self.process.kill()
         self.process.wait()

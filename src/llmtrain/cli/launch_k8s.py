@@ -11,9 +11,9 @@ import typer
 from typer.core import TyperGroup
 
 from llmtrain.cli.options import ConfigOption, ConfigWord, Json, Overrides, read_words
-from llmtrain.cli.output import Outcome
+from llmtrain.cli.output import Outcome, printable
 from llmtrain.errors import ConfigError
-from llmtrain.screen import visible
+from llmtrain.reports.blocks import Lines, Table
 
 if TYPE_CHECKING:
     from llmtrain.launching.kubernetes.launch import ClusterRun
@@ -110,10 +110,10 @@ def submit(
         text = manifests(run)
         return Outcome({"run": run.name, "manifests": text}, text.rstrip("\n"))
     done = submit_run(run)
-    lines = [*done["applied"], f"the run {run.name} is submitted: llmtrain launch k8s status {run.name}"]
+    submitted = Lines(f"the run {run.name} is submitted: llmtrain launch k8s status {run.name}", done["applied"])
     if not follow:
-        return Outcome(done, "\n".join(lines))
-    _say("\n".join(lines))
+        return Outcome(done, [submitted])
+    _say(submitted)
     return _state(follow_run(run.name, namespace=run.settings.namespace, say=_say, patience_sec=patience), ends=True)
 
 
@@ -166,8 +166,8 @@ def status(
 
     if name is None:
         found = list_cluster_runs(namespace=namespace)
-        lines = [f"{run['run']}  {run['kind']}" for run in found]
-        return Outcome(found, "\n".join(lines) or "there are no runs in this namespace")
+        runs = Table("", ("", ""), [(run["run"], run["kind"]) for run in found])
+        return Outcome(found, [runs if found else Lines("there are no runs in this namespace", ())])
     if follow:
         return _state(follow_run(name, namespace=namespace, say=_say, patience_sec=patience), ends=True)
     return _state(status_of(name, namespace=namespace), ends=False)
@@ -194,7 +194,7 @@ def stop(name: RunName, namespace: Namespace = None, json: Json = False) -> Outc
 
     done = stop_run(name, namespace=namespace)
     codes = [f"{pod} ended with {_code(code)}" for pod, code in done["exit_codes"].items()]
-    return Outcome(done, "\n".join([*codes, f"the run {name} is stopped; launch it again to continue it"]))
+    return Outcome(done, [Lines(f"the run {name} is stopped; launch it again to continue it", codes)])
 
 
 def delete(name: RunName, namespace: Namespace = None, json: Json = False) -> Outcome:
@@ -202,7 +202,7 @@ def delete(name: RunName, namespace: Namespace = None, json: Json = False) -> Ou
     from llmtrain.verbs.launch_k8s import delete as delete_run
 
     done = delete_run(name, namespace=namespace)
-    return Outcome(done, "\n".join(done["deleted"]))
+    return Outcome(done, [Lines(f"the run {name} is deleted, but for its volumes", done["deleted"])])
 
 
 def _run(ref: str | None, words: Sequence[str], *, name: str | None, env: Sequence[str] | None) -> ClusterRun:
@@ -223,8 +223,9 @@ def _flags(**values: str | int | None) -> list[str]:
     return [f"kubernetes.{key}={value}" for key, value in values.items() if value is not None]
 
 
-def _say(message: str) -> None:
-    print(visible(message), file=sys.stderr, flush=True)
+def _say(message: str | Lines) -> None:
+    lines = Lines(message, ()) if isinstance(message, str) else message
+    print(printable([lines], stream=2), file=sys.stderr, flush=True)
 
 
 def _code(code: int | None) -> str:
@@ -238,9 +239,9 @@ def _state(found: Mapping[str, Any], *, ends: bool) -> Outcome:
         head += f"  step {found['step']}  loss {found['loss']:g}"
     if found["exit_code"] is not None:
         head += f"  exit code {found['exit_code']}"
-    lines = [head, *([f"  {found['cause']}"] if found["cause"] else [])]
+    lines = [found["cause"]] if found["cause"] else []
     for pod in found["pods"]:
         ended = "" if pod["exit_code"] is None else f"  exit code {pod['exit_code']}"
-        lines.append(f"  {pod['ranks']}  {pod['name']}  {pod['phase']}{ended}")
-        lines += [f"    {pod['cause']}"] if pod["cause"] else []
-    return Outcome(found, "\n".join(lines), exit_code=(found["exit_code"] or 0) if ends else 0)
+        lines.append(f"{pod['ranks']}  {pod['name']}  {pod['phase']}{ended}")
+        lines += [f"  {pod['cause']}"] if pod["cause"] else []
+    return Outcome(found, [Lines(head, lines)], exit_code=(found["exit_code"] or 0) if ends else 0)

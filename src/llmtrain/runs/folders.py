@@ -72,10 +72,10 @@ def begin_run(run: Path, config_yaml: str) -> None:
         _point(run.parent / "latest", run.name)
 
 
-def make_run_id(about: RunConfig, *, now: datetime | None = None) -> str:
-    """Return the id of a run that starts now."""
+def make_run_id(about: RunConfig, *, now: datetime | None = None, mark: str = "") -> str:
+    """Return the id of a run that starts now. `mark` tells apart what starts in one second, where no folder does."""
     git = code_git_state()
-    return new_run_id(about.name, now=now or datetime.now(UTC), git_sha=git.sha if git else None)
+    return new_run_id(about.name, now=now or datetime.now(UTC), git_sha=git.sha if git else None, mark=mark)
 
 
 def make_run(about: RunConfig, root: Path) -> Path:

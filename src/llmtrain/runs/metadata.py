@@ -51,20 +51,20 @@ class GitState:
     dirty: bool
 
 
-def new_run_id(name: str, *, now: datetime, git_sha: str | None) -> str:
+def new_run_id(name: str, *, now: datetime, git_sha: str | None, mark: str = "") -> str:
     """`20261120-231502-1a2b3c4-quickstart`: UTC time, commit and a slug of `name`, so that ids sort by time.
 
-    Raises ValueError if `now` has no time zone.
+    `mark` (letters and digits) stands behind the commit, after a dot. Raises ValueError if `now` has no time zone.
     """
     if now.tzinfo is None:
         raise ValueError(f"now={now!r} has no time zone")
     commit = git_sha[:7] if git_sha else "nogit"
-    return f"{now.astimezone(UTC):%Y%m%d-%H%M%S}-{commit}-{slug(name)}"
+    return f"{now.astimezone(UTC):%Y%m%d-%H%M%S}-{commit}{mark and f'.{mark}'}-{slug(name)}"
 
 
 def name_in(run_id: str) -> str | None:
     """The slug of the name in an id that `new_run_id` made; None of another id."""
-    found = re.fullmatch(r"\d{8}-\d{6}-[0-9a-z]+-(.+)", run_id)
+    found = re.fullmatch(r"\d{8}-\d{6}-[0-9a-z.]+-(.+)", run_id)
     return found[1] if found else None
 
 

@@ -144,7 +144,23 @@ LINEAGE = {
     "lineage": {**ORIGIN, "kind": "run", "name": IDS[0], "problems": [], "made_from": [ORIGIN, ORIGIN]},
     **{"problems": ["one"], "unchanged": False},
 }
-RESULTS: dict[str, tuple[str, dict[str, Any]]] = {
+WAITS = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preemption: 0/3 nodes are available"
+PODS: list[dict[str, Any]] = [
+    {"name": "quickstart-0-x7k2p", "ranks": "ranks 0 to 7", "phase": "Failed", "exit_code": 137}
+    | {"cause": "out of memory (OOMKilled): raise kubernetes.memory, or lower trainer.micro_batch_size"},
+    {"name": "quickstart-1-9fd4c", "ranks": "ranks 8 to 15", "phase": "Pending", "exit_code": None}
+    | {"cause": f"pending, Unschedulable: {WAITS}"},
+]
+ON_A_CLUSTER = {
+    **{"run": "quickstart", "kind": "job", "state": "failed", "step": 120, "loss": 2.125, "exit_code": 1},
+    **{"cause": "BackoffLimitExceeded: Job has reached the specified backoff limit of pods", "pods": PODS},
+}
+APPLIED = [f"{kind}/llmtrain-{name} serverside-applied" for kind in ("service", "job.batch") for name in ("a", "b")]
+MACHINE = {
+    **{"host": "somebody@gpu-node-17.example.org", "state": "ended", "exit": 75, "name": IDS[0], "free": 5e11},
+    **{"gpu": ["H100"] * 8, "run": {"steps": 450, "loss": 2.125, "tokens_per_sec": 912_000.0}},
+}
+RESULTS: dict[str, tuple[str, Any]] = {
     "train quickstart": ("train", RUN_RESULT),
     "prepare quickstart": ("prepare", {"output": "data/stdlib", "documents": 1800, "tokens": 7_654_321}),
     "eval m": ("evaluate", EVALUATION),
@@ -154,8 +170,17 @@ RESULTS: dict[str, tuple[str, dict[str, Any]]] = {
     "convert in out": ("convert", CONVERTED),
     "publish m": ("publish", PUBLISHED),
     "lineage m": ("lineage", LINEAGE),
+    "launch k8s status one": ("launch_k8s.status", ON_A_CLUSTER),
+    "launch ssh status --host one --dir ~/x": ("launch_ssh.status", [MACHINE, {**MACHINE, "host": "gpu2"}]),
 }
-"""By command line: the verb that is replaced, which needs torch, and its result."""
+"""By command line: the verb that is replaced, which needs torch or another machine, and its result."""
+ON_OTHER_MACHINES: dict[str, tuple[str, Any]] = {
+    "launch k8s quickstart run.device=cpu": ("launch_k8s.submit", {"run": "quickstart", "applied": APPLIED}),
+    "launch k8s status": ("launch_k8s.list_cluster_runs", [{"run": name, "kind": "StatefulSet"} for name in IDS]),
+    "launch k8s stop one": ("launch_k8s.stop", {"run": "one", "exit_codes": {one["name"]: 75 for one in PODS}}),
+    "launch k8s delete one": ("launch_k8s.delete", {"run": "one", "deleted": APPLIED}),
+}
+"""Further commands, whose texts are not kept."""
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +203,8 @@ COMMANDS = (
     *(f"runs {IDS[0]}", f"runs {IDS[0]} {IDS[1]}", "runs nobody", "runs --sort sped", "runs rm"),
     *("generate --prompt x --interactive", "tran", "train --lora-r 8"),
     *(f"{verb} --help" for verbs in VERBS.values() for verb in verbs),
+    *(f"launch {where} {verb} --help" for where in ("k8s", "ssh") for verb in ("status", "stop", "logs")),
+    *ON_OTHER_MACHINES,
 )
 
 
@@ -189,8 +216,10 @@ def printed(
     *,
     width: int | None,
 ) -> str:
-    if command in RESULTS:
-        verb, result = RESULTS[command]
+    verb, result = {**RESULTS, **ON_OTHER_MACHINES}.get(command, ("", None))
+    if "." in verb:
+        monkeypatch.setattr(f"llmtrain.verbs.{verb}", lambda *_, **__: result)
+    elif verb:
         module = ModuleType(f"llmtrain.verbs.{verb}")
         setattr(module, verb, lambda *_, **__: result)
         monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -229,7 +258,9 @@ def test_each_table_is_the_text_that_was_looked_at(
     monkeypatch.setattr("llmtrain.cli.runs._age", lambda run: 90_000.0)
     monkeypatch.setattr("llmtrain.runs.listing._size", lambda folder: 67_925)
     text = printed(command, folder, monkeypatch, capsys, width=width)
-    file = EXPECTED / f"{command.split()[0]}{len(command.split())}-{width}.txt"
+    words = command.split()
+    name = "-".join(words[:3]) if words[0] == "launch" else f"{words[0]}{len(words)}"
+    file = EXPECTED / f"{name}-{width}.txt"
     if os.environ.get("LLMTRAIN_WRITE_WIDTHS"):
         EXPECTED.mkdir(exist_ok=True)
         file.write_text(text, encoding="utf-8")

@@ -28,8 +28,9 @@ def group_words(
 ) -> list[list[str]]:
     """Return the options --nproc, --nnodes, --node-rank and --rendezvous of `llmtrain train` for each node.
 
-    Without `nproc`, a single machine starts one process, and each of several machines starts one for each GPU. Raises
-    ConfigError if the machines have different folders or numbers of GPUs.
+    Without `nproc`, a single machine starts one process, and each of several machines starts one for each GPU. Where
+    the machines do not share the folder, strategy auto becomes ddp, which alone can save there. Raises ConfigError if
+    the machines have different folders or numbers of GPUs.
     """
     if len(nodes) == 1:
         return [[f"--nproc={nproc}"] if nproc else []]
@@ -40,7 +41,7 @@ def group_words(
     if len(folders) > 1:
         named = " and ".join(f"{folder} on {name}" for folder, name in folders.items())
         raise ConfigError(f"the project's folder is {named}: give one --dir that has the same path on all hosts")
-    check_sharing(nodes, config, resume=resume)
+    shared = check_sharing(nodes, config, resume=resume)
     num_gpus = {node.machine.name: len(facts["gpu"]) for node, facts in zip(nodes, found, strict=True)}
     if nproc is None and len(set(num_gpus.values())) > 1:
         listed = ", ".join(f"{name} has {number}" for name, number in num_gpus.items())
@@ -52,6 +53,8 @@ def group_words(
         address = address_of(remote.first)
         place = f"{f'[{address}]' if ':' in address else address}:{free_port(remote.first, remote)}"
     each = [f"--nproc={nproc or max(1, *num_gpus.values())}", f"--nnodes={len(nodes)}", f"--rendezvous={place}"]
+    if not shared and config is not None and config.distributed.strategy == "auto":
+        each.append("distributed.strategy=ddp")
     return [[*each, f"--node-rank={node.number}"] for node in nodes]
 
 
@@ -63,13 +66,13 @@ def free_port(machine: RemoteMachine, remote: Remote) -> int:
     return int(answer.stdout)
 
 
-def check_sharing(nodes: Sequence[Node], config: Config | None, *, resume: bool) -> None:
-    """Check whether the machines share the project's folder. If not, warn, or raise ConfigError if the run needs it."""
+def check_sharing(nodes: Sequence[Node], config: Config | None, *, resume: bool) -> bool:
+    """Return whether the machines share the project's folder. If not, warn; raise ConfigError if the run needs it."""
     token = token_hex(8)
     write_file(nodes[0].machine, "shared", token)
     alone = ", ".join(node.machine.name for node in nodes[1:] if read_file(node.machine, "shared") != token.encode())
     if not alone:
-        return
+        return True
     sharded = config is not None and config.distributed.strategy in ("fsdp", "fsdp_tp")
     if resume or sharded:
         why = "a run is resumed from its checkpoint" if resume else "each process saves its part of a checkpoint"
@@ -79,3 +82,4 @@ def check_sharing(nodes: Sequence[Node], config: Config | None, *, resume: bool)
         alone,
         nodes[0].machine,
     )
+    return False

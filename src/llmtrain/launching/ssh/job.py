@@ -94,7 +94,7 @@ def name_of_run(resume: str | None, config: Config | None) -> str:
         return parts[parts.index("checkpoints") - 1] if "checkpoints" in parts[1:] else parts[-1]
     if config is None:
         return NEWEST
-    return config.output.run_id or make_run_id(config.run)
+    return config.output.run_id or make_run_id(config.run, mark=token_hex(2))  # other machines' folders are not seen
 
 
 def config_there(node: Node, loaded: LoadedConfig | None) -> list[str]:

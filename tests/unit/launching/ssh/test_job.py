@@ -16,6 +16,7 @@ from llmtrain.launching.ssh import connection, group, job
 from llmtrain.launching.ssh.connection import ConnectionLost
 from llmtrain.launching.ssh.job import Node, name_of_run
 from llmtrain.launching.ssh.remote import remote_of
+from llmtrain.runs.metadata import name_in
 
 LOG = b"".join(b"line %d\n" % number for number in range(30))
 
@@ -96,23 +97,34 @@ def test_a_run_is_named_by_the_resumed_run_or_by_its_config() -> None:
     assert name_of_run("latest", None) == "latest"
 
 
+def test_jobs_that_start_in_one_second_have_runs_of_their_own_which_their_name_finds() -> None:
+    config = Config.model_validate({"data": {"name": "synthetic"}, "run": {"name": "demo"}})
+    started = [name_of_run(None, config) for _ in range(3)]
+    assert len(set(started)) == 3
+    assert {name_in(one) for one in started} == {"demo"}
+
+
 def test_every_machine_gets_its_process_options(monkeypatch: pytest.MonkeyPatch) -> None:
     facts: dict[str, dict[str, Any]] = {
         f"host{index}": {"folder": "/x", "gpu": ["H100"] * 4, "rsync": "yes", "tmux": "yes"} for index in range(2)
     }
     monkeypatch.setattr(group, "inspect_machine", lambda machine, job: facts[machine.name])
     monkeypatch.setattr(group, "address_of", lambda machine: "10.0.0.1")
-    monkeypatch.setattr(group, "check_sharing", lambda *words, **options: None)
+    monkeypatch.setattr(group, "check_sharing", lambda *words, **options: True)
     monkeypatch.setattr(group, "free_port", lambda machine, remote: 1234)
     remote = remote_of(None, {"host": ["host0", "host1"], "dir": "~/x"})
 
-    def words(**given: Any) -> list[list[str]]:
+    def words(config: Config | None = None, **given: Any) -> list[list[str]]:
         options = {"nproc": None, "rendezvous": None, "resume": False, **given}
-        return group.group_words(nodes(2), remote, None, **options)
+        return group.group_words(nodes(2), remote, config, **options)
 
     common = ["--nproc=4", "--nnodes=2", "--rendezvous=10.0.0.1:1234"]
     assert words() == [[*common, "--node-rank=0"], [*common, "--node-rank=1"]]
     assert words(nproc=2, rendezvous="a:1")[1] == ["--nproc=2", "--nnodes=2", "--rendezvous=a:1", "--node-rank=1"]
+    config = Config.model_validate({"data": {"name": "synthetic"}})
+    assert words(config)[1] == [*common, "--node-rank=1"]
+    monkeypatch.setattr(group, "check_sharing", lambda *words, **options: False)  # so that only ddp can save
+    assert words(config)[1] == [*common, "distributed.strategy=ddp", "--node-rank=1"]
     facts["host1"]["gpu"] = []
     with pytest.raises(ConfigError, match="different numbers of GPUs \\(host0 has 4, host1 has 0\\)"):
         words()
