@@ -51,6 +51,21 @@ def test_what_contradicts_is_2_and_names_both_places(config_file: Path, groups: 
     assert "RANK is 1, but WORLD_SIZE is not set" in group.stderr
 
 
+def test_a_machine_whose_peers_do_not_come_ends_in_bounded_time_with_the_code_of_a_hang(config_file: Path) -> None:
+    environment = {**os.environ, "PET_RDZV_CONF": "timeout=2"}
+    places = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+    machines = []
+    for number, place in enumerate(places):
+        meeting = ["--nproc=1", "--nnodes=2", f"--rendezvous={place}", f"--node-rank={number}"]
+        command = [sys.executable, "-m", "llmtrain", "train", str(config_file), f"output.run_id={number}", *meeting]
+        machines.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    for machine, place in zip(machines, places, strict=True):
+        _, err = machine.communicate(timeout=120)
+        assert machine.returncode == 76, err
+        assert f"the machines did not meet at {place} (" in err
+        assert "Traceback" not in err
+
+
 @pytest.mark.parametrize("numbered", [True, False], ids=["static", "c10d"])
 def test_two_machines_train_as_one(config_file: Path, groups: GroupServer, numbered: bool) -> None:
     runs = config_file.parent / "runs"

@@ -18,8 +18,9 @@ from llmtrain.launching.kubernetes.launch import PORT, ClusterRun
 from llmtrain.launching.kubernetes.render import render
 from llmtrain.runs.events import read_events
 from llmtrain.verbs.launch_k8s import cluster_run
+from tests.support.failure_policy import FailurePolicy
 from tests.support.ranks import free_port
-from tests.support.tiny_run import weight_hash
+from tests.support.tiny_run import SYNTHETIC, weight_hash, write_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
@@ -39,11 +40,12 @@ class JobOnThisMachine:
             f"{run.first_host}:{PORT}": f"127.0.0.1:{free_port()}",
         }
         (folder / run.config_file).write_text(run.config_text)
-        self.counted = 0
+        self._policy = FailurePolicy(self.job)
         self.ended: list[int] = []
-        self.pods = {index: self._start(index) for index in range(self.job["spec"]["completions"])}
+        self.pods = {index: self.start(index) for index in range(self.job["spec"]["completions"])}
 
-    def _start(self, index: int) -> subprocess.Popen[bytes]:
+    def start(self, index: int) -> subprocess.Popen[bytes]:
+        """Start a pod."""
         program, *words = self.container["command"]
         assert program == "llmtrain"
         for place, here in {**self.places, "$(NODE_RANK)": str(index)}.items():
@@ -61,6 +63,12 @@ class JobOnThisMachine:
         for process in [*pod.children(recursive=True), pod]:
             process.kill()
 
+    def workers(self, index: int) -> list[psutil.Process]:
+        """Return the processes that train in a pod."""
+        torchrun = "llmtrain.distributed.torchrun"
+        below = psutil.Process(self.pods[index].pid).children(recursive=True)
+        return [one for one in below if "train" in one.cmdline() and torchrun not in one.cmdline()]
+
     def wait(self) -> None:
         """Return when all pods have ended with 0. Fails where the Job would."""
         deadline = time.monotonic() + WAIT_SEC
@@ -69,16 +77,9 @@ class JobOnThisMachine:
             for index, pod in self.pods.items():
                 if (code := pod.poll()) is not None and code != 0:
                     self.ended.append(code)
-                    self._judge(code)
-                    self.pods[index] = self._start(index)
+                    self._policy.judge(code)
+                    self.pods[index] = self.start(index)
             time.sleep(0.1)
-
-    def _judge(self, code: int) -> None:
-        rules = self.job["spec"]["podFailurePolicy"]["rules"]
-        actions = [rule["action"] for rule in rules if code in rule.get("onExitCodes", {}).get("values", [])]
-        assert "FailJob" not in actions
-        self.counted += not actions
-        assert self.counted <= self.job["spec"]["backoffLimit"]
 
     def close(self) -> None:
         """Leave no process."""
@@ -108,3 +109,31 @@ def test_a_pod_that_is_replaced_while_its_peer_still_ends_joins_the_next_start(
     finally:
         job.close()
     assert weight_hash(folder) == undisturbed(*KEYS, world_size=2)
+
+
+@pytest.mark.nightly  # a minute; the containers' test replaces pods as well
+def test_a_pod_that_is_replaced_before_its_peer_has_ended_does_not_wait_for_it_in_vain(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "tiny.yaml", SYNTHETIC)
+    words = ["kubernetes.nodes=2", "trainer.max_steps=12", "trainer.save_every_steps=2", "run.device=cpu"]
+    run = cluster_run(load_config(str(config), words), words, name="pods", env={})
+    job = JobOnThisMachine(run, tmp_path)
+    try:
+        wait_for_saves(tmp_path / "runs" / "pods", 1)
+        first = job.workers(0)
+        for process in first:
+            process.suspend()  # so that its torchrun, and the store in it, stay
+        job.kill(1)
+        job.pods[1].wait()
+        job.pods[1] = job.start(1)
+        deadline = time.monotonic() + WAIT_SEC
+        while not job.workers(1):  # it has met the store of the first start
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        for process in first:
+            process.resume()
+        began = time.monotonic()
+        job.wait()
+        assert time.monotonic() - began < 240  # distributed.timeout_sec is 600
+    finally:
+        job.close()
+    assert set(job.ended) == {75}
