@@ -125,6 +125,7 @@ k8s-image: ## the CPU image, on the nodes of that cluster
 	kind load docker-image $(IMAGE) --name $(KIND)
 
 k8s-train: install ## CONFIG, else quickstart, in two pods of that cluster
+	kubectl config use-context kind-$(KIND)
 	$(RUN) launch k8s $(or $(CONFIG),quickstart) $$(cat deploy/kubernetes/overlays/kind/words) --image $(IMAGE) --name $(NAME) $(ARGS)
 
 k8s-mlflow: ## MLflow on that cluster, shown at http://127.0.0.1:5000
@@ -133,6 +134,7 @@ k8s-mlflow: ## MLflow on that cluster, shown at http://127.0.0.1:5000
 	$(KUBECTL) port-forward service/mlflow 5000
 
 k8s-logs: install ## the log of the run on that cluster, until it ends
+	kubectl config use-context kind-$(KIND)
 	$(RUN) launch k8s status $(NAME) --follow
 
 k8s-down: ## remove the cluster, with its volumes
