@@ -8,7 +8,7 @@ RUN := $(BIN)/llmtrain
 LOCK := compile -q --universal --no-emit-index-url --no-annotate --no-header --python-version 3.11 --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: image k8s-up k8s-image k8s-train k8s-mlflow k8s-logs k8s-down k8s-demo k8s-manifests push ssh-init ssh-train ssh-train-bg ssh-eval ssh-eval-baseline train eval eval-baseline compare publish publish-hf convert help setup venv install extras develop demo demo-finetune test test-slow test-avx2 nightly soak check lint format types imports configs bench bench-gpu gpu-wheels docs lock clean
+.PHONY: image k8s-up k8s-image k8s-train k8s-mlflow k8s-logs k8s-down k8s-demo k8s-manifests push ssh-init ssh-train ssh-train-bg ssh-eval ssh-eval-baseline train eval eval-baseline compare publish publish-hf convert help setup venv install extras develop demo demo-finetune test test-slow test-avx2 test-oldest nightly soak check lint format types imports configs bench bench-gpu gpu-wheels docs lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -165,7 +165,21 @@ test-avx2: develop ## a few tests as an AVX2-only processor computes them
 	$(AVX2) $(PYTEST) -m "not slow and not nightly" tests/golden tests/unit/training tests/unit/distributed/test_native_bf16.py \
 		tests/unit/models/test_decoder_forward.py tests/unit/models/test_decoder_loss.py tests/unit/models/test_decoder_compile.py
 
-nightly: develop ## what takes hours
+# Everything that pyproject.toml asks for in its oldest version that is allowed: torch 2.10, transformers 5.17.
+OLDEST := $(VENV)-oldest
+
+test-oldest: $(OLDEST)/.installed ## training and models with the oldest versions that are allowed
+	$(OLDEST)/bin/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile -m "not slow and not nightly" \
+		tests/golden tests/unit/models tests/unit/training tests/unit/distributed tests/unit/generation
+
+$(OLDEST)/.installed: pyproject.toml | $(BIN)/python $(UV)
+	$(UV) venv -q --clear --python $(BIN)/python $(OLDEST)
+	$(UV) pip install -q --python $(OLDEST)/bin/python --resolution lowest-direct -r pyproject.toml --extra bnb
+	$(UV) pip install -q --python $(OLDEST)/bin/python --no-deps -e .
+	$(UV) pip install -q --python $(OLDEST)/bin/python pytest pytest-timeout pytest-xdist hypothesis
+	@touch $@
+
+nightly: develop test-oldest ## what takes hours
 	$(BIN)/python -m pytest -m nightly
 
 soak: develop ## a thousand kills while runs save: hours
@@ -221,5 +235,5 @@ lock: | $(UV) ## work out the lock files and requirements.txt anew
 	sed -n 's/^\([a-z0-9._-]*==.*[^ \\]\) *\\$$/\1/p' requirements.lock >> requirements.txt
 
 clean: ## remove what was made, but no run and no data
-	rm -rf $(VENV) $(VENV)-uv site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-uv $(OLDEST) site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
