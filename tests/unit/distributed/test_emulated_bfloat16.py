@@ -138,6 +138,7 @@ def test_fine_tuning_a_decoder(models: Path, rows: Path, tmp_path: Path, model: 
         assert stored(tmp_path / "out") == {torch.bfloat16}
 
 
+@pytest.mark.skipif(torch.__version__ < "2.11", reason="torch 2.10 compiles nothing once a dispatch mode was there")
 def test_a_compiled_step() -> None:
     """Compiled code is not seen by the guard: what it would compute is counted in its graphs."""
     counts = []

@@ -99,5 +99,7 @@ def test_the_cache_holds_the_dtype_of_the_stream() -> None:
         assert decoder.new_cache(1, 4).keys.dtype == torch.bfloat16
         ids = random_batch()["input_ids"]
         cached = cached_logits(decoder, ids, [8, 8])
-        torch.testing.assert_close(cached, decoder.logits(ids), rtol=0.05, atol=0.1)
+        with torch.inference_mode():  # torch 2.10 keeps the weights that autocast made in it
+            full = decoder.logits(ids)
+        torch.testing.assert_close(cached, full, rtol=0.05, atol=0.1)
     assert tiny_decoder().to(torch.bfloat16).new_cache(1, 4).keys.dtype == torch.bfloat16
