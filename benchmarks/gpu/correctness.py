@@ -34,8 +34,9 @@ from benchmarks.gpu.small_runs import (
     small_config,
     validation_loss,
 )
-from llmtrain.generation.decoding import CachedModel
+from llmtrain.generation.decoding import CachedModel, generate
 from llmtrain.generation.open_model import device_named, load_language_model, locate_model
+from llmtrain.generation.sampling import Decoding, Sampling, choose_tokens
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.huggingface.model import HuggingFaceModel
 from llmtrain.models.huggingface.quantization import Quantized
@@ -64,8 +65,11 @@ def measure(setting: Setting) -> None:
         made(f"packed = alone, {name}", partial(checks.packed, "decoder", torch.bfloat16, changes), limit=BFLOAT16)
     made("packed = alone, transformers, float32", lambda: checks.packed("llama", torch.float32), limit=FLOAT32)
     made("packed = alone, transformers, bfloat16", lambda: checks.packed("llama", torch.bfloat16), limit=BFLOAT16)
-    made("cached = full decoding, decoder", lambda: checks.cached(checks.gpu), limit=FLOAT32)
-    made("cached = full decoding, transformers", lambda: checks.cached(checks.lora[1]), limit=FLOAT32)
+    made("cached = full decoding, decoder, float32", lambda: checks.cached(checks.gpu), limit=FLOAT32)
+    made("cached = full decoding, transformers, float32", lambda: checks.cached(checks.lora[1]), limit=FLOAT32)
+    made("generated = likeliest, decoder", lambda: checks.generated(checks.gpu), limit=BFLOAT16)
+    made("generated = likeliest, transformers", lambda: checks.generated(checks.lora[1]), limit=BFLOAT16)
+    made("tokens drawn on a GPU = on a CPU", lambda: checks.drawn(), limit=EXACT)
     made("a GPU's checkpoint on a CPU", lambda: checks.reloaded(checks.gpu, checks.config, on="cpu"), limit=FLOAT32)
     made("LoRA of a decoder, saved in training", lambda: checks.decoder_lora(), limit=BFLOAT16)
     made(
@@ -208,6 +212,39 @@ class Checks:
             steps = [model.logits(ids[:, : length // 2], None, cache)]
             steps += [model.logits(ids[:, slot : slot + 1], None, cache) for slot in range(length // 2, length)]
         return relative(full, torch.cat(steps, dim=1))
+
+    def generated(self, run: SmallRun) -> float:
+        """Return how far the scores of generated tokens are from the largest, by a forward pass over full rows.
+
+        Both compute as `generate` and `eval` do: on a GPU in bfloat16. Rows begin and end at different times.
+        """
+        device = device_named(self._setting.device.type)
+        opened = load_language_model(locate_model(str(run.folder)), device=device)
+        drawn = torch.Generator().manual_seed(0)
+        prompts = [torch.randint(1, VOCAB_SIZE, (length,), generator=drawn).tolist() for length in (9, 2, 5, 1, 7)]
+        how = Decoding(max_new_tokens=20, sampling=Sampling(temperature=0.0), batch_size=2)
+        gaps: list[float] = []
+        with torch.no_grad(), opened.computing():
+            rows = generate(opened.model, prompts, how, stop_ids=range(0, VOCAB_SIZE, 16))
+            for prompt, row in zip(prompts, rows, strict=True):
+                scores = opened.model.logits(torch.tensor([prompt + row], device=device))[0, len(prompt) - 1 : -1]
+                chosen = scores.gather(1, torch.tensor(row, device=device, dtype=torch.int64)[:, None])[:, 0]
+                gaps += ((scores.amax(1) - chosen).abs() / scores.abs().amax()).tolist() if row else []
+        assert gaps, "every row ended at once"
+        return largest(gaps)
+
+    def drawn(self) -> float:
+        """Return the share of tokens that the GPU draws otherwise than the CPU, from the same scores and numbers."""
+        made = torch.Generator().manual_seed(0)
+        scores = torch.randn(64, VOCAB_SIZE, generator=made) * 3
+        numbers = torch.rand(64, generator=made, dtype=torch.float64)
+        differ = []
+        for settings in ({}, {"temperature": 0.7}, {"top_k": 50}, {"top_p": 0.9}, {"top_k": 200, "top_p": 0.95}):
+            how = Sampling(**settings)
+            device = self._setting.device
+            ours = choose_tokens(scores.to(device), sampling=how, numbers_b=numbers.to(device)).cpu()
+            differ.append(float((ours != choose_tokens(scores, sampling=how, numbers_b=numbers)).double().mean()))
+        return largest(differ)
 
     def _new_model(self, kind: str, changes: Mapping[str, Any]) -> nn.Module:
         torch.manual_seed(0)

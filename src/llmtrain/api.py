@@ -19,6 +19,7 @@ from llmtrain.distributed.native_bf16 import with_computing_dtype
 from llmtrain.errors import ConfigError
 from llmtrain.generation.language_model import LanguageModel
 from llmtrain.generation.open_model import device_named, open_model
+from llmtrain.generation.precision import autocast_dtype
 from llmtrain.models.folder import read_model_config
 from llmtrain.models.weights import read_decoder
 from llmtrain.verbs import evaluate as evaluation
@@ -129,6 +130,7 @@ def load_decoder(
         encoder=None,
         eos_ids=frozenset() if found is None else frozenset([found.eos_id]),
         folder=Path(weights).absolute().parent,
+        autocast=autocast_dtype(place),
     )
 
 

@@ -38,7 +38,7 @@ def test_the_whole_kit_runs_on_a_cpu(tmp_path: Path) -> None:
         ["ceilings", "correctness", "torchrun", "attention", "speeds", "tuning", "peers"], "done"
     )
     checks = [check for section in sections.values() for check in section["checks"]]
-    assert len(checks) == 22
+    assert len(checks) == 25
     for check in checks:
         assert check["value"] <= check["limit"], check
     assert [row for name in ("speeds", "tuning", "peers") for row in sections[name]["rows"] if "error" in row] == []

@@ -18,6 +18,7 @@ from llmtrain.screen import counted
 
 ROWS = (
     ("model", "model"),
+    ("precision", "precision"),
     ("data", "data"),
     ("tokens", "tokens"),
     ("loss", "loss"),

@@ -156,11 +156,13 @@ def _reshard_after_inference(module: nn.Module, arguments: Any, output: Any) -> 
 
 
 def without_gradients(model: object) -> AbstractContextManager[Any]:
-    """Return inference mode, which is fastest; for a sharded model no_grad.
+    """Return inference mode, which is fastest; for a sharded model and under a GPU's autocast no_grad.
 
-    Tensors that were gathered in inference mode could not be trained afterwards.
+    Tensors that were gathered in inference mode could not be trained afterwards, and autocast would not keep the
+    weights that it has rounded, but round them in each forward pass.
     """
-    return torch.no_grad() if isinstance(model, FSDPModule) else torch.inference_mode()
+    keeps = isinstance(model, FSDPModule) or torch.is_autocast_enabled("cuda")
+    return torch.no_grad() if keeps else torch.inference_mode()
 
 
 def part_of(tensor: Tensor) -> Part:

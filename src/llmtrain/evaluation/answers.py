@@ -138,12 +138,13 @@ def answer_all(
         if not rows:
             continue
         ended = count(len(found) + 1)
-        answers = writer.answers(
-            [asked[row] for row in rows],
-            [prompts[row] for row in rows],
-            [keys[row] for row in rows],
-            on_end=lambda _, ended=ended: after_row(next(ended)),  # type: ignore[misc]
-        )
+        with language_model.computing():
+            answers = writer.answers(
+                [asked[row] for row in rows],
+                [prompts[row] for row in rows],
+                [keys[row] for row in rows],
+                on_end=lambda _, ended=ended: after_row(next(ended)),  # type: ignore[misc]
+            )
         found |= dict(zip(rows, answers, strict=True))
         if journal is not None:
             journal.append({keys[row]: found[row] for row in rows})

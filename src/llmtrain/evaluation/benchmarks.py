@@ -62,11 +62,13 @@ def evaluate_tasks(
     began = time.monotonic()
     with _seeded(seed), engine.main_first():  # one rank fetches what a task needs
         tasks = _load(settings, seed=seed)
-    language_model = load_language_model(folder, device=engine.device, trust_remote_code=trusts_code)
+    language_model = load_language_model(
+        folder, device=engine.device, trust_remote_code=trusts_code, precision=engine.resolved.precision
+    )
     if language_model.tokenizer is None:
         raise ConfigError(f"{folder} has no tokenizer, so it cannot answer questions")
     log.info("%s for %s", ", ".join(settings.tasks), folder)
-    with _seeded(seed), Progress(quiet=not engine.is_main) as progress:
+    with language_model.computing(), _seeded(seed), Progress(quiet=not engine.is_main) as progress:
         model = TaskModel(language_model, engine=engine, batch_size=settings.batch_size, seed=seed, progress=progress)
         found = run_harness(
             model,
@@ -83,6 +85,7 @@ def evaluate_tasks(
         )
         document = {
             "model": str(folder),
+            "precision": language_model.precision,
             "output": str(output),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "tasks": {name: _scores(name, found) for name in found["results"]},

@@ -1,7 +1,8 @@
 """Lets a model answer a sample of evaluation.data while it trains, and measures the answers as `eval` does.
 
-The model answers with its present weights, in their precision; if it is sharded, in the precision of training, and all
-processes answer every question together. This does not change the training: it has random generators of its own.
+The model answers with its present weights: on a GPU, or if it is sharded, in the precision of training, else in that of
+the weights. All processes answer every question together if it is sharded. This does not change the training: it has
+random generators of its own.
 """
 
 from __future__ import annotations
@@ -75,7 +76,9 @@ def open_interview(
             "evaluation.every_steps: the data has no tokenizer, so the model cannot answer: remove the key"
         )
     metrics_named(settings.metrics, **settings.metric_options)
-    language_model = live_model(config, model, tokenizer_folder=tokenizer, model_folder=model_folder, for_rows=True)
+    language_model = live_model(
+        config, model, engine=engine, tokenizer_folder=tokenizer, model_folder=model_folder, for_rows=True
+    )
     questions = read_questions(settings.files, key="evaluation.data", max_samples=settings.max_samples)
     if len(questions) > settings.train_samples:
         chosen = random.Random(config.run.seed).sample(range(len(questions)), settings.train_samples)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from llmtrain.contracts import Batch
 from llmtrain.distributed.engine import Engine
@@ -50,16 +50,19 @@ def evaluate_loss(
     """
     was_training = model.training
     model.eval()
-    loss_sum, num_tokens = 0.0, 0
+    sums: list[tuple[Tensor, Tensor]] = []
+    """Loss and tokens of each batch. They are read at the end: to wait for each would leave a GPU idle."""
     try:
         with torch.no_grad():
             for batch in batches:
                 before_batch()
-                batch_loss_sum, batch_tokens = model(engine.to_device(batch))
-                loss_sum += float(batch_loss_sum)
-                num_tokens += int(batch_tokens)
+                sums.append(model(engine.to_device(batch)))
     finally:
         model.train(was_training)
+    loss_sum, num_tokens = 0.0, 0
+    for batch_loss_sum, batch_tokens in sums:
+        loss_sum += float(batch_loss_sum)
+        num_tokens += int(batch_tokens)
     loss_sum = engine.sum_floats([loss_sum])[0] / engine.tensor_parallel_size
     num_tokens = engine.sum(num_tokens)[0] // engine.tensor_parallel_size
     loss = loss_sum / num_tokens if num_tokens else math.nan

@@ -33,6 +33,8 @@ class Measured:
     measures: Sequence[Measure]
     statistics: Mapping[str, Statistics]
     baseline: Mapping[str, Statistics] | None
+    precisions: Sequence[str]
+    """Precision of the model, and that of its baseline."""
     seed: int
     num_resamples: int
 
@@ -46,6 +48,7 @@ class Measured:
         }
         return {
             "data": ", ".join(names.values()),
+            **dict(zip(("precision", "baseline_precision"), self.precisions, strict=False)),
             "tokens": int(self.statistics["loss"][:, 1].sum()),
             **{name: all_rows["scores"][name] for name in _LOSS_METRICS},
             **all_rows,
@@ -55,7 +58,7 @@ class Measured:
             "rows_without_loss": int((self.statistics["loss"][:, 1] == 0).sum()),
             "empty_predictions": sum(not answer.prediction.strip() for answer in self.answers),
             "rows_not_defined": self._rows_not_defined(),
-            "definitions": {measure.name: measure.definition for measure in self.measures},
+            "definitions": {measure.name: self._definition(measure) for measure in self.measures},
             "signatures": {measure.name: measure.signature for measure in self.measures if measure.signature},
         }
 
@@ -82,6 +85,13 @@ class Measured:
                 line["change"] = "better" if gains[row] > TIE else "worse" if gains[row] < -TIE else "same"
             found.append(line)
         return found
+
+    def _definition(self, measure: Measure) -> str:
+        if measure.name not in _LOSS_METRICS:
+            return measure.definition
+        names = list(dict.fromkeys(self.precisions))
+        baseline = "" if len(names) == 1 else f", of the baseline in {names[1]}"
+        return f"{measure.definition}; computed in {names[0]}{baseline}"
 
     def _part(self, rows: NDArray[np.bool_] | None) -> dict[str, Any]:
         """Return the metrics of all rows, or of the chosen ones."""
@@ -149,9 +159,10 @@ def measure(
     baseline_answers: Sequence[Answer] | None,
     settings: EvaluationConfig,
     *,
+    precisions: Sequence[str],
     seed: int,
 ) -> Measured:
-    """Compute the statistics of every row, for the model and the baseline.
+    """Compute the statistics of every row, for the model and the baseline, which computed in the `precisions`.
 
     A row that is too long for the context of one of them has no loss for either. Raises ConfigError if a metric of the
     user's own returns no number.
@@ -180,6 +191,7 @@ def measure(
         measures=measures_of(metrics, with_loss=True),
         statistics=statistics(answers),
         baseline=None if baseline_answers is None else statistics(baseline_answers),
+        precisions=precisions,
         seed=seed,
         num_resamples=settings.resamples,
     )

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmtrain.distributed.sharding import without_gradients
+
 TOKENS_AT_A_TIME = 8_192
 SCORES_AT_A_TIME = 64_000_000
 """Number of logits in a batch: 256 MB in float32."""
@@ -42,7 +44,6 @@ class RowLoss(NamedTuple):
     """True if each of these tokens is the likeliest one at its position."""
 
 
-@torch.inference_mode()
 def row_losses(
     model: ScoringModel,
     rows: Sequence[tuple[Sequence[int], Sequence[bool]]],
@@ -61,7 +62,9 @@ def row_losses(
         length = len(rows[by_length[done]][0])
         size = max(1, min(TOKENS_AT_A_TIME, SCORES_AT_A_TIME // model.vocab_size) // max(1, length))
         batch = by_length[done : done + size]
-        for row, loss in zip(batch, _batch_losses(model, [rows[row] for row in batch]), strict=True):
+        with without_gradients(model):
+            losses = _batch_losses(model, [rows[row] for row in batch])
+        for row, loss in zip(batch, losses, strict=True):
             found[row] = loss
         done += len(batch)
         after_batch(done)
@@ -75,13 +78,14 @@ def _batch_losses(model: ScoringModel, rows: Sequence[tuple[Sequence[int], Seque
     for index, (ids, supervised) in enumerate(rows):
         ids_bt[index, : len(ids)] = torch.tensor(list(ids))
         counts_bt[index, : len(ids)] = torch.tensor(list(supervised))
-    ids_bt, counts_bt = ids_bt.to(model.device), counts_bt.to(model.device)
-    logits = model.logits(ids_bt[:, :-1])
-    counted = counts_bt[:, 1:]
-    losses = F.cross_entropy(logits[counted].float(), ids_bt[:, 1:][counted], reduction="none").double()
-    sums = torch.zeros(counted.shape, dtype=torch.float64, device=losses.device)
-    sums[counted] = losses
-    missed = torch.zeros(counted.shape, dtype=torch.bool, device=losses.device)
-    missed[counted] = logits[counted].argmax(-1) != ids_bt[:, 1:][counted]
-    columns = (sums.sum(1).tolist(), counted.sum(1).tolist(), (~missed.any(1)).tolist())
+    # Found on the CPU: a GPU would be waited for to know how many there are.
+    of_rows, places = counts_bt[:, 1:].nonzero(as_tuple=True)
+    logits = model.logits(ids_bt[:, :-1].to(model.device))[of_rows.to(model.device), places.to(model.device)]
+    expected = ids_bt[:, 1:][of_rows, places].to(model.device)
+    losses = F.cross_entropy(logits.float(), expected, reduction="none").cpu()
+    sums = torch.zeros(len(rows), longest - 1, dtype=torch.float64)
+    sums[of_rows, places] = losses.double()
+    missed = torch.zeros(len(rows), longest - 1, dtype=torch.bool)
+    missed[of_rows, places] = (logits.argmax(-1) != expected).cpu()
+    columns = (sums.sum(1).tolist(), counts_bt[:, 1:].sum(1).tolist(), (~missed.any(1)).tolist())
     return [RowLoss(*row) for row in zip(*columns, strict=True)]

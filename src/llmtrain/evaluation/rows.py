@@ -42,6 +42,11 @@ from llmtrain.tracking.progress import Progress
 
 log = logging.getLogger("llmtrain.eval")
 
+MIXED = (
+    "small differences between them may come from that. A GPU with bfloat16 computes both in one precision; elsewhere "
+    "export the model with --dtype, so that the weights of both have the same"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Subjects:
@@ -68,7 +73,8 @@ def evaluate_rows(
     questions = read_questions(settings.files, key="evaluation.data", max_samples=settings.max_samples)
     model = _load(subjects.model, engine, trusts_code=subjects.trusts_model)
     asked = ask_all(questions, model, chat=settings.chat)
-    identity = _identity(subjects, settings, asked, seed=seed)
+    precisions = [model.precision]
+    identity = _identity(subjects, settings, asked, seed=seed, precision=precisions[0])
     make_folder = partial(evaluation_folder, subjects.model, root=runs_folder(root_dir), identity=identity)
     folder = engine.from_main(make_folder)
     assert model.encoder is not None
@@ -83,10 +89,13 @@ def evaluate_rows(
     if subjects.baseline is not None:
         del model  # so that only one model is in memory
         opened = _load(subjects.baseline, engine, trusts_code=subjects.trusts_baseline)
+        precisions.append(opened.precision)
+        if engine.is_main and len(set(precisions)) > 1:
+            log.warning("the model computes in %s, but its baseline in %s: %s", *precisions, MIXED)
         baseline_answers = answer(opened, name="baseline")
 
     def conclude() -> dict[str, Any]:
-        measured = measure(questions, answers, baseline_answers, settings, seed=seed)
+        measured = measure(questions, answers, baseline_answers, settings, precisions=precisions, seed=seed)
         overlaps = (
             _overlaps(questions, subjects.trained_on) if settings.contamination else "evaluation.contamination is false"
         )
@@ -107,7 +116,13 @@ def evaluate_rows(
 
 
 def _load(folder: Path, engine: Engine, *, trusts_code: bool) -> LanguageModel:
-    return load_language_model(folder, device=engine.device, for_rows=True, trust_remote_code=trusts_code)
+    return load_language_model(
+        folder,
+        device=engine.device,
+        for_rows=True,
+        trust_remote_code=trusts_code,
+        precision=engine.resolved.precision,
+    )
 
 
 def _answers(
@@ -132,11 +147,13 @@ def _answers(
         )
 
 
-def _identity(subjects: Subjects, settings: EvaluationConfig, asked: Sequence[Asked], *, seed: int) -> str:
+def _identity(
+    subjects: Subjects, settings: EvaluationConfig, asked: Sequence[Asked], *, seed: int, precision: str
+) -> str:
     """Return a hash that is equal for evaluations with the same answers, whatever their batch size and metrics."""
     decoding = settings.model_dump(mode="json", include={"max_new_tokens", "temperature", "top_p"})
     models = [model_fingerprint(folder) for folder in (subjects.model, subjects.baseline) if folder is not None]
-    content = json.dumps([models, decoding, seed, unique_keys(asked)], sort_keys=True)
+    content = json.dumps([models, decoding, seed, precision, unique_keys(asked)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 

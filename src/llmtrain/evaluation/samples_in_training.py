@@ -103,7 +103,7 @@ def open_samples(
         raise ConfigError(f"{KEY}: the data has no tokenizer, so the model cannot generate text; remove the prompts")
     if not validates:
         raise ConfigError(f"{KEY} are completed at evaluations, but there is no validation data; name it in data.val")
-    model = live_model(config, module, tokenizer_folder=tokenizer, model_folder=model_folder)
+    model = live_model(config, module, engine=engine, tokenizer_folder=tokenizer, model_folder=model_folder)
     samples = Samples(model, settings, seed=config.run.seed, engine=engine)
     samples.check()
     return samples

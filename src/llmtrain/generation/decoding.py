@@ -1,13 +1,14 @@
 """Generates tokens from a model, one at a time, in batches, with a key/value cache.
 
-    prompts ─ padded on the left ─ one forward pass for all ─▶ logits of the next token ─ choose_token per row ─┐
-                                        ▲                                                                      │
-                                        └────────── one forward pass with the chosen tokens ◀──────────────────┘
+    prompts ─ padded on the left ─ one forward pass for all ─▶ logits of the next tokens ─ choose_tokens ─┐
+                                        ▲                                                                 │
+                                        └───────── one forward pass with the chosen tokens ◀──────────────┤
+                                                                                                          ▼
+    waiting rows ─ one forward pass ─▶ the places of rows that have ended ◀─ every READ_EVERY tokens ─ the host
 
-    waiting rows ─ one forward pass ─▶ the places of rows that have ended, if the cache can be refilled
-
-A row's result depends on its prompt and the seed, not on what else is in the batch. completion.py makes text of the
-tokens; sampling.py chooses them.
+Tokens are chosen on the model's device. What a row wrote after its end, before the host has read that, is dropped.
+Waiting rows join only if the cache can be refilled. A row's result depends on its prompt and the seed, not on what else
+is in the batch. completion.py makes text of the tokens; sampling.py chooses them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from llmtrain.distributed.sharding import without_gradients
 from llmtrain.errors import ConfigError
-from llmtrain.generation.sampling import Decoding, choose_token, generators_for
+from llmtrain.generation.sampling import Decoding, Sampling, choose_tokens, choosing_device, generators_for
 from llmtrain.screen import counted
 
 
@@ -105,6 +106,8 @@ class Prompt:
 
 REFILL_DIVISOR = 4
 """A batch is refilled when 1/REFILL_DIVISOR of its rows have ended, since some prompts take little longer than one."""
+READ_EVERY = 4
+"""Number of tokens of each row after which the host reads those of a GPU. Waiting for each would leave the GPU idle."""
 
 OnToken = Callable[[int, int], bool]
 """Called with (row, token) for each new token; returns whether to continue the row after it."""
@@ -129,32 +132,25 @@ def generate(
     Raises ConfigError if a prompt is empty or leaves no room in the context.
     """
     rows = [prompt if isinstance(prompt, Prompt) else Prompt(prompt) for prompt in prompts]
-    limit, sampling = context_length(model), how.sampling
+    limit = context_length(model)
     _check_prompts([prompt.ids for prompt in rows], limit=limit)
-    generators = generators_for([prompt.key for prompt in rows], seed=sampling.seed)
-    greedy = sampling.temperature == 0.0 and sampling.repetition_penalty == 1.0
     room = [min(how.max_new_tokens, limit - len(prompt.ids)) for prompt in rows]
     generated: list[list[int]] = [[] for _ in rows]
 
-    def choose(row: int, logits_v: Tensor, likeliest: int) -> int | None:
-        """Return the row's next token; None if the row ends."""
-        among = None if generated[row] else rows[row].first_tokens
-        if greedy and among is None:
-            token = likeliest
-        else:
-            seen = [*rows[row].ids, *generated[row]] if sampling.repetition_penalty != 1.0 else []
-            token = choose_token(logits_v, sampling=sampling, seen=seen, generator=generators[row], among=among)
-        if token not in stop_ids:
-            generated[row].append(token)
-            continues = on_token is None or on_token(row, token)
-            if continues and len(generated[row]) < room[row]:
-                return token
-        on_end(row)
-        return None
+    def add(row: int, tokens: Sequence[int]) -> int | None:
+        """Add the row's next tokens up to its end, and return the last one; None if the row ends."""
+        for token in tokens:
+            continues = False
+            if token not in stop_ids:
+                generated[row].append(token)
+                continues = on_token is None or on_token(row, token)
+            if not continues or len(generated[row]) == room[row]:
+                on_end(row)
+                return None
+        return tokens[-1]
 
     by_length = sorted(range(len(rows)), key=lambda row: len(rows[row].ids), reverse=True)
-    needs_logits = not greedy or any(prompt.first_tokens is not None for prompt in rows)
-    batches = _Batches(model, [prompt.ids for prompt in rows], choose=choose, needs_logits=needs_logits)
+    batches = _Batches(model, rows, how.sampling, generated=generated, room=room, add=add)
     with without_gradients(model):
         batches.decode(deque(by_length), size=how.batch_size or max(1, len(rows)), most_tokens=max(room, default=0))
     return generated
@@ -166,18 +162,21 @@ class _Batches:
     def __init__(
         self,
         model: CachedModel,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
         *,
-        choose: Callable[[int, Tensor, int], int | None],
-        needs_logits: bool,
+        generated: Sequence[Sequence[int]],
+        room: Sequence[int],
+        add: Callable[[int, Sequence[int]], int | None],
     ) -> None:
-        """Set the model, the rows' prompts and the choice of tokens.
+        """Set the model, the rows' prompts, the tokens that they have so far and how many these may become.
 
-        `choose(row, logits, likeliest)` returns the row's next token from the logits [vocab] and the likeliest token;
-        None ends the row. Without `needs_logits`, the logits stay on the model's device, and only the likeliest token
-        of each row is copied to the CPU.
+        `add(row, tokens)` adds to a row's tokens, and returns the last one; None ends the row.
         """
-        self._model, self._prompts, self._choose, self._needs_logits = model, prompts, choose, needs_logits
+        self._model, self._prompts, self._sampling = model, prompts, sampling
+        self._generated, self._room, self._add = generated, room, add
+        self._choosing = choosing_device(model.device, sampling)
+        self._generators = generators_for([prompt.key for prompt in prompts], seed=sampling.seed)
 
     def decode(self, waiting: deque[int], *, size: int, most_tokens: int) -> None:
         """Decode the waiting rows in their order (longest prompts first), `size` at a time, until all have ended."""
@@ -199,18 +198,18 @@ class _Batches:
                     kept = [place for place, row in enumerate(rows) if row is not None]
                     cache.keep_rows(kept)
                     rows, chosen = [rows[place] for place in kept], [chosen[place] for place in kept]
-                if isinstance(cache, RefillableCache) and cache.is_full:
-                    cache.drop_padding()
-                chosen = self._next(torch.tensor([[token or 0] for token in chosen]), cache, rows)
+                steps = _read_every(self._choosing)
+                # No row goes beyond its room, where there may be no position for its tokens.
+                steps = min(steps, *(self._room[row] - len(self._generated[row]) for row in rows if row is not None))
+                chosen = self._next(torch.tensor([[token or 0] for token in chosen]), cache, rows, steps=steps)
 
     def _begin(self, rows: Sequence[int | None], *, most_tokens: int) -> tuple[DecodingCache, list[int | None]]:
         """Return a cache that holds the rows' prompts, with room for `most_tokens` more, and their first new tokens."""
-        prompts = [self._prompts[row] for row in rows if row is not None]
+        prompts = [self._prompts[row].ids for row in rows if row is not None]
         longest = max(map(len, prompts))
         padding = [longest - len(prompt) for prompt in prompts]
-        cache = self._model.new_cache(
-            len(prompts), longest + most_tokens, first_slots=torch.tensor(padding, dtype=torch.int64)
-        )
+        first_slots = torch.tensor(padding, dtype=torch.int64) if any(padding) else None
+        cache = self._model.new_cache(len(prompts), longest + most_tokens, first_slots=first_slots)
         input_ids = torch.tensor([[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)])
         return cache, self._next(input_ids, cache, rows)
 
@@ -230,15 +229,67 @@ class _Batches:
         for place, row, token in zip(free, joining, first_tokens, strict=False):
             rows[place], chosen[place] = row, token
 
-    def _next(self, input_ids: Tensor, cache: DecodingCache, rows: Sequence[int | None]) -> list[int | None]:
-        """Return the next token of each row; None for a row that ends or has ended."""
-        logits = self._model.logits(input_ids.to(self._model.device), None, cache, last_only=True)[:, -1]
-        likeliest = logits.argmax(-1).tolist()
-        logits = logits.float().cpu() if self._needs_logits else logits
-        return [
-            None if row is None else self._choose(row, logits[place], likeliest[place])
-            for place, row in enumerate(rows)
-        ]
+    def _next(
+        self, input_ids: Tensor, cache: DecodingCache, rows: Sequence[int | None], *, steps: int = 1
+    ) -> list[int | None]:
+        """Choose `steps` tokens for each row, and return the last ones; None for a row that ends or has ended."""
+        device = self._model.device
+        numbers = self._numbers(rows, steps).to(self._choosing)
+        ids, seen, chosen = input_ids, None, []
+        for step in range(steps):
+            if isinstance(cache, RefillableCache) and cache.is_full:
+                cache.drop_padding()
+            logits = self._model.logits(ids.to(device), None, cache, last_only=True)[:, -1].to(self._choosing)
+            if self._sampling.repetition_penalty != 1.0:
+                seen = self._seen(rows, logits) if seen is None else seen.scatter(1, ids, True)
+            ids = self._choose(logits, rows, numbers[:, step], seen)[:, None]
+            chosen.append(ids)
+        tokens = _read(torch.cat(chosen, dim=1))
+        return [None if row is None else self._add(row, tokens[place]) for place, row in enumerate(rows)]
+
+    def _choose(self, logits: Tensor, rows: Sequence[int | None], numbers: Tensor, seen: Tensor | None) -> Tensor:
+        """Return the next token [b] of each row, among its first tokens if it has no tokens yet."""
+        chosen = choose_tokens(logits, sampling=self._sampling, numbers_b=numbers, seen_bv=seen)
+        for place, row in enumerate(rows):
+            if row is None or self._generated[row] or (among := self._prompts[row].first_tokens) is None:
+                continue
+            among, here = among.to(logits.device), slice(place, place + 1)
+            found = choose_tokens(
+                logits[here, among],
+                sampling=self._sampling,
+                numbers_b=numbers[here],
+                seen_bv=None if seen is None else seen[here, among],
+            )
+            chosen[here] = among[found]
+        return chosen
+
+    def _numbers(self, rows: Sequence[int | None], steps: int) -> Tensor:
+        """Return the next random numbers [b, steps] of each row, if tokens are drawn."""
+        numbers = torch.zeros(len(rows), steps, dtype=torch.float64)
+        if self._sampling.temperature > 0.0:
+            for place, row in enumerate(rows):
+                if row is not None:
+                    numbers[place] = torch.rand(steps, generator=self._generators[row], dtype=torch.float64)
+        return numbers
+
+    def _seen(self, rows: Sequence[int | None], logits: Tensor) -> Tensor:
+        """Return a mask [b, vocab] of the tokens that are in each row."""
+        seen = torch.zeros(logits.shape, dtype=torch.bool)
+        for place, row in enumerate(rows):
+            if row is not None:
+                seen[place, torch.tensor([*self._prompts[row].ids, *self._generated[row]])] = True
+        return seen.to(logits.device)
+
+
+def _read_every(device: torch.device) -> int:
+    """Return the number of tokens of each row after which the host reads those that are chosen on `device`."""
+    return READ_EVERY if device.type == "cuda" else 1
+
+
+def _read(tokens: Tensor) -> list[list[int]]:
+    """Return the tokens on the host, which waits for the device until they are computed."""
+    found: list[list[int]] = tokens.tolist()
+    return found
 
 
 def context_length(model: CachedModel) -> int:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack
+
+import torch
 
 from llmtrain.data.chat.encoding import ChatEncoder
 from llmtrain.data.chat.shapes import Message
@@ -18,6 +21,7 @@ from llmtrain.data.files.row_faults import RowError
 from llmtrain.data.tokenizers import Tokenizer
 from llmtrain.errors import ConfigError
 from llmtrain.generation.completion import Completion, OnText, TokenizedPrompt, complete
+from llmtrain.generation.precision import computing_in, named_precision
 from llmtrain.generation.sampling import Decoding, Sampling
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.screen import counted
@@ -85,6 +89,17 @@ class LanguageModel:
     folder: Path
     chats: bool = False
     """True if a prompt is a user's turn unless `Settings.chat` says otherwise."""
+    autocast: torch.dtype | None = None
+    """Dtype of the products of texts and evaluations, on a GPU; None: that of the weights."""
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Compute in the model's precision within the block, which all forward passes of a text or evaluation share."""
+        return computing_in(self.autocast, self.model.device)
+
+    @property
+    def precision(self) -> str:
+        """Precision of `computing`, in words."""
+        return named_precision(self.model, self.autocast, self.model.device)
 
     def generate(
         self,
@@ -122,26 +137,20 @@ class LanguageModel:
         rendered = [self.render(_turns(prompt)) for prompt in listed] if in_turns else texts
         ids = [self.prompt_ids(text, is_complete=in_turns) for text in rendered]
         tokenizer = self.tokenizer
-        completions = complete(
-            self.model,
-            tokenizer,
-            [TokenizedPrompt(text, tokens) for text, tokens in zip(texts, ids, strict=True)],
-            Decoding(
-                max_new_tokens=given["max_new_tokens"],
-                sampling=Sampling(
-                    temperature=given["temperature"],
-                    top_k=given["top_k"],
-                    top_p=given["top_p"],
-                    repetition_penalty=given["repetition_penalty"],
-                    seed=given["seed"],
-                ),
-                batch_size=given["batch_size"],
-            ),
-            stop=given["stop"],
-            stop_ids={*self.stop_ids(chat=in_turns), *(_token_id(tokenizer, token) for token in given["stop_tokens"])},
-            heal=given["heal"] and not in_turns,
-            on_text=on_text,
-        )
+        with self.computing():
+            completions = complete(
+                self.model,
+                tokenizer,
+                [TokenizedPrompt(text, tokens) for text, tokens in zip(texts, ids, strict=True)],
+                _decoding(given),
+                stop=given["stop"],
+                stop_ids={
+                    *self.stop_ids(chat=in_turns),
+                    *(_token_id(tokenizer, token) for token in given["stop_tokens"]),
+                },
+                heal=given["heal"] and not in_turns,
+                on_text=on_text,
+            )
         if not in_turns:
             return completions
         return [replace(done, rendered=text) for done, text in zip(completions, rendered, strict=True)]
@@ -194,6 +203,20 @@ class LanguageModel:
         end_of_turn = self.encoder.template.end_of_turn if chat and self.encoder is not None else ""
         found = self.tokenizer.token_id(end_of_turn) if self.tokenizer is not None and end_of_turn else None
         return self.eos_ids if found is None else self.eos_ids | {found}
+
+
+def _decoding(given: Settings) -> Decoding:
+    return Decoding(
+        max_new_tokens=given["max_new_tokens"],
+        sampling=Sampling(
+            temperature=given["temperature"],
+            top_k=given["top_k"],
+            top_p=given["top_p"],
+            repetition_penalty=given["repetition_penalty"],
+            seed=given["seed"],
+        ),
+        batch_size=given["batch_size"],
+    )
 
 
 def _turns(prompt: str | Sequence[Message]) -> Sequence[Message]:

@@ -16,6 +16,7 @@ import hashlib
 import logging
 import re
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,6 +37,7 @@ from llmtrain.distributed.native_bf16 import with_computing_dtype
 from llmtrain.distributed.resolve import resolve
 from llmtrain.errors import ConfigError
 from llmtrain.generation.language_model import AnyModel, LanguageModel
+from llmtrain.generation.precision import autocast_dtype
 from llmtrain.models.companions import end_tokens, has_chat_template, has_tokenizer, optional_json
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.fetch import HUB_ID, base_of_adapter, fetch_model_or_adapter, is_adapter_folder
@@ -100,6 +102,7 @@ def load_language_model(
     for_rows: bool = False,
     quantized: Quantized | None = None,
     trust_remote_code: bool = False,
+    precision: str | None = None,
 ) -> LanguageModel:
     """Load the model or adapter in `folder` to `device`. Raises ConfigError if it cannot be used.
 
@@ -107,7 +110,7 @@ def load_language_model(
 
     `for_rows`: make an encoder in any case, with a plain chat template if the model has none. `quantized`: round the
     weights of an adapter's base to the values that they have with so few bits. `trust_remote_code`: run the Python code
-    that comes with the model; a run whose config says so runs it in any case.
+    that comes with the model; a run whose config says so runs it in any case. `precision`: see `autocast_dtype`.
     """
     base = base_of(folder, trust_remote_code=trust_remote_code)
     config = config_beside(folder)
@@ -120,15 +123,15 @@ def load_language_model(
         network: AnyModel = with_computing_dtype(read_own_model(folder, trained), device).to(device).eval()
     else:
         network = _load(folder, base, device, quantized, trust_remote_code=trust_remote_code or trusts_code(config))
+    opened = partial(LanguageModel, model=network, folder=folder, autocast=autocast_dtype(device, precision))
     tokenizer_folder = folder if base is None or has_tokenizer(folder) else base
     if not has_tokenizer(tokenizer_folder):
-        return LanguageModel(model=network, tokenizer=None, encoder=None, eos_ids=frozenset(), folder=folder)
+        return opened(tokenizer=None, encoder=None, eos_ids=frozenset())
     tuned_on_rows = config is not None and isinstance(config.data, ChatConfig)
     is_plain_text = not (tuned_on_rows or for_rows or has_chat_template(tokenizer_folder))
     if isinstance(network, Decoder | OwnModel) and is_plain_text:
         tokenizer = load_tokenizer(tokenizer_folder)
-        eos_ids = frozenset([tokenizer.eos_id])
-        return LanguageModel(model=network, tokenizer=tokenizer, encoder=None, eos_ids=eos_ids, folder=folder)
+        return opened(tokenizer=tokenizer, encoder=None, eos_ids=frozenset([tokenizer.eos_id]))
 
     from llmtrain.data.chat.encoding import ChatEncoder
     from llmtrain.data.chat.templates import ChatTemplate
@@ -137,12 +140,10 @@ def load_language_model(
     found = load_fast_tokenizer(tokenizer_folder)
     has_template = found.chat_template is not None
     chats = trained_on_turns(config, otherwise=has_template) if tuned_on_rows else has_template
-    return LanguageModel(
-        model=network,
+    return opened(
         tokenizer=wrap_tokenizer(found, where=str(tokenizer_folder)),
         encoder=ChatEncoder(ChatTemplate(found)),
         eos_ids=frozenset([int(found.eos_token_id), *end_tokens(folder), *end_tokens(base or folder)]),
-        folder=folder,
         chats=chats,
     )
 
@@ -195,8 +196,10 @@ def device_named(name: str) -> torch.device:
 
 
 def trusts_code(config: Config | None) -> bool:
-    """Return whether a run's config allows the Python code that comes with its model."""
-    return config is not None and isinstance(config.model, HuggingFaceConfig) and config.model.trust_remote_code
+    """Return whether a run's config allows Python code besides llmtrain's: its model's, or a class that it names."""
+    if config is None:
+        return False
+    return isinstance(config.model, OwnModelConfig) or getattr(config.model, "trust_remote_code", False)
 
 
 def _fetch(path: str, revision: str | None, *, code: bool = False) -> Path:
@@ -213,10 +216,14 @@ def _load(
     full = base or folder
     described = optional_json(full / "config.json")
     if described.get("model_type") == OWN_CLASS_TYPE:
-        raise ConfigError(
-            f"{folder} has the weights of {described.get('class')}, a class that is not part of llmtrain. It is only "
-            "imported if the config.yaml of its run names it: give the run, or one of its checkpoints"
-        )
+        if not trust_remote_code:
+            raise ConfigError(
+                f"{folder} has the weights of {described.get('class')}, a class that is not part of llmtrain. It is "
+                "only imported if the config.yaml of its run names it: give the run, one of its checkpoints, or "
+                "--trust-remote-code, which imports it from the current folder or the installed packages"
+            )
+        own = OwnModelConfig(name=described["class"], options=described["options"])
+        return with_computing_dtype(read_own_model(full, own), device).to(device).eval()
     if base is None and "llmtrain" in described:
         return with_computing_dtype(read_model_folder(full)[0], device).to(device).eval()
     if described.get("model_type") == OWN_MODEL_TYPE:

@@ -47,7 +47,8 @@ RECORD = "published.jsonl"
 """File in the run's folder with a line for each publication."""
 EVALUATION_FILE = "evaluation.json"
 EVALUATION_KEYS = (
-    *("time", "data", "rows", "tokens", "scores", "baseline_scores", "comparison", "definitions", "signatures"),
+    *("time", "data", "rows", "tokens", "precision", "baseline_precision", "scores", "baseline_scores", "comparison"),
+    *("definitions", "signatures"),
 )
 """Keys of metrics.json that are published: none has paths of this machine or rows."""
 

@@ -139,12 +139,13 @@ def _with(settings: EvaluationConfig, given: Mapping[str, Any]) -> EvaluationCon
 def _engine(about: Config, *, precision_asked_here: bool) -> Engine:
     """The machine. However a run was spread over processes, here each has the whole model and a share of the rows.
 
-    A run that was trained in bfloat16 elsewhere is evaluated in float32 where bfloat16 is emulated, unless this command
-    asks for bfloat16. Float8 is for training, and a compile takes longer than most evaluations: neither is used here.
+    Unless this command asks for a precision, it is the same for all models on a GPU, and none that a CPU emulates.
+    Float8 is for training, and a compile takes longer than most evaluations: neither is used here.
     """
     trainer = about.trainer.model_copy(update={"compile": False, "precision": about.trainer.autocast_precision})
-    in_bf16 = trainer.precision.startswith("bf16")
-    if in_bf16 and not precision_asked_here and not computes_bf16(resolve_device(about.run.device)):
-        trainer = trainer.model_copy(update={"precision": "32"})
+    device = resolve_device(about.run.device)
+    emulated = trainer.precision.startswith("bf16") and not computes_bf16(device)
+    if not precision_asked_here and (device.startswith("cuda") or emulated):
+        trainer = trainer.model_copy(update={"precision": "auto"})
     distributed = about.distributed.model_copy(update={"strategy": "auto", "rendezvous": RendezvousConfig()})
     return Engine(resolve(about.run, trainer, distributed), distributed=distributed)

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 
 from llmtrain.cli.app import run as command
+from llmtrain.config.sections.evaluation import EvaluationConfig
 from llmtrain.errors import ConfigError
 from llmtrain.evaluation import answers
 from llmtrain.evaluation.answers import AnswerJournal
+from llmtrain.evaluation.rows import Subjects, _identity
 from llmtrain.generation import decoding as generation
+from llmtrain.generation import language_model
 from llmtrain.verbs.evaluate import evaluate
 from tests.support.tiny_huggingface import write_tiny_adapter, write_tiny_chat_folder
 from tests.support.tiny_model import write_tiny_model
@@ -74,6 +77,7 @@ def test_an_adapter_is_compared_with_its_base_on_every_file_and_all(
     assert compared["low"] < compared["difference"] < compared["high"]
     assert compared["wins"] + compared["losses"] + compared["ties"] == 21
     assert set(written["comparison"]) == set(written["scores"]) == set(written["definitions"])
+    assert written["precision"] == written["baseline_precision"] == "float32"
     assert "sacre" not in written["signatures"]["bleu"]
     assert re.search(r"version:\d", written["signatures"]["bleu"])
     assert written["contamination"] == {"checked": False, "why": "the model's training data is not known"}
@@ -105,6 +109,26 @@ def test_answers_are_the_same_at_any_batch_size(
         assert any(line["prediction"] for line in alone)
         losses = [[line["scores"]["loss"] for line in side] for side in (alone, together)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_baseline_of_another_precision_is_a_warning(
+    adapter: Path, rows: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = iter(["float32", "bfloat16"])
+    monkeypatch.setattr(language_model, "named_precision", lambda *_: next(names))
+    found = evaluated(adapter, rows[1:], tmp_path, max_new_tokens=1)
+    assert (found["precision"], found["baseline_precision"]) == ("float32", "bfloat16")
+    assert "the model computes in float32, but its baseline in bfloat16" in capsys.readouterr().err
+
+
+def test_answers_of_another_precision_are_not_continued(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path)
+    subjects = Subjects(model=tmp_path, baseline=None, trained_on=None)
+    one, again, other = (
+        _identity(subjects, EvaluationConfig(), [], seed=1, precision=precision)
+        for precision in ("float32", "float32", "bfloat16 (autocast)")
+    )
+    assert one == again != other
 
 
 def test_a_stopped_evaluation_continues_and_answers_no_question_twice(

@@ -20,7 +20,9 @@ from llmtrain.evaluation.questions import Question
 from llmtrain.publishing.improvement import Evaluation, check_improvement
 
 
-def evaluated(folder: Path, *rows: tuple[str, str, str]) -> dict[str, Any]:
+def evaluated(
+    folder: Path, *rows: tuple[str, str, str], precisions: tuple[str, str] = ("float32", "float32")
+) -> dict[str, Any]:
     """The metrics.json of rows of (expected, answer, answer of the baseline)."""
     questions = [
         Question("q.jsonl", f"q.jsonl:{n}", PromptCompletion("?", row[0]), row[0]) for n, row in enumerate(rows)
@@ -30,8 +32,9 @@ def evaluated(folder: Path, *rows: tuple[str, str, str]) -> dict[str, Any]:
         for side in (1, 2)
     ]
     settings = EvaluationConfig(metrics=["exact_match", "rougeL", "bleu"], resamples=100)
-    found = measure(questions, sides[0], sides[1], settings, seed=1)
+    found = measure(questions, sides[0], sides[1], settings, precisions=precisions, seed=1)
     about = {"model": "m", "baseline": "b", "output": str(folder), "contamination": {"checked": False, "why": "no"}}
+    folder.mkdir(exist_ok=True)
     write_evaluation(folder, {**about, **found.document(), "settings": {}}, found.rows([]))
     document: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
     return document
@@ -65,3 +68,12 @@ def test_a_gain_in_chinese_can_be_required(tmp_path: Path) -> None:
     assert "|tok:zh|" in document["signatures"]["bleu"]
     for metric in ("exact_match", "rougeL", "bleu"):
         check_improvement(Evaluation(tmp_path / "metrics.json", document), metric, how="llmtrain eval")
+
+
+def test_the_definition_of_the_loss_names_the_precision_and_two_of_them_if_models_differ(tmp_path: Path) -> None:
+    document = evaluated(tmp_path / "same", ("a", "a", "b"))
+    assert document["definitions"]["loss"].endswith("; nats a token; computed in float32")
+    mixed = evaluated(tmp_path / "mixed", ("a", "a", "b"), precisions=("bfloat16 (autocast)", "float32"))
+    assert (mixed["precision"], mixed["baseline_precision"]) == ("bfloat16 (autocast)", "float32")
+    assert mixed["definitions"]["loss"].endswith("; computed in bfloat16 (autocast), of the baseline in float32")
+    assert "of the baseline in float32" in (tmp_path / "mixed" / "report.html").read_text()

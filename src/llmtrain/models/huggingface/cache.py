@@ -23,7 +23,7 @@ class HuggingFaceCache:
         self._first_slots = torch.zeros(batch_size, dtype=torch.int64, device=device)
         if first_slots is not None:
             self._first_slots.copy_(first_slots)
-        self._is_padded = bool(self._first_slots.any())
+        self._is_padded = first_slots is not None and bool(first_slots.any())
 
     def mask(self, num_tokens: int) -> Tensor | None:
         """Return [b, s]: 1 for each slot with a token, including the next `num_tokens`, 0 for padding.
