@@ -84,8 +84,8 @@ def test_the_page_is_planned_and_what_it_cannot_do_is_one_message(folder: Path, 
         ("code", "my_pkg.models:Convolution"),
         ("code", "my_pkg.data:TextFile"),
     ]
-    for verb in ("export", "merge", "publish"):
-        assert "your own class, which no other program can open" in says(verb, "one", code=2)["error"]["message"]
+    assert "use --format safetensors" in says("export", "one", code=2)["error"]["message"]
+    assert "is a whole model, without an adapter" in says("merge", "one", code=2)["error"]["message"]
     shutil.copytree(folder / "runs" / "one" / "model", folder / "alone")
     assert (
         "if the config.yaml of its run names it"
@@ -98,8 +98,43 @@ def test_the_page_is_planned_and_what_it_cannot_do_is_one_message(folder: Path, 
         "model.options.depth=3": "failed (TypeError",
         "trainer.activation_checkpointing=true": "has no method checkpoint_blocks()",
         "distributed.strategy=fsdp_tp": "fsdp_tp",
+        "model.lora={}": "name a trained model in init_from",
     }.items():
         assert message in says("train", "my.yaml", *LITTLE, key, code=2)["error"]["message"]
+
+
+def test_adapters_are_trained_merged_exported_and_published(
+    folder: Path, says: Says, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [*LITTLE, "trainer.eval_every_steps=null", "trainer.max_steps=6"]
+    says("train", "my.yaml", *keys, "output.run_id=base")
+    tuning = ["model.init_from=base", "model.lora={r: 4}", "optimizer.lr=0.05"]
+    planned = says("plan", "my.yaml", *keys, *tuning)
+    assert planned["parameters"]["trainable"] == 4 * (32 + planned["model"]["vocab_size"])
+    whole = says("train", "my.yaml", *keys, *tuning, "output.run_id=tuned")
+    assert whole["last_loss"] < says("eval", "base")["loss"]
+    monkeypatch.setenv("LLMTRAIN_FAULTS", "term@stepped:step=3")
+    says("train", "my.yaml", *keys, *tuning, "output.run_id=stopped", code=75)
+    monkeypatch.delenv("LLMTRAIN_FAULTS")
+    says("train", "--resume", "stopped")
+    assert weight_hash(folder / "runs" / "stopped") == weight_hash(folder / "runs" / "tuned")
+
+    loss = says("eval", "tuned")["loss"]
+    assert loss < says("eval", "base")["loss"] - 0.01
+    merged = says("merge", "tuned", "--dtype", "float32")
+    assert merged["max_logit_difference"] < 1e-4, "from base and adapter"
+    exported = says("export", "tuned", "--format", "safetensors")
+    published = says("publish", "tuned", "--license", "mit")
+    asked = ("--prompt", "def copy(", "--max-new-tokens", "6")
+    (text,) = says("generate", "tuned", *asked)
+    for made in (merged["output"], exported["output"], published["to"]):
+        assert "--trust-remote-code" in says("generate", made, *asked, code=2)["error"]["message"]
+        assert says("generate", made, *asked, "--trust-remote-code") == [text]
+    card = (Path(published["to"]) / "README.md").read_text()
+    assert "library_name: llmtrain" in card
+    assert "The code of my_pkg.models:Convolution is not published" in card
+    wrong = says("train", "my.yaml", *keys, *tuning, "model.options.width=16", code=2)["error"]["message"]
+    assert "is my_pkg.models:Convolution with options {'width': 32}" in wrong
 
 
 @pytest.mark.processes

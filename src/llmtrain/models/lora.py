@@ -1,7 +1,8 @@
 """LoRA through peft, on a model of transformers and on the decoder.
 
     LoraConfig ─ target layers that exist ─▶ peft's config ─┬─ add_lora: a PeftModel around a model of transformers
-                                                            └─ add_lora_to_decoder: adapters inside the decoder
+                                                            ├─ add_lora_to_decoder: adapters inside the decoder
+                                                            └─ add_lora_to_own: inside a model of the user's own
 
 The two share everything else. peft makes the adapters, their names and their files. Trainable tensors are float32,
 whatever the dtype of the frozen ones.
@@ -14,6 +15,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +103,28 @@ def add_lora_to_decoder(decoder: nn.Module, lora: LoraConfig) -> None:
         raise ConfigError(
             "model.lora.target_modules: the decoder's output can have no adapter; remove it from the list"
         )
-    with _placeholders(decoder):
-        inject_adapter_in_model(config, decoder)
-    _keep_trainable_in_float32(decoder)
+    _inject(config, decoder)
+
+
+def add_lora_to_own(network: nn.Module, lora: LoraConfig) -> None:
+    """Add adapters to the linear layers of a model of the user's own, in place.
+
+    Raises ConfigError if a target matches nothing, or shares its weight, which merging would change elsewhere.
+    """
+    uses = Counter(id(parameter) for _, parameter in network.named_parameters(remove_duplicate=False))
+    _inject(_peft_config(network, lora, head=None), network)
+    for name, layer in network.named_modules():
+        if isinstance(layer, BaseTunerLayer) and uses[id(layer.get_base_layer().weight)] > 1:
+            raise ConfigError(
+                f"model.lora.target_modules: {name} shares its weight with another layer, so it can have no adapter: "
+                "list the names of the other linear layers"
+            )
+
+
+def _inject(config: PeftLoraConfig, network: nn.Module) -> None:
+    with _placeholders(network):
+        inject_adapter_in_model(config, network)
+    _keep_trainable_in_float32(network)
 
 
 @torch.no_grad()
@@ -116,7 +137,7 @@ def merged_state_dict(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict
     merged = without_values(network)
     frozen = {
         name: parameter.detach().to("cpu", copy=True)
-        for name, parameter in network.named_parameters(remove_duplicate=False)
+        for name, parameter in chain(network.named_parameters(remove_duplicate=False), network.named_buffers())
         if name not in tensors and not parameter.is_meta
     }
     merged.load_state_dict(frozen | dict(tensors), strict=False, assign=True)

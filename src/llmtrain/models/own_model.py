@@ -39,6 +39,8 @@ class OwnModel(nn.Module):
         self.config = config
         self.network: Any = network
         self.vocab_size = vocab_size
+        self.saved_names = frozenset(self.saved_tensors())
+        """Names of the weights in a model folder: without those of adapters, which are merged into them there."""
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the sum of the supervised tokens' losses, and their number."""
@@ -174,6 +176,18 @@ class TokenCache:
         self._rows, self._padding = [self._rows[row] for row in rows], [self._padding[row] for row in rows]
 
 
+def check_same_class(folder: Path, config: OwnModelConfig) -> None:
+    """Raise ConfigError if the model in a folder is not of the class and options of `config`."""
+    file = folder / "config.json"
+    described = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    found = described.get("class"), described.get("options")
+    if found != (config.name, config.options):
+        raise ConfigError(
+            f"model.init_from: the model in {folder} is {found[0] or described.get('model_type')} with options "
+            f"{found[1] or {}}, but this config's is {config.name} with {config.options}: give the same"
+        )
+
+
 def build_own_model(config: OwnModelConfig, vocab_size: int) -> OwnModel:
     """Build the model that `config` names. Raises ConfigError if its class cannot be imported, or is no such model."""
     make: Any = import_callable(config.name, key=KEY)
@@ -203,7 +217,8 @@ def write_own_folder(
     folder: Path, *, model: OwnModel, state_dict: Mapping[str, Tensor], tokenizer_folder: Path | None
 ) -> None:
     """Write the weights, a config.json that names their class and options, and the tokenizer if there is one."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
+    kept = model.saved_names
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items() if name in kept}
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     description = {
         "model_type": OWN_CLASS_TYPE,

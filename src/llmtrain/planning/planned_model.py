@@ -108,6 +108,10 @@ def _planned_own(config: OwnModelConfig, vocab_size: int) -> PlannedModel:
             model = build_own_model(config, vocab_size)
     except ConfigError:  # the class may compute with its weights; any other error is raised again here
         model = build_own_model(config, vocab_size)
+    if config.lora is not None:
+        from llmtrain.models.lora import add_lora_to_own
+
+        add_lora_to_own(model.network, config.lora)
     return PlannedModel(
         trained=model,
         module=model,

@@ -13,12 +13,12 @@ from llmtrain._version import __version__
 from llmtrain.config.loading.load import yaml_text
 from llmtrain.config.loading.tree import parse_file
 from llmtrain.config.sections.huggingface import HuggingFaceConfig
-from llmtrain.config.sections.model import DecoderConfig
 from llmtrain.config.sections.publishing import PublishConfig
 from llmtrain.data.files.find import DataFile, find_rows
 from llmtrain.errors import ConfigError
 from llmtrain.models.fetch import base_of_adapter, is_adapter_folder
 from llmtrain.models.folder import OWN_MODEL_TYPE
+from llmtrain.models.own_model import OWN_CLASS_TYPE
 from llmtrain.publishing.exported import Source
 from llmtrain.publishing.improvement import Evaluation
 from llmtrain.publishing.markdown import Code
@@ -92,7 +92,7 @@ def _base(source: Source, settings: PublishConfig) -> str | None:
     model = source.config.model if source.config is not None else None
     if isinstance(model, HuggingFaceConfig):
         return model.path if model.init == "pretrained" else None
-    return model.init_from if isinstance(model, DecoderConfig) else None
+    return model.init_from if model is not None else None
 
 
 def _loading(source: Source, base: str | None, settings: PublishConfig) -> tuple[str, str]:
@@ -103,6 +103,15 @@ def _loading(source: Source, base: str | None, settings: PublishConfig) -> tuple
     if kind == OWN_MODEL_TYPE and not is_adapter_folder(source.folder):
         return "llmtrain", (
             f'import llmtrain\n\nmodel = llmtrain.load_model("{place}"){here}\n'
+            'print(model.generate("Once upon a time")[0].completion)\n'
+        )
+    if kind == OWN_CLASS_TYPE:
+        name = visible(str(json_object(source.folder / "config.json", problems=[]).get("class")))
+        at = f"{place}@COMMIT" if settings.repo_id else place
+        return "llmtrain", (
+            f"# The code of {name} is not published with its weights: install its package, or put "
+            "it\n# into the current folder. trust_remote_code lets llmtrain import it.\n"
+            f'import llmtrain\n\nmodel = llmtrain.load_model("{at}", trust_remote_code=True){here}\n'
             'print(model.generate("Once upon a time")[0].completion)\n'
         )
     imports = "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"

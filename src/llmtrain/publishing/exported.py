@@ -21,7 +21,6 @@ from torch import nn
 
 from llmtrain._version import __version__
 from llmtrain.atomic import file_sha256, write_json
-from llmtrain.config.sections.own import OwnModelConfig
 from llmtrain.config.sections.schema import Config
 from llmtrain.config.sections.training import DistributedConfig
 from llmtrain.distributed.engine import Engine
@@ -104,11 +103,6 @@ def find_source(ref: str, *, root_dir: str, trust_remote_code: bool = False) -> 
     folder = locate_model(ref, root_dir=root_dir, trust_remote_code=trust_remote_code)
     run = folder.parent.parent.parent
     config = config_beside(folder)
-    if config is not None and isinstance(config.model, OwnModelConfig):
-        raise ConfigError(
-            f"{folder} is a model of {config.model.name}, your own class, which no other program can open: export, "
-            "merge and publish are for the other models"
-        )
     trusted = trust_remote_code or trusts_code(config)
     if is_run(run):
         return Source(folder=folder, name=run.name, run=run, config=config, trusts_code=trusted)
@@ -219,8 +213,9 @@ def stored_dtype(model: LanguageModel, asked: str | None) -> torch.dtype:
             raise ConfigError(f"--dtype {asked}: it should be one of {', '.join(DTYPES)}")
         return DTYPES[asked]
     network = model.model
-    assert not isinstance(network, OwnModel)  # `find_source` rejects it
-    declared = declared_dtype(model.folder) if isinstance(network, Decoder) else network.causal_lm.config.dtype
+    declared = (
+        declared_dtype(model.folder) if isinstance(network, Decoder | OwnModel) else network.causal_lm.config.dtype
+    )
     return declared if declared in TOLERANCES else torch.float32
 
 

@@ -139,13 +139,12 @@ def _with(settings: EvaluationConfig, given: Mapping[str, Any]) -> EvaluationCon
 def _engine(about: Config, *, precision_asked_here: bool) -> Engine:
     """The machine. However a run was spread over processes, here each has the whole model and a share of the rows.
 
-    Unless this command asks for a precision, it is the same for all models on a GPU, and none that a CPU emulates.
-    Float8 is for training, and a compile takes longer than most evaluations: neither is used here.
+    Unless this command asks for a precision, all models have the same on a GPU, and none that a CPU emulates. Float8
+    is for training, and a compile takes longer than most evaluations: neither is used here.
     """
     trainer = about.trainer.model_copy(update={"compile": False, "precision": about.trainer.autocast_precision})
-    device = resolve_device(about.run.device)
-    emulated = trainer.precision.startswith("bf16") and not computes_bf16(device)
-    if not precision_asked_here and (device.startswith("cuda") or emulated):
+    on_gpu = (device := resolve_device(about.run.device)).startswith("cuda")
+    if not precision_asked_here and (on_gpu or (trainer.precision.startswith("bf16") and not computes_bf16(device))):
         trainer = trainer.model_copy(update={"precision": "auto"})
     distributed = about.distributed.model_copy(update={"strategy": "auto", "rendezvous": RendezvousConfig()})
     return Engine(resolve(about.run, trainer, distributed), distributed=distributed)

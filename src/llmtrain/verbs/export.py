@@ -1,7 +1,7 @@
 """`export`: a model for transformers, as plain safetensors, or as a graph; loaded again and compared before it counts.
 
 hf            transformers' layout, read by transformers
-safetensors   the decoder's own names, read by llmtrain
+safetensors   the decoder's own names, or those of a model of your own, read by llmtrain
 torch-export  model.pt2, read by torch
 onnx          model.onnx, read by onnxruntime
 """
@@ -22,6 +22,7 @@ from llmtrain.generation.open_model import device_named, load_language_model
 from llmtrain.models.decoder.decoder import Decoder
 from llmtrain.models.fetch import is_adapter_folder
 from llmtrain.models.folder import read_model_folder
+from llmtrain.models.own_model import OwnModel
 from llmtrain.publishing import graph
 from llmtrain.publishing.agreement import Logits
 from llmtrain.publishing.exported import (
@@ -34,7 +35,13 @@ from llmtrain.publishing.exported import (
     make_and_check,
     stored_dtype,
 )
-from llmtrain.publishing.transformers_folder import check_has_layout, open_network, write_decoder, write_network
+from llmtrain.publishing.own_folder import open_own, write_own
+from llmtrain.publishing.transformers_folder import (
+    check_has_layout,
+    open_network,
+    write_decoder,
+    write_network,
+)
 
 FORMATS = ("hf", "safetensors", "torch-export", "onnx")
 GRAPHS = ("torch-export", "onnx")
@@ -56,6 +63,8 @@ def export(model: str, request: Request, *, format: str = "hf") -> dict[str, Any
     destination_of(source, request, kind=format)
     device = device_named("cpu" if format in GRAPHS else request.device)  # a graph keeps the device that it was made on
     opened = load_language_model(source.folder, device=device, trust_remote_code=source.trusts_code)
+    if isinstance(opened.model, OwnModel) and format != "safetensors":
+        raise ConfigError(f"{source.folder} is of {opened.model.config.name}, your own class: use --format safetensors")
     if isinstance(opened.model, Decoder) and format == "hf":
         check_has_layout(opened.model)
     dtype = _dtype(opened, request.dtype, format=format)
@@ -94,6 +103,8 @@ class _Form:
         elif isinstance(network, Decoder):
             eos_id = self.model.tokenizer.eos_id if self.model.tokenizer is not None else None
             write_decoder(folder, network, dtype=self.dtype, eos_id=eos_id, own_names=own_names)
+        elif isinstance(network, OwnModel):
+            write_own(folder, network, dtype=self.dtype)
         else:
             write_network(folder, network.network, dtype=self.dtype, one_file=own_names)
 
@@ -102,6 +113,8 @@ class _Form:
         device = self.model.model.device
         if self.format in GRAPHS:
             return graph.open_onnx(folder) if self.format == "onnx" else graph.open_torch(folder, device=device)
+        if isinstance(self.model.model, OwnModel):
+            return open_own(folder, self.model.model.config, device=device)
         if isinstance(self.model.model, Decoder) and self.format == "safetensors":
             decoder = read_model_folder(folder, device=device)[0].float().eval()
             return lambda ids: decoder.logits(ids.to(device))

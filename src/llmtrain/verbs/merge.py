@@ -14,6 +14,7 @@ import torch
 
 from llmtrain.config.sections.huggingface import HuggingFaceConfig
 from llmtrain.config.sections.model import DecoderConfig
+from llmtrain.config.sections.own import OwnModelConfig
 from llmtrain.errors import ConfigError
 from llmtrain.generation.open_model import base_of, device_named, load_language_model
 from llmtrain.models.decoder.decoder import Decoder
@@ -22,7 +23,8 @@ from llmtrain.models.folder import read_model_folder
 from llmtrain.models.huggingface.model import HuggingFaceModel
 from llmtrain.models.huggingface.quantization import Quantized
 from llmtrain.models.layouts import layout_for
-from llmtrain.models.lora import add_lora_to_decoder, merge_adapter, read_adapter
+from llmtrain.models.lora import add_lora_to_decoder, add_lora_to_own, merge_adapter, read_adapter
+from llmtrain.models.own_model import OwnModel, read_own_model
 from llmtrain.publishing.agreement import Logits
 from llmtrain.publishing.exported import (
     InMemory,
@@ -34,6 +36,7 @@ from llmtrain.publishing.exported import (
     make_and_check,
     stored_dtype,
 )
+from llmtrain.publishing.own_folder import open_own, write_own
 from llmtrain.publishing.transformers_folder import logits_of, open_network, write_decoder, write_network
 from llmtrain.runs.folders import find_model
 from llmtrain.runs.json_files import json_object
@@ -56,7 +59,7 @@ def merge(model: str, request: Request) -> dict[str, Any]:
     if is_adapter_folder(source.folder):
         return _merge_network(source, request)
     if (source.folder / ADAPTER_FOLDER).is_dir():
-        return _merge_decoder(source, request)
+        return _merge_inside(source, request)
     raise ConfigError(f"{source.folder} is a whole model, without an adapter to merge: llmtrain export {model}")
 
 
@@ -96,27 +99,38 @@ def _quantized(source: Source) -> Quantized | None:
     return Quantized(trained.quantization, weights_dtype(trained, precision=precision))
 
 
-def _merge_decoder(source: Source, request: Request) -> dict[str, Any]:
+def _merge_inside(source: Source, request: Request) -> dict[str, Any]:
     """A run's `model/` is merged already, by the run itself: here it is held against base and adapter."""
     trained = source.config.model if source.config is not None else None
-    if not isinstance(trained, DecoderConfig) or trained.init_from is None or trained.lora is None:
+    if not isinstance(trained, DecoderConfig | OwnModelConfig) or trained.init_from is None or trained.lora is None:
         raise ConfigError(f"{source.folder} has an adapter, and nothing says of what: name the run that trained it")
     device = device_named(request.device)
     opened = load_language_model(source.folder, device=device)
     merged = opened.model
-    assert isinstance(merged, Decoder)
-    initial = find_model(trained.init_from, runs_folder(request.root_dir))
-    adapted = read_model_folder(initial, device=device)[0].float().eval()
-    add_lora_to_decoder(adapted, trained.lora)
-    read_adapter(source.folder / ADAPTER_FOLDER, adapted)
+    assert isinstance(merged, Decoder | OwnModel)
+    base = find_model(trained.init_from, runs_folder(request.root_dir))
+    adapted: Decoder | OwnModel
+    if isinstance(trained, OwnModelConfig):
+        adapted = read_own_model(base, trained).float()
+        add_lora_to_own(adapted.network, trained.lora)
+        read_adapter(source.folder / ADAPTER_FOLDER, adapted.network)
+    else:
+        adapted = read_model_folder(base, device=device)[0].float()
+        add_lora_to_decoder(adapted, trained.lora)
+        read_adapter(source.folder / ADAPTER_FOLDER, adapted)
     dtype = stored_dtype(opened, request.dtype)
-    work = begin(source, request, replace(opened, model=adapted.eval()), kind=KIND)
+    work = begin(source, request, replace(opened, model=adapted.to(device).eval()), kind=KIND)
 
     def write(folder: Path) -> None:
-        eos_id = opened.tokenizer.eos_id if opened.tokenizer is not None else None
-        write_decoder(folder, merged, dtype=dtype, eos_id=eos_id)
+        if isinstance(merged, OwnModel):
+            write_own(folder, merged, dtype=dtype)
+        else:
+            eos_id = opened.tokenizer.eos_id if opened.tokenizer is not None else None
+            write_decoder(folder, merged, dtype=dtype, eos_id=eos_id)
 
     def reopen(folder: Path) -> Logits:
+        if isinstance(merged, OwnModel):
+            return open_own(folder, merged.config, device=device)
         if layout_for(merged.config) is not None:
             return open_network(folder, device=device)
         decoder = read_model_folder(folder, device=device)[0].float().eval()

@@ -41,10 +41,14 @@ def test_an_override_with_an_import_path_leaves_the_keys_of_the_other_kind_out(t
     ("text", "message"),
     [
         (MINIMAL + "model: {name: 'my pkg:M'}\n", "c.yaml:2: model.name: expected text: Its import path"),
-        (MINIMAL + "model: {name: 'a:M', lora: {}}\n", "c.yaml:2: model.lora: a key of model.name: decoder or hugg"),
+        (MINIMAL + "model: {name: 'a:M', dtype: x}\n", "c.yaml:2: model.dtype: a key of model.name: huggingface"),
+        (MINIMAL + "model: {name: 'a:M', lora: {}}\n", "name a trained model in init_from"),
+        (
+            MINIMAL + "model: {name: 'a:M', init_from: r, lora: {target_parameters: [w]}}\n",
+            "lora.target_parameters is for models of name huggingface: remove it",
+        ),
         (MINIMAL + "model: {name: 'a:M', opt: {}}\n", "c.yaml:2: model.opt: unknown key; did you mean model.options?"),
         ("data: {name: 'a:D', train: x}\n", "c.yaml:1: data.train: a key of data.name: tokens or corpus"),
-        (MINIMAL + "model: {name: 'a:M'}\npublish: {license: mit}\n", "publish needs a model that others can open"),
         ("data: {name: nothing}\n", "package.module:Class"),
     ],
 )

@@ -17,7 +17,15 @@ from llmtrain.generation.decoding import generate
 from llmtrain.generation.sampling import Decoding, Sampling
 from llmtrain.models.decoder.cache import KVCache
 from llmtrain.models.decoder.decoder import Decoder
-from llmtrain.models.own_model import OwnModel, build_own_model, load_own_weights, write_own_folder
+from llmtrain.models.own_model import (
+    OwnModel,
+    build_own_model,
+    check_same_class,
+    load_own_weights,
+    read_own_model,
+    write_own_folder,
+)
+from llmtrain.training.setup.trained import Vocabulary, train_own
 from tests.support.tiny import TINY_VOCAB_SIZE, random_batch, tiny_config
 
 
@@ -184,3 +192,27 @@ def test_a_wrong_result_and_state_that_cannot_be_saved_are_one_message() -> None
 def test_a_missing_class_is_one_message(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_own_model(OwnModelConfig(name=name), 7)
+
+
+def test_adapters_are_merged_into_the_weights_of_the_folder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = build_own_model(OwnModelConfig(name=f"{__name__}:Tied"), TINY_VOCAB_SIZE)
+    write_own_folder(tmp_path, model=base, state_dict=base.saved_tensors(), tokenizer_folder=None)
+    values = {"name": f"{__name__}:Tied", "init_from": str(tmp_path), "lora": {"r": 2}}
+    vocabulary = Vocabulary(size=TINY_VOCAB_SIZE, tokenizer_folder=None)
+    with pytest.raises(ConfigError, match="target_modules: output shares its weight with another layer"):
+        train_own(OwnModelConfig.model_validate(values), vocabulary, seq_len=8)
+    values["lora"] = {"r": 2, "target_modules": ["mix"]}
+    trained = train_own(OwnModelConfig.model_validate(values), vocabulary, seq_len=8)
+    ids = torch.arange(8)[None]
+    assert torch.equal(trained.module.logits(ids), base.logits(ids)), "adapters begin with no effect"
+    tensors = {name: torch.randn(tensor.shape) for name, tensor in trained.tensors().items()}
+    assert sorted(tensors) == ["mix.lora_A.default.weight", "mix.lora_B.default.weight"]
+    (tmp_path / "tuned").mkdir()
+    trained.write(tmp_path / "tuned", tensors)
+    trained.read(tmp_path / "tuned")
+    merged = read_own_model(tmp_path / "tuned", OwnModelConfig(name=f"{__name__}:Tied"))
+    torch.testing.assert_close(merged.logits(ids), trained.module.logits(ids))
+    assert not torch.allclose(merged.logits(ids), base.logits(ids), atol=0.1)
+    with pytest.raises(ConfigError, match=r"with options \{\}, but this config's is a:B with \{\}"):
+        check_same_class(tmp_path, OwnModelConfig(name="a:B"))

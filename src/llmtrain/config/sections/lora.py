@@ -43,6 +43,16 @@ class LoraConfig(Section):
                 raise ValueError(f"target_modules {self.target_modules!r} is not a valid pattern: {error}") from None
         return self
 
+    def check_inside(self, *, init_from: str | None) -> None:
+        """Raise ValueError for what only models of transformers can have, and for adapters on random weights."""
+        if init_from is None:
+            raise ValueError(
+                "lora trains adapters on frozen weights, and these would be random: name a trained model in init_from, "
+                "or remove lora"
+            )
+        if self.modules_to_save:
+            raise ValueError("lora.modules_to_save is for models of name huggingface: remove it")
+
     @property
     def begins_with_base(self) -> bool:
         """True if some trained weights start from values of the base model, which must be loaded first."""

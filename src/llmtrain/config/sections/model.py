@@ -191,13 +191,8 @@ class DecoderConfig(Section):
 
     @model_validator(mode="after")
     def _tunes_what_is_there(self) -> DecoderConfig:
-        if self.lora is not None and self.init_from is None:
-            raise ValueError(
-                "lora trains adapters on frozen weights, and these would be random: name a trained model in init_from, "
-                "or remove lora"
-            )
-        if self.lora is not None and self.lora.modules_to_save:
-            raise ValueError("lora.modules_to_save is for models of name huggingface: remove it")
+        if self.lora is not None:
+            self.lora.check_inside(init_from=self.init_from)
         return self
 
     @model_validator(mode="after")

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import model_validator
+
 from llmtrain.config.sections.base import IMPORT_PATTERN, Section, key, opt
+from llmtrain.config.sections.lora import LoraConfig
+from llmtrain.local_paths import LOCAL
 
 
 class OwnModelConfig(Section):
@@ -12,6 +16,21 @@ class OwnModelConfig(Section):
 
     name: str = key("Its import path, package.module:Class.", pattern=IMPORT_PATTERN)
     options: dict[str, Any] = opt({}, "Keyword arguments of the class, besides vocab_size.")
+    init_from: str | None = opt(
+        None,
+        "Model of the same class and options to start from: a run, a checkpoint or a model folder.",
+        min_length=1,
+        json_schema_extra=LOCAL,
+    )
+    lora: LoraConfig | None = opt(None, "Train adapters on linear layers instead of all weights; needs init_from.")
+
+    @model_validator(mode="after")
+    def _tunes_what_is_there(self) -> OwnModelConfig:
+        if self.lora is not None:
+            self.lora.check_inside(init_from=self.init_from)
+            if self.lora.target_parameters:
+                raise ValueError("lora.target_parameters is for models of name huggingface: remove it")
+        return self
 
 
 class OwnDataConfig(Section):

@@ -68,10 +68,6 @@ class Config(Section):
             )
         if self.distributed.strategy == "fsdp_tp":
             self._reject_questions_to_split_model()
-        if isinstance(model, OwnModelConfig) and self.publish is not None:
-            raise ValueError(
-                f"publish needs a model that others can open, but model.name is {model.name}: remove publish"
-            )
         if self.trainer.in_float8:
             self._reject_what_float8_cannot()
         _check_metrics(self.trainer, self.evaluation)

@@ -38,7 +38,7 @@ def build_model(config: Config, engine: Engine, data: RunData, folders: Folders)
             chat_template=data.chat_template,
         )
         if isinstance(config.model, OwnModelConfig):
-            return train_own(config.model, vocabulary, seq_len=config.data.seq_len)
+            return train_own(config.model, vocabulary, seq_len=config.data.seq_len, sharded=engine.is_sharded)
         return train_decoder(config.model, vocabulary, sharded=engine.is_sharded)
     assert folders.model is not None
     return train_huggingface(

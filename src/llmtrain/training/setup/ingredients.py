@@ -23,7 +23,6 @@ from llmtrain.atomic import file_sha256
 from llmtrain.config.sections.chat import ChatConfig
 from llmtrain.config.sections.data import DataConfig, TokensConfig
 from llmtrain.config.sections.huggingface import HuggingFaceConfig
-from llmtrain.config.sections.model import DecoderConfig
 from llmtrain.config.sections.own import OwnDataConfig, OwnModelConfig
 from llmtrain.config.sections.schema import Config
 from llmtrain.data.manifest import MANIFEST_NAME, Manifest, Shard, find_manifest, read_manifest
@@ -72,7 +71,7 @@ def ingredients(config: Config, data: RunData) -> Iterator[Ingredient]:
     if isinstance(model, HuggingFaceConfig):
         if folders.model is not None and model.init == "pretrained":
             yield _model(model.path, folders.model)
-    elif isinstance(model, DecoderConfig) and model.init_from is not None:
+    elif model.init_from is not None:
         yield _model(model.init_from, Path(model.init_from))
     for section in (model, config.data):
         if isinstance(section, OwnModelConfig | OwnDataConfig):

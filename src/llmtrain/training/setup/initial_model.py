@@ -12,6 +12,7 @@ from llmtrain.config.sections.own import OwnModelConfig
 from llmtrain.config.sections.schema import Config
 from llmtrain.errors import ConfigError
 from llmtrain.models.folder import read_model_config
+from llmtrain.models.own_model import check_same_class
 from llmtrain.runs.folders import find_model, model_to_begin_from
 from llmtrain.runs.stores import runs_folder
 
@@ -37,7 +38,11 @@ def with_model_found(config: Config) -> Config:
     """
     root = runs_folder(config.output.root_dir)
     if isinstance(config.model, OwnModelConfig):
-        return config
+        if config.model.init_from is None:
+            return config
+        folder = find_model(config.model.init_from, root)
+        check_same_class(folder, config.model)
+        return config.model_copy(update={"model": config.model.model_copy(update={"init_from": str(folder)})})
     if isinstance(config.model, HuggingFaceConfig):
         path = model_to_begin_from(config.model.path, root)
         if path == config.model.path:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmtrain.config.sections.huggingface import HuggingFaceConfig
 from llmtrain.config.sections.model import DecoderConfig
@@ -110,7 +110,12 @@ def train_decoder(config: DecoderConfig, vocabulary: Vocabulary, *, sharded: boo
     if not is_empty:
         decoder.to_empty(device="cpu")
         whole.load_initial()
-    return whole if config.lora is None else TrainedAdapters(whole, sharded=sharded)
+    if config.lora is None:
+        return whole
+    from llmtrain.models.lora import add_lora_to_decoder
+
+    add_lora_to_decoder(decoder, config.lora)
+    return TrainedAdapters(whole, decoder, sharded=sharded)
 
 
 class TrainedDecoder:
@@ -179,30 +184,30 @@ class TrainedDecoder:
 
 
 class TrainedAdapters:
-    """A decoder of which only adapters are trained.
+    """A decoder, or a model of the user's own, of which only adapters are trained.
 
     They lie in a checkpoint's `model/adapter` as peft writes them. In `model/` itself they are merged into the weights,
     so that what reads models need not know of them. Where parameters are sharded, the frozen ones are gathered along
     with the adapters, by the rank that merges them.
     """
 
-    def __init__(self, whole: TrainedDecoder, *, sharded: bool) -> None:
-        from llmtrain.models.lora import add_lora_to_decoder, trainable_state_dict
+    def __init__(self, whole: TrainedDecoder | TrainedOwn, network: nn.Module, *, sharded: bool) -> None:
+        """Set the model, and the part of its module that has adapters and the names of its saved tensors."""
+        from llmtrain.models.lora import trainable_state_dict
 
-        assert whole.config.lora is not None
-        add_lora_to_decoder(whole.module, whole.config.lora)
         self.module = whole.module
+        self._network = network
         self.described = whole.described
         self.split: SplitModel | None = None
         self._whole = whole
         self._sharded = sharded
-        self._shape = without_values(whole.module) if sharded else whole.module  # what the thread that saves may touch
+        self._shape = without_values(network) if sharded else network  # what the thread that saves may touch
         self._trainable = trainable_state_dict(self._shape).keys()
 
     def tensors(self) -> Mapping[str, Tensor]:
         from llmtrain.models.lora import trainable_state_dict
 
-        return self.module.state_dict() if self._sharded else trainable_state_dict(self.module)
+        return self._network.state_dict() if self._sharded else trainable_state_dict(self._network)
 
     def write(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
         from llmtrain.models.lora import merged_state_dict, write_adapter
@@ -214,7 +219,7 @@ class TrainedAdapters:
         from llmtrain.models.lora import read_adapter
 
         self._whole.initialize()
-        read_adapter(folder / ADAPTER_FOLDER, self.module)
+        read_adapter(folder / ADAPTER_FOLDER, self._network)
 
     def initialize(self) -> None:
         self._whole.initialize()
@@ -335,10 +340,10 @@ class TrainedHuggingFace:
 # -- models of the user's own ------------------------------------------------------------------------------------------
 
 
-def train_own(config: OwnModelConfig, vocabulary: Vocabulary, *, seq_len: int) -> Trained:
-    """Make a model of the user's own, with the weights that its class draws.
+def train_own(config: OwnModelConfig, vocabulary: Vocabulary, *, seq_len: int, sharded: bool = False) -> Trained:
+    """Make a model of the user's own, with the weights in `init_from` or those that its class draws.
 
-    Raises ConfigError if it cannot be made, or takes only shorter sequences.
+    All of it is trained, or adapters. Raises ConfigError if it cannot be made, or takes only shorter sequences.
     """
     model = build_own_model(config, vocabulary.size)
     if model.max_seq_len is not None and seq_len > model.max_seq_len:
@@ -346,7 +351,15 @@ def train_own(config: OwnModelConfig, vocabulary: Vocabulary, *, seq_len: int) -
             f"data.seq_len is {seq_len}, but max_seq_len of {config.name} is {model.max_seq_len}: lower the first or "
             "raise the second"
         )
-    return TrainedOwn(model, vocabulary)
+    if config.init_from is not None:
+        load_own_weights(Path(config.init_from), model)
+    whole = TrainedOwn(model, vocabulary)
+    if config.lora is None:
+        return whole
+    from llmtrain.models.lora import add_lora_to_own
+
+    add_lora_to_own(model.network, config.lora)
+    return TrainedAdapters(whole, model.network, sharded=sharded)
 
 
 class TrainedOwn:
@@ -358,7 +371,6 @@ class TrainedOwn:
         self.module = model
         self.described = {**model.config.model_dump(mode="json"), "vocab_size": model.vocab_size}
         self._vocabulary = vocabulary
-        self.tensors()  # what cannot be saved is rejected before the first step
 
     def tensors(self) -> Mapping[str, Tensor]:
         return self.module.saved_tensors()
@@ -373,4 +385,4 @@ class TrainedOwn:
         load_own_weights(folder, self.module)
 
     def initialize(self) -> None:
-        """Do nothing: the class has drawn the weights."""
+        """Do nothing: the module has its weights."""
