@@ -26,7 +26,7 @@ $(VENV)-uv/bin/uv:
 
 install: $(VENV)/.installed ## the exact versions of requirements.lock, and llmtrain itself
 
-extras: install ## EXTRAS=mlflow,onnx: optional packages (bnb, eval, mlflow, onnx, png, quality, ray, s3, wandb)
+extras: install ## EXTRAS=mlflow,onnx: optional packages (bnb, eval, fp8, mlflow, onnx, png, quality, ray, s3, wandb)
 	$(if $(EXTRAS),,$(error name them: make extras EXTRAS=mlflow))
 	$(UV) pip install -q --python $(BIN)/python -e '.[$(EXTRAS)]'
 
