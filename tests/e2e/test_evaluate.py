@@ -12,7 +12,7 @@ import pytest
 
 from llmtrain.config.loading.load import load_config
 from llmtrain.errors import ConfigError, Preempted
-from llmtrain.evaluation.interview import Interview
+from llmtrain.evaluation.answers_in_training import AnswersInTraining
 from llmtrain.tracking.sinks import read_metrics
 from llmtrain.verbs.evaluate import evaluate
 from llmtrain.verbs.train import train
@@ -131,10 +131,10 @@ def evaluation_rows(tuned: Path) -> list[str]:
 def test_the_best_checkpoint_and_the_end_may_go_by_answers(tuned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = iter([0.2, 0.6, 0.4, 0.5, 0.1])
 
-    def metrics(interview: Interview, answers: object) -> dict[str, float]:
+    def metrics(subject: AnswersInTraining, answers: object) -> dict[str, float]:
         return {"eval/rougeL": next(measured), "eval/chrf": 1.0}
 
-    monkeypatch.setattr(Interview, "metrics", metrics)
+    monkeypatch.setattr(AnswersInTraining, "metrics", metrics)
     keys = [*ASKING, "trainer.max_steps=40", "trainer.keep_best=eval/rougeL", "output.run_id=best"]
     run = train(
         load_config(training_config(tuned), [*keys, "trainer.early_stopping={patience: 2, metric: eval/rougeL}"])

@@ -22,7 +22,7 @@ from llmtrain.data.chat.unused import Unused, add_unused, unused_line
 from llmtrain.data.files.row_faults import RowError, RowFault, RowFaults
 from llmtrain.distributed.engine import Engine
 from llmtrain.errors import ConfigError
-from llmtrain.evaluation.questions import Asked, Question, ask
+from llmtrain.evaluation.questions import Question, RenderedQuestion, render_question
 from llmtrain.evaluation.row_loss import RowLoss, row_losses
 from llmtrain.generation.decoding import Prompt, context_length, generate
 from llmtrain.generation.language_model import LanguageModel
@@ -36,7 +36,7 @@ BATCHES_AT_A_TIME = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asking:
+class AnswerSettings:
     """Settings for answering questions."""
 
     decoding: Decoding
@@ -46,14 +46,14 @@ class Asking:
     """True if the loss on the expected answers is measured as well."""
 
     @staticmethod
-    def of(settings: EvaluationConfig, *, seed: int, end_of_turn: str, with_loss: bool = True) -> Asking:
+    def of(settings: EvaluationConfig, *, seed: int, end_of_turn: str, with_loss: bool = True) -> AnswerSettings:
         """Return the settings from those of a config."""
         decoding = Decoding(
             max_new_tokens=settings.max_new_tokens,
             sampling=Sampling(temperature=settings.temperature, top_p=settings.top_p, seed=seed),
             batch_size=settings.batch_size,
         )
-        return Asking(decoding=decoding, end_of_turn=end_of_turn, with_loss=with_loss)
+        return AnswerSettings(decoding=decoding, end_of_turn=end_of_turn, with_loss=with_loss)
 
 
 class Answer(NamedTuple):
@@ -88,28 +88,32 @@ class AnswerJournal:
         append_lines(self._file, (json.dumps([key, *answer], ensure_ascii=False) for key, answer in answers.items()))
 
 
-def ask_all(questions: Sequence[Question], model: LanguageModel, *, chat: bool | None) -> list[Asked]:
+def render_questions(
+    questions: Sequence[Question], model: LanguageModel, *, chat: bool | None
+) -> list[RenderedQuestion]:
     """Render each question for the model. Raises ConfigError with every row that its chat template rejects."""
     if model.encoder is None:
         raise ConfigError(f"{model.folder} has no tokenizer, so it cannot answer questions")
-    faults, asked = RowFaults(), []
+    faults, rendered = RowFaults(), []
     unused: dict[str, Unused] = {}
     for question in questions:
         try:
-            asked.append(ask(question, model.encoder.template, chat=model.chats if chat is None else chat))
-            add_unused(unused, {name: Unused(1, question.source) for name in asked[-1].unused})
+            rendered.append(
+                render_question(question, model.encoder.template, chat=model.chats if chat is None else chat)
+            )
+            add_unused(unused, {name: Unused(1, question.source) for name in rendered[-1].unused})
         except RowError as error:
             faults.add(RowFault(question.source, str(error)))
     faults.raise_if_any("Correct these rows, or give the prompts as plain text: evaluation.chat=false.")
     if warning := unused_line(unused):
         log.warning("evaluation.data: %s", warning)
-    return asked
+    return rendered
 
 
 def answer_all(
     language_model: LanguageModel,
-    asked: Sequence[Asked],
-    how: Asking,
+    rendered: Sequence[RenderedQuestion],
+    how: AnswerSettings,
     *,
     engine: Engine,
     journal: AnswerJournal | None = None,
@@ -122,17 +126,17 @@ def answer_all(
     all ranks answer each question together. The answer to a prompt that fills the context is empty. `before_batch` is
     called equally often on every rank; `after_row` is called with the number of this rank's questions that are done.
     """
-    keys = unique_keys(asked)
+    keys = unique_keys(rendered)
     known = journal.known if journal else {}
-    prompts = [language_model.prompt_ids(one.text, is_complete=one.is_complete) for one in asked]
-    by_length = sorted(range(len(asked)), key=lambda row: len(prompts[row]), reverse=True)
+    prompts = [language_model.prompt_ids(one.text, is_complete=one.is_complete) for one in rendered]
+    by_length = sorted(range(len(rendered)), key=lambda row: len(prompts[row]), reverse=True)
     shares, ours = (1, 0) if engine.is_sharded else (engine.world_size, engine.rank)
     share = by_length[ours::shares]
     open_rows = [row for row in share if keys[row] not in known]
     found = {row: known[keys[row]] for row in share if keys[row] in known}
     writer = _Writer(language_model, how)
     at_a_time = (how.decoding.batch_size or 1) * BATCHES_AT_A_TIME
-    for begin in range(0, -(-len(asked) // shares), at_a_time):
+    for begin in range(0, -(-len(rendered) // shares), at_a_time):
         before_batch()
         rows = open_rows[begin : begin + at_a_time]
         if not rows:
@@ -140,7 +144,7 @@ def answer_all(
         ended = count(len(found) + 1)
         with language_model.computing():
             answers = writer.answers(
-                [asked[row] for row in rows],
+                [rendered[row] for row in rows],
                 [prompts[row] for row in rows],
                 [keys[row] for row in rows],
                 on_end=lambda _, ended=ended: after_row(next(ended)),  # type: ignore[misc]
@@ -153,18 +157,18 @@ def answer_all(
     return [answer for _, answer in sorted(pair for part in parts for pair in part.items())]
 
 
-def unique_keys(asked: Sequence[Asked]) -> list[str]:
+def unique_keys(rendered: Sequence[RenderedQuestion]) -> list[str]:
     """Return a key for each question, from its content. Equal questions get different keys."""
     counts: Counter[str] = Counter()
     keys = []
-    for one in asked:
+    for one in rendered:
         keys.append(f"{one.key}-{counts[one.key]}")
         counts[one.key] += 1
     return keys
 
 
 class _Writer:
-    def __init__(self, language_model: LanguageModel, how: Asking) -> None:
+    def __init__(self, language_model: LanguageModel, how: AnswerSettings) -> None:
         if language_model.tokenizer is None or language_model.encoder is None:
             raise ConfigError(f"{language_model.folder} has no tokenizer, so it cannot answer questions")
         self._model, self._tokenizer = language_model.model, language_model.tokenizer
@@ -175,7 +179,7 @@ class _Writer:
 
     def answers(
         self,
-        asked: Sequence[Asked],
+        rendered: Sequence[RenderedQuestion],
         prompts: Sequence[Sequence[int]],
         keys: Sequence[str],
         *,
@@ -192,7 +196,7 @@ class _Writer:
                 on_end=on_end,
             )
         )
-        full = self._encoder.encode([one.with_answer for one in asked]) if self._with_loss else []
+        full = self._encoder.encode([one.with_answer for one in rendered]) if self._with_loss else []
         # A row that does not fit into the context gets no loss, since it would be that of a part.
         rows = [
             (one.input_ids.tolist(), one.supervised.tolist()) if len(one.input_ids) <= self._limit else ((), ())

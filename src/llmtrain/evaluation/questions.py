@@ -51,7 +51,7 @@ class Question(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class RenderedQuestion:
     """A question as text for a model."""
 
     text: str
@@ -81,7 +81,7 @@ def read_questions(
     return questions
 
 
-def ask(question: Question, template: ChatTemplate, *, chat: bool) -> Asked:
+def render_question(question: Question, template: ChatTemplate, *, chat: bool) -> RenderedQuestion:
     """Render a question by the chat template. A plain prompt is rendered as a turn only with `chat`.
 
     Raises RowError if the template rejects the turns.
@@ -99,7 +99,7 @@ def ask(question: Question, template: ChatTemplate, *, chat: bool) -> Asked:
     with_answer = covered.texts[-1]
     digest = hashlib.sha256(f"{text}\0{question.expected}".encode()).hexdigest()
     unused = tuple(covered.unused)
-    return Asked(text=text, is_complete=is_complete, with_answer=with_answer, key=digest[:32], unused=unused)
+    return RenderedQuestion(text=text, is_complete=is_complete, with_answer=with_answer, key=digest[:32], unused=unused)
 
 
 def short_names(files: Iterable[str]) -> dict[str, str]:

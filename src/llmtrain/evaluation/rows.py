@@ -24,12 +24,12 @@ from llmtrain.config.sections.schema import Config
 from llmtrain.data.chat.parts import training_rows
 from llmtrain.distributed.engine import Engine
 from llmtrain.errors import ConfigError
-from llmtrain.evaluation.answers import Answer, AnswerJournal, Asking, answer_all, ask_all, unique_keys
+from llmtrain.evaluation.answers import Answer, AnswerJournal, AnswerSettings, answer_all, render_questions, unique_keys
 from llmtrain.evaluation.contamination import Overlap, find_overlaps
 from llmtrain.evaluation.folder import evaluation_folder, write_evaluation
 from llmtrain.evaluation.measured import Measured, measure
 from llmtrain.evaluation.metrics import metrics_named
-from llmtrain.evaluation.questions import Asked, Question, read_questions
+from llmtrain.evaluation.questions import Question, RenderedQuestion, read_questions
 from llmtrain.evaluation.scores import scores
 from llmtrain.generation.language_model import LanguageModel
 from llmtrain.generation.open_model import (
@@ -72,16 +72,16 @@ def evaluate_rows(
     metrics_named(settings.metrics, **settings.metric_options)  # a wrong metric is rejected before models load
     questions = read_questions(settings.files, key="evaluation.data", max_samples=settings.max_samples)
     model = _load(subjects.model, engine, trusts_code=subjects.trusts_model)
-    asked = ask_all(questions, model, chat=settings.chat)
+    rendered = render_questions(questions, model, chat=settings.chat)
     precisions = [model.precision]
-    identity = _identity(subjects, settings, asked, seed=seed, precision=precisions[0])
+    identity = _identity(subjects, settings, rendered, seed=seed, precision=precisions[0])
     make_folder = partial(evaluation_folder, subjects.model, root=runs_folder(root_dir), identity=identity)
     folder = engine.from_main(make_folder)
     assert model.encoder is not None
     answer = partial(
         _answers,
-        asked=asked,
-        how=Asking.of(settings, seed=seed, end_of_turn=model.encoder.template.end_of_turn),
+        rendered=rendered,
+        how=AnswerSettings.of(settings, seed=seed, end_of_turn=model.encoder.template.end_of_turn),
         engine=engine,
         folder=folder,
     )
@@ -129,17 +129,17 @@ def _answers(
     language_model: LanguageModel,
     *,
     name: str,
-    asked: Sequence[Asked],
-    how: Asking,
+    rendered: Sequence[RenderedQuestion],
+    how: AnswerSettings,
     engine: Engine,
     folder: Path,
 ) -> list[Answer]:
-    log.info("%s to the %s, %s", counted(len(asked), "question"), name, language_model.folder)
-    share = len(asked[engine.rank :: engine.world_size])
+    log.info("%s to the %s, %s", counted(len(rendered), "question"), name, language_model.folder)
+    share = len(rendered[engine.rank :: engine.world_size])
     with Progress(quiet=not engine.is_main) as progress:
         return answer_all(
             language_model,
-            asked,
+            rendered,
             how,
             engine=engine,
             journal=AnswerJournal(folder, name, rank=engine.rank),
@@ -148,12 +148,12 @@ def _answers(
 
 
 def _identity(
-    subjects: Subjects, settings: EvaluationConfig, asked: Sequence[Asked], *, seed: int, precision: str
+    subjects: Subjects, settings: EvaluationConfig, rendered: Sequence[RenderedQuestion], *, seed: int, precision: str
 ) -> str:
     """Return a hash that is equal for evaluations with the same answers, whatever their batch size and metrics."""
     decoding = settings.model_dump(mode="json", include={"max_new_tokens", "temperature", "top_p"})
     models = [model_fingerprint(folder) for folder in (subjects.model, subjects.baseline) if folder is not None]
-    content = json.dumps([models, decoding, seed, precision, unique_keys(asked)], sort_keys=True)
+    content = json.dumps([models, decoding, seed, precision, unique_keys(rendered)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 

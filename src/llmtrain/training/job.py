@@ -29,7 +29,7 @@ from llmtrain.training.state import RunState, seed_step
 from llmtrain.training.step import Learner
 
 if TYPE_CHECKING:
-    from llmtrain.evaluation.interview import Interview
+    from llmtrain.evaluation.answers_in_training import AnswersInTraining
     from llmtrain.evaluation.samples_in_training import Samples
 
 log = logging.getLogger("llmtrain.train")
@@ -53,7 +53,7 @@ class Job:
     schedule: Schedule
     position: Position
     """Position in the run at which this process starts."""
-    interview: Interview | None
+    answers: AnswersInTraining | None
     """The questions that the model is asked while it trains, if it is."""
     process_bytes: int
     """Resident memory before there was a model."""
@@ -174,8 +174,8 @@ class Job:
                 raise StopRequested
 
         metrics = self.validate(before_batch=agree_to_go_on) if due.validation else {}
-        if due.questions and self.interview:
-            metrics |= self.interview.metrics(self.interview.hold(before_batch=agree_to_go_on))
+        if due.questions and self.answers:
+            metrics |= self.answers.metrics(self.answers.generate(before_batch=agree_to_go_on))
         if due.validation and self.samples:
             self.samples.write(run, step=self.state.step, before_batch=agree_to_go_on)
         return metrics

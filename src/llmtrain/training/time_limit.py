@@ -97,8 +97,8 @@ def _measure_speed(job: Job, *, limit_sec: float) -> Speed:
         measure = partial(job.validate, max_batches=measured, before_batch=lambda: None)
         measure()  # compiles what has no gradients
         validation = timed(measure, engine=job.engine) * num_batches / measured
-    if job.interview is not None:
-        questions = timed(partial(job.interview.hold, before_batch=lambda: None), engine=job.engine)
+    if job.answers is not None:
+        questions = timed(partial(job.answers.generate, before_batch=lambda: None), engine=job.engine)
     return Speed(step=step, validation=validation, questions=questions)
 
 

@@ -30,7 +30,7 @@ from llmtrain.training.non_finite import NonFinite, RollBack
 from llmtrain.training.session import already_finished, describe, open_session, result_of
 from llmtrain.training.setup.build import build_learner, build_model, identity_of_run, schedule_of
 from llmtrain.training.setup.data import as_recorded, fetch_folders, open_data
-from llmtrain.training.setup.observers import open_interview, open_samples
+from llmtrain.training.setup.observers import open_answers, open_samples
 from llmtrain.training.setup.start import Start, at_commits, find_position, find_start, open_engine
 from llmtrain.training.signals import StopSignal
 from llmtrain.training.stages import fix_stages
@@ -94,7 +94,7 @@ def set_up(start: Start, engine: Engine) -> Job:
         identity=identity,
         schedule=schedule_of(config, data, position.state, engine),
         position=position,
-        interview=open_interview(config, engine, trained, folders, data),
+        answers=open_answers(config, engine, trained, folders, data),
         process_bytes=process_bytes,
     )
     job.load_or_initialize()

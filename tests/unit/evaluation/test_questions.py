@@ -11,7 +11,7 @@ import pytest
 from llmtrain.data.chat.templates import ChatTemplate
 from llmtrain.data.files.row_faults import RowError
 from llmtrain.errors import ConfigError
-from llmtrain.evaluation.questions import Question, ask, read_questions, short_names
+from llmtrain.evaluation.questions import Question, read_questions, render_question, short_names
 from tests.support.chat import CHATML, HEADED, tiny_chat_tokenizer
 
 
@@ -37,9 +37,9 @@ def template() -> ChatTemplate:
 def test_a_prompt_is_rendered_as_it_is_or_as_a_users_turn(tmp_path: Path, template: ChatTemplate) -> None:
     (question,) = read(write_rows(tmp_path / "a.jsonl", {"prompt": "What is it?", "completion": " a cat"}))
     assert (question.prompt, question.expected, question.source) == ("What is it?", " a cat", f"{tmp_path}/a.jsonl:1")
-    plain = ask(question, template, chat=False)
+    plain = render_question(question, template, chat=False)
     assert (plain.text, plain.is_complete) == ("What is it?", False)
-    turn = ask(question, template, chat=True)
+    turn = render_question(question, template, chat=True)
     assert turn.text == "<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\n"
     assert turn.is_complete
     assert turn.with_answer.text == f"{turn.text}a cat<|im_end|>\n"
@@ -49,26 +49,29 @@ def test_the_last_answer_of_a_conversation_is_expected(tmp_path: Path, template:
     (question,) = read(write_rows(tmp_path / "a.jsonl", turns("hi", "hello", "who?", "me", "and?")))
     assert question.expected == "me"
     assert question.prompt == "user: hi\n\nassistant: hello\n\nuser: who?"
-    asked = ask(question, template, chat=False)
-    assert asked.text.endswith("user\nwho?<|im_end|>\n<|im_start|>assistant\n")
-    assert "hello" in asked.text
-    assert "and?" not in asked.with_answer.text
+    rendered = render_question(question, template, chat=False)
+    assert rendered.text.endswith("user\nwho?<|im_end|>\n<|im_start|>assistant\n")
+    assert "hello" in rendered.text
+    assert "and?" not in rendered.with_answer.text
 
 
 def test_values_that_a_model_is_not_shown_are_named_or_a_fault(tmp_path: Path, template: ChatTemplate) -> None:
     call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
     first, *others = turns("hi", "hello", "more?")["messages"]
     (question,) = read(write_rows(tmp_path / "a.jsonl", {"messages": [{**first, "name": "Ann"}, *others], "id": 3}))
-    assert ask(question, template, chat=False).unused == ("id", "turns after the last answer", "turn.name")
+    assert render_question(question, template, chat=False).unused == ("id", "turns after the last answer", "turn.name")
     (question,) = read(write_rows(tmp_path / "b.jsonl", {"messages": [first, call, *others[:1]]}))
     shows_no_calls = ChatTemplate(tiny_chat_tokenizer(HEADED))
     with pytest.raises(RowError, match="does not show the call of 'f' in turn 2"):
-        ask(question, shows_no_calls, chat=False)
+        render_question(question, shows_no_calls, chat=False)
 
 
 def test_equal_questions_have_equal_keys(tmp_path: Path, template: ChatTemplate) -> None:
     rows = [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "c"}, {"prompt": "a", "completion": "b"}]
-    keys = [ask(question, template, chat=False).key for question in read(write_rows(tmp_path / "a.jsonl", *rows))]
+    keys = [
+        render_question(question, template, chat=False).key
+        for question in read(write_rows(tmp_path / "a.jsonl", *rows))
+    ]
     assert keys[0] == keys[2] != keys[1]
 
 

@@ -13,20 +13,22 @@ from llmtrain.training.setup.data import Folders, RunData
 from llmtrain.training.setup.trained import Trained
 
 if TYPE_CHECKING:
-    from llmtrain.evaluation.interview import Interview
+    from llmtrain.evaluation.answers_in_training import AnswersInTraining
     from llmtrain.evaluation.samples_in_training import Samples
 
 
-def open_interview(
+def open_answers(
     config: Config, engine: Engine, trained: Trained, folders: Folders, data: RunData
-) -> Interview | None:
+) -> AnswersInTraining | None:
     """Return the questions that the model is asked while it trains, if it is; raises ConfigError if it cannot be."""
     if config.evaluation.every_steps is None:
         return None
-    from llmtrain.evaluation import interview
+    from llmtrain.evaluation import answers_in_training
 
     tokenizer = data.training.facts.tokenizer
-    return interview.open_interview(config, engine, trained.module, tokenizer=tokenizer, model_folder=folders.model)
+    return answers_in_training.open_answers(
+        config, engine, trained.module, tokenizer=tokenizer, model_folder=folders.model
+    )
 
 
 def open_samples(config: Config, engine: Engine, trained: Trained, folders: Folders, data: RunData) -> Samples | None:

@@ -16,33 +16,33 @@ from llmtrain.config.sections.evaluation import EvaluationConfig, name_in_traini
 from llmtrain.config.sections.schema import Config
 from llmtrain.distributed.engine import Engine
 from llmtrain.errors import ConfigError
-from llmtrain.evaluation.answers import Answer, Asking, answer_all, ask_all
+from llmtrain.evaluation.answers import Answer, AnswerSettings, answer_all, render_questions
 from llmtrain.evaluation.live_model import live_model, writing
 from llmtrain.evaluation.metrics import metrics_named
-from llmtrain.evaluation.questions import Asked, Question, read_questions
+from llmtrain.evaluation.questions import Question, RenderedQuestion, read_questions
 from llmtrain.evaluation.scores import measures_of, row_statistics, scores
 from llmtrain.generation.language_model import AnyModel, LanguageModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interview:
+class AnswersInTraining:
     """The questions of a run in training, and the model that answers them."""
 
     language_model: LanguageModel
     questions: Sequence[Question]
-    asked: Sequence[Asked]
+    rendered: Sequence[RenderedQuestion]
     settings: EvaluationConfig
     seed: int
     engine: Engine
 
-    def hold(self, *, before_batch: Callable[[], None]) -> list[Answer]:
+    def generate(self, *, before_batch: Callable[[], None]) -> list[Answer]:
         """Return an answer to each question, on every rank. `before_batch` is called equally often on every rank."""
         assert self.language_model.encoder is not None
         with writing(self.language_model.model, engine=self.engine):
             return answer_all(
                 self.language_model,
-                self.asked,
-                Asking.of(
+                self.rendered,
+                AnswerSettings.of(
                     self.settings,
                     seed=self.seed,
                     end_of_turn=self.language_model.encoder.template.end_of_turn,
@@ -62,10 +62,10 @@ class Interview:
         return {name_in_training(name): value for name, value in found.items()}
 
 
-def open_interview(
+def open_answers(
     config: Config, engine: Engine, model: AnyModel, *, tokenizer: Path | None, model_folder: Path | None
-) -> Interview:
-    """Return the interview of evaluation.data and `model`.
+) -> AnswersInTraining:
+    """Return the questions of evaluation.data and the settings by which `model` answers them.
 
     `model_folder` is the folder from which the model was loaded, if it is one of transformers. Raises ConfigError for
     faults of rows, metrics that do not exist, and a model without a tokenizer.
@@ -83,10 +83,10 @@ def open_interview(
     if len(questions) > settings.train_samples:
         chosen = random.Random(config.run.seed).sample(range(len(questions)), settings.train_samples)
         questions = [questions[row] for row in sorted(chosen)]
-    return Interview(
+    return AnswersInTraining(
         language_model=language_model,
         questions=questions,
-        asked=ask_all(questions, language_model, chat=settings.chat),
+        rendered=render_questions(questions, language_model, chat=settings.chat),
         settings=settings,
         seed=config.run.seed,
         engine=engine,
