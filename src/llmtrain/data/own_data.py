@@ -69,19 +69,19 @@ class OwnWindows:
         try:
             tokens = np.asarray(self.sequences[index])
         except Exception as error:
-            raise ConfigError(f"{self._of(index)} cannot be read ({what_failed(error)})") from error
+            raise ConfigError(f"{self._described(index)} cannot be read ({what_failed(error)})") from error
         if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or not 2 <= len(tokens) <= len(row):
             raise ConfigError(
-                f"{self._of(index)} should be 2 to {len(row)} integers (data.seq_len + 1), but it has the shape "
+                f"{self._described(index)} should be 2 to {len(row)} integers (data.seq_len + 1), but it has the shape "
                 f"{list(tokens.shape)} and the type {tokens.dtype}"
             )
         if tokens.min() < 0 or tokens.max() >= self.vocab_size:
             outside = tokens[(tokens < 0) | (tokens >= self.vocab_size)][0]
-            raise ConfigError(f"{self._of(index)} has the token {outside}, but vocab_size is {self.vocab_size}")
+            raise ConfigError(f"{self._described(index)} has the token {outside}, but vocab_size is {self.vocab_size}")
         row[: len(tokens)] = tokens
         return len(tokens)
 
-    def _of(self, index: int) -> str:
+    def _described(self, index: int) -> str:
         return f"{KEY}: sequence {index} of {self.name} (split {self.split})"
 
 

@@ -57,8 +57,8 @@ def _places(tokens: list[Mapping[str, Any]]) -> dict[int, tuple[float, float]]:
         values = [token[axis] for token in tokens]
         low, high = min(values), max(values)
         spans.append((low, (size - 2 * MARGIN) / (high - low) if high > low else 0.0))
+    (x_low, x_scale), (y_low, y_scale) = spans
     for token in tokens:
-        (x_low, x_scale), (y_low, y_scale) = spans
         x, y = MARGIN + (token["x"] - x_low) * x_scale, MARGIN + (token["y"] - y_low) * y_scale
         found[token["id"]] = (round(x, 1), round(y, 1))
     return found

@@ -33,7 +33,7 @@ class ChatDesk:
     def __init__(self, *, is_ending: Callable[[], bool] = lambda: False) -> None:
         """`is_ending` returns whether the server is about to end; a text that is being written then ends too."""
         self._is_ending = is_ending
-        self._turn = threading.Lock()
+        self._writing = threading.Lock()
         self._model: LanguageModel | None = None
 
     async def answer(self, run: Path, messages: list[Message], settings: Settings) -> AsyncIterator[str]:
@@ -69,7 +69,7 @@ class ChatDesk:
             send({"text": piece})
 
         try:
-            with self._turn:
+            with self._writing:
                 if gone.is_set():
                     return
                 model = self._open(run)

@@ -30,6 +30,10 @@ from llmtrain.tracking.redaction import redact
 MAX_EVENTS = 400
 NO_CURVES = Curves()
 _POINTS_OF_ALL_RUNS = 4 * DRAWN_POINTS
+_SUMMARY_KEYS = (
+    *("state", "resumed_from_step", "world_size", "tokens_per_sec", "first_loss", "skipped_steps", "parameters"),
+    *("peak_memory_bytes", "goodput", "time_spent"),
+)
 
 
 def page_document(folders: Sequence[Path]) -> dict[str, Any]:
@@ -81,12 +85,6 @@ def run_document(folder: Path, *, num_points: int = DRAWN_POINTS) -> dict[str, A
         "events": shown_events(events, curves),
         "followed_from": f"{curves.num_bytes}-{curves.file_id}",
     }
-
-
-_SUMMARY_KEYS = (
-    *("state", "resumed_from_step", "world_size", "tokens_per_sec", "first_loss", "skipped_steps", "parameters"),
-    *("peak_memory_bytes", "goodput", "time_spent"),
-)
 
 
 def shown_events(events: Sequence[Mapping[str, Any]], curves: Curves = NO_CURVES) -> list[dict[str, Any]]:

@@ -42,12 +42,12 @@ _HEADERS: Final = {
 class Guard:
     """Rejects requests whose Host or Origin is not this server, and requests without the token where there is one.
 
-    The former come from DNS rebinding, by which a page of another site reads from this machine under its own name; an
-    address cannot be rebound, so a server for others answers to each, but only with its token.
+    A foreign Host comes from DNS rebinding, by which a page of another site reads from this machine under its own name.
+    An address cannot be rebound, so a server for others takes any address as its Host, but answers only with its token.
     """
 
     def __init__(self, app: ASGIApp, *, host: str, token: str | None) -> None:
-        assert token is not None or is_loopback(host), "whom others reach needs a token"
+        assert token is not None or is_loopback(host), "a server that others reach needs a token"
         self._app = app
         self._names = _LOOPBACK_NAMES | {host.lower(), *([] if is_loopback(host) else [socket.gethostname().lower()])}
         self._any_address = not is_loopback(host)

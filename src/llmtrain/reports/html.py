@@ -81,7 +81,7 @@ def _environment() -> Environment:
 
 
 def _finalize(value: Any) -> Any:
-    """Return what a template writes for a value: text that is no markup of ours without its control characters."""
+    """Return what a template writes for a value: text with control characters written out; markup as it is."""
     return visible(value) if type(value) is str else value
 
 

@@ -43,7 +43,7 @@ _FOLDER_PREFIX = "samples-"
 
 
 class FileRecord(BaseModel):
-    """One of the files."""
+    """Size and hash of one of the files."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -52,7 +52,7 @@ class FileRecord(BaseModel):
 
 
 class Account(BaseModel):
-    """Account of the reading of the rows. It is logged again wherever the samples are used."""
+    """Counts and remarks from reading the rows. They are logged again wherever the samples are used."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -93,8 +93,7 @@ class SampleStore:
         return self.manifest.samples
 
     def __getitem__(self, index: int) -> Sample:
-        begin, end = self._starts[index : index + 2].tolist()
-        return Sample(self._input_ids[begin:end], self._supervised[begin:end], self.source(index))
+        return Sample(*self.tokens(index), self.source(index))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "manifest": self.manifest}

@@ -29,29 +29,29 @@ AFTER_LAST_ANSWER = "turns after the last answer"
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _THINKING_END = "</think>"
 _MARK = "90817263"
-_MARKED = re.compile(_MARK + r"(\d{6})")
 """Digits, which templates neither trim nor write in another way."""
+_MARKED = re.compile(_MARK + r"(\d{6})")
 _ADVICE = ": name a template that does in data.chat_template, or take it out of the row"
 
-Path = tuple[str | int, ...]
+_Path = tuple[str | int, ...]
 
 
 class _Value(NamedTuple):
     """A value of a conversation that should be shown."""
 
-    path: Path
+    path: _Path
     name: str
     """Name under which the value is counted."""
     lost: str | None
     """Fault of the row if the value is not shown; None if it is only counted."""
     answer: int | None
-    """The answer that it is part of, which is learned."""
+    """Index of the learned answer that it is part of."""
     before: str = ""
     """Text that the mark is put before; empty: at the end."""
 
 
 class Covered(NamedTuple):
-    """Supervision of a row, and its unused values."""
+    """The texts of a row, and its unused values."""
 
     texts: list[Rendered]
     unused: list[str]
@@ -183,7 +183,7 @@ def _of_turn(message: dict[str, Any], index: int, answer: int | None) -> Iterato
     thoughts: list[Any] = []
     reasoning = f"the chat template does not show the reasoning of {turn}{_ADVICE}" if answer is not None else None
     for key, value in message.items():
-        path: Path = ("messages", index, key)
+        path: _Path = ("messages", index, key)
         if key == "content":
             thought, end, _ = value.partition(_THINKING_END)
             if role == "assistant" and end and thought.replace("<think>", "").strip():
@@ -202,7 +202,7 @@ def _of_turn(message: dict[str, Any], index: int, answer: int | None) -> Iterato
             yield _Value(path, f"turn.{key}", None, None)
 
 
-def _of_calls(calls: Sequence[Any], path: Path, turn: str, answer: int | None) -> Iterator[_Value]:
+def _of_calls(calls: Sequence[Any], path: _Path, turn: str, answer: int | None) -> Iterator[_Value]:
     for index, call in enumerate(calls):
         name = function_of(call)["name"]
         for inner, words in _inside(call, (*path, index), "turn.tool_calls"):
@@ -214,7 +214,7 @@ def _of_calls(calls: Sequence[Any], path: Path, turn: str, answer: int | None) -
             yield _Value(inner, words, lost, answer if lost else None)
 
 
-def _inside(value: Any, path: Path, name: str) -> Iterator[tuple[Path, str]]:
+def _inside(value: Any, path: _Path, name: str) -> Iterator[tuple[_Path, str]]:
     """Yield where each value inside of a call or a tool is, and its name: keys, without those that the user invents."""
     if isinstance(value, dict) and value:
         is_free = path[-1] == "properties"
@@ -232,7 +232,7 @@ def _inside(value: Any, path: Path, name: str) -> Iterator[tuple[Path, str]]:
         yield path, name  # what a call and a tool are is known without their type
 
 
-def _is_argument(path: Path) -> bool:
+def _is_argument(path: _Path) -> bool:
     """Return whether the path leads to the arguments of a call or into them."""
     return path[0] == "messages" and "arguments" in path
 
@@ -258,7 +258,7 @@ def _marked(chat: Chat, values: Sequence[tuple[_Value, int]]) -> Chat:
     return replace(chat, messages=root["messages"], tools=root["tools"])
 
 
-def _put(value: Any, path: Path, mark: str, before: str) -> Any:
+def _put(value: Any, path: _Path, mark: str, before: str) -> Any:
     """Return a copy of `value` with the mark at `path`. Arguments that are JSON text stay JSON text."""
     if not path:
         if not isinstance(value, str):

@@ -74,17 +74,18 @@ class ChatEncoder:
         `is_complete`: a template made the text, and has written BOS if there should be one.
         """
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        begins = self._adds_bos and not is_complete and ids[:1] != [self.bos_id]
-        return [int(self.bos_id), *ids] if begins and self.bos_id is not None else ids
+        return [*self._missing_bos(ids, is_complete=is_complete), *ids]
+
+    def _missing_bos(self, ids: list[int], *, is_complete: bool) -> list[int]:
+        is_missing = self._adds_bos and not is_complete and ids[:1] != [self.bos_id]
+        return [self.bos_id] if is_missing and self.bos_id is not None else []
 
     def _encoded(self, rendered: Rendered, ids: list[int], offsets: NDArray[np.int64], *, is_prefix: bool) -> Encoded:
         edges = np.array(rendered.spans, np.int64).reshape(-1)  # begin, end, begin, end …: ascending
         supervised = np.searchsorted(edges, offsets[:, 0], side="right") % 2 == 1
         at_begin = np.searchsorted(offsets[:, 0], edges[::2], side="right") - 1
-        splits = (
-            bool(((offsets[at_begin, 0] < edges[::2]) & (edges[::2] < offsets[at_begin, 1])).any()) if ids else False
-        )
-        before = [self.bos_id] if self._adds_bos and not rendered.is_complete and ids[:1] != [self.bos_id] else []
+        splits = bool(ids) and bool(((offsets[at_begin, 0] < edges[::2]) & (edges[::2] < offsets[at_begin, 1])).any())
+        before = self._missing_bos(ids, is_complete=rendered.is_complete)
         has_end = ids[-1:] == [self.eos_id] or self.template.ends_in_control_token(rendered.text.rstrip())
         after = [] if has_end else [self.eos_id]
         mask = np.concatenate([np.zeros(len(before), np.bool_), supervised, np.ones(len(after), np.bool_)])

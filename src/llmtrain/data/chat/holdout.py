@@ -50,7 +50,6 @@ class ValidationPrompts:
     def __init__(self) -> None:
         self._sources: dict[bytes, str] = {}
         self._met: set[bytes] = set()
-        self.num_prompts = 0
         self.pairs: list[tuple[str, str]] = []
         """Source of a validation row, and of the first training row with its prompt; the first thousand."""
 
@@ -63,7 +62,6 @@ class ValidationPrompts:
         """Take in a validation row, by its `prompt_hash`."""
         if prompt is not None:
             self._sources.setdefault(prompt, source)
-            self.num_prompts = len(self._sources)
 
     def look_for(self, prompt: bytes | None, source: str) -> None:
         """Note whether a training row has one of the prompts."""
@@ -79,8 +77,8 @@ class ValidationPrompts:
         named = ", ".join(f"{validation} = {training}" for validation, training in self.pairs[:max_named])
         more = f" and {self.num_met - max_named:,} more" if self.num_met > max_named else ""
         return (
-            f"{self.num_met:,} of {self.num_prompts:,} validation prompts stand word for word in the training rows, so "
-            f"the validation loss says less than it seems: {named}{more}"
+            f"{self.num_met:,} of {len(self._sources):,} validation prompts stand word for word in the training rows, "
+            f"so the validation loss says less than it seems: {named}{more}"
         )
 
 

@@ -111,11 +111,11 @@ def find_parts(config: ChatConfig) -> RowParts:
 def _not_divided(sources: Sequence[RowSource], config: ChatConfig) -> str | None:
     """Return why the rows cannot be divided into training and validation; None where both have some.
 
-    Reading ends at the first row on either side, which is near the beginning unless there are few.
+    Reading ends when each side has a row, which is near the beginning unless there are few rows.
     """
     num_rows = {True: 0, False: 0}
     first, same_prompt = None, True
-    for example, _ in _examples(sources, config):
+    for example, _ in examples_in(sources, config):
         num_rows[is_held_out(example, config.val_fraction)] += 1
         if all(num_rows.values()):
             return None
@@ -127,13 +127,12 @@ def _not_divided(sources: Sequence[RowSource], config: ChatConfig) -> str | None
     why = "have one prompt" if same_prompt else "are few"
     return (
         f"data.val_fraction: {config.val_fraction} holds out {side} of {counted(sum(num_rows.values()), 'row')}, "
-        f"which {why}: "
-        "the run trains on all of them, without validation; name other rows in data.val to have one"
+        f"which {why}: the run trains on all of them, without validation; name other rows in data.val to have one"
     )
 
 
-def _examples(sources: Sequence[RowSource], config: ChatConfig) -> Iterator[tuple[Example, str]]:
-    """Yield the rows without a fault, and where they are."""
+def examples_in(sources: Sequence[RowSource], config: ChatConfig) -> Iterator[tuple[Example, str]]:
+    """Yield the rows without a fault, each with its `file:line`; those with one are skipped."""
     for row in rows_of(sources):
         if isinstance(row, Row):
             with suppress(RowError):
@@ -149,6 +148,6 @@ def training_rows(config: Config) -> Iterator[tuple[Example, str]]:
     if not isinstance(config.data, ChatConfig):
         raise ConfigError(f"the training data are {config.data.name}, not rows")
     for part in find_parts(config.data).training:
-        for example, source in _examples(part.sources, config.data):
+        for example, source in examples_in(part.sources, config.data):
             if part.select is None or part.select(example):
                 yield example, source

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -18,16 +17,15 @@ from llmtrain.config.sections.schema import Config
 from llmtrain.data.chat.cache import Account, SampleStore, ensure_samples, samples_folder
 from llmtrain.data.chat.holdout import ValidationPrompts, prompt_hash
 from llmtrain.data.chat.key import samples_key
-from llmtrain.data.chat.parts import RowPart, RowParts, find_parts
+from llmtrain.data.chat.parts import RowPart, RowParts, examples_in, find_parts
 from llmtrain.data.chat.sample import Sample
 from llmtrain.data.chat.sample_maker import OnPrompt, SampleMaker, conclude, samples_of
-from llmtrain.data.chat.shapes import example_of
 from llmtrain.data.chat.tally import Tally
 from llmtrain.data.chat.templates import ChatTemplate
 from llmtrain.data.chat.tokenizer import load_fast_tokenizer, tokenizer_folder_of
 from llmtrain.data.chat.unused import Unused, add_unused, unused_line
-from llmtrain.data.files.read import Row, rows_of
-from llmtrain.data.files.row_faults import RowError, RowFaults
+from llmtrain.data.files.read import rows_of
+from llmtrain.data.files.row_faults import RowFaults
 from llmtrain.data.prepare.output import resolve_cache_dir
 from llmtrain.errors import ConfigError
 from llmtrain.screen import counted
@@ -112,10 +110,9 @@ class PreparedRows:
         if beside is None or beside.select is not None or part not in self._parts.training:
             return None
         self._prompts = prompts = ValidationPrompts()
-        for row in rows_of(beside.sources):
-            if isinstance(row, Row):  # its faults are reported where it is read to become a sample
-                with suppress(RowError):
-                    prompts.add(prompt_hash(example_of(row.values, text_column=self._config.text_column)), row.source)
+        # Rows with faults are skipped here: reading the validation part reports them.
+        for example, source in examples_in(beside.sources, self._config):
+            prompts.add(prompt_hash(example), source)
         return prompts
 
 

@@ -176,10 +176,14 @@ def conclude(tally: Tally, faults: RowFaults, *, key: str, config: ChatConfig) -
     if config.on_error == "fail":
         faults.raise_if_any("Correct these rows, or leave them out by data.on_error: skip.")
     if not tally.samples:
-        what = (
-            "train on" if key == "data.train" else "validate on: set data.val_fraction to 0, or name others in data.val"
-        )
-        raise ConfigError(f"{key}: of {counted(tally.rows, 'row')} none is left to {what}")
+        raise ConfigError(none_left(tally, key=key))
+
+
+def none_left(tally: Tally, *, key: str) -> str:
+    """Return the message for a part of the rows without a sample."""
+    validate = "validate on: set data.val_fraction to 0, or name others in data.val"
+    use = "train on" if key == "data.train" else validate
+    return f"{key}: of {counted(tally.rows, 'row')} none is left to {use}"
 
 
 def _batches(open_: Callable[[], Callable[[int], Made | None]], *, num_workers: int) -> Generator[Made, None, None]:
@@ -245,8 +249,8 @@ def _fit(texts: list[Encoded], source: str, encoder: ChatEncoder, config: ChatCo
         tally.count_split_token(source)
     tokens = sum(len(text.input_ids) for text in texts) - sum(len(sample.input_ids) for sample in all_samples)
     if tokens:
-        learned = [sum(int(one.supervised.sum()) for one in some) for some in (texts, all_samples)]
-        tally.count_cut(source, tokens=tokens, supervised_tokens=learned[0] - learned[1])
+        before, after = (sum(int(one.supervised.sum()) for one in some) for some in (texts, all_samples))
+        tally.count_cut(source, tokens=tokens, supervised_tokens=before - after)
     return samples
 
 

@@ -179,9 +179,8 @@ def _begin_of_last(content: str, text: str, template: ChatTemplate) -> int | Non
 def _rendered(text: str, spans: Sequence[Span], template: ChatTemplate) -> Rendered:
     trimmed = []
     for begin, end in spans:
-        if template.header and text.startswith(
-            template.header, begin
-        ):  # it was not in the prompt, or is inside of a tag
+        # The header was not in the prompt, or is inside of a tag.
+        if template.header and text.startswith(template.header, begin):
             begin += len(template.header)
         empty = _EMPTY_THINKING.match(text, begin, end)
         begin = empty.end() if empty else begin

@@ -115,17 +115,14 @@ class Tally:
         share = self.supervised_tokens / max(1, self.tokens)
         lines = [
             f"{counted(self.rows, 'row')} ({shapes}): {counted(self.samples, 'sample')} of "
-            f"{counted(self.tokens, 'token')}, "
-            f"{share:.1%} of them supervised"
+            f"{counted(self.tokens, 'token')}, {share:.1%} of them supervised"
         ]
         if self.rows_cut:
             side = "the beginning is" if truncation == "left" else "the end is"
             lines.append(
                 f"{counted(self.rows_cut, 'row has', 'rows have')} more than {counted(seq_len, 'token')}: {side} "
-                "cut off "
-                f"({counted(self.tokens_cut, 'token')}, {self.supervised_tokens_cut:,} of them supervised; the "
-                "first is "
-                f"{self.first_cut}); raise data.seq_len to keep them, or change data.truncation"
+                f"cut off ({counted(self.tokens_cut, 'token')}, {self.supervised_tokens_cut:,} of them supervised; "
+                f"the first is {self.first_cut}); raise data.seq_len to keep them, or change data.truncation"
             )
         if self.turns_left_out:
             answers = counted(self.turns_left_out, "answer beyond", "answers beyond")
@@ -133,26 +130,24 @@ class Tally:
         if self.rows_dropped:
             lines.append(
                 f"{counted(self.rows_dropped, 'row has', 'rows have')} more than {counted(seq_len, 'token')}, and "
-                "left out "
-                f"(data.truncation: drop; the first is {self.first_dropped}); raise data.seq_len to keep them"
+                f"left out (data.truncation: drop; the first is {self.first_dropped}); raise data.seq_len to keep them"
             )
         if self.rows_by_turn:
             lines.append(
-                f"the chat template shows turns differently once others follow: "
+                "the chat template shows turns differently once others follow: "
                 f"{counted(self.rows_by_turn, 'row becomes', 'rows become')} "
                 f"{counted(self.samples_by_turn, 'sample')}, one for each answer (the first is {self.first_by_turn})"
             )
         if self.rows_with_split_tokens:
             lines.append(
                 f"{counted(self.rows_with_split_tokens, 'row has', 'rows have')} answers whose first token begins "
-                "in the template's "
-                f"header, and is not learned (the first is {self.first_split_token}): let the header not end in a blank"
+                f"in the template's header, and is not learned (the first is {self.first_split_token}): "
+                "let the header not end in a blank"
             )
         if self.first_control_token is not None:
             source, token = self.first_control_token
             lines.append(
                 f"{counted(self.rows_with_control_tokens, 'row holds', 'rows hold')} control tokens in text, which "
-                "are read as such "
-                f"(the first is {source}, {token!r})"
+                f"are read as such (the first is {source}, {token!r})"
             )
         return lines

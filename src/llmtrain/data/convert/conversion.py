@@ -49,7 +49,7 @@ class ConversionCounts:
     converted: int = 0
     shapes: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
-    """Turns of ChatGPT's conversations that are none, by their kind."""
+    """Messages of ChatGPT's conversations that are no turns, by kind."""
     unused: dict[str, Unused] = field(default_factory=dict)
     """Values of rows that the lines made of them lack, by name."""
     joined: int = 0
@@ -73,6 +73,7 @@ def lines_of(source: RowSource, options: ConversionOptions, counts: ConversionCo
         if isinstance(row, RowFault):
             counts.skipped.add(row)
             continue
+        # Rows may begin on the same line.
         place = f"{row.source} (row {number})" if row.source == before else row.source
         before = row.source
         yield from _converted(row.values, place, options, counts, is_table=is_table)

@@ -198,10 +198,7 @@ def _parse_lines(data: bytes, before: int, *, begins_file: bool = True) -> Itera
         except ValueError as error:  # a number of more digits than Python takes
             yield error_at(number, f"is no JSON ({str(error).partition(';')[0]})")
         else:
-            if fault is not None:
-                yield error_at(number, fault)
-            else:
-                yield (number, value, None, "") if isinstance(value, dict) else row_at(number, value)
+            yield row_at(number, value) if fault is None else error_at(number, fault)
 
 
 def _groups_of_values(file: DataFile, block_bytes: int) -> Iterator[tuple[list[ParsedRow], int]]:

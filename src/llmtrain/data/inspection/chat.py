@@ -20,6 +20,7 @@ from llmtrain.data.chat.packing import Packs, pack
 from llmtrain.data.chat.parts import RowPart, RowParts, find_parts
 from llmtrain.data.chat.prepare_rows import PreparedRows
 from llmtrain.data.chat.sample import Sample
+from llmtrain.data.chat.sample_maker import none_left
 from llmtrain.data.chat.tally import Tally
 from llmtrain.data.chat.templates import ChatTemplate
 from llmtrain.data.chat.tokenizer import load_fast_tokenizer, tokenizer_folder_of
@@ -34,7 +35,6 @@ from llmtrain.data.inspection.mixture import describe_mixture
 from llmtrain.data.inspection.pieces import pieces_of
 from llmtrain.data.inspection.units import TokenVocabulary
 from llmtrain.data.mixture import Amount, Mixture
-from llmtrain.screen import counted
 
 Split = Literal["train", "val"]
 
@@ -141,7 +141,7 @@ def _read(
     found.notes = [f"{part.key}: {line}" for line in lines[1:]]  # the first one repeats the counts
     found.warnings = [f"{part.key}: {warning}" for warning in prepared.warnings(part)]
     if not found.kept:
-        found.warnings.append(f"{part.key}: of {counted(found.tally.rows, 'row')} none is left to train on")
+        found.warnings.append(none_left(found.tally, key=part.key))
     return found
 
 

@@ -10,7 +10,6 @@ from typing import Any
 def describe_lengths(lengths: Counter[int]) -> dict[str, Any] | None:
     """Return shortest, median, p90, p99, longest, mean, standard deviation and a histogram in powers of two.
 
-
     `lengths`: length -> number of rows that have it; None where there are none. A quantile is the length that its share
     of the rows does not exceed.
     """

@@ -10,9 +10,10 @@ from llmtrain.data.mixture_report import changes_of, source_rows
 
 
 def describe_mixture(mixture: Mixture | None, tokens: Sequence[int]) -> dict[str, Any]:
-    """Describe the sources, which hold so many tokens, the later stages and the changes; all empty without a mixture.
+    """Describe the sources, the later stages and the changes; all empty without a mixture.
 
-    Stages whose begin depends on the length of a run are not among the changes.
+    `tokens`: number of tokens of each source. Stages whose begin depends on the length of a run are not among the
+    changes.
     """
     if mixture is None:
         return {"mixture": None, "stages": [], "changes": []}

@@ -19,7 +19,16 @@ from llmtrain.config.sections.schema import Config
 from llmtrain.data.chat.shapes import Chat, Example, PromptCompletion, example_of
 from llmtrain.data.chat.unused import Unused, add_unused
 from llmtrain.data.files.datasets import hub_part, is_saved_dataset
-from llmtrain.data.files.find import KINDS, DataFile, RowSource, find_rows, format_of, objects_at, remote_file
+from llmtrain.data.files.find import (
+    KINDS,
+    DataFile,
+    RowSource,
+    find_rows,
+    format_of,
+    local_file,
+    objects_at,
+    remote_file,
+)
 from llmtrain.data.files.json_values import json_values
 from llmtrain.data.files.read import layout_of, rows_of
 from llmtrain.data.files.row_faults import RowError, RowFault
@@ -103,32 +112,25 @@ def holds_rows(path: str) -> bool:
         path = os.path.join(glob.escape(path), "**", "*")
     found = sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
     file = next((file for file in found if format_of(file)), path)
-    if not os.path.isfile(file) or format_of(file) in ("jsonl", "csv", "arrow"):
-        return format_of(file) in ("jsonl", "csv", "arrow")
-    if format_of(file) == "json":
-        return _is_json_of_rows(file)
-    return format_of(file) == "parquet" and not _has_tokens(file)
+    told = format_of(file)
+    if told not in ("json", "parquet"):
+        return told is not None
+    if not os.path.isfile(file):
+        return False
+    source = local_file(file, KEY)
+    return _is_json_of_rows(source) if told == "json" else not _has_tokens(source)
 
 
 def _are_remote_rows(address: str) -> bool:
     found = objects_at(address, KEY, otherwise=f"give {KINDS}")
     first = next((one for one in found if format_of(one.path)), None)
-    if first is None or format_of(first.path) != "parquet":
-        return first is not None
-    from llmtrain.data.shards import TOKENS_COLUMNS
-
-    try:
-        return set(TOKENS_COLUMNS).isdisjoint(schema_of(remote_file(first, KEY)).names)
-    except OSError:
-        return True  # reading it will say why
+    return first is not None and not (format_of(first.path) == "parquet" and _has_tokens(remote_file(first, KEY)))
 
 
-def _is_json_of_rows(file: str) -> bool:
+def _is_json_of_rows(file: DataFile) -> bool:
     """Return whether a .json file is not a config, which is one object with sections."""
-    (source,) = find_rows(file, key=KEY)
-    assert isinstance(source, DataFile)
     try:
-        with source.open() as stream:
+        with file.open() as stream:
             start = stream.read(1 << 16)
             first = next(json_values(chain([start], iter(lambda: stream.read(1 << 20), b""))), None)
     except OSError:
@@ -139,16 +141,13 @@ def _is_json_of_rows(file: str) -> bool:
     return not any(isinstance(first.value[name], dict) for name in sections)
 
 
-def _has_tokens(file: str) -> bool:
-    """Return whether a Parquet file is a token shard; one that cannot be read is none."""
-    import pyarrow
-    from pyarrow import parquet
-
+def _has_tokens(file: DataFile) -> bool:
+    """Return whether a Parquet file is a token shard; one that cannot be read is none, and reading it says why."""
     from llmtrain.data.shards import TOKENS_COLUMNS
 
     try:
-        return not set(TOKENS_COLUMNS).isdisjoint(parquet.read_schema(file).names)
-    except (pyarrow.ArrowException, OSError):
+        return not set(TOKENS_COLUMNS).isdisjoint(schema_of(file).names)
+    except OSError:
         return False
 
 

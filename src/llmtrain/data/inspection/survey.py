@@ -25,7 +25,7 @@ from llmtrain.data.shards import TOKENS_COLUMNS, TokenStream, open_shard
 from llmtrain.errors import ConfigError
 
 MAX_ROW_GROUPS = 512
-"""Row groups that a survey reads, of about a million tokens each: seconds, whatever the size of the data."""
+"""Row groups that a survey reads: seconds, whatever the size of the data."""
 SOURCE_COLUMN = "source"
 UNKNOWN_SOURCE = "(not recorded)"
 

@@ -61,7 +61,7 @@ class TokenVocabulary:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> TokenVocabulary:
-        """Make the vocabulary of a tokenizer of ours."""
+        """Return the vocabulary of a tokenizer."""
         return cls(tokenizer.vocab_size, decode=tokenizer.decode, name_of=tokenizer.name_of)
 
     def names_of(self, ids: Sequence[int]) -> list[str]:
@@ -75,7 +75,6 @@ class TokenVocabulary:
 
 def encoder_of(tokenizer: Tokenizer) -> Encode:
     """Return what encodes texts by a tokenizer, without end tokens."""
-
     from llmtrain.data.tokenizers import library_threads
 
     def encode(texts: Sequence[str]) -> tuple[NDArray[Any], Ints]:

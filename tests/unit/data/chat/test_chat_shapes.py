@@ -103,7 +103,7 @@ def test_fields_that_no_shape_uses_are_named() -> None:
     assert example_of({"text": "t", "meta": {"a": 1}}).unused == ("meta",)
 
 
-def test_text_rows_and_a_named_column() -> None:
+def test_a_row_is_text_by_its_text_key_or_by_the_named_column() -> None:
     assert example_of({"text": "t"}) == Text("t")
     assert example_of({"body": "t", "messages": [USER, ANSWER]}, text_column="body") == Text("t")
     assert isinstance(example_of({"messages": [USER, ANSWER], "text": None}, text_column="text"), Chat)

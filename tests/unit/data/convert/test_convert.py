@@ -435,7 +435,7 @@ def test_without_a_row_there_is_no_output_and_the_reasons_are_told(tmp_path: Pat
         ("in/a.json --text-column a --prompt-column b", "out.jsonl", "a row has one shape"),
     ],
 )
-def test_mistakes_are_one_message(
+def test_a_wrong_in_out_or_option_gives_one_message(
     given: str,
     out: str,
     said: str,

@@ -105,6 +105,6 @@ def test_an_image_in_a_turn_is_a_fault() -> None:
         turns(node("q", None, "user", image, "What is this?"), current="q")
 
 
-def test_parents_in_a_circle_end() -> None:
+def test_a_branch_whose_parents_form_a_circle_is_read_once() -> None:
     found, _ = turns(node("q", "a", "user", "Why?"), node("a", "q", "assistant", "So."), current="a")
     assert found == [("user", "Why?"), ("assistant", "So.")]

@@ -248,7 +248,7 @@ def test_text_that_cannot_be_read_is_a_fault_with_its_place(tmp_path: Path, caps
         (["--png", "text.txt/png"], "cannot be written"),
     ],
 )
-def test_a_mistake_is_one_message(
+def test_a_wrong_option_gives_one_message_and_exit_code_2(
     tmp_path: Path, argv: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -204,7 +204,7 @@ def test_faults_of_rows_that_both_splits_read_are_reported_once(tmp_path: Path, 
     assert found["val"]["samples"] > 0
 
 
-def test_colours_are_for_terminals(
+def test_supervised_text_is_in_brackets_in_a_pipe_and_in_colour_on_a_terminal(
     tmp_path: Path, tokenizer: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
