@@ -86,9 +86,8 @@ def run(argv: Sequence[str]) -> int:
         print("error: llmtrain runs on Linux and macOS; on Windows, run it inside WSL2", file=sys.stderr)
         return 2
     use_older_names()
-    logging.getLogger("bitsandbytes").setLevel(
-        logging.ERROR
-    )  # on import it warns of libraries that only its decoding needs
+    # On import bitsandbytes warns of libraries that only its decoding needs.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     argv = ["--help"] if not argv else ["version", *argv[1:]] if argv[0] == "--version" else name_resume(argv)
     is_help = "--help" in argv or "-h" in argv
     as_json = "--json" in argv and not is_help

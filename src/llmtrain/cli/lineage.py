@@ -10,7 +10,7 @@ import typer
 
 from llmtrain.cli.options import Json, Model, RootDir, local
 from llmtrain.cli.output import Outcome
-from llmtrain.screen import known_width
+from llmtrain.screen import counted, known_width
 
 WIDTH: Final = 80
 """Width in columns if that of the terminal is not known."""
@@ -42,8 +42,8 @@ def lineage(
     found = trace(model, root_dir=root_dir, check=verify, picture=picture)
     lines = list(_lines(found["lineage"]))
     if verify:
-        count = len(found["problems"])
-        lines += ["", "everything is as it was" if found["unchanged"] else f"{count} differences; see the lines with ✗"]
+        differences = counted(len(found["problems"]), "difference")
+        lines += ["", "everything is as it was" if found["unchanged"] else f"{differences}: see the lines with ✗"]
     return Outcome(found, "\n".join(lines), exit_code=1 if found["unchanged"] is False else 0)
 
 

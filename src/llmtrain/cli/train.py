@@ -58,8 +58,7 @@ def train(
             metavar="[RUN]",
             callback=readable,
             help="Continue a run: its id, its folder or address, or one of its checkpoints; the newest run when none "
-            "is named. "
-            "auto: continue the run output.run_id if it exists, else start it.",
+            "is named. auto: continue the run output.run_id if it exists, else start it.",
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Compute five forward steps, and write no run.")] = False,

@@ -9,6 +9,7 @@ from llmtrain.config.sections.evaluation import AUTO_BASELINE, LAST_PUBLISHED, E
 from llmtrain.errors import ConfigError
 from llmtrain.evaluation.folder import PUBLISHED_NAME
 from llmtrain.generation.open_model import base_of, locate_model, tuned_from
+from llmtrain.runs.stores import runs_folder
 
 
 def find_base(folder: Path, *, trust_remote_code: bool = False) -> Path:
@@ -44,8 +45,8 @@ def find_baseline(
         if settings.baseline != LAST_PUBLISHED:
             raise
         raise ConfigError(
-            f"the model published last, {ref} (see {Path(root) / PUBLISHED_NAME}), cannot be opened: {error}. Name "
-            "another --baseline, or compare with none: --no-baseline"
+            f"the model published last, {ref} (see {runs_folder(root) / PUBLISHED_NAME}), cannot be opened: {error}. "
+            "Name another --baseline, or compare with none: --no-baseline"
         ) from error
     if baseline == folder:
         raise ConfigError(
@@ -56,12 +57,12 @@ def find_baseline(
 
 
 def _last_published(root: str) -> str:
-    file = Path(root) / PUBLISHED_NAME
+    file = runs_folder(root) / PUBLISHED_NAME
     try:
         return str(json.loads(file.read_text(encoding="utf-8"))["model"])
     except FileNotFoundError:
         raise ConfigError(
-            f"nothing was published from {Path(root).absolute()} yet: there is no {file.name}; name another --baseline"
+            f"nothing was published from {file.parent.absolute()} yet: there is no {file.name}; name another --baseline"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file} does not say what was published last ({error!r})") from error

@@ -17,6 +17,7 @@ from llmtrain.evaluation.held_out import evaluation_config, open_held_out
 from llmtrain.evaluation.loss import evaluate_loss
 from llmtrain.generation.open_model import base_of, load_language_model
 from llmtrain.generation.precision import AUTOCAST, named_precision
+from llmtrain.runs.stores import runs_folder
 from llmtrain.tracking.progress import Progress
 
 
@@ -32,8 +33,8 @@ def measure_loss(
 ) -> dict[str, Any]:
     """Measure the model in `folder` and write metrics.json; return its document on every rank.
 
-    `given` are the keys from the command line; `steps` limits the batches of each rank; `trusts_code`: run the model's
-    Python code. Raises ConfigError for a key that does not apply to the loss, and for data that cannot be read.
+    `given` are the keys from the command line; `steps` limits the batches of all ranks together; `trusts_code`: run the
+    model's Python code. Raises ConfigError for a key that does not apply to the loss, and for data that cannot be read.
     """
     if needless := sorted(given.keys() - {"data", "batch_size"}):
         raise ConfigError(
@@ -48,9 +49,9 @@ def measure_loss(
     loaded = load_language_model(folder, device=engine.device, trust_remote_code=trusts_code, precision=asked)
     validation = open_held_out(config, loaded, engine=engine)
     rows = given.get("batch_size") or config.trainer.micro_batch_size
-    share = {"rank": engine.rank, "world_size": engine.world_size}
-    batches = validation.evaluation_batches(batch_size=rows, max_batches=steps, **share)
-    total = min(-(-validation.num_items // rows), steps or validation.num_items)
+    share = {"batch_size": rows, "max_batches": steps, "rank": engine.rank, "world_size": engine.world_size}
+    batches = validation.evaluation_batches(**share)
+    total = validation.num_batches(**share)
     with loaded.computing(), Progress(quiet=not engine.is_main) as progress, closing(batches):
         done = iter(range(total))
         result = evaluate_loss(
@@ -63,7 +64,7 @@ def measure_loss(
 
     def write() -> dict[str, Any]:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        output = evaluation_folder(folder, root=Path(root), identity=f"loss, {now}")
+        output = evaluation_folder(folder, root=runs_folder(root), identity=f"loss, {now}")
         document = {
             "model": str(folder),
             "precision": named_precision(loaded.model, AUTOCAST.get(asked), engine.device),

@@ -138,8 +138,8 @@ def _loading(source: Source, base: str | None, settings: PublishConfig) -> tuple
 
 
 def _summary(source: Source, told: Mapping[str, Any], base: str | None) -> str:
-    counted = (told.get("summary") or {}).get("parameters") or {}
-    total, trainable = counted.get("total"), counted.get("trainable")
+    parameters = (told.get("summary") or {}).get("parameters") or {}
+    total, trainable = parameters.get("total"), parameters.get("trainable")
     size = f" of {total:,} parameters" if isinstance(total, int) else ""
     if is_adapter_folder(source.folder):
         return f"A LoRA adapter for {_public(base)}" + (f", {trainable:,} parameters" if trainable else "") + "."

@@ -84,9 +84,7 @@ def upload(folder: Path, repo_id: str, *, message: str, sleep: Callable[[float],
             done = api.upload_folder(
                 repo_id=repo_id, folder_path=folder, commit_message=message, delete_patterns=list(STALE)
             )
-        except (
-            Exception
-        ) as error:  # huggingface_hub passes on those of its HTTP library, and wraps some in RuntimeError
+        except Exception as error:  # its HTTP library's own, some of them wrapped in RuntimeError
             if attempt == ATTEMPTS or not _is_transient(error):
                 raise _explained(error, repo_id, uploading=True) from error
             wait = min(MAX_WAIT_SEC, _retry_after(error) or 2.0 ** (attempt - 1))

@@ -9,6 +9,7 @@ from llmtrain.screen import visible
 
 _MARKUP = re.compile(r"[\\`*<>&\[\]~|]|(?<!\w)_|_(?!\w)")
 """Characters that begin markup within a line. An underscore between letters begins none."""
+_ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 
 
 class Code(str):
@@ -21,9 +22,6 @@ def plain(text: object) -> str:
     """Return text of one line in which nothing is markup."""
     line = " ".join(str(text).split("\n"))
     return _MARKUP.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), visible(line))
-
-
-_ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 
 
 def without_html(text: str) -> str:

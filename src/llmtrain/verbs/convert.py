@@ -71,7 +71,7 @@ def _write_together(
 def _write_apart(
     inputs: Sequence[ConversionInput], folder: Path, options: ConversionOptions, counts: ConversionCounts
 ) -> list[dict[str, Any]]:
-    """A file for each input that has rows."""
+    """Write a file for each input that has rows."""
     outputs = []
     for one in inputs:
         before = counts.rows

@@ -131,13 +131,13 @@ def _own_config(folder: Path, overrides: Sequence[str]) -> Config:
 
 
 def _with(settings: EvaluationConfig, given: Mapping[str, Any]) -> EvaluationConfig:
-    """The section with what was said on the command line. Raises ConfigError for a value that cannot be."""
+    """Return the section with the values of the command line. Raises ConfigError for a wrong value."""
     rows_instead: dict[str, Any] = {"tasks": []} if given.get("data") and not given.get("tasks") else {}
     return section_of(EvaluationConfig, {**settings.model_dump(), **rows_instead, **given}, name="evaluation")
 
 
 def _engine(about: Config, *, precision_asked_here: bool) -> Engine:
-    """The machine. However a run was spread over processes, here each has the whole model and a share of the rows.
+    """Return the engine. Whatever the run's strategy, here each process has the full model and a share of the rows.
 
     Unless this command asks for a precision, all models have the same on a GPU, and none that a CPU emulates. Float8
     is for training, and a compile takes longer than most evaluations: neither is used here.

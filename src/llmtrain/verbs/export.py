@@ -94,7 +94,7 @@ class _Form:
     dtype: torch.dtype
 
     def write(self, folder: Path) -> None:
-        """The weights, or the graph, and what describes them."""
+        """Write the weights or the graph, and the files that describe them."""
         network, own_names = self.model.model, self.format == "safetensors"
         if self.format in GRAPHS:
             write = graph.write_onnx if self.format == "onnx" else graph.write_torch
@@ -109,7 +109,7 @@ class _Form:
             write_network(folder, network.network, dtype=self.dtype, one_file=own_names)
 
     def reopen(self, folder: Path) -> Logits:
-        """The logits of what was written, by whoever is to read it."""
+        """Load what was written with the library that will read it, and return its logits."""
         device = self.model.model.device
         if self.format in GRAPHS:
             return graph.open_onnx(folder) if self.format == "onnx" else graph.open_torch(folder, device=device)

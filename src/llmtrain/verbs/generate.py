@@ -36,11 +36,11 @@ def generate(
     trust_remote_code: bool = False,
     **settings: Unpack[Settings],
 ) -> list[dict[str, Any]]:
-    """`prompt`, `completion`, `tokens` and `ended_by` for each prompt, in their order, those of the file last; and
-    `rendered` where the model read the prompt as a turn.
+    """Return `prompt`, `completion`, `tokens` and `ended_by` for each prompt, in their order, those of the file last.
 
-    They are written to `output` too, one JSON object a line. Raises ConfigError for a model that is not there or has no
-    tokenizer, a prompt that is longer than its context, a bad line of the file, and an output that cannot be written.
+    `rendered` is there too where the model read the prompt as a turn. `output`: a file for the results, one JSON object
+    a line. Raises ConfigError for a model that is not there or has no tokenizer, a prompt that is longer than its
+    context, a bad line of the file, and an output that cannot be written.
     """
     asked = [*prompts, *(read_prompts(Path(prompts_file)) if prompts_file is not None else [])]
     if output is not None and not Path(output).absolute().parent.is_dir():
@@ -65,8 +65,8 @@ def converse(
 ) -> list[dict[str, Any]]:
     """Complete each line as it comes, and `say` the text piece by piece; Ctrl-C ends a text, the end of `lines` all.
 
-    A line that comes again gets another text. Returns what `generate` would; a prompt that was refused has `error`, and
-    a text that was broken off is `ended_by` interrupt.
+    A line that comes again gets another text. Returns what `generate` would; a prompt that was rejected has `error`,
+    and a text that was broken off is `ended_by` interrupt.
     """
     loaded = open_model(model, root_dir=root_dir, device=device, trust_remote_code=trust_remote_code)
     loaded.generate([], **settings)  # what is wrong with the settings is wrong before the first line
@@ -99,9 +99,9 @@ def _result(completion: Completion) -> dict[str, Any]:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file: of a file of rows, the field `prompt` or `text` of each; of any other, each line.
+    """Return the prompts of a file: the field `prompt` or `text` of each row; in a file without rows, each line.
 
-    Lines without anything on them are passed over. Raises ConfigError with `file:line` for what is no prompt.
+    Blank lines are left out. Raises ConfigError with `file:line` for a row without a prompt.
     """
     if format_of(path.name):
         return [_prompt_of(row) for row in read_rows(str(path), key="--prompts")]

@@ -100,7 +100,7 @@ def _quantized(source: Source) -> Quantized | None:
 
 
 def _merge_inside(source: Source, request: Request) -> dict[str, Any]:
-    """A run's `model/` is merged already, by the run itself: here it is held against base and adapter."""
+    """Compare a run's `model/`, which the run itself has merged, with base and adapter, and write it."""
     trained = source.config.model if source.config is not None else None
     if not isinstance(trained, DecoderConfig | OwnModelConfig) or trained.init_from is None or trained.lora is None:
         raise ConfigError(f"{source.folder} has an adapter, and nothing says of what: name the run that trained it")

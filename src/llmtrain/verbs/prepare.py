@@ -1,4 +1,4 @@
-"""`prepare`: the data of a config, made ready ahead of a run.
+"""`prepare`: make the data of a config ready ahead of a run.
 
 CONFIG whose data are rows       ─▶ data/chat/prepare_rows.py: tokenised rows in the cache
 CONFIG with a `prepare` section  ─▶ data/prepare/token_shards.py: token shards of text

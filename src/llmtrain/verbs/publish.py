@@ -81,7 +81,7 @@ def publish(
 
 
 def check_publishing(config: Config, *, run_id: str) -> None:
-    """Whatever of publishing can be refused before the first step. Raises as `publish.preflight`, and ConfigError."""
+    """Check what can be checked before the first step. Raises as `preflight`, and ConfigError for missing rows."""
     settings = config.publish
     assert settings is not None
     if settings.require_improvement is not None and not config.evaluation.files:

@@ -14,9 +14,11 @@ from llmtrain.config.sections.evaluation import EvaluationConfig
 from llmtrain.errors import ConfigError
 from llmtrain.evaluation import answers
 from llmtrain.evaluation.answers import AnswerJournal
+from llmtrain.evaluation.baseline import find_baseline
 from llmtrain.evaluation.rows import Subjects, _identity
 from llmtrain.generation import decoding as generation
 from llmtrain.generation import language_model
+from llmtrain.runs.stores import runs_folder
 from llmtrain.verbs.evaluate import evaluate
 from tests.support.tiny_huggingface import write_tiny_adapter, write_tiny_chat_folder
 from tests.support.tiny_model import write_tiny_model
@@ -185,6 +187,30 @@ def test_rows_that_do_not_fit_the_context_are_reported_and_have_no_loss(tmp_path
     long = predictions(found)[1]
     assert (long["prediction"], long["ended_by"], long["scores"]["loss"]) == ("", "prompt too long", None)
     assert found["loss"] == pytest.approx(predictions(found)[0]["scores"]["loss"])
+
+
+def test_the_last_published_model_of_runs_in_a_store_is_recorded_beside_their_copies(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMTRAIN_CACHE", str(tmp_path))
+    root = "s3://bucket/runs"
+    settings = EvaluationConfig(baseline="last-published")
+    with pytest.raises(ConfigError, match=f"nothing was published from {runs_folder(root)} yet"):
+        find_baseline(tmp_path, settings, root=root)
+    runs_folder(root).mkdir(parents=True)
+    (runs_folder(root) / "last-published.json").write_text(json.dumps({"model": str(base)}))
+    assert find_baseline(tmp_path, settings, root=root) == base
+
+
+def test_the_loss_of_a_model_without_a_run_is_written_beside_the_copies_of_runs_in_a_store(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMTRAIN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.jsonl").write_text('{"text": "red green blue"}\n')
+    found = evaluate(str(base), settings={"data": ["text.jsonl"]}, root_dir="s3://bucket/runs")
+    assert Path(found["output"]).parent == runs_folder("s3://bucket/runs") / "eval"
+    assert not (tmp_path / "s3:").exists()
 
 
 def test_a_baseline_may_be_named_or_the_last_published_model(

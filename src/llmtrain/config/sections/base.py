@@ -45,7 +45,7 @@ class Section(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _integers_can_be_counted_with(cls, value: Any, info: ValidationInfo) -> Any:
+    def _integers_are_in_range(cls, value: Any, info: ValidationInfo) -> Any:
         has_limit = any(
             hasattr(one, "lt") or hasattr(one, "le") for one in cls.model_fields[str(info.field_name)].metadata
         )
@@ -55,7 +55,7 @@ class Section(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _paths_are_such_that_the_key_takes(cls, value: Any, info: ValidationInfo) -> Any:
+    def _paths_are_of_the_kind_that_the_key_takes(cls, value: Any, info: ValidationInfo) -> Any:
         kind = cls.model_fields[str(info.field_name)].json_schema_extra
         return _checked(value, kind) if kind in (LOCAL, LOCAL_OR_HUB, ADDRESS, STORE) else value
 
