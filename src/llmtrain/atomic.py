@@ -113,8 +113,12 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
         file.write(torn + "".join(f"{line}\n" for line in lines).encode())
 
 
-def point(name: Path, target: str, *, temporary: Path) -> None:
-    """Let `name` point to `target`, a path relative to its folder; what it was before is replaced."""
+def point(name: Path, target: str, *, temporary: Path | None = None) -> None:
+    """Let `name` point to `target`, a path relative to its folder; what it was before is replaced.
+
+    `temporary`: a name beside it for the work; None: a hidden one of this process.
+    """
+    temporary = temporary or name.with_name(f".{name.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     try:
         temporary.symlink_to(target)

@@ -86,7 +86,7 @@ def reject_what_cannot_run(config: Config, *, world_size: int) -> None:
 
 
 def reject_strategy(config: Config, *, strategy: str, world_size: int) -> None:
-    """Raise ConfigError if the model cannot be trained under a strategy that shards or splits parameters."""
+    """Raise ConfigError if a strategy that shards or splits parameters does not fit the model or the processes."""
     if strategy not in SHARDING:
         return
     key = f"distributed.strategy is {strategy}"

@@ -2,9 +2,9 @@
 
 What no worker can say is said here: that a signal killed it, or that none was started, since the machines did not meet.
 
-All machines end with the first one, whose torchrun holds the store in which they meet. A machine that is replaced may
-find the store of a start that is just ending; without this it would wait in that one, and the first machine, started
-again, in a new one for this machine.
+All machines end with the first one, whose torchrun holds the store in which they meet. Otherwise a machine that is
+replaced might join the store of a start that is just ending, and wait there for the first machine, which is started
+again and waits in a new store.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _end_with_first_machine(connection: socket.socket) -> None:
         connection.recv(1)  # the store sends nothing to who asks nothing, so this returns when it is gone
     time.sleep(GRACE_SECONDS)
     _is_alone.set()
-    os.kill(os.getpid(), signal.SIGTERM)  # of which a worker learns that does not wait for another one
+    os.kill(os.getpid(), signal.SIGTERM)  # torchrun passes it on: a worker that waits for no other one saves
     time.sleep(GRACE_SECONDS)
     for worker in psutil.Process().children(recursive=True):
         worker.kill()

@@ -1,10 +1,10 @@
-"""LoRA through peft, on a model of transformers and on the decoder.
+"""LoRA through peft, on the three kinds of models.
 
     LoraConfig ─ target layers that exist ─▶ peft's config ─┬─ add_lora: a PeftModel around a model of transformers
                                                             ├─ add_lora_to_decoder: adapters inside the decoder
                                                             └─ add_lora_to_own: inside a model of the user's own
 
-The two share everything else. peft makes the adapters, their names and their files. Trainable tensors are float32,
+They share everything else. peft makes the adapters, their names and their files. Trainable tensors are float32,
 whatever the dtype of the frozen ones.
 """
 

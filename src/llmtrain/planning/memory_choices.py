@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from llmtrain.config.sections.schema import Config
 from llmtrain.config.sections.training import TrainerConfig
@@ -22,15 +22,31 @@ from llmtrain.distributed.resolve import Resolved
 from llmtrain.planning.failed_allocation import available_memory
 
 if TYPE_CHECKING:
-    from llmtrain.planning.out_of_memory import FailedRun, Parts
     from llmtrain.planning.planned_model import PlannedModel
     from llmtrain.planning.step_memory import Trainable
     from llmtrain.training.schedule import Schedule
+    from llmtrain.training.setup.trained import Trained
+    from llmtrain.training.state import RunState
+    from llmtrain.training.step import Learner
 
 log = logging.getLogger("llmtrain.train")
 
 MARGIN: Final = 0.95
 """Share of the memory that a step may be predicted to need, since predictions are a few percent off."""
+Parts = dict[str, int]
+"""Bytes by what holds them."""
+
+
+class PlannableRun(Protocol):
+    """Attributes of a run that decide the memory of its step; `training.job.Job` has them."""
+
+    config: Config
+    trained: Trained
+    learner: Learner
+    schedule: Schedule
+    state: RunState
+    process_bytes: int
+    """Resident memory before the model was built."""
 
 
 def blocks_of_mode(mode: str, model: Trainable) -> int:
@@ -99,7 +115,7 @@ def planned_choices(
     return replace(resolved, recomputed_blocks=count), predicted[count]
 
 
-def make_memory_choices(run: FailedRun) -> None:
+def make_memory_choices(run: PlannableRun) -> None:
     """Choose, before the first step of a run, when gradients are summed and how many blocks are recomputed.
 
     It is a collective: the main process chooses by the memory of its device. A run that goes on keeps what was chosen.
@@ -130,7 +146,7 @@ def make_memory_choices(run: FailedRun) -> None:
         model.checkpoint_blocks(count)
 
 
-def _reduces_each(run: FailedRun, *, total: float) -> bool:
+def _reduces_each(run: PlannableRun, *, total: float) -> bool:
     from llmtrain.planning.auto_strategy import reduces_each_micro_batch
 
     engine = run.learner.engine
@@ -148,7 +164,7 @@ def _reduces_each(run: FailedRun, *, total: float) -> bool:
     return reduces
 
 
-def parts_of_run(run: FailedRun, config: Config, resolved: Resolved) -> Parts:
+def parts_of_run(run: PlannableRun, config: Config, resolved: Resolved) -> Parts:
     """Return the predicted bytes of a step of the run on this rank, with another config and other choices, by part.
 
     Most runs never need the prediction, so it is imported only here.

@@ -4,7 +4,7 @@
 
 A prediction that is below what was held and requested is scaled up to it. The changes, cheapest first: smaller
 micro-batches (the batch stays the same), activation checkpointing of half of the blocks, then of all (a third more
-computing), bfloat16, sharded parameters, shorter sequences.
+computing), bfloat16, sharded parameters, one replica of them, shorter sequences.
 """
 
 from __future__ import annotations
@@ -17,20 +17,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final
 
 from llmtrain.config.sections.schema import Config
 from llmtrain.distributed.native_bf16 import computes_bf16
 from llmtrain.errors import RunError, WillFailAgain
 from llmtrain.planning.failed_allocation import HeldMemory, measure_held_memory
-from llmtrain.planning.memory_choices import MARGIN, blocks_of_mode, parts_of_run
+from llmtrain.planning.memory_choices import MARGIN, Parts, PlannableRun, blocks_of_mode, parts_of_run
 from llmtrain.training.failures import is_out_of_memory
-from llmtrain.training.schedule import Schedule
-from llmtrain.training.state import RunState
-from llmtrain.training.step import Learner
-
-if TYPE_CHECKING:
-    from llmtrain.training.setup.trained import Trained
 
 log = logging.getLogger("llmtrain.train")
 
@@ -40,24 +34,10 @@ SHORTEST: Final = 128
 
 Changes = dict[str, Any]
 """Values by dotted key."""
-Parts = dict[str, int]
-"""Bytes by what holds them."""
-
-
-class FailedRun(Protocol):
-    """Attributes that the advice needs of a run that is out of memory; `training.job.Job` has them."""
-
-    config: Config
-    trained: Trained
-    learner: Learner
-    schedule: Schedule
-    state: RunState
-    process_bytes: int
-    """Resident memory before the model was built."""
 
 
 @contextmanager
-def out_of_memory_explained(failed: FailedRun, *, run: Path) -> Iterator[None]:
+def out_of_memory_explained(failed: PlannableRun, *, run: Path) -> Iterator[None]:
     """Replace an allocator's error within the block by the one that `out_of_memory` returns."""
     try:
         yield
@@ -67,7 +47,7 @@ def out_of_memory_explained(failed: FailedRun, *, run: Path) -> Iterator[None]:
         raise out_of_memory(failed, error, run=run) from error
 
 
-def out_of_memory(failed: FailedRun, error: BaseException, *, run: Path) -> RunError:
+def out_of_memory(failed: PlannableRun, error: BaseException, *, run: Path) -> RunError:
     """Return the error to raise instead of an allocator's `error`. It frees the gradients."""
     engine, optimizer, step = failed.learner.engine, failed.learner.optimizer, failed.state.step + 1
     held = measure_held_memory(error, model=failed.trained.module, optimizer=optimizer, device=engine.device)
@@ -114,7 +94,7 @@ class Bounds:
     """Values of trainer.activation_checkpointing that recompute more blocks than the run does."""
 
     @classmethod
-    def of(cls, failed: FailedRun) -> Bounds:
+    def of(cls, failed: PlannableRun) -> Bounds:
         """Return the bounds of a run."""
         engine, model = failed.learner.engine, failed.trained.module
         counts = {mode: blocks_of_mode(mode, model) for mode in ("selective", "full")}
@@ -219,7 +199,7 @@ def needed(parts: Mapping[str, int], *, corrected_by: float) -> int:
     return round(sum(parts.values()) + (corrected_by - 1) * sum(parts[part] for part in TRANSIENT))
 
 
-def predicted_parts(failed: FailedRun, changes: Changes) -> Parts:
+def predicted_parts(failed: PlannableRun, changes: Changes) -> Parts:
     """Return the predicted bytes of the step on this rank with some changes of the config, by part."""
     resolved = failed.learner.engine.resolved
     if RECOMPUTATION in changes:

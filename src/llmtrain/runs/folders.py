@@ -4,7 +4,7 @@
                    tensorboard/, checkpoints/, model}
     runs/latest → the newest run
 
-What a checkpoint folder holds is in `checkpoint`.
+What a checkpoint folder holds is in `training.checkpoint`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import difflib
 import fcntl
 import logging
-import os
 import re
 import struct
 import sys
@@ -50,8 +49,8 @@ def start_run(
     """Make the folder of a new run, with its meta.json. Raises ConfigError if it cannot be made.
 
     `decided`: what this start decided, for those that go on: `resolved`, every `auto` of the config, and `commits`, the
-    commit of each branch that is read. `as_written`: the text of the config's file, which
-    is kept, with secrets redacted; overrides are in meta.json's argv.
+    commit of each branch that is read. `as_written`: the text of the config's file, which is kept, with secrets
+    redacted; overrides are in meta.json's argv.
     """
     now, root = datetime.now(UTC), runs_folder(output.root_dir)
     run = create_run(root, output.run_id) if output.run_id else make_run(about, root)
@@ -69,7 +68,7 @@ def begin_run(run: Path, config_yaml: str) -> None:
     is_new = not is_run(run)
     write_text(run / CONFIG, config_yaml)
     if is_new:
-        _point(run.parent / "latest", run.name)
+        point(run.parent / "latest", run.name)
 
 
 def make_run_id(about: RunConfig, *, now: datetime | None = None, mark: str = "") -> str:
@@ -136,13 +135,13 @@ def point_to_latest(root: Path) -> None:
     """Let `root/latest` point to the newest of the runs that are there, by their names; without one it goes."""
     names = sorted(folder.name for folder in root.glob("*") if is_run(folder) and not folder.is_symlink())
     if names:
-        _point(root / "latest", names[-1])
+        point(root / "latest", names[-1])
     else:
         (root / "latest").unlink(missing_ok=True)
 
 
 def find_run(ref: str, root: Path) -> tuple[Path, Path | None]:
-    """The run folder that `ref` names, and the checkpoint if it names one.
+    """Return the run folder that `ref` names, and the checkpoint if it names one.
 
     `ref` is `latest`, a run id, a run's name (the newest one's is meant), a run folder, a checkpoint folder, or the
     address of one of them in a store, from which it is fetched then. Raises ConfigError if it is none of these, and
@@ -231,10 +230,9 @@ def is_run(folder: Path) -> bool:
 
 
 def find_model(ref: str, root: Path) -> Path:
-    """The folder of a model or an adapter that `ref` names: that of a run (its best, else its last checkpoint), a
-    checkpoint, or itself.
+    """Return the folder of the model or adapter that `ref` names.
 
-    Raises ConfigError if there is none.
+    For a run it is that of its best checkpoint, else of the last one. Raises ConfigError if there is none.
     """
     if is_remote(ref):
         return fetch_model_or_adapter(ref) if (stored := fetch_run(ref)) is None else _model_of(*stored)
@@ -281,9 +279,5 @@ def link_model(run: Path) -> None:
         pointer = run / "checkpoints" / name
         if pointer.exists():
             folder = pointer if pointer.is_symlink() else follow(pointer)
-            _point(run / "model", str(folder.relative_to(run) / "model"))
+            point(run / "model", str(folder.relative_to(run) / "model"))
             return
-
-
-def _point(name: Path, target: str) -> None:
-    point(name, target, temporary=name.with_name(f".{name.name}.{os.getpid()}"))

@@ -52,7 +52,7 @@ class GitState:
 
 
 def new_run_id(name: str, *, now: datetime, git_sha: str | None, mark: str = "") -> str:
-    """`20261120-231502-1a2b3c4-quickstart`: UTC time, commit and a slug of `name`, so that ids sort by time.
+    """Return an id: UTC time, commit and a slug of `name`, as `20261120-231502-1a2b3c4-quickstart`. Ids sort by time.
 
     `mark` (letters and digits) stands behind the commit, after a dot. Raises ValueError if `now` has no time zone.
     """
@@ -63,13 +63,13 @@ def new_run_id(name: str, *, now: datetime, git_sha: str | None, mark: str = "")
 
 
 def name_in(run_id: str) -> str | None:
-    """The slug of the name in an id that `new_run_id` made; None of another id."""
+    """Return the slug of the name in an id that `new_run_id` made; None of another id."""
     found = re.fullmatch(r"\d{8}-\d{6}-[0-9a-z.]+-(.+)", run_id)
     return found[1] if found else None
 
 
 def slug(name: str) -> str:
-    """`name` as part of a folder's name and of a URL: a to z, 0 to 9 and single dashes, at most 40 of them."""
+    """Return `name` as part of a folder's name and of a URL: a to z, 0 to 9 and single dashes, at most 40 of them."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "-", plain)[:_MAX_SLUG_LENGTH].strip("-") or "run"
 
@@ -96,14 +96,14 @@ def run_metadata(
 
 
 def code_git_state() -> GitState | None:
-    """The checkout that this package runs from; None for an installed one, though it may lie in somebody's checkout."""
+    """Return the checkout that this package runs from; None for an installed one, though it may lie in a checkout."""
     package = Path(__file__).resolve().parents[1]
     is_tracked = _git(package, "ls-files", "--error-unmatch", "__init__.py") is not None
     return git_state(package) if is_tracked else None
 
 
 def git_state(folder: Path) -> GitState | None:
-    """The checkout that `folder` is in; None if it is in none, if there is no commit yet, or no git on this machine."""
+    """Return the checkout that `folder` is in; None if it is in none, or there is no commit yet, or no git here."""
     sha = _git(folder, "rev-parse", "--verify", "HEAD")
     changes = _git(folder, "status", "--porcelain", "--untracked-files=no") if sha else None
     return GitState(sha=sha.strip(), dirty=bool(changes)) if sha and changes is not None else None

@@ -9,7 +9,6 @@ in the folder says what the copy is. Where it holds what the store lacks, the co
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -28,7 +27,7 @@ from llmtrain.errors import ConfigError
 from llmtrain.local_paths import STORE, STORES_OF_RUNS, checked_path
 from llmtrain.storage.address import is_remote, local_path, parse_address
 from llmtrain.storage.failures import AccessDenied, NoObject, StorageError
-from llmtrain.storage.local_copies import cache_folder
+from llmtrain.storage.local_copies import cache_folder, write_stream
 from llmtrain.storage.store import Entry, Store, locate
 
 log = logging.getLogger("llmtrain.store")
@@ -42,7 +41,6 @@ UPLOAD: Final = "upload.json"
 COPY_RECORD: Final = ".store.json"
 _MODEL_ONLY: Final = ".fetched.json"
 """The manifest of a checkpoint of which all but the optimizer was fetched."""
-_BLOCK_BYTES: Final = 1 << 23
 
 
 @dataclass
@@ -50,7 +48,7 @@ class CopyRecord:
     """Content of a copy's `.store.json`."""
 
     known: list[str] = field(default_factory=list)
-    """Attempts that the copy continues, the last one first. What another attempt uploaded is another course."""
+    """Attempts that the copy continues, the last one first. Any other attempt is another course of the run."""
     pending: bool = False
     """True if the copy may hold what the store lacks."""
     etags: dict[str, str | None] = field(default_factory=dict)
@@ -158,7 +156,7 @@ def fetched_runs(root_dir: str, only: str | None = None) -> Path:
             fetch_records(root / name, run)
         latest = latest if latest in found else max(found, default=None)
     if latest is not None and not CopyRecord.of(follow(root / "latest")).pending:
-        _point(root / "latest", latest)
+        point(root / "latest", latest)
     return root
 
 
@@ -170,8 +168,8 @@ def fetch_run(address: str) -> tuple[Path, Path | None] | None:
     """
     if parse_address(address).scheme not in STORES_OF_RUNS:
         return None
-    whole, _, inside = address.rstrip("/").partition(f"/{CHECKPOINTS}")
-    parent, _, last = whole.removesuffix("/model").rpartition("/")
+    before, _, inside = address.rstrip("/").partition(f"/{CHECKPOINTS}")
+    parent, _, last = before.removesuffix("/model").rpartition("/")
     run_address = f"{parent}/{(_pointer(parent, last) or last) if last == 'latest' else last}"
     run = runs_folder(run_address)
     try:
@@ -221,7 +219,7 @@ def fetch_records(run: Path, stored: StoredRun) -> None:
             content = stored.read(name)
             (run / name).parent.mkdir(parents=True, exist_ok=True)
             if inside in POINTERS and inside != name:
-                _point(run / name, content.decode().strip())
+                point(run / name, content.decode().strip())
             else:
                 with replacing(run / name) as file:
                     file.write(content)
@@ -281,8 +279,8 @@ def _fetch(stored: StoredRun, name: str, run: Path, wanted: Callable[[str], bool
     """Fetch the files of a checkpoint, each checked by the manifest. Return False if the store's are not as it says."""
     folder, here = f"{CHECKPOINTS}{name}", run / CHECKPOINTS / name
     manifest = stored.read(f"{folder}/{MANIFEST}")
-    if same_files(manifest, _read_bytes(here / MANIFEST)):
-        with replacing(here / MANIFEST) as file:  # it may have another number since
+    if same_files(manifest, manifest_in(here)):
+        with replacing(here / MANIFEST) as file:  # its number may have changed
             file.write(manifest)
         return True
     temporary = run / CHECKPOINTS / f".fetched-{name}"
@@ -294,8 +292,8 @@ def _fetch(stored: StoredRun, name: str, run: Path, wanted: Callable[[str], bool
             if not _fetch_file(stored, f"{folder}/{path}", temporary / path, about):
                 log.warning("%s in the store is damaged: %s is not as %s says", run.name, f"{folder}/{path}", MANIFEST)
                 return False
-        whole = len(files) == len(files_in(manifest))
-        (temporary / (MANIFEST if whole else _MODEL_ONLY)).write_bytes(manifest)
+        is_complete = len(files) == len(files_in(manifest))
+        (temporary / (MANIFEST if is_complete else _MODEL_ONLY)).write_bytes(manifest)
         shutil.rmtree(here, ignore_errors=True)
         os.rename(temporary, here)
         return bool(files)
@@ -304,26 +302,20 @@ def _fetch(stored: StoredRun, name: str, run: Path, wanted: Callable[[str], bool
 
 
 def _fetch_file(stored: StoredRun, name: str, path: Path, about: Mapping[str, Any]) -> bool:
-    """Fetch one file in blocks. Return whether it has the size and the sha256 that `about` says."""
+    """Fetch one file. Return whether it has the size and the sha256 that `about` says."""
     entry = stored.entries.get(name)
     if entry is None or entry.size != about["size"]:
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256()
-    with stored.store.open(entry.key, size=entry.size) as stream, path.open("wb") as file:
-        while block := stream.read(_BLOCK_BYTES):
-            digest.update(block)
-            file.write(block)
-    return bool(digest.hexdigest() == about["sha256"])
+    return bool(write_stream(stored.store.open(entry.key, size=entry.size), path) == about["sha256"])
 
 
 def _delete_stale_checkpoints(run: Path, stored: StoredRun) -> None:
-    """Delete the checkpoints here that the store has no more, or has anew."""
+    """Delete the checkpoints here that the store no longer has, or has with other files."""
     for folder in (run / CHECKPOINTS).glob("[!.]*/"):
         if folder.is_symlink() or not folder.is_dir():
             continue
         name = f"{CHECKPOINTS}{folder.name}/{MANIFEST}"
-        here = _read_bytes(folder / MANIFEST) or _read_bytes(folder / _MODEL_ONLY)
+        here = manifest_in(folder) or manifest_in(folder, _MODEL_ONLY)
         if name not in stored.entries or not same_files(stored.read(name), here):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -369,6 +361,14 @@ def parsed(content: bytes | None) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def manifest_in(folder: Path, name: str = MANIFEST) -> bytes | None:
+    """Return the manifest of a checkpoint here; None if it cannot be read."""
+    try:
+        return (folder / name).read_bytes()
+    except OSError:
+        return None
+
+
 def files_in(manifest: bytes | None) -> dict[str, Any]:
     """Return what a checkpoint's manifest says of its files; {} for what is no manifest."""
     found = parsed(manifest).get("files")
@@ -411,17 +411,6 @@ def _pointer(folder: str, name: str) -> str | None:
     except NoObject:
         return None
     return target if "/" not in target else None
-
-
-def _point(name: Path, target: str) -> None:
-    point(name, target, temporary=name.with_name(f".{name.name}.{os.getpid()}"))
-
-
-def _read_bytes(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return None
 
 
 @contextmanager

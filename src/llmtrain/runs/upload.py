@@ -36,6 +36,7 @@ from llmtrain.runs.stores import (
     address_of,
     delete_run,
     files_in,
+    manifest_in,
     parsed,
     same_files,
 )
@@ -185,7 +186,8 @@ class Upload:
         """Do what the thread does: pass after pass until the end, however the store behaves."""
         wait, attempts = 0.0, END_ATTEMPTS
         while attempts > 0:
-            is_end, wait = self._wait(wait), max(wait, 1.0)
+            is_end = self._wait(wait)
+            wait = max(wait, 1.0)
             if not is_run(self._run):  # not yet, or no more
                 if is_end:
                     return
@@ -228,13 +230,13 @@ class Upload:
         if self._stored is None:
             self._owner.claim()
             self._stored = StoredRun.at(self._address)
-        self._of_this_run()
+        self._still_owned()
         if self._begun is not None:
             self._finish_checkpoint(self._begun)
         folders = self._checkpoints()
-        whole = [folder for folder in folders if self._upload_checkpoint(folder)]
-        self._upload_pointers({folder.name for folder in whole})
-        if len(whole) == len(folders) >= self._keep_last:
+        complete = [folder for folder in folders if self._upload_checkpoint(folder)]
+        self._upload_pointers({folder.name for folder in complete})
+        if len(complete) == len(folders) >= self._keep_last:
             self._delete_old({folder.name for folder in folders})
         self._upload_records()
 
@@ -243,18 +245,18 @@ class Upload:
     def _checkpoints(self) -> list[Path]:
         """Return the finished checkpoints here, the newest first."""
         folders = [path.parent for path in (self._run / CHECKPOINTS).glob(f"[!.]*/{MANIFEST}")]
-        found = [(_read_manifest(folder), folder) for folder in folders if not folder.is_symlink()]
+        found = [(manifest_in(folder), folder) for folder in folders if not folder.is_symlink()]
         by_number = [(int(parsed(manifest).get("sequence", 0)), folder) for manifest, folder in found if manifest]
         return [folder for _, folder in sorted(by_number, reverse=True)]
 
     def _upload_checkpoint(self, folder: Path) -> bool:
         """Upload a checkpoint, unless the store has it. Return whether the store has all of it now."""
-        manifest, there = _read_manifest(folder), self._manifest_in_store(folder.name)
+        manifest, there = manifest_in(folder), self._manifest_in_store(folder.name)
         if manifest is None:  # it was deleted meanwhile
             return False
         if there == manifest:
             return True
-        if same_files(manifest, there):  # it has another number
+        if same_files(manifest, there):  # only its number is another one
             self._write_manifest(folder.name, manifest)
             return True
         held = self._hold(folder, manifest)
@@ -265,7 +267,7 @@ class Upload:
         return True
 
     def _finish_checkpoint(self, begun: _Begun) -> None:
-        """Upload the files of a checkpoint that an earlier attempt left, then its manifest."""
+        """Upload the files of a checkpoint that are not uploaded yet, then its manifest."""
         prefix = f"{CHECKPOINTS}{begun.name}"
         if self._manifest_in_store(begun.name) is not None:
             self._delete(f"{prefix}/{MANIFEST}")
@@ -276,7 +278,7 @@ class Upload:
                 self._write(f"{prefix}/{name}", begun.held / name)
                 begun.uploaded.add(name)
                 self._upload_records()
-        self._upload_records(now=True)  # who goes on from this checkpoint has the metrics up to it
+        self._upload_records(at_once=True)  # who goes on from this checkpoint has the metrics up to it
         reach("upload-manifest")
         self._write_manifest(begun.name, begun.manifest)
         shutil.rmtree(self._run / _HELD, ignore_errors=True)
@@ -287,7 +289,7 @@ class Upload:
         self._manifests[name] = manifest
 
     def _hold(self, folder: Path, manifest: bytes) -> Path | None:
-        """Return a folder with hard links to a checkpoint's files; itself without links; None if it is no more."""
+        """Return a folder of links to a checkpoint's files; itself where links cannot be; None if it is gone."""
         held = self._run / _HELD / folder.name
         shutil.rmtree(self._run / _HELD, ignore_errors=True)
         try:
@@ -300,7 +302,7 @@ class Upload:
             if error.errno not in LACKING:
                 raise
             return folder
-        return held if _read_manifest(folder) == manifest else None
+        return held if manifest_in(folder) == manifest else None
 
     def _manifest_in_store(self, name: str) -> bytes | None:
         assert self._stored is not None
@@ -309,11 +311,11 @@ class Upload:
             self._manifests[name] = self._stored.read(path) if path in self._stored.entries else None
         return self._manifests[name]
 
-    def _upload_pointers(self, whole: set[str]) -> None:
+    def _upload_pointers(self, complete: set[str]) -> None:
         for name in POINTERS:
             pointer = self._run / CHECKPOINTS / name
             target = follow(pointer).name if is_pointer(pointer) else None
-            if target in whole and self._pointers.get(name) != target:
+            if target in complete and self._pointers.get(name) != target:
                 self._write(f"{CHECKPOINTS}{name}", f"{target}\n".encode())
                 self._pointers[name] = target
 
@@ -332,12 +334,12 @@ class Upload:
 
     # -- the rest ------------------------------------------------------------------------------------------------------
 
-    def _upload_records(self, *, now: bool = False) -> None:
+    def _upload_records(self, *, at_once: bool = False) -> None:
         """Upload the files of the run, apart from checkpoints, that changed; delete those that are gone.
 
-        `now`: also those that were uploaded a moment ago.
+        `at_once`: also those that were uploaded a moment ago.
         """
-        moment, there, now = time.monotonic(), set[str](), now or self._ending.is_set()
+        now, there, at_once = time.monotonic(), set[str](), at_once or self._ending.is_set()
         for path in sorted(self._run.rglob("*")):
             name = path.relative_to(self._run).as_posix()
             if not _is_record(path, name):
@@ -347,7 +349,7 @@ class Upload:
                 status = path.stat()
                 state = (status.st_size, status.st_mtime_ns)
                 size, changed, due = self._sent.get(name, (-1, 0, 0.0))
-                if (size, changed) == state or (moment < due and not now):
+                if (size, changed) == state or (now < due and not at_once):
                     continue
                 began = time.monotonic()
                 self._write(name, path.read_bytes() if status.st_size <= _WHOLE_BYTES else path)
@@ -363,7 +365,7 @@ class Upload:
             self._stored.store.write(f"{parent}/latest" if parent else "latest", f"{self._run.name}\n".encode())
 
     def _write(self, name: str, content: bytes | Path) -> None:
-        stored = self._of_this_run()
+        stored = self._still_owned()
         key = f"{stored.key}/{name}"
         stored.store.write(key, content)
         stored.entries[name] = Entry(key, 0, None)
@@ -371,12 +373,12 @@ class Upload:
         self._moved = time.monotonic()
 
     def _delete(self, name: str) -> None:
-        stored = self._of_this_run()
+        stored = self._still_owned()
         stored.store.delete(f"{stored.key}/{name}")
         stored.entries.pop(name, None)
 
-    def _of_this_run(self) -> StoredRun:
-        """Return where to write. Raises TakenOver if another process uploads the run now."""
+    def _still_owned(self) -> StoredRun:
+        """Return the run in the store, to write there. Raises TakenOver if another process uploads it now."""
         if self._owner.taken is not None:
             raise self._owner.taken
         assert self._stored is not None
@@ -387,9 +389,3 @@ def _is_record(path: Path, name: str) -> bool:
     if name.startswith(CHECKPOINTS) or name in _NOT_UPLOADED or name.endswith(".tmp"):
         return False
     return not any(part.startswith(".") for part in name.split("/")) and path.is_file() and not path.is_symlink()
-
-
-def _read_manifest(folder: Path) -> bytes | None:
-    with suppress(OSError):
-        return (folder / MANIFEST).read_bytes()
-    return None

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from llmtrain.errors import ConfigError, RunError
+from llmtrain.runs.json_files import json_object
 from llmtrain.runs.stores import UPLOAD, parsed
 from llmtrain.storage.failures import NoObject, StorageError
-from llmtrain.storage.store import Store, locate
+from llmtrain.storage.store import locate
 
 log = logging.getLogger("llmtrain.store")
 
@@ -81,7 +82,6 @@ class Owner:
 
 def read_owner(address: str) -> dict[str, Any]:
     """Return the upload.json of a run in a store; {} without one. Raises StorageError."""
-    store: Store
     store, key = locate(f"{address}/{UPLOAD}")
     try:
         return parsed(store.read(key))
@@ -101,10 +101,7 @@ def is_alive(owner: Mapping[str, Any]) -> bool:
 
 def trains_elsewhere(run: Path) -> bool:
     """Return whether another machine trained in a run when its records were fetched."""
-    try:
-        return is_alive(parsed((run / UPLOAD).read_bytes()))
-    except OSError:
-        return False
+    return is_alive(json_object(run / UPLOAD, problems=[]))
 
 
 def wait_until_free(address: str) -> None:

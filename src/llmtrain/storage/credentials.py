@@ -1,4 +1,4 @@
-"""BucketSettings of stores from the environment and the usual files, as obstore takes them.
+"""Settings of stores from the environment and the usual files, as obstore takes them.
 
 obstore reads the variables of the environment by itself, and Google's login file; the files of the AWS command line it
 does not read. A profile that logs in by other programs (SSO, roles) is not read here either: the message says how.

@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock
 
@@ -103,20 +103,26 @@ def _fetch(address: str, found: Sequence[StoredObject], folder: Path) -> None:
 
 
 def _fetch_file(found: StoredObject, path: Path) -> dict[str, Any]:
-    """Fetch one object, in blocks, and return the record of its file. Raises StorageError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256()
-    with found.open() as stream, path.open("wb") as file:
-        while block := stream.read(_BLOCK_BYTES):
-            digest.update(block)
-            file.write(block)
+    """Fetch one object, and return the record of its file. Raises StorageError."""
+    sha256 = write_stream(found.open(), path)
     status = path.stat()
     return {
         "etag": found.entry.etag,
         "size": status.st_size,
         "mtime_ns": status.st_mtime_ns,
-        "sha256": digest.hexdigest(),
+        "sha256": sha256,
     }
+
+
+def write_stream(stream: BinaryIO, path: Path) -> str:
+    """Write what is left of a stream to a file, in blocks, and close the stream. Return the SHA-256 of the content."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    with stream, path.open("wb") as file:
+        while block := stream.read(_BLOCK_BYTES):
+            digest.update(block)
+            file.write(block)
+    return digest.hexdigest()
 
 
 def _is_whole(folder: Path) -> bool:

@@ -13,7 +13,7 @@ MAX_WARMUP_SHARE = 0.25
 
 
 def learning_rate_scale(config: SchedulerConfig, *, step: int, total_steps: int, warmup: int | None = None) -> float:
-    """The factor on the peak learning rate for the update numbered `step` (from 0) of `total_steps`.
+    """Return the factor on the peak learning rate for the update numbered `step` (from 0) of `total_steps`.
 
     `warmup`: the steps of warm-up that the run began with; those of a new run when not given. The first update is never
     at 0, and the last one is at `min_lr_ratio` (except for `constant`). A run of one step makes it at the peak.
@@ -35,7 +35,7 @@ def learning_rate_scale(config: SchedulerConfig, *, step: int, total_steps: int,
 
 
 def warmup_steps(config: SchedulerConfig, *, total_steps: int) -> int:
-    """Steps of linear warm-up; a number of steps is at most a quarter of the run, and never all of a short one."""
+    """Return the steps of linear warm-up: given in steps, at most a quarter of the run; by a ratio, never all of it."""
     ratio = config.warmup_ratio
     if ratio is None and config.warmup_steps is None and config.name == "wsd":
         ratio = WSD_WARMUP_RATIO

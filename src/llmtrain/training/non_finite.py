@@ -1,4 +1,4 @@
-"""A loss or a gradient that is infinite or no number: what it is called, what is done about it.
+"""A loss or a gradient that is infinite or no number: its name, and what is done about it.
 
     16-mixed, finite loss, gradients too large for float16   overflow     a smaller loss scale, no update; no event
     everything else                                          non_finite   stop | skip | rollback, as the config says
@@ -97,17 +97,17 @@ def leave_out(state: RunState, found: StepNumbers) -> None:
     """
     state.left_out.append((found.items.start, found.items.stop))
     since_checkpoint = sum(start >= state.item for start, _ in state.left_out)
-    if max(since_checkpoint, _longest_row(state.left_out)) >= MAX_IN_A_ROW:
+    if max(since_checkpoint, _longest_chain(state.left_out)) >= MAX_IN_A_ROW:
         raise WillFailAgain(
             f"{found}, after {len(state.left_out) - 1} roll-backs. It is not the data: lower optimizer.lr or lengthen "
             "scheduler.warmup_steps, and start again from an earlier checkpoint"
         )
 
 
-def _longest_row(ranges: Sequence[tuple[int, int]]) -> int:
-    """The largest number of ranges of which each begins where another ends."""
-    longest, rows = 0, dict[int, int]()  # end → ranges in the row that ends there
+def _longest_chain(ranges: Sequence[tuple[int, int]]) -> int:
+    """Return the largest number of ranges of which each begins where the one before ends."""
+    longest, chains = 0, dict[int, int]()  # end → ranges in the chain that ends there
     for start, end in sorted(ranges):
-        rows[end] = rows.get(start, 0) + 1
-        longest = max(longest, rows[end])
+        chains[end] = chains.get(start, 0) + 1
+        longest = max(longest, chains[end])
     return longest

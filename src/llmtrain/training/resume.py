@@ -2,7 +2,7 @@
 
     --resume REF ─ find_origin ─▶ Origin ─ checkpoint_of ─▶ verified checkpoint ─ reject_another_run ─▶ the run goes on
 
-Run folders are found by `runs`, checkpoints verified by `training.checkpoint`.
+Run folders are found, or fetched from a store, by `runs`; checkpoints are verified by `training.checkpoint`.
 """
 
 from __future__ import annotations

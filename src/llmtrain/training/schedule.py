@@ -40,7 +40,7 @@ class Epoch(NamedTuple):
 
     @classmethod
     def of(cls, data: DataConfig, num_items: int, *, end_item: int | None = None) -> Epoch:
-        """Return an epoch of so many items of these data."""
+        """Return an epoch of `num_items` items of these data."""
         return cls(num_items, data.seq_len, may_be_few=isinstance(data, ChatConfig), end_item=end_item)
 
 
@@ -110,7 +110,7 @@ def make_schedule(
     validates: bool = True,
     ask_every: int | None = None,
 ) -> Schedule:
-    """The schedule of a run that stands at `state` (a new one at the start). Raises ConfigError if it cannot be.
+    """Return the schedule of a run that stands at `state` (a new one at the start). Raises ConfigError if it cannot be.
 
     `validates`: whether there are validation data. `ask_every`: steps between two times that the model is asked.
     """

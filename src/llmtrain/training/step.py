@@ -1,4 +1,4 @@
-"""One optimizer step, whole (`take_step`): gradients of a step's micro-batches, then the update.
+"""One full optimizer step (`take_step`): gradients of a step's micro-batches, then the update.
 
     agree             add up over the ranks what the loader has counted: supervised tokens
     compute_gradients each micro-batch: backward(loss_sum · data_parallel_size / count), exchanged at the last one only
@@ -6,8 +6,8 @@
     update            clip → optimizer, which leaves the weights as they are if loss or norm is not finite
     judge             what is done about such a step (non_finite.py)
 
-A GPU is given all of this before the host waits for it, once: for the loss and the norm, of which the copy is ahead of
-the update. So the GPU updates while the host reads them and prepares the next step.
+The host queues all of this on a GPU, and waits once: for the loss and the norm, whose copy is queued before the update.
+So the GPU updates while the host reads them and prepares the next step.
 
 Dividing by the step's own count of tokens, and not each micro-batch by its, makes 16×1 equal 1×16 and one rank equal
 two, however the supervised tokens lie. `data_parallel_size` undoes the averaging of gradients over the ranks.
@@ -139,11 +139,10 @@ def _num_supervised(batch: Batch) -> int:
 def compute_gradients(
     model: nn.Module, micro_batches: Sequence[Batch], *, engine: Engine, num_tokens: int, loss_scale: float = 1.0
 ) -> torch.Tensor:
-    """Leave the step's gradients, times `loss_scale`, in the parameters; the sum of the losses (nats) on all ranks.
+    """Leave the step's gradients, times `loss_scale`, in the parameters. Return the sum of the losses of all ranks.
 
-    It is a scalar on the device: reading it waits for the gradients.
-
-    `num_tokens`: supervised tokens on all ranks, as `agree` counted them.
+    The sum (nats) is a scalar on the device: reading it waits for the gradients. `num_tokens`: supervised tokens on all
+    ranks, as `agree` counted them.
     """
     scale = loss_scale * engine.data_parallel_size / max(1, num_tokens)
     loss_sum = torch.zeros((), device=engine.device)
@@ -158,7 +157,7 @@ def compute_gradients(
 
 
 def gradient_norm(optimizer: NamedOptimizer) -> torch.Tensor:
-    """The global norm of the gradients, a scalar on their device, the same on every rank."""
+    """Return the global norm of the gradients, a scalar on their device, the same on every rank."""
     norms = [full_tensor(torch.nn.utils.get_total_norm(some)) for some in by_mesh(_gradients(optimizer))]
     if len(norms) < 2:
         return norms[0] if norms else torch.zeros((), device=optimizer.parameters[0].device)

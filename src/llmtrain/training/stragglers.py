@@ -3,11 +3,12 @@
     own work of a step = waiting for data + forward and backward, without the waits for other ranks in them
 
 The step as a whole takes equally long everywhere, since all wait for the slowest, and tells nothing. Under ddp the wait
-begins when a rank's last gradient is computed. Where parameters are cut over the ranks (fsdp) each layer has its waits:
-they are timed, by the clock on a CPU and by the stream that computes on a GPU, and taken off. Ranks that share matrices
-(fsdp_tp) wait for each other inside of a layer as well, where nobody looks: they are compared as one, by the least of
-their times. Where one of them is slow, the rest wait for it there, and no time is less than its own; where a rank of
-another group is slow, one of them waits for it between the layers, and its own time is short.
+begins when a rank's last gradient is computed. Where parameters are sharded over the ranks (fsdp), each layer has its
+waits: they are timed, by the clock on a CPU and by the stream that computes on a GPU, and taken off.
+
+Ranks that share matrices (fsdp_tp) wait for each other inside of a layer as well, where nobody looks: they are compared
+as one, by the least of their times. Where one of them is slow, the rest wait for it there, and no time is less than its
+own; where a rank of another group is slow, one of them waits for it between the layers, and its own time is short.
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ class StragglerWatch:
 
 
 def others_median(seconds: Sequence[float]) -> list[tuple[int, float]]:
-    """Each rank, and the median of all other ranks' seconds."""
+    """Return each rank with the median of all other ranks' seconds."""
     return [
         (rank, statistics.median([other for index, other in enumerate(seconds) if index != rank]))
         for rank in range(len(seconds))
@@ -151,7 +152,7 @@ def others_median(seconds: Sequence[float]) -> list[tuple[int, float]]:
 
 
 class _Moment:
-    """Now: on a GPU when it comes to this point of its work, which the host is ahead of; else by the clock."""
+    """The present moment: of the work of a GPU, which the host is ahead of; else by the clock."""
 
     def __init__(self, device: torch.device) -> None:
         self._clock = time.perf_counter()

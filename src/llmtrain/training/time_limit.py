@@ -60,7 +60,7 @@ SpeedCheck = Callable[[int, float], None]
 def fix_number_of_steps(job: Job, *, began: float, check: SpeedCheck | None = None) -> None:
     """Put the number of steps that fit into trainer.max_minutes in its place, in config and schedule.
 
-    `began`: when the run did, by `time.monotonic`. Raises ConfigError if not even one step fits, and what `check` does.
+    `began`: start of the run, by `time.monotonic`. Raises ConfigError if not even one step fits, and what `check` does.
     """
     trainer, engine = job.config.trainer, job.engine
     if trainer.max_minutes is None:

@@ -1,4 +1,4 @@
-"""Models of transformers from and to folders: what is loaded, refused, written and taken up again."""
+"""Models of transformers from and to folders: what is loaded, rejected, written and loaded again."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def test_the_run_folder_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert create_run(Path("runs"), "one").is_absolute()
 
 
-def test_a_run_id_that_exists_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_a_run_id_that_exists_is_rejected_and_left_alone(tmp_path: Path) -> None:
     run = make_run(tmp_path, "one")
     with pytest.raises(ConfigError, match=r"exists already: .*--resume one"):
         create_run(tmp_path, "one")

@@ -124,7 +124,7 @@ def test_a_manifest_comes_last_and_goes_first(root: str, machines: Machines, wri
     }
 
 
-def test_a_checkpoint_that_is_deleted_here_meanwhile_is_uploaded_whole(
+def test_a_checkpoint_that_is_deleted_here_meanwhile_is_uploaded_in_full(
     root: str, machines: Machines, writes: Writes
 ) -> None:
     run = run_to_upload(root, "a", 10, 20, keep_last=1)

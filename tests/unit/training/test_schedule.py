@@ -174,7 +174,7 @@ def test_a_checkpoint_from_before_keeps_its_best() -> None:
         ),
     ],
 )
-def test_a_figure_that_nobody_measures_is_refused(keys: dict[str, Any], message: str) -> None:
+def test_a_metric_that_nobody_measures_is_rejected(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         Config.model_validate({"data": {"name": "synthetic"}, **keys})
     trainer = {"keep_best": "eval/f", "early_stopping": {"metric": "eval/bleu"}}

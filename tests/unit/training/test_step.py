@@ -265,7 +265,7 @@ def test_sgd_without_momentum_has_no_state_to_lose(engine: Engine) -> None:
     optimizer.load_state_tensors({})
 
 
-def test_state_of_another_optimizer_or_model_is_refused(engine: Engine) -> None:
+def test_state_of_another_optimizer_or_model_is_rejected(engine: Engine) -> None:
     _, muon = make(engine, "muon")
     for parameter in muon.parameters:
         parameter.grad = torch.ones_like(parameter)

@@ -172,15 +172,21 @@ def _why_not_varlen(config: DecoderConfig, *, dtype: torch.dtype, dropout: float
         return "it has no ALiBi"
     if config.key_dim != config.head_dim:
         return "queries and keys are wider than values"
-    if config.head_dim % 8 or config.head_dim > 256:
-        return f"the width of a head is {config.head_dim}, not a multiple of 8 up to 256"
+    lacks = varlen_lacks(config.head_dim, dtype=dtype, dropout=dropout, window=config.attention.window)
+    return lacks or gpu_lacks_flash()
+
+
+def varlen_lacks(head_dim: int, *, dtype: torch.dtype, dropout: float, window: int | None) -> str | None:
+    """Return why `varlen_attention` cannot compute such heads; None if it can."""
+    if head_dim % 8 or head_dim > 256:
+        return f"the width of a head is {head_dim}, not a multiple of 8 up to 256"
     if dtype not in VARLEN_DTYPES:
         return f"it computes in 16 bits, not in {dtype}"
     if dropout > 0.0:
         return "it has no dropout (model.attention.dropout)"
-    if config.attention.window is not None and not TAKES_WINDOW:
+    if window is not None and not TAKES_WINDOW:
         return f"it has no window in torch {torch.__version__}"
-    return gpu_lacks_flash()
+    return None
 
 
 def _why_not_flex(config: DecoderConfig, *, dropout: float) -> str | None:

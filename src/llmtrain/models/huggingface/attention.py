@@ -122,14 +122,10 @@ def varlen_forward(
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     d = query.shape[-1]
     if (
-        dtype not in gpu_kernels.VARLEN_DTYPES
-        or dropout > 0.0
+        gpu_kernels.varlen_lacks(d, dtype=dtype, dropout=dropout, window=window)
         or value.shape[-1] != d
         or scaling not in (None, d**-0.5)
-        or d % 8
-        or d > 256
         or not getattr(module, "is_causal", True)
-        or (window is not None and not gpu_kernels.TAKES_WINDOW)
         or any(rest.get(name) is not None for name in ("softcap", "s_aux", "position_bias"))
     ):
         raise NotCovered

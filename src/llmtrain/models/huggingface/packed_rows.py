@@ -1,4 +1,4 @@
-"""Tells transformers whether rows hold several documents, which it would ask their positions, and wait for a GPU.
+"""Tells transformers whether rows hold several documents. It would ask a GPU itself, and wait.
 
 transformers builds a mask for several documents, and leaves a plain causal one to the kernel. It decides by a value of
 the positions. Training knows the answer from the batch; everywhere else transformers decides as before.

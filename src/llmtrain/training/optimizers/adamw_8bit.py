@@ -26,17 +26,17 @@ BLOCK_KEYS = frozenset({"qmap1", "qmap2", "absmax1", "absmax2"})
 
 
 def adamw_8bit(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """bitsandbytes' AdamW8bit over parameter groups.
+    """Return bitsandbytes' AdamW8bit of parameter groups.
 
-    Raises ConfigError where it is not installed, parameters are cut over ranks, or it cannot run on their device, which
-    is tried.
+    Raises ConfigError where it is not installed, parameters are sharded, or it cannot run on their device, which is
+    tried.
     """
     if find_spec("bitsandbytes") is None:
         raise ConfigError(f"optimizer.name adamw8bit needs bitsandbytes: `{install_extra('bnb')}`, or take adamw")
     parameters = [parameter for group in groups for parameter in group["params"]]
     if any(is_sharded(parameter) for parameter in parameters):
         raise ConfigError(
-            "optimizer.name adamw8bit cannot update parameters that are cut over ranks (fsdp): take adamw"
+            "optimizer.name adamw8bit cannot update parameters that are sharded over ranks (fsdp): take adamw"
         )
     from bitsandbytes.optim import AdamW8bit
 

@@ -103,6 +103,6 @@ def _apart(
 
 
 def _masters(parameters: Iterable[Tensor]) -> dict[Tensor, Tensor]:
-    """A float32 copy of each parameter that has 16 bits."""
+    """Return a float32 copy of each parameter that has 16 bits."""
     narrow = [p for p in parameters if p.dtype in (torch.bfloat16, torch.float16)]
     return {p: p.detach().float().requires_grad_() for p in narrow}

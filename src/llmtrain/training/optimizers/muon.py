@@ -134,7 +134,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 def _batches(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Matrices of one shape together, in their order, as many as fit into a batch."""
+    """Yield matrices of one shape together, in their order, as many as fit into a batch."""
     by_shape: dict[tuple[int, ...], list[Tensor]] = {}
     for parameter in parameters:
         by_shape.setdefault(tuple(parameter.shape), []).append(parameter)

@@ -86,7 +86,7 @@ class NamedOptimizer:
 
     @torch.no_grad()
     def take_weights(self) -> None:
-        """Let the masters be what the parameters are, which have got their first values since."""
+        """Copy the parameters, which have their first values by now, into the masters."""
         for parameter, master in self._own.items():
             master.copy_(parameter)
 
@@ -111,7 +111,7 @@ class NamedOptimizer:
     def step(self, finite: Tensor | None = None) -> None:
         """Update the parameters from their gradients, if `finite` (a bool scalar on their device; None: true).
 
-        On a GPU it is decided there, by the flag that torch's fused optimizers take from a gradient scaler. The host
+        A GPU decides that itself, by the flag that torch's fused optimizers take from a gradient scaler. The host
         reads `finite` only for an optimizer without such a flag. Where there are masters, no gradient is left after an
         update.
         """
@@ -149,7 +149,7 @@ class NamedOptimizer:
             optimizer.state.clear()
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """`<parameter>/<state>` → tensor: the state itself, not a copy; counts that are no tensors become one."""
+        """Return `<parameter>/<state>` → tensor: the state itself, not a copy; counts as tensors."""
         names = {updated: name for name, updated in self._updated.items()}
         state = {
             f"{names[parameter]}/{key}": value if isinstance(value, Tensor) else torch.tensor(value)
@@ -160,7 +160,7 @@ class NamedOptimizer:
         return state | {f"{self._names[parameter]}/{MASTER}": master for parameter, master in self._own.items()}
 
     def load_state_tensors(self, tensors: Mapping[str, Readable]) -> None:
-        """Take over what `state_tensors` gave, whole: of each tensor no more is read than this rank's part.
+        """Load full tensors with the names of `state_tensors`. Of each, no more is read than this rank's part.
 
         Raises ConfigError if it belongs to other parameters or optimizers.
         """
@@ -230,7 +230,7 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 def _read_part(tensor: Readable, parameter: Tensor, *, name: str) -> Tensor:
-    """A state as large as its parameter, or a number."""
+    """Read this rank's part of a state as large as its parameter, or a number."""
     if not tensor.ndim:
         return tensor[()].to(parameter.device)
     if tensor.shape != parameter.shape:
@@ -255,7 +255,7 @@ def _takes_found_inf(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def _state_keys(optimizer: torch.optim.Optimizer) -> set[str]:
-    """The names of what the optimizer keeps of a parameter that it has updated."""
+    """Return the names of what the optimizer keeps of a parameter that it has updated."""
     if isinstance(optimizer, torch.optim.Adam):  # AdamW is one
         return {"step", "exp_avg", "exp_avg_sq"}
     if is_8bit(optimizer):

@@ -1,8 +1,7 @@
-"""The model that a run trains, behind one interface: our decoder, with adapters or without, one of transformers, or one
-of the user's own.
+"""The model that a run trains, behind one interface: our decoder, one of transformers, or one of the user's own.
 
-The rest of training asks for nothing but this: which module to call, which tensors a checkpoint holds, how its `model/`
-is written and read. What differs between the kinds stands in this file alone.
+All of it is trained, or adapters. The rest of training asks for nothing but this: which module to call, which tensors a
+checkpoint holds, how its `model/` is written and read. What differs between the kinds stands in this file alone.
 """
 
 from __future__ import annotations
@@ -106,16 +105,16 @@ def train_decoder(config: DecoderConfig, vocabulary: Vocabulary, *, sharded: boo
     with torch.device("meta"):
         decoder = Decoder(config, config.vocab_size or vocabulary.size)
     is_empty = sharded and not (config.lora and config.lora.begins_with_base)
-    whole = TrainedDecoder(decoder, config, vocabulary, is_empty=is_empty)
+    full = TrainedDecoder(decoder, config, vocabulary, is_empty=is_empty)
     if not is_empty:
         decoder.to_empty(device="cpu")
-        whole.load_initial()
+        full.load_initial()
     if config.lora is None:
-        return whole
+        return full
     from llmtrain.models.lora import add_lora_to_decoder
 
     add_lora_to_decoder(decoder, config.lora)
-    return TrainedAdapters(whole, decoder, sharded=sharded)
+    return TrainedAdapters(full, decoder, sharded=sharded)
 
 
 class TrainedDecoder:
@@ -191,15 +190,15 @@ class TrainedAdapters:
     with the adapters, by the rank that merges them.
     """
 
-    def __init__(self, whole: TrainedDecoder | TrainedOwn, network: nn.Module, *, sharded: bool) -> None:
+    def __init__(self, full: TrainedDecoder | TrainedOwn, network: nn.Module, *, sharded: bool) -> None:
         """Set the model, and the part of its module that has adapters and the names of its saved tensors."""
         from llmtrain.models.lora import trainable_state_dict
 
-        self.module = whole.module
+        self.module = full.module
         self._network = network
-        self.described = whole.described
+        self.described = full.described
         self.split: SplitModel | None = None
-        self._whole = whole
+        self._full = full
         self._sharded = sharded
         self._shape = without_values(network) if sharded else network  # what the thread that saves may touch
         self._trainable = trainable_state_dict(self._shape).keys()
@@ -213,16 +212,16 @@ class TrainedAdapters:
         from llmtrain.models.lora import merged_state_dict, write_adapter
 
         write_adapter(folder / ADAPTER_FOLDER, self._shape, {name: tensors[name] for name in self._trainable})
-        self._whole.write(folder, merged_state_dict(self._shape, tensors))
+        self._full.write(folder, merged_state_dict(self._shape, tensors))
 
     def read(self, folder: Path) -> None:
         from llmtrain.models.lora import read_adapter
 
-        self._whole.initialize()
+        self._full.initialize()
         read_adapter(folder / ADAPTER_FOLDER, self._network)
 
     def initialize(self) -> None:
-        self._whole.initialize()
+        self._full.initialize()
 
 
 # -- models of transformers --------------------------------------------------------------------------------------------
@@ -278,7 +277,7 @@ def _tokens_without_rows(config: HuggingFaceConfig, vocabulary: Vocabulary, *, k
 
 
 class TrainedHuggingFace:
-    """A model of transformers, trained as a whole or by adapters of peft."""
+    """A model of transformers of which all is trained, or adapters of peft."""
 
     split: SplitModel | None = None
 
@@ -301,7 +300,7 @@ class TrainedHuggingFace:
         self._has_adapters = config.lora is not None
 
     def narrow(self) -> dict[Tensor, Tensor]:
-        """Round the weights to bfloat16, and return their float32 masters, whose dtype files go on to name."""
+        """Round the weights to bfloat16, and return their float32 masters. Files are still written in float32."""
         self._shape = cast("HuggingFaceModel", without_values(self.module))
         return narrow_weights(self.module, keep=self.module.keep_in_float32)
 
@@ -353,13 +352,13 @@ def train_own(config: OwnModelConfig, vocabulary: Vocabulary, *, seq_len: int, s
         )
     if config.init_from is not None:
         load_own_weights(Path(config.init_from), model)
-    whole = TrainedOwn(model, vocabulary)
+    full = TrainedOwn(model, vocabulary)
     if config.lora is None:
-        return whole
+        return full
     from llmtrain.models.lora import add_lora_to_own
 
     add_lora_to_own(model.network, config.lora)
-    return TrainedAdapters(whole, model.network, sharded=sharded)
+    return TrainedAdapters(full, model.network, sharded=sharded)
 
 
 class TrainedOwn:
