@@ -169,7 +169,7 @@ def _find(
 
 def _values(chat: Chat, num_turns: int, answers: Sequence[int]) -> Iterator[_Value]:
     for index, message in enumerate(chat.messages[:num_turns]):
-        yield from _of_turn(message, index, index if index in answers else None)
+        yield from _values_of_turn(message, index, index if index in answers else None)
     for index, tool in enumerate(chat.tools or ()):
         name = function_of(tool).get("name") if isinstance(function_of(tool), dict) else None
         for path, words in _inside(tool, ("tools", index), "tools"):
@@ -178,7 +178,7 @@ def _values(chat: Chat, num_turns: int, answers: Sequence[int]) -> Iterator[_Val
             yield _Value(path, words, lost, None)
 
 
-def _of_turn(message: dict[str, Any], index: int, answer: int | None) -> Iterator[_Value]:
+def _values_of_turn(message: dict[str, Any], index: int, answer: int | None) -> Iterator[_Value]:
     role, turn = message["role"], f"turn {index + 1}"
     thoughts: list[Any] = []
     reasoning = f"the chat template does not show the reasoning of {turn}{_ADVICE}" if answer is not None else None
@@ -193,7 +193,7 @@ def _of_turn(message: dict[str, Any], index: int, answer: int | None) -> Iterato
                 is_system = role in ("system", "developer")
                 yield _Value(path, f"turn.content ({role})", None if is_system else lost, answer)
         elif key == "tool_calls":
-            yield from _of_calls(value, path, turn, answer)
+            yield from _values_of_calls(value, path, turn, answer)
         elif key in REASONING_KEYS and role == "assistant":
             if holds_something(value) and value not in thoughts:  # some rows give it under two names
                 thoughts.append(value)
@@ -202,7 +202,7 @@ def _of_turn(message: dict[str, Any], index: int, answer: int | None) -> Iterato
             yield _Value(path, f"turn.{key}", None, None)
 
 
-def _of_calls(calls: Sequence[Any], path: _Path, turn: str, answer: int | None) -> Iterator[_Value]:
+def _values_of_calls(calls: Sequence[Any], path: _Path, turn: str, answer: int | None) -> Iterator[_Value]:
     for index, call in enumerate(calls):
         name = function_of(call)["name"]
         for inner, words in _inside(call, (*path, index), "turn.tool_calls"):

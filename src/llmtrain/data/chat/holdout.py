@@ -40,7 +40,7 @@ def is_kept(example: Example, fraction: float) -> bool:
 
 
 def prompt_hash(example: Example) -> bytes | None:
-    """Return what is compared in place of the prompt; None of a row of text."""
+    """Return what is compared in place of the prompt; None for a row of text."""
     return _hash(example) if isinstance(example, Chat | PromptCompletion) else None
 
 

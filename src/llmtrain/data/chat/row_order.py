@@ -36,7 +36,7 @@ class RowOrder(SourceOrder, Protocol):
         ...
 
     def rows(self, sequence: int, *, epoch: int | None) -> Ints:
-        """Return the rows of a pack, or the row itself. None: of the packs that are never shuffled, for evaluation."""
+        """Return the rows of a pack, or the row itself. `epoch` is None in evaluation, where rows are not shuffled."""
         ...
 
 

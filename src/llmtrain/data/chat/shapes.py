@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from llmtrain.config.loading.messages import nearest
 from llmtrain.data.chat.tools import calls_in_text, checked_calls, reject_what_cannot_be_shown, tools_of
-from llmtrain.data.files.row_faults import RowError
+from llmtrain.data.files.row_faults import RowError, kind_of
 
 SHAPES = "messages, conversations, prompt + completion, instruction + output, or text"
 
@@ -211,7 +211,7 @@ def _text(given: Mapping[str, Any], key: str) -> str:
 
 def _checked(value: object, what: str) -> str:
     if not isinstance(value, str):
-        raise RowError(f"{what!r} should be text, but is {_kind(value)}")
+        raise RowError(f"{what!r} should be text, but is {kind_of(value)}")
     return value
 
 
@@ -235,7 +235,7 @@ def _chat(
     shape: str, turns: object, given: Mapping[str, Any], *, used: Sequence[str], num_prompt_turns: int = 0
 ) -> Chat:
     if not isinstance(turns, list):
-        raise RowError(f"{shape!r} should be a list of turns, but is {_kind(turns)}")
+        raise RowError(f"{shape!r} should be a list of turns, but is {kind_of(turns)}")
     parsed = [_turn(turn, number) for number, turn in enumerate(turns, 1)]
     tools = tools_of(given, wrapped=shape == "conversations")
     system: list[Message] = []
@@ -261,7 +261,7 @@ def _chat(
 def _turn(turn: object, number: int) -> _Turn:
     """Return the turn in the form that templates know, and whether the model learns from it."""
     if not isinstance(turn, dict):
-        raise RowError(f"turn {number} should be an object with role and content, but is {_kind(turn)}")
+        raise RowError(f"turn {number} should be an object with role and content, but is {kind_of(turn)}")
     role_key, content_key = ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
     role = turn.get(role_key)
     if role is None:
@@ -317,17 +317,10 @@ def _content(content: object, role: object, number: int) -> str:
             raise RowError(f"turn {number} ({role}) has a part {what}; only text is learned")
         content = "".join(part["text"] for part in parts)
     if not isinstance(content, str):
-        raise RowError(f"turn {number} ({role}) should have text as its content, but has {_kind(content)}")
+        raise RowError(f"turn {number} ({role}) should have text as its content, but has {kind_of(content)}")
     return content
 
 
 def _is_text_part(part: Mapping[str, Any]) -> bool:
     """Return whether a part of a turn is text that it says; the text of a part of reasoning is not."""
     return isinstance(part.get("text"), str) and part.get("type", "text") in TEXT_PARTS
-
-
-def _kind(value: object) -> str:
-    kinds = {list: "a list", dict: "an object", str: "text", bool: "true or false", type(None): "null"}
-    return kinds.get(
-        type(value), "a number" if isinstance(value, int | float) else f"a value of type {type(value).__name__}"
-    )

@@ -171,12 +171,13 @@ def _begin_of_answer(chat: Chat, answer: int, text: str, template: ChatTemplate)
 
 
 def _begin_of_last(content: str, text: str, template: ChatTemplate) -> int | None:
-    """Return where the content begins with which, but for the end of the turn, a text ends."""
+    """Return where `content` begins in a text that ends with it and the end of the turn; None for any other text."""
     said = text.rstrip().removesuffix(template.end_of_turn).rstrip()
     return len(said) - len(content) if content and said.endswith(content) else None
 
 
 def _rendered(text: str, spans: Sequence[Span], template: ChatTemplate) -> Rendered:
+    """Trim the header, an empty block of reasoning, and what follows the end-of-turn token off the spans."""
     trimmed = []
     for begin, end in spans:
         # The header was not in the prompt, or is inside of a tag.

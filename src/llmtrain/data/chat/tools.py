@@ -91,7 +91,7 @@ def with_arguments(message: Mapping[str, Any], *, as_text: bool) -> dict[str, An
 def reject_what_cannot_be_shown(value: object, where: str, *, depth: int = 0) -> None:
     """Raise RowError where text in `value` holds half of a surrogate pair, which no tokenizer takes.
 
-    So it does for what is nested too deeply to be searched and written by functions that call themselves.
+    Raise it also for what is nested more than MAX_DEPTH levels deep: what searches and writes values is recursive.
     """
     if depth > MAX_DEPTH:
         raise RowError(f"{where.partition('.')[0].partition('[')[0]!r} is nested more than {MAX_DEPTH} levels deep")

@@ -27,7 +27,7 @@ _HUB_NAME = re.compile(r"(?P<path>hf://[\w.-]+(?:/[\w.-]+)?)(?:@(?P<config>[\w.-
 
 
 class DatasetPart(NamedTuple):
-    """One configuration of a dataset, and of it a split or a slice."""
+    """A split of one configuration of a dataset, or a slice of that split."""
 
     path: str
     """A folder, or hf:// and a name."""

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from llmtrain.data.files.byte_blocks import only_os_errors, read_blocks
 from llmtrain.data.files.find import DataFile
 from llmtrain.data.files.json_values import JsonValue, json_values
+from llmtrain.data.files.row_faults import kind_of
 
 ParsedRow = tuple[int, dict[str, Any], str | None, str]
 """A row, or what is wrong in its place: its line, its values, the error, its place within the line.
@@ -66,7 +67,7 @@ def open_document(blocks: Iterable[bytes]) -> Document:
         return Document(_LIST, _each(every))
     if first is None or second is not None or not isinstance(first.value, dict):
         return Document(_VALUES, _each(every))
-    lists = _lists_around_which(first.value)
+    lists = _lists_of_rows(first.value)
     if not lists:
         return Document(_OBJECT, _each(every))
     if len(lists) > 1:
@@ -109,7 +110,7 @@ def is_lines(file: DataFile) -> bool:
         blocks = (block for block, _ in read_blocks(file, block_bytes=_SNIFFED_BYTES))
         first = next(json_values(blocks), None)
         return first is None or first.error is not None or first.num_characters <= len(line.decode(errors="replace"))
-    return not (is_last and isinstance(value, dict) and _lists_around_which(value))
+    return not (is_last and isinstance(value, dict) and _lists_of_rows(value))
 
 
 def is_turns(value: object) -> bool:
@@ -123,8 +124,7 @@ def row_at(line: int, value: object, inside: str = "") -> ParsedRow:
     """Return a value as a row, which is an object, or what it is instead."""
     if isinstance(value, dict):
         return line, value, None, inside
-    what = {list: "a list", str: "text", type(None): "null", bool: "true or false"}.get(type(value), "a number")
-    return error_at(line, f"is {what}, not an object with keys and values", inside)
+    return error_at(line, f"is {kind_of(value)}, not an object with keys and values", inside)
 
 
 def error_at(line: int, message: str, inside: str = "") -> ParsedRow:
@@ -143,8 +143,8 @@ def _elements(document: JsonValue, key: str) -> Iterator[tuple[ParsedRow, int]]:
         yield row_at(document.line, inner, f"{key}[{index}]"), document.num_characters // len(rows)
 
 
-def _lists_around_which(value: dict[str, Any]) -> list[str]:
-    """Return the keys of the lists of rows around which an object stands; none if it is a row itself."""
+def _lists_of_rows(value: dict[str, Any]) -> list[str]:
+    """Return the keys under which an object holds a list of rows; none if it is a row itself."""
     if any(isinstance(value.get(key), str) for key in _ROW_TEXTS) or any(
         is_turns(value.get(key)) for key in _ROW_TURNS
     ):

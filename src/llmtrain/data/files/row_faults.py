@@ -50,3 +50,10 @@ class RowFaults:
         """Raise ConfigError with `lines` and the advice, if there is a fault."""
         if self.count:
             raise ConfigError("\n".join([*self.lines(), *([advice] if advice else [])]))
+
+
+def kind_of(value: object) -> str:
+    """Return words for the kind of a value, for a fault that says what stands in place of something else."""
+    kinds = {list: "a list", dict: "an object", str: "text", bool: "true or false", type(None): "null"}
+    other = "a number" if isinstance(value, int | float) else f"a value of type {type(value).__name__}"
+    return kinds.get(type(value), other)

@@ -34,9 +34,9 @@ class Excerpt(NamedTuple):
 
 
 def describe_compression(excerpts: Sequence[Excerpt]) -> dict[str, Any] | None:
-    """Return the ratio of bytes to bytes compressed by zlib, of all excerpts as one text and of each; None of none.
+    """Return the ratio of bytes to bytes compressed by zlib, of all excerpts as one text and of each.
 
-    A high ratio means text that repeats itself; the documents with the highest are named.
+    A high ratio means text that repeats itself; the documents with the highest are named. None where there is no text.
     """
     encoded = [(one, one.text.encode("utf-8", "surrogatepass")) for one in excerpts if one.text]
     if not encoded:

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 KEY = "rows"
 """Name of the paths in messages; they have no key in a config."""
+OnText = Callable[[str, str, str], None]
+"""Takes the file, the place and the text of a row."""
 
 
 def inspect_rows(
@@ -164,10 +166,6 @@ class _File:
         self.unused: dict[str, Unused] = {}
         self.faults: list[RowFault] = []
         self.first_rows: list[dict[str, Any]] = []
-
-
-OnText = Callable[[str, str, str], None]
-"""Takes the file, the place and the text of a row."""
 
 
 def _read(source: RowSource, *, num_rows: int, on_text: OnText | None) -> _File:

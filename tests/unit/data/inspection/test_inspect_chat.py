@@ -148,6 +148,10 @@ def test_no_row_left_is_exit_code_2_without_a_fault(tmp_path: Path, tokenizer: P
     config = write(tmp_path, tokenizer, [{"text": "long " * 100}], truncation="drop")
     assert run(["inspect", str(config)]) == 2
     assert "of 1 row none is left to train on" in capsys.readouterr().out
+    (tmp_path / "val.jsonl").write_text((tmp_path / "rows.jsonl").read_text())
+    config = write(tmp_path, tokenizer, [conversation(0)], truncation="drop", val=str(tmp_path / "val.jsonl"))
+    assert run(["inspect", str(config)]) == 2
+    assert "data.val: of 1 row none is left to validate on" in capsys.readouterr().out
 
 
 def test_what_rows_hold_and_is_not_used_is_shown_with_and_without_a_config(
