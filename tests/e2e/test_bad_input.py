@@ -116,7 +116,7 @@ def test_a_run_that_another_process_trains_is_left_as_it_is(
     def refuse(run: Path) -> None:
         raise ConfigError(f"{run} is being trained by another process")
 
-    monkeypatch.setattr("llmtrain.verbs.train.locked", refuse)
+    monkeypatch.setattr("llmtrain.runs.upload.locked", refuse)
     message = message_of(["train", "--resume", str(folder), "trainer.max_steps=9"], capsys)
     assert "is being trained by another process" in message
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

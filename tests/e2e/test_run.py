@@ -47,7 +47,7 @@ def test_the_folder_holds_what_the_design_says(finished: Path) -> None:
     meta = json.loads((finished / "meta.json").read_text())
     assert meta["resolved"] == {
         "device": "cpu", "precision": "32", "compile": False, "strategy": "single", "backend": "gloo",
-        "because": "one process", "bf16": computes_bf16("cpu"),
+        "because": "one process", "float8": False, "bf16": computes_bf16("cpu"), "recomputed_blocks": 0,
     }  # fmt: skip
     assert list((finished / "tensorboard").glob("events.*"))
     assert load_config(str(finished / "config.yaml")).config.trainer.max_steps == 30

@@ -90,9 +90,8 @@ def _blocks(document: Mapping[str, Any]) -> Iterator[Block]:
     if layout["tensor_parallel"] > 1:
         lines.append(f"{layout['tensor_parallel']} processes share each matrix")
     if layout["replicas"] > 1:
-        lines.append(
-            f"{layout['replicas']} replicas: {layout['ranks'] // layout['replicas']} processes share the shards of each"
-        )
+        ranks = counted(layout["ranks"] // layout["replicas"], "process")
+        lines.append(f"{layout['replicas']} replicas, each sharded over {ranks}")
     yield Lines("layout", lines)
     speed, seconds = document["time"]["tokens_per_sec"], document["time"]["seconds"]
     if speed is not None:
