@@ -13,7 +13,7 @@ import typer
 from llmtrain.cli.importing import large_imports
 from llmtrain.cli.options import Chat, Device, Json, Model, RootDir, TrustRemoteCode, local
 from llmtrain.cli.output import Outcome, stdout_is_read
-from llmtrain.screen import visible
+from llmtrain.screen import counted, visible
 
 Prompts = Annotated[
     list[str] | None,
@@ -121,7 +121,7 @@ def generate(
 
     results = generate_texts(model, prompts=texts, prompts_file=prompts, output=output, **settings)
     if output:
-        return Outcome(results, f"{output}: {len(results):,} {'text' if len(results) == 1 else 'texts'}")
+        return Outcome(results, f"{output}: {counted(len(results), 'text')}")
     return Outcome(results, "\n\n".join(_written(result) for result in results))
 
 

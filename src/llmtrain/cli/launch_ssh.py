@@ -123,10 +123,8 @@ def run(
     from llmtrain.verbs import launch_ssh as verbs
 
     loaded, values = _loaded(word, overrides, config)
-    remote = _remote(
-        loaded.config if loaded else None, host=host, dir=dir, env_file=env_file, python=python, ssh_config=ssh_config
-    )
     about = loaded.config if loaded else None
+    remote = _remote(about, host=host, dir=dir, env_file=env_file, python=python, ssh_config=ssh_config)
     verbs.push(remote, about)
     verbs.initialize(remote, about)
     words = [*values, *_train_options(max_restarts, json)]

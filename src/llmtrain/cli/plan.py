@@ -74,7 +74,7 @@ def _blocks(document: Mapping[str, Any]) -> Iterator[Block]:
     fits = "fits into" if memory["fits"] else "does NOT fit into"
     yield Lines(f"{fits} the {gigabytes(memory['device_bytes'])} of {document['time']['device']}{share}", ())
     lines = [
-        f"{layout['ranks']} {'process' if layout['ranks'] == 1 else 'processes'} ({layout['strategy']}) × "
+        f"{counted(layout['ranks'], 'process')} ({layout['strategy']}) × "
         f"{counted(layout['grad_accum_steps'], 'micro-batch')} of {layout['micro_batch_size']} × "
         f"{counted(layout['seq_len'], 'token')} "
         f"= {counted(layout['batch_size'], 'sequence')} a step"

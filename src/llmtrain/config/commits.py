@@ -1,4 +1,4 @@
-"""A config whose addresses of lakeFS name commits: the branches are resolved once, before anything is read."""
+"""Replaces the branches in a config's addresses of lakeFS by their commits, once, before anything is read."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class ChatConfig(Section):
         "Tokens that the loss counts: those of the assistant's turns and of completions, of a conversation's last "
         "assistant turn alone, or all. In a row of text it counts all.",
     )
-    text_column: str | None = opt(None, "Field with the text of rows that are nothing but text; `text` when not given.")
+    text_column: str | None = opt(None, "Field with the text of rows of text alone; `text` when not given.")
     on_error: Literal["fail", "skip"] = opt("fail", "Rows with faults: stop and list them, or leave them out and warn.")
     cache_dir: str = opt(
         "~/.cache/llmtrain", "Folder for tokenised rows, which later runs use again.", json_schema_extra=LOCAL

@@ -199,7 +199,7 @@ class PrepareConfig(Section):
     shard_size: int = opt(3_000_000, "Tokens in one shard.", ge=1)
     steps: list[QualityStep] = opt(
         [ExactDuplicatesStep()],
-        "What documents pass before they become tokens, in this order: steps that leave some out or change their text.",
+        "Steps that documents pass, in this order, before they become tokens: they leave some out or change them.",
         max_length=MAX_STEPS,
     )
     keep_text: bool = opt(False, "Store the text beside the tokens.")

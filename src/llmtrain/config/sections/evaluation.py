@@ -44,7 +44,9 @@ class EvaluationConfig(Section):
         "sacreBLEU's tokenizer for all rows. auto: by a row's expected text, zh for Chinese, char for other scripts "
         "without spaces, else 13a. ja-mecab and ko-mecab need sacreBLEU's extras ja and ko.",
     )
-    max_samples: int | None = opt(None, "Ask only the first rows of each file, this many; all when not given.", ge=1)
+    max_samples: int | None = opt(
+        None, "Number of rows of each file that are asked, the first ones; all when not given.", ge=1
+    )
     max_new_tokens: int = opt(256, "The longest answer, in tokens.", ge=1)
     temperature: float = opt(0.0, "Sampling temperature; 0 takes the likeliest token each time.", ge=0)
     top_p: float | None = opt(

@@ -95,8 +95,8 @@ class MaskPiiStep(Section):
     """Replaces e-mail addresses and public IP addresses."""
 
     name: Literal["mask_pii"] = opt("mask_pii", "Personal data.")
-    email: str | None = opt("<email>", "What stands in place of an e-mail address; null leaves them.")
-    ip: str | None = opt("<ip>", "What stands in place of a public IPv4 or IPv6 address; null leaves them.")
+    email: str | None = opt("<email>", "Text in place of an e-mail address; null leaves addresses as they are.")
+    ip: str | None = opt("<ip>", "Text in place of a public IPv4 or IPv6 address; null leaves addresses as they are.")
 
     @model_validator(mode="after")
     def _masks_are_masked(self) -> MaskPiiStep:

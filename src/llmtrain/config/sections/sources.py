@@ -22,7 +22,7 @@ class MixedSource(Section):
     path: str = key("A folder, file or glob, as in a list without weights.", json_schema_extra=ADDRESS)
     weight: float | None = opt(
         None,
-        "Share of what comes from here, relative to the other weights; 0: it is left out.",
+        "Share of this source, relative to the other weights; 0 leaves it out.",
         ge=0,
     )
     epochs: float | None = opt(
