@@ -28,7 +28,7 @@ that it took five times as long."""
 
 
 def fast_encoder(serialized: str) -> Encode | None:
-    """The encoder for a tokenizer.json, without special tokens; None when it has a part that no fast one has."""
+    """Return the encoder for a tokenizer.json, without special tokens; None when it has a part that no fast one has."""
     parts = json.loads(serialized)
     model = parts["model"]
     if model.get("type") != "BPE" or parts.get("normalizer") or model.get("dropout"):

@@ -31,7 +31,7 @@ _INDEX_VERSION = 1
 
 
 def read_footers(files: Sequence[Path], *, vocab_size: int, key: str, cache_dir: Path) -> list[Shard]:
-    """The record of each file, its path being the whole one; of bytes it says 0.
+    """Return the record of each file, with its full path, and with 0 for the bytes of text, which are not known.
 
     The hash is that of size and footer, which holds the places, sizes and statistics of all that is in the file. Raises
     ConfigError when a file is no token shard, or holds tokens outside of the vocabulary.
@@ -74,7 +74,7 @@ def _entry(index: dict[str, Any], file: Path) -> dict[str, Any] | None:
 
 
 def _read_footer(file: Path, *, key: str) -> tuple[Shard, int | None]:
-    """A shard's record, and its largest token where the statistics tell."""
+    """Return a shard's record, and its largest token where the statistics tell."""
     try:
         with pq.ParquetFile(file) as parquet:
             metadata = parquet.metadata
@@ -123,7 +123,7 @@ def _read_footer(file: Path, *, key: str) -> tuple[Shard, int | None]:
 
 
 def _footer_hash(file: Path) -> str:
-    """The last 8 bytes of a Parquet file are the length of its footer and its magic word."""
+    """Hash size and footer. The last 8 bytes of a Parquet file are the length of its footer and its magic word."""
     with file.open("rb") as stream:
         size = stream.seek(-8, os.SEEK_END) + 8
         length = int.from_bytes(stream.read(4), "little")

@@ -243,7 +243,7 @@ def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> Path:
 
 
 def find_manifest(path: str | os.PathLike[str]) -> Path | None:
-    """The folder whose manifest covers `path`: a shard, a subset's or split's folder, or the output folder itself.
+    """Return the folder whose manifest covers `path`: a shard, a subset's or split's folder, or the output folder.
 
     Looks in `path` and, where it lies in <out>/train or <out>/val, above that folder; None when there is no manifest.
     """

@@ -155,12 +155,12 @@ class Tokenizer:
         return sum(len(text.encode()) for text in texts)
 
     def token_id(self, token: str) -> int | None:
-        """The id of a token by its name in the vocabulary, such as `<|im_end|>`."""
+        """Return the id of a token by its name in the vocabulary, such as `<|im_end|>`."""
         found: int | None = self._backend.token_to_id(token)
         return found
 
     def name_of(self, token: int) -> str | None:
-        """The name of an id in the vocabulary, such as `Ġthe`; None for an id that has none."""
+        """Return the name of an id in the vocabulary, such as `Ġthe`; None for an id that has none."""
         found: str | None = self._backend.id_to_token(token)
         return found
 
@@ -240,7 +240,7 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int, min_frequency: int = 2) 
 
 
 def train_characters(texts: Iterable[str], *, vocab_size: int | None = None, min_frequency: int = 1) -> Tokenizer:
-    """A token for each character (code point) that `texts` hold `min_frequency` times or more often.
+    """Make a token for each character (code point) that `texts` hold `min_frequency` times or more often.
 
     Id 0 is the end token, 1 stands for every other character, then come the characters by code point; of more than
     `vocab_size` tokens the most frequent stay (of equally frequent ones the lower code points).
@@ -263,7 +263,7 @@ def train_characters(texts: Iterable[str], *, vocab_size: int | None = None, min
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
-    """The tokenizer in a folder that `Tokenizer.save` or transformers wrote. Needs no transformers, so it is quick.
+    """Load the tokenizer in a folder that `Tokenizer.save` or transformers wrote. Quick: needs no transformers.
 
     Raises ConfigError when the folder has no tokenizer.json, a broken one, or no end token.
     """
@@ -287,7 +287,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
 
 
 def load_hf_tokenizer(name_or_path: str) -> Tokenizer:
-    """An existing tokenizer, from a folder, the local Hugging Face cache or the Hub, as transformers loads it.
+    """Load an existing tokenizer, from a folder, the local Hugging Face cache or the Hub, as transformers loads it.
 
     Raises ConfigError when there is none, when it has no fast (tokenizers) form, or no end token.
     """
@@ -330,7 +330,7 @@ def load_hf_tokenizer(name_or_path: str) -> Tokenizer:
 
 
 def wrap_tokenizer(found: Any, *, where: str) -> Tokenizer:
-    """A tokenizer of transformers. Raises ConfigError, which begins with `where`, if it is not fast or has no end."""
+    """Wrap a tokenizer of transformers. Raises ConfigError, beginning with `where`, if it is not fast or has no end."""
     if not getattr(found, "is_fast", False):
         raise ConfigError(f"{where}: has no fast form (tokenizer.json); convert it with transformers first")
     if found.eos_token is None:

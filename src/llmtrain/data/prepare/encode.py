@@ -31,7 +31,7 @@ SPLIT_NAMES = {Fate.TRAIN: "train", Fate.VAL: "val"}
 
 
 def token_dtype(vocab_size: int) -> TokenDtype:
-    """The narrowest unsigned integer that holds every id."""
+    """Return the narrowest unsigned integer that holds every id."""
     if vocab_size <= 1 << 8:
         return "uint8"
     return "uint16" if vocab_size <= 1 << 16 else "uint32"
@@ -160,7 +160,7 @@ def _folder(corpus: Corpus, fate: Fate, subset: int) -> str:
 
 
 def _folders_of(corpus: Corpus) -> list[str]:
-    """The folders that get shards: of each split, and in it of each subset that has documents there."""
+    """Return the folders that get shards: of each split, and in it of each subset that has documents there."""
     return [
         _folder(corpus, fate, int(subset))
         for fate in SPLIT_NAMES
@@ -180,7 +180,7 @@ def _not_written(corpus: Corpus, num_written: dict[str, int]) -> NDArray[np.bool
 
 
 def _work(corpus: Corpus, chosen: NDArray[np.bool_]) -> Iterator[_Work]:
-    """The chosen documents, unit by unit. Raises RunError when a file is not what it was."""
+    """Yield the chosen documents, unit by unit. Raises RunError when a file is not what it was."""
     for number, portion in enumerate(corpus.portions(chosen)):
         documents = portion.unit.first_document + np.array(portion.chosen)
         places = zip(corpus.fates[documents].tolist(), corpus.subset[documents].tolist(), strict=True)

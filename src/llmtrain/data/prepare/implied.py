@@ -76,7 +76,7 @@ def cache_folder(options: PrepareConfig, *, num_workers: int) -> Path:
 
 
 def as_tokens(data: TextData, *, training: Path, validation: Path | None) -> TokensConfig:
-    """The data section of a run that reads the shards that were made."""
+    """Return the data section of a run that reads the shards that were made."""
     val = training / "val" if _val_fraction(data) > 0 else validation / "train" if validation else None
     return TokensConfig(
         train=str(training / "train"),
@@ -89,7 +89,7 @@ def as_tokens(data: TextData, *, training: Path, validation: Path | None) -> Tok
 
 
 def in_terms_of(data: TextData, error: ConfigError) -> ConfigError:
-    """The same mistake, with the keys of `data` in place of those of `prepare`."""
+    """Return the same mistake, with the keys of `data` in place of those of `prepare`."""
     message = str(error)
     for name in _SAME_KEYS:
         message = message.replace(f"prepare.{name}", f"data.{name}")

@@ -36,16 +36,16 @@ class Journal:
         self._entries = entries
 
     def tokenizer(self) -> TokenizerRecord | None:
-        """The record of the tokenizer, once it is saved."""
+        """Return the record of the tokenizer; None before it is saved."""
         found = (entry["tokenizer"] for entry in self._entries if "tokenizer" in entry)
         return next((TokenizerRecord.model_validate(record) for record in found), None)
 
     def add_tokenizer(self, record: TokenizerRecord) -> None:
-        """The tokenizer is saved, and on disk for good."""
+        """Record that the tokenizer is saved, and on disk for good."""
         self._append({"tokenizer": record.model_dump(mode="json")})
 
     def shards(self) -> dict[str, list[Shard]]:
-        """The shards that are whole, by their folder (train, train/<subset>, val …), in their order."""
+        """Return the shards that are whole, by their folder (train, train/<subset>, val …), in their order."""
         found: dict[str, list[Shard]] = {}
         for entry in self._entries:
             if "shard" in entry:
@@ -54,7 +54,7 @@ class Journal:
         return found
 
     def add_shard(self, shard: Shard) -> None:
-        """A shard is whole, and on disk for good."""
+        """Record that a shard is whole, and on disk for good."""
         reach("shard-written", path=shard.path)
         self._append({"shard": shard.model_dump(mode="json")})
         reach("shard-noted", path=shard.path)
@@ -72,7 +72,7 @@ class Journal:
 
 
 def open_journal(folder: Path, *, key: object, keep: str) -> Journal:
-    """The journal in `folder` when it is that of `key`, with all else removed; a new one in the emptied folder if not.
+    """Return the journal in `folder` if it is for `key`, with all else removed, or a new one in the emptied folder.
 
     `key` is anything that JSON can hold; the file `keep` stays in any case.
     """
@@ -107,7 +107,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _whole(folder: Path, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The entries up to the first whose files are not there as they were written."""
+    """Return the entries up to the first whose files are not there as they were written."""
     for index, entry in enumerate(entries):
         if "tokenizer" in entry and not (folder / entry["tokenizer"]["path"] / "tokenizer.json").is_file():
             return entries[:index]

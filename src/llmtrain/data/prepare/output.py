@@ -44,7 +44,7 @@ def resolve_cache_dir(cache_dir: str) -> Path:
 
 
 def resolve_output(output: str) -> Path:
-    """The real folder behind `output` (a link may stand for it)."""
+    """Return the real folder behind `output` (a link may stand for it)."""
     return Path(os.path.realpath(os.path.expanduser(output)))
 
 
@@ -78,7 +78,7 @@ def output_lock(output: Path, *, key: str = "prepare.output") -> Iterator[None]:
 
 @contextmanager
 def staged_output(output: Path, *, key: str = "prepare.output", made_by_us: re.Pattern[str] = _OURS) -> Iterator[Path]:
-    """A folder that takes the place of `output` when the block ends well.
+    """Yield a folder that takes the place of `output` when the block ends well.
 
     It holds what a process left in it that was killed, whose disk was full, or that lost its workers (Preempted). After
     any other error it vanishes.

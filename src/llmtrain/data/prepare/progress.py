@@ -37,7 +37,7 @@ class Stage:
         return self
 
     def advance(self, num_bytes: int, num_tokens: int = 0) -> None:
-        """So many more bytes are done, and gave so many tokens."""
+        """Count bytes of text as done, and the tokens that they gave."""
         self._done += num_bytes
         self._tokens += num_tokens
         now = time.perf_counter()

@@ -33,7 +33,7 @@ class NamedSource:
 
     key: str
     path: str
-    """A glob is cut off before its first wildcard."""
+    """Path of the shards; a glob is cut off before its first wildcard."""
 
     def __str__(self) -> str:
         return f"{self.key}: {self.path}"
@@ -81,7 +81,7 @@ def check_would_be_made(sources: Sequence[NamedSource], *, options: PrepareConfi
 
 
 def recorded_options(options: PrepareConfig) -> dict[str, Any]:
-    """The options that decide what the shards hold, with their defaults, as the manifest keeps them.
+    """Return the options that decide what the shards hold, with their defaults, as the manifest keeps them.
 
     Without `output` and `num_workers`, which do not, and `input`, which is recorded file by file.
     """

@@ -138,7 +138,7 @@ class Corpus:
         return int(self.num_bytes[self.fates <= Fate.VAL].sum())
 
     def pieces_with(self, chosen: NDArray[np.bool_]) -> Iterator[tuple[ScannedUnit, CorpusPiece]]:
-        """The units that hold chosen documents, to be read again. Raises RunError when a file is not what it was."""
+        """Yield the units that hold chosen documents, to be read again. Raises RunError when a file has changed."""
         pieces = self.reader.pieces()
         for unit in self.units:
             piece = next(pieces, None)
@@ -153,7 +153,7 @@ class Corpus:
         return Rereader(self.reader, self.steps)
 
     def portions(self, chosen: NDArray[np.bool_]) -> Iterator[Portion]:
-        """The chosen documents, which have to be ones that stay, unit by unit.
+        """Yield the chosen documents, which have to be ones that stay, unit by unit.
 
         Raises RunError when a file is not what it was.
         """
@@ -163,7 +163,7 @@ class Corpus:
             yield Portion(unit, piece, self.version_hashes[0, unit.span], inside.tolist(), hashes)
 
     def read_raw(self, unit: ScannedUnit, piece: CorpusPiece) -> list[CorpusDocument]:
-        """The documents of a unit as they are in its files. Raises RunError when they are not what they were."""
+        """Return the documents of a unit as they are in its files. Raises RunError when they are not what they were."""
         return self.rereader.read_raw(unit, piece, self.version_hashes[0, unit.span])
 
 
@@ -330,7 +330,7 @@ def fingerprint(inputs: Sequence[CorpusInput], *, executor: Executor) -> tuple[I
 
 
 def select(corpus: Corpus, options: PrepareConfig) -> Corpus:
-    """The corpus with each document's final fate.
+    """Return the corpus with each document's final fate.
 
     A document is held out when the first 64 bits of its hash, as a fraction, are below `options.val_fraction`. Raises
     ConfigError when nothing is left for training, or nothing is held out that should be.
@@ -403,7 +403,7 @@ def _why_dropped(corpus: Corpus) -> str:
 
 
 def _numbered(names: Sequence[str], subsets: dict[str, int]) -> NDArray[np.int16]:
-    """The number of each subset; new ones are added to `subsets`."""
+    """Return the number of each subset; new ones are added to `subsets`."""
     numbers = [subsets.setdefault(name, len(subsets)) for name in names]
     if len(subsets) > _MOST_SUBSETS:
         raise ConfigError(

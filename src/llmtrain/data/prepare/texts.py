@@ -1,4 +1,4 @@
-"""Text out of token shards again, for comparisons that need the text itself."""
+"""Decode token shards into text again, for comparisons that need the text itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llmtrain.errors import ConfigError
 
 
 def iter_split_texts(folder: str | os.PathLike[str], split: str) -> Iterator[str]:
-    """The documents of a split, in reading order, decoded from their tokens without the end token.
+    """Yield the documents of a split, in reading order, decoded from their tokens without the end token.
 
     With byte-level tokenizers (all that `prepare` trains) this is the text that was read; others may have normalised
     it. `folder` holds the manifest. Raises ConfigError when it has no such split.

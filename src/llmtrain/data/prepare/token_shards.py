@@ -73,7 +73,7 @@ def prepare(
 
 
 def ensure_shards(config: Config, *, progress: ProgressCall | None = None) -> ReadyData:
-    """The data that `config.data` names, ready to be read.
+    """Return the data that `config.data` names, ready to be read.
 
     Shards that are missing are prepared when `config.prepare` says how; those of text (corpus, huggingface) are made in
     the cache. Any number of processes may call it at once: one prepares, the others wait for it. Raises ConfigError
@@ -103,7 +103,7 @@ def ensure_shards(config: Config, *, progress: ProgressCall | None = None) -> Re
 
 
 def _ensure_cached(options: PrepareConfig, *, progress: ProgressCall | None) -> Path:
-    """The folder of these shards in the cache. A folder that is there is whole, and its name says that it is right."""
+    """Return the folder of these shards in the cache. If it exists, it is complete; its name tells what it holds."""
     folder = resolve_output(str(cache_folder(options, num_workers=resolve_num_workers(options.num_workers))))
     if not (folder / MANIFEST_NAME).is_file():
         with output_lock(folder):

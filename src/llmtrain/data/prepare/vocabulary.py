@@ -37,7 +37,7 @@ of 8192 with 0.4 % fewer bytes a token, in half the time, so more text would onl
 
 
 def vocabulary_options(options: TokenizerConfig) -> dict[str, Any]:
-    """The size and frequency that a tokenizer is trained with, where the config may leave them open."""
+    """Return the size and frequency that a tokenizer is trained with; defaults where the config leaves them open."""
     if options.kind == "hf":
         return {}
     is_bpe = options.kind == "bpe"

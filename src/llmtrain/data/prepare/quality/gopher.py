@@ -69,7 +69,7 @@ class _Measured:
         self.text = text
         self.words = text.split()
         self.lines = [line for line in map(str.strip, text.split("\n")) if line]
-        self._ngrams: tuple[Hashes, NDArray[np.int64]] | None = None
+        self._numbers: tuple[Hashes, NDArray[np.int64]] | None = None
 
     def too_few_words(self) -> bool:
         return len(self.words) < WORDS[0]
@@ -96,7 +96,7 @@ class _Measured:
         return with_letters < MIN_WORDS_WITH_LETTERS * len(self.words)
 
     def stop_words(self) -> bool:
-        """Two different ones are asked for, in any case of letters."""
+        """Count the different stop words, in any case of letters."""
         return len(STOP_WORDS.intersection(self.text.lower().split())) < MIN_STOP_WORDS
 
     def duplicate_lines(self) -> bool:
@@ -147,11 +147,11 @@ class _Measured:
 
     def _numbered(self) -> tuple[Hashes, NDArray[np.int64]]:
         """Return a number for each word, the same for the same word, and its length."""
-        if self._ngrams is None:
+        if self._numbers is None:
             numbers: dict[str, int] = {}
             ids = [numbers.setdefault(word, len(numbers) + 1) for word in self.words]
-            self._ngrams = np.array(ids, np.uint64), np.array([len(word) for word in self.words], np.int64)
-        return self._ngrams
+            self._numbers = np.array(ids, np.uint64), np.array([len(word) for word in self.words], np.int64)
+        return self._numbers
 
 
 def _repeated(parts: list[str]) -> tuple[float, float]:

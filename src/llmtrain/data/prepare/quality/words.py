@@ -60,7 +60,7 @@ def _block(text: str) -> Hashes:
 
 
 def _sums(codes: NDArray[np.uint32]) -> Hashes:
-    """Prefix sums of code × base^position: the difference of two, times base^-start, is a hash of the text between.
+    """Return prefix sums of code × base^position. The difference of two, times base^-start, hashes the text between.
 
     Overflow is meant: all is modulo 2^64.
     """
@@ -79,7 +79,7 @@ def _mixed(hashes: Hashes) -> Hashes:
 
 @cache
 def _powers() -> tuple[Hashes, Hashes]:
-    """Powers of the base and of its inverse, for each position in a block."""
+    """Return powers of the base and of its inverse, for each position in a block."""
     inverse = np.uint64(pow(int(_BASE), -1, 1 << 64))
     found = []
     for base in (_BASE, inverse):
@@ -102,7 +102,7 @@ _UNSPACED: Final = (
 
 @cache
 def _kinds() -> NDArray[np.uint8]:
-    """The kind of each character of the basic plane; the last entry stands for all beyond it."""
+    """Return the kind of each character of the basic plane; the last entry stands for all beyond it."""
     kinds = np.zeros(0x10001, np.uint8)
     kinds[:0x10000] = [_LETTER if chr(code).isalnum() else _SEPARATOR for code in range(0x10000)]
     for first, last in _UNSPACED:
