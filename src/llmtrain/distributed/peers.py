@@ -25,8 +25,12 @@ def is_lost_peer(error: Exception) -> bool:
 
 
 def is_timeout(error: Exception) -> bool:
-    """Return whether `error`, for which `is_lost_peer` is true, is a timeout, so that the peer may still be alive."""
-    return bool(_TIMED_OUT.search(str(error)))
+    """Return whether `error`, for which `is_lost_peer` is true, is a timeout, so that the peer may still be alive.
+
+    gloo says "timed out" also after its last attempt to connect was refused: there the peer is gone.
+    """
+    text = str(error)
+    return bool(_TIMED_OUT.search(text)) and "refused" not in text.lower()
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from torch._C._distributed_c10d import TCPStore
 
-from llmtrain.distributed.peers import explained_rendezvous
+from llmtrain.distributed.peers import explained_rendezvous, is_lost_peer, is_timeout
 from llmtrain.errors import ConfigError, Hang
 from tests.support.ranks import free_port
 
@@ -32,3 +32,24 @@ def test_processes_that_do_not_meet_give_one_message_with_the_reason(monkeypatch
     absent = r"the 2 processes did not meet at host:\d+ \(.*1/2 clients joined.*\): start all of them"
     with pytest.raises(Hang, match=absent), explained_rendezvous():
         TCPStore("127.0.0.1", free_port(), 2, is_master=True, timeout=timedelta(seconds=1))
+
+
+@pytest.mark.parametrize(
+    ("message", "may_be_alive"),
+    [
+        ("[../gloo/transport/tcp/pair.cc:144] Timed out waiting 600000ms for recv operation to complete", True),
+        ("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:3821", False),
+        (
+            "[../gloo/transport/tcp/connect.cc:81] timed out connecting: SO_ERROR: Connection refused, remote=[::1]",
+            False,
+        ),
+    ],
+)
+def test_a_peer_that_refuses_connections_is_gone(
+    monkeypatch: pytest.MonkeyPatch, message: str, may_be_alive: bool
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    error = RuntimeError(message)
+
+    assert is_lost_peer(error)
+    assert is_timeout(error) is may_be_alive
