@@ -2,14 +2,14 @@
 
     s3://bucket/prepared/train ─▶ s3://bucket/prepared/manifest.json ─▶ its shards in train ─▶ RemoteShard of each
 
-It takes three requests and one for each thousand shards: the manifest, once for all processes of a machine; the
-tokenizer; the list of the objects. Shards on this machine are found in sources.py, and read in remote_shards.py.
+For a manifest it takes three requests and one for each thousand shards: the manifest, once for all processes of a
+machine; the tokenizer; the list of the objects. Shards on this machine are found in sources.py; remote_shards.py reads.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -19,8 +19,9 @@ from llmtrain.data.remote_shards import RemoteShard
 from llmtrain.data.tokenizers import load_tokenizer
 from llmtrain.errors import ConfigError
 from llmtrain.models.fetch import fetch_tokenizer
-from llmtrain.storage.address import Address, parse_address
+from llmtrain.storage.address import Address
 from llmtrain.storage.failures import NoObject
+from llmtrain.storage.finding import find_places
 from llmtrain.storage.store import Entry, Store, open_store
 
 
@@ -35,13 +36,28 @@ class RemoteManifest:
     """Hash of the file."""
 
 
-def find_remote_manifest(path: str, cache: RangeCache, *, key: str = "") -> RemoteManifest:
-    """Read the manifest that covers the address: of its folder or, below <out>/train or <out>/val, of one above.
+def find_remote_shards(
+    path: str, cache: RangeCache, *, key: str
+) -> Iterator[tuple[RemoteManifest, dict[RemoteShard, Shard]]]:
+    """Yield for each manifest that covers a folder, a shard or a glob of these: itself, and its shards there.
 
-    Raises ConfigError where there is none or it is broken, and StorageError where the store fails.
+    Raises ConfigError where there is no manifest or it is broken, where shards are of several splits, or the objects
+    are not those of the manifest, and StorageError where the store fails.
     """
-    where = f"{key}: " if key else ""
-    place = parse_address(path)
+    by_folder: dict[str, list[Address]] = {}
+    for place in find_places(path, suffix=".parquet"):
+        folder = place.key.rpartition("/")[0] if place.key.endswith(".parquet") else place.key.strip("/")
+        by_folder.setdefault(folder, []).append(place)
+    by_manifest: dict[str, tuple[RemoteManifest, list[Address]]] = {}
+    for places in by_folder.values():
+        found = _find_manifest(places[0], cache, key=key)
+        by_manifest.setdefault(str(found.folder), (found, []))[1].extend(places)
+    for found, places in by_manifest.values():
+        yield found, _remote_shards(found, places, cache, key=key)
+
+
+def _find_manifest(place: Address, cache: RangeCache, *, key: str) -> RemoteManifest:
+    """Read the manifest that covers the address: of its folder or, below <out>/train or <out>/val, of one above."""
     store = open_store(place)
     for folder in _folders(place):
         name = _below(folder.key, MANIFEST_NAME)
@@ -53,31 +69,28 @@ def find_remote_manifest(path: str, cache: RangeCache, *, key: str = "") -> Remo
         address = folder.joined(name).shown
         return RemoteManifest(parse_manifest(content, name=address), folder, hashlib.sha256(content).hexdigest())
     raise ConfigError(
-        f"{where}{place.shown}: no {MANIFEST_NAME} there or in the folder above, so there are no complete token "
+        f"{key}: {place.shown}: no {MANIFEST_NAME} there or in the folder above, so there are no complete token "
         "shards: name a folder that `llmtrain prepare CONFIG` made and that was copied there, or correct the address"
     )
 
 
-def remote_shards(found: RemoteManifest, path: str, cache: RangeCache, *, key: str) -> dict[RemoteShard, Shard]:
-    """Return the shards that the address names, in the manifest's order.
-
-    Raises ConfigError where they are of several splits, or the objects are not those of the manifest, and StorageError
-    where the store fails.
-    """
-    place = parse_address(path)
-    inside = PurePosixPath(place.key.strip("/")).relative_to(found.folder.key)
+def _remote_shards(
+    found: RemoteManifest, places: Sequence[Address], cache: RangeCache, *, key: str
+) -> dict[RemoteShard, Shard]:
+    """Return the manifest's shards that the places are or hold, in its order."""
+    inside = {PurePosixPath(place.key.strip("/")).relative_to(found.folder.key) for place in places}
     chosen = {
         shard.path: (name, shard)
         for name, split in found.manifest.splits.items()
         for shard in split.shards
-        if PurePosixPath(shard.path).is_relative_to(inside)
+        if not inside.isdisjoint((path := PurePosixPath(shard.path), *path.parents))
     }
-    check_one_split({name for name, _ in chosen.values()}, path=place.shown, key=key)
+    check_one_split({name for name, _ in chosen.values()}, path=places[0].shown, key=key)
     if not chosen:
         name = found.folder.joined(_below(found.folder.key, MANIFEST_NAME)).shown
-        raise ConfigError(f"{key}: {name} names no shards at {place.shown}: correct the address")
-    if place.scheme not in ("http", "https"):  # which list nothing; the footers will tell
-        _check_objects(found, place, {path: shard for path, (_, shard) in chosen.items()})
+        raise ConfigError(f"{key}: {name} names no shards at {places[0].shown}: correct the address")
+    if found.folder.scheme not in ("http", "https"):  # which list nothing; the footers will tell
+        _check_objects(found, places, {path: shard for path, (_, shard) in chosen.items()})
     shards = {}
     for _, shard in chosen.values():
         address = found.folder.joined(_below(found.folder.key, shard.path))
@@ -139,12 +152,17 @@ def _read_once(store: Store, entry: Entry, cache: RangeCache) -> bytes:
     return cache.get(f"object-{version[:32]}", lambda: store.read(entry.key))
 
 
-def _check_objects(found: RemoteManifest, place: Address, shards: Mapping[str, Shard]) -> None:
+def _check_objects(found: RemoteManifest, places: Sequence[Address], shards: Mapping[str, Shard]) -> None:
     """Raise ConfigError where an object is missing, has another size, or is not in the manifest."""
-    folder = found.folder
-    is_file = place.key.endswith(".parquet")
-    store = open_store(place)
-    entries = [store.stat(place.key)] if is_file else store.list(place.key.strip("/"))
+    folder, store = found.folder, open_store(found.folder)
+    files = {place.key for place in places if place.key.endswith(".parquet")}
+    folders = {place.key.strip("/") for place in places if place.key not in files}
+    entries = [entry for one in folders for entry in store.list(one)]
+    if len(files) == 1:
+        entries += map(store.stat, files)
+    else:  # to list their folders takes fewer requests
+        parents = {file.rpartition("/")[0] for file in files}
+        entries += [entry for one in parents for entry in store.list(one) if entry.key in files]
     sizes = {entry.key: entry.size for entry in entries}
     copy = "copy the folder that `llmtrain prepare CONFIG` made there again, with its manifest"
     for path, shard in shards.items():

@@ -22,7 +22,7 @@ from llmtrain.data.manifest import SPLITS, Manifest, Shard, TokenizerRecord, fin
 from llmtrain.data.prepare.output import resolve_cache_dir
 from llmtrain.data.range_cache import RangeCache
 from llmtrain.data.remote_shards import RemoteShard
-from llmtrain.data.remote_sources import check_one_split, fetch_tokenizer_folder, find_remote_manifest, remote_shards
+from llmtrain.data.remote_sources import check_one_split, fetch_tokenizer_folder, find_remote_shards
 from llmtrain.data.shards import TokenStream
 from llmtrain.data.tokenizers import Tokenizer, load_hf_tokenizer, load_tokenizer
 from llmtrain.errors import ConfigError
@@ -99,7 +99,7 @@ def _keep(tokenizer: Tokenizer, cache: Path) -> Path:
 def open_source(
     paths: str | Sequence[str], *, key: str, given: GivenTokenizer | None = None, cache: RangeCache | None = None
 ) -> ShardSource:
-    """Open the shards at `paths`: folders (recursive), files or globs here, folders or files at addresses.
+    """Open the shards at `paths`: folders (recursive), files or globs of these, here or at addresses.
 
     `key` is the config's, for messages. Shards without a manifest were made by the `given` tokenizer. `cache` keeps
     what is read of stores. Raises ConfigError when there are no shards, when they are not those that a manifest
@@ -155,9 +155,8 @@ def _found_at(
     """Yield for each manifest that covers `path`: its tokenizer, the tokenizer's folder, and the shards by file."""
     if is_remote(path):
         assert cache is not None, "a store's shards need a cache"
-        manifest = find_remote_manifest(path, cache, key=key)
-        shards = remote_shards(manifest, path, cache, key=key)
-        yield manifest.manifest.tokenizer, fetch_tokenizer_folder(manifest), shards
+        for found, shards in find_remote_shards(path, cache, key=key):
+            yield found.manifest.tokenizer, fetch_tokenizer_folder(found), shards
         return
     for folder, tokenizer, named in _shards_at(path, key=key, given=given):
         files = {folder / shard.path: shard for shard in named}

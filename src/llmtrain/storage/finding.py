@@ -47,10 +47,8 @@ def find_objects(address: str) -> list[StoredObject]:
     """
     place = parse_address(address)
     store = open_store(place)
-    is_web = place.scheme in ("http", "https")  # where a question mark begins a query
-    wildcard = re.search(r"[*\[]" if is_web else r"[*?\[]", _without_query(place))
-    if wildcard:
-        folder = place.key[: wildcard.start()].rpartition("/")[0]
+    is_web = place.scheme in ("http", "https")
+    if (folder := _above_wildcard(place)) is not None:
         return _in_folder(store, place, folder, re.compile(_pattern(place.key)))
     try:
         if place.key and not place.key.endswith("/"):
@@ -59,6 +57,28 @@ def find_objects(address: str) -> list[StoredObject]:
         if is_web:
             raise
     return _in_folder(store, place, place.key.rstrip("/"), None)
+
+
+def find_places(address: str, *, suffix: str) -> list[Address]:
+    """Return the folders with objects of a suffix, and such objects, that a glob matches, sorted by key.
+
+    What lies in a folder that matches is not named again. An address without a wildcard is the only place. Raises what
+    `find_objects` does.
+    """
+    place = parse_address(address)
+    folder = _above_wildcard(place)
+    if folder is None:
+        return [place]
+    pattern = re.compile(_pattern(place.key.rstrip("/")))
+    places = set()
+    for found in _in_folder(open_store(place), place, folder, None):
+        parts = found.entry.key.split("/")
+        keys = ("/".join(parts[:end]) for end in range(1, len(parts) + 1))
+        if found.entry.key.endswith(suffix) and (match := next(filter(pattern.match, keys), None)):
+            places.add(match)
+    if not places:
+        raise missing_object(str(place), place.scheme)
+    return [place.joined(key) for key in sorted(places)]
 
 
 def is_one_object(address: str, found: list[StoredObject]) -> bool:
@@ -82,6 +102,13 @@ def _in_folder(store: Store, place: Address, folder: str, pattern: re.Pattern[st
     if not found:
         raise missing_object(str(place), place.scheme)
     return sorted(found, key=lambda one: one.entry.key)
+
+
+def _above_wildcard(place: Address) -> str | None:
+    """Return the key of the folder in which the first wildcard stands; None for an address without one."""
+    is_web = place.scheme in ("http", "https")  # where a question mark begins a query
+    wildcard = re.search(r"[*\[]" if is_web else r"[*?\[]", _without_query(place))
+    return place.key[: wildcard.start()].rpartition("/")[0] if wildcard else None
 
 
 def _pattern(key: str) -> str:

@@ -23,6 +23,7 @@ from llmtrain.data.shards import ShardWindows, TokenStream
 from llmtrain.data.tokens import open_training_data, open_validation_data
 from llmtrain.data.windows import WindowItems
 from llmtrain.errors import ConfigError, Preempted
+from llmtrain.storage._filesystem import FileSystemStore
 from llmtrain.storage.failures import StorageError
 from llmtrain.storage.store import forget_stores, open_store
 from tests.support.counting_store import counted
@@ -121,6 +122,46 @@ def test_a_file_a_list_and_weights_may_be_addresses_and_paths(tmp_path: Path) ->
         config = TokensConfig(train=[*mixed], cache_dir=str(tmp_path / "cache"), seq_len=16)
         here = TokensConfig(train=[str(first), str(second)], seq_len=16)
         assert tokens_of(open_training_data(config, seed=1)) == tokens_of(open_training_data(here, seed=1))
+
+
+def test_globs_of_folders_and_of_shards_are_those_of_the_same_files_here(tmp_path: Path) -> None:
+    for name, seed in (("part-1", 0), ("part-2", 5)):
+        make_shards(tmp_path / "prepared" / name, seed=seed)
+        copy_to_store(tmp_path / "prepared" / name, f"{ADDRESS}/{name}")
+    for pattern in ("part-*/train", "part-1/train/shard_0000[02].parquet", "**/shard_00001.parquet"):
+        if pattern.startswith("**"):  # of both splits, so that one is named
+            pattern = f"*/train/{pattern}"
+        there = open_data(f"{ADDRESS}/{pattern}", tmp_path / "cache")
+        here = open_data(f"{tmp_path}/prepared/{pattern}", tmp_path / "cache")
+        assert there.fingerprint == here.fingerprint
+        assert tokens_of(there) == tokens_of(here)
+    with pytest.raises(ConfigError, match=r"data\.train: .* holds the splits train and val, which must not be mixed"):
+        open_data(f"{ADDRESS}/part-1/*", tmp_path / "cache")
+
+
+def test_a_glob_of_shards_takes_one_list_more_than_their_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_shards(tmp_path / "here")
+    calls = Counter[str]()
+
+    def count(name: str) -> None:
+        call = getattr(FileSystemStore, name)
+
+        def counting(store: FileSystemStore, key: str) -> Any:
+            calls[name] += 1
+            return call(store, key)
+
+        monkeypatch.setattr(FileSystemStore, name, counting)
+
+    count("list")
+    count("stat")
+    asked = []
+    for place in ("train", "train/*.parquet"):
+        calls.clear()
+        open_data(f"{ADDRESS}/{place}", tmp_path / "cache")
+        asked.append(dict(calls))
+    assert asked[1] == {**asked[0], "list": asked[0]["list"] + 1}
 
 
 def test_what_the_cache_holds_is_not_read_from_the_store_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

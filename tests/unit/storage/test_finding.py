@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmtrain.storage.failures import NoObject
-from llmtrain.storage.finding import find_objects, has_wildcard, is_one_object
+from llmtrain.storage.finding import find_objects, find_places, has_wildcard, is_one_object
 from llmtrain.storage.store import open_store
 
 NAMES = ("a.jsonl", "b.txt", "sub/a.jsonl", "sub/deep/c.jsonl", ".hidden.jsonl", "sub/.git/x.jsonl", "x[1].jsonl")
@@ -40,6 +40,18 @@ def test_one_object_is_told_from_a_folder_with_one(root: str) -> None:
         assert is_one_object(address, find_objects(address)) == one
     assert has_wildcard(f"{root}/*")
     assert not has_wildcard("https://h/x?sig=a*b")
+
+
+def test_a_glob_names_folders_and_objects_of_a_suffix(root: str) -> None:
+    def places(pattern: str) -> list[str]:
+        return [str(place).removeprefix(f"{root}/") for place in find_places(f"{root}/{pattern}", suffix=".jsonl")]
+
+    assert places("sub") == ["sub"]
+    assert places("*") == ["a.jsonl", "sub", "x[1].jsonl"]
+    assert places("s*/*") == ["sub/a.jsonl", "sub/deep"]
+    assert places("**/de*/") == ["sub/deep"]
+    with pytest.raises(NoObject, match="there is no such object"):
+        places("*.txt")
 
 
 @pytest.mark.parametrize("missing", ["nothing", "nothing/", "*.csv", "su"])

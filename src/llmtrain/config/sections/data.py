@@ -49,8 +49,7 @@ class TokensConfig(Section):
 
     name: Literal["tokens"] = opt("tokens", "Token shards (Parquet).")
     train: str | list[Source] = key(
-        "Training shards: a folder, file or glob, or the address of a folder or file in a store; or a list of them, "
-        "with weights or without.",
+        "Training shards: a folder, file or glob, here or at an address; or a list of them, with weights or without.",
         json_schema_extra=ADDRESS,
     )
     mixture: MixtureConfig | None = opt(None, "Unit, limits and stages of the weights in train.")

@@ -27,7 +27,7 @@ from llmtrain.config.sections.own import OwnDataConfig, OwnModelConfig
 from llmtrain.config.sections.schema import Config
 from llmtrain.data.manifest import MANIFEST_NAME, Manifest, Shard, find_manifest, read_manifest
 from llmtrain.data.remote_shards import RemoteShard
-from llmtrain.data.remote_sources import RemoteManifest, find_remote_manifest, remote_shards
+from llmtrain.data.remote_sources import RemoteManifest, find_remote_shards
 from llmtrain.data.tokens import shard_cache
 from llmtrain.errors import ConfigError
 from llmtrain.models.companions import tokenizer_files
@@ -115,8 +115,8 @@ def _shards(kind: str, path: str, config: DataConfig) -> Iterator[Ingredient]:
     """Yield the shards at a path: a folder, a file, or a glob of them, whose shards stand together by folder."""
     if is_remote(path):
         assert isinstance(config, TokensConfig)
-        found = find_remote_manifest(path, shard_cache(config))
-        yield _remote(kind, path, found, remote_shards(found, path, shard_cache(config), key="data"))
+        for found, shards in find_remote_shards(path, shard_cache(config), key="data"):
+            yield _remote(kind, path, found, shards)
         return
     named = os.path.expanduser(path)
     places = [Path(_absolute(Path(found))) for found in sorted(glob.glob(named, recursive=True)) or [named]]
