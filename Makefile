@@ -213,6 +213,7 @@ bench: develop ## side by side with peers
 	$(BIN)/python -m benchmarks.quality
 	$(BIN)/python -m benchmarks.inspecting
 	$(BIN)/python -m benchmarks.data
+	$(BIN)/python -m benchmarks.storage
 	$(BIN)/python -m benchmarks.generating
 	$(BIN)/python -m benchmarks.tracking
 
