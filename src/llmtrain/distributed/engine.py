@@ -30,7 +30,7 @@ from llmtrain.config.sections.training import DistributedConfig
 from llmtrain.contracts import Batch
 from llmtrain.distributed.group import ALONE, RankGroup
 from llmtrain.distributed.nccl import set_nccl_environment
-from llmtrain.distributed.peers import explained_rendezvous
+from llmtrain.distributed.peers import explained_rendezvous, keep_gloo_groups
 from llmtrain.distributed.process import (
     avoid_cudnn_attention,
     keep_freed_memory,
@@ -319,6 +319,7 @@ class Engine:
         if self._release is not None:
             self._release()
         if self.world_size > 1 and torch.distributed.is_initialized():
+            keep_gloo_groups()
             torch.distributed.destroy_process_group()
 
 

@@ -57,11 +57,12 @@ def explained_rendezvous() -> Iterator[None]:
         raise (Hang if is_timeout(error) else Preempted)(message) from error
 
 
-def abandon_groups() -> None:
-    """Keep gloo's process groups from being destroyed after a peer was lost.
+def keep_gloo_groups() -> None:
+    """Keep gloo's process groups from being destroyed before the process ends.
 
-    Their destructor waits for running operations, which may wait for the lost process (in one of thirty starts with
-    ddp).
+    Their destructor waits for running operations, and holds Python's lock meanwhile. An operation may wait for a lost
+    process (in one of thirty starts with ddp), or its own end for that lock (torch 2.13, where a group is destroyed
+    with ddp's reducer): the process would hang at the end of its run.
     """
     for group in list(torch.distributed.distributed_c10d._world.pg_map):
         if torch.distributed.get_backend(group) == "gloo":

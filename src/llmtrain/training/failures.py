@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from llmtrain.distributed.peers import abandon_groups, is_lost_peer, is_timeout
+from llmtrain.distributed.peers import is_lost_peer, is_timeout, keep_gloo_groups
 from llmtrain.errors import ConfigError, Hang, Preempted, RunError, WillFailAgain
 from llmtrain.runs.removal import remove_folder
 from llmtrain.tracking.logs import log_end_reason
@@ -90,7 +90,7 @@ class Failures:
             raise WillFailAgain(f"out of memory before the first step ({why}): see `llmtrain plan`") from error
         if not is_lost_peer(error):
             return
-        abandon_groups()
+        keep_gloo_groups()  # an engine that is only being made cannot
         if self.engine is not None:
             self.engine.watchdog.peer_lost(error)
         why = str(error).splitlines()[0]

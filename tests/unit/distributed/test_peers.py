@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import socket
+import weakref
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
+import torch
 from torch._C._distributed_c10d import TCPStore
 
-from llmtrain.distributed.peers import explained_rendezvous, is_lost_peer, is_timeout
+from llmtrain.distributed.peers import explained_rendezvous, is_lost_peer, is_timeout, keep_gloo_groups
 from llmtrain.errors import ConfigError, Hang
 from tests.support.ranks import free_port
 
@@ -53,3 +57,15 @@ def test_a_peer_that_refuses_connections_is_gone(
 
     assert is_lost_peer(error)
     assert is_timeout(error) is may_be_alive
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_kept_group_is_not_destroyed_with_its_last_reference(tmp_path: Path, kept: bool) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    group = weakref.ref(torch.distributed.group.WORLD)
+    if kept:
+        keep_gloo_groups()
+    torch.distributed.destroy_process_group()
+    gc.collect()
+
+    assert (group() is not None) is kept
