@@ -166,7 +166,7 @@ def norm_with_nan_on_rank_1(strategy: str) -> tuple[float, float]:
 
 
 def waits_for_a_gpu(strategy: str, optimizer: str) -> tuple[dict[str, int], bool]:
-    """What a step reads from a GPU besides its loss and norm; whether one with NaN leaves all as it was."""
+    """Return the reads from a GPU besides loss and norm, and whether a step with NaN changed nothing."""
     torch.manual_seed(0)
     raw = tiny_decoder()
     with assume_device_type("cuda"):

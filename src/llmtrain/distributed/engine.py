@@ -245,23 +245,20 @@ class Engine:
 
     def sum(self, *values: int) -> list[int]:
         """Sum each value over the ranks."""
-        if self.world_size == 1:
-            return list(values)
-        tensor = torch.tensor(values, dtype=torch.int64)
-        torch.distributed.all_reduce(tensor, group=self._hosts)
-        totals = [int(value) for value in tensor.tolist()]
-        self.watchdog.beat()
-        return totals
+        return self._summed(values, torch.int64)
 
     def sum_floats(self, values: Sequence[float]) -> list[float]:
         """Sum each value over the ranks, in float64."""
+        return self._summed(values, torch.float64)
+
+    def _summed(self, values: Sequence[T], dtype: torch.dtype) -> list[T]:
         if self.world_size == 1:
             return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64)
+        tensor = torch.tensor(values, dtype=dtype)
         torch.distributed.all_reduce(tensor, group=self._hosts)
-        values = [float(value) for value in tensor.tolist()]
+        totals: list[T] = tensor.tolist()
         self.watchdog.beat()
-        return values
+        return totals
 
     def sum_on_device(self, value: Tensor) -> Tensor:
         """Sum a number over the ranks where it lies, in float64. No host waits for it."""

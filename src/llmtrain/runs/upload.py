@@ -67,8 +67,8 @@ _WHOLE_BYTES: Final = 1 << 26
 def locked_and_uploaded(run: Path, keep_last: int, *, is_main: bool) -> Iterator[None]:
     """Lock a run's folder and, if the run is kept in a store, upload it while the block runs. Other ranks do neither.
 
-    At the end wait for the rest, within bounds, and say what is not in the store: that is no error. Raises ConfigError
-    as `locked` does.
+    At the end wait a bounded time for the rest. What is still missing in the store is logged, and is not an error.
+    Raises ConfigError as `locked` does.
     """
     if not is_main:
         yield
@@ -116,7 +116,7 @@ class _Begun:
 
 
 class Upload:
-    """Uploads one run. `keep_last`: checkpoints in the store are deleted once so many newer ones are here."""
+    """Uploads one run. A checkpoint that was deleted here is deleted in the store once `keep_last` others are there."""
 
     def __init__(self, run: Path, address: str, *, keep_last: int, attempt: str) -> None:
         self._run, self._address, self._keep_last = run, address, keep_last

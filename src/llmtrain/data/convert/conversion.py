@@ -49,7 +49,7 @@ class ConversionCounts:
     converted: int = 0
     shapes: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
-    """Messages of ChatGPT's conversations that are no turns, by kind."""
+    """Messages of ChatGPT's conversations that are not turns, by kind."""
     unused: dict[str, Unused] = field(default_factory=dict)
     """Values of rows that the lines made of them lack, by name."""
     joined: int = 0

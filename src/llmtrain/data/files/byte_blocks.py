@@ -17,7 +17,7 @@ _OTHERS = {
     b"\xff\xfe": "is UTF-16: save it as UTF-8",
     b"\xfe\xff": "is UTF-16: save it as UTF-8",
 }
-"""First bytes of files that are no UTF-8."""
+"""First bytes of files that are not UTF-8 text."""
 
 
 def read_blocks(file: DataFile, *, block_bytes: int) -> Iterator[tuple[bytes, int]]:

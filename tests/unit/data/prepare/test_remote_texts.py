@@ -92,10 +92,12 @@ def test_shards_are_used_where_the_store_of_their_input_is_out_of_reach(
 ) -> None:
     config = config_of(tmp_path, upload(f"{s3.make_bucket('reach')}/texts", FILES))
     ensure_shards(config)
+    made = (tmp_path / "out" / "manifest.json").stat().st_mtime_ns
     monkeypatch.setattr("llmtrain.storage.failures.FIRST_WAIT_SECONDS", 0.01)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     forget_stores()
     ensure_shards(config)
+    assert (tmp_path / "out" / "manifest.json").stat().st_mtime_ns == made
 
 
 def test_a_branch_is_resolved_once_and_recorded(lake: LocalLakeFS, tmp_path: Path) -> None:
